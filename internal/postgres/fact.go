@@ -1,0 +1,126 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Fact is something that happened: an append-only row. Its event is only a doorbell.
+type Fact struct {
+	XID, ID int64
+	// Kind is an event's type without onda. and .v1 (email.clicked), or segment.joined and segment.left.
+	Kind string
+	// Name says more where the kind needs it: the event's name of event.tracked, the purpose of consent.*, the segment, form or tag.
+	Name string
+	// Contact is 0 where a fact has none (or has Contacts).
+	Contact int64
+	Visitor int64
+	Run     int64
+	// Contacts is of segment.joined and .left: at most 500.
+	Contacts []int64
+	// Deliveries that the fact is about; in email.sent and its like a flushed group, else at most one.
+	Deliveries []int64
+	// Data is JSON, or nil.
+	Data []byte
+	// At is when it happened, on the tenant's clock; zero when written now.
+	At time.Time
+}
+
+// Readers are the functions whose cursors read facts of the kind.
+func Readers(kind string) []string {
+	if strings.HasPrefix(kind, "segment.") {
+		return []string{"campaign"}
+	}
+	return []string{"campaign", "segment"}
+}
+
+// AddFacts writes facts and sees to it that their readers come by within a tick, should every doorbell be lost.
+func (tx *Tx) AddFacts(ctx context.Context, facts ...Fact) error {
+	if len(facts) == 0 {
+		return nil
+	}
+	b := &pgx.Batch{}
+	for _, f := range facts {
+		var at *time.Time
+		if !f.At.IsZero() {
+			at = &f.At
+		}
+		b.Queue(`INSERT INTO fact (kind, name, contact, visitor, run, contacts, deliveries, data, at)
+			VALUES ($1, $2, nullif($3::bigint, 0), nullif($4::bigint, 0), nullif($5::bigint, 0), $6, $7, $8, coalesce($9, onda.now()))`,
+			f.Kind, f.Name, f.Contact, f.Visitor, f.Run, f.Contacts, f.Deliveries, f.Data, at)
+		for _, r := range Readers(f.Kind) {
+			tx.Wake(r, tx.now.Add(tx.db.tick))
+		}
+	}
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return fmt.Errorf("write facts: %w", err)
+	}
+	return nil
+}
+
+// ErrBusy: another process reads with the same cursor at this moment, and does the work.
+var ErrBusy = errors.New("another holder is doing this")
+
+// ReadFacts reads up to limit facts after the consumer's cursor, of which it gives those of the kinds asked for (a kind, or a
+// prefix that ends in a dot), and moves the cursor in this transaction: so the caller writes the effect in the same one. n is how many were
+// passed over in all; n == limit says that there may be more. ErrBusy when another holds the cursor.
+//
+// Only facts of transactions that all are over are read, since ids become visible in another order than they are given.
+func (tx *Tx) ReadFacts(ctx context.Context, consumer string, limit int, kinds ...string) (facts []Fact, n int, err error) {
+	var xid, id int64
+	err = tx.QueryRow(ctx, "SELECT xid::text::bigint, id FROM cursor WHERE name = $1 FOR UPDATE SKIP LOCKED", consumer).Scan(&xid, &id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, 0, ErrBusy
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("read cursor %s: %w", consumer, err)
+	}
+	rows, err := tx.Query(ctx, `SELECT xid::text::bigint, id, kind, name, coalesce(contact, 0), coalesce(visitor, 0), coalesce(run, 0), contacts, deliveries, data, at
+		FROM fact WHERE (xid, id) > ($1::text::xid8, $2) AND xid < pg_snapshot_xmin(pg_current_snapshot())
+		ORDER BY xid, id LIMIT $3`, fmt.Sprint(xid), id, limit)
+	if err != nil {
+		return nil, 0, fmt.Errorf("read facts: %w", err)
+	}
+	var f Fact
+	_, err = pgx.ForEachRow(rows, []any{&f.XID, &f.ID, &f.Kind, &f.Name, &f.Contact, &f.Visitor, &f.Run, &f.Contacts, &f.Deliveries, &f.Data, &f.At}, func() error {
+		n++
+		xid, id = f.XID, f.ID
+		for _, k := range kinds {
+			if f.Kind == k || strings.HasSuffix(k, ".") && strings.HasPrefix(f.Kind, k) {
+				facts = append(facts, f)
+				break
+			}
+		}
+		f.Contacts, f.Deliveries, f.Data = nil, nil, nil
+		return nil
+	})
+	if err != nil {
+		return nil, 0, fmt.Errorf("read facts: %w", err)
+	}
+	if n == 0 {
+		return nil, 0, nil
+	}
+	if _, err := tx.Exec(ctx, "UPDATE cursor SET xid = $2::text::xid8, id = $3 WHERE name = $1", consumer, fmt.Sprint(xid), id); err != nil {
+		return nil, 0, fmt.Errorf("move cursor %s: %w", consumer, err)
+	}
+	return facts, n, nil
+}
+
+// FactsDue is when the consumer should look again: soon, when facts are unread (also those that a transaction under way still
+// holds back), else Never. For use in Recompute.
+func (tx *Tx) FactsDue(ctx context.Context, consumer string) (time.Time, error) {
+	var unread bool
+	err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM fact f, cursor c WHERE c.name = $1 AND (f.xid, f.id) > (c.xid, c.id))`, consumer).Scan(&unread)
+	if err != nil {
+		return Never, fmt.Errorf("look for unread facts: %w", err)
+	}
+	if unread {
+		return tx.now, nil
+	}
+	return Never, nil
+}

@@ -1,0 +1,134 @@
+package postgres
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// keysFor is how long a process trusts the keys that it read: a new one is known everywhere after it.
+const keysFor = time.Minute
+
+// Keys are a tenant's secrets. They are rows, so that they move with the tenant.
+type Keys struct {
+	// Tokens are the HMAC keys by the id that is in a token; retired ones verify too.
+	Tokens map[uint8][]byte
+	// Signing is the id of the one that signs.
+	Signing uint8
+	// Pepper keys the hashes of addresses.
+	Pepper []byte
+}
+
+// HashAddress is what suppression knows an address by: HMAC-SHA-256 of the normalised address under the tenant's pepper.
+func (k Keys) HashAddress(normalised string) []byte {
+	m := hmac.New(sha256.New, k.Pepper)
+	m.Write([]byte(normalised))
+	return m.Sum(nil)
+}
+
+type cachedKeys struct {
+	keys Keys
+	read time.Time
+}
+
+// Keys gives the tenant's keys, read at most once a minute a process.
+func (tx *Tx) Keys(ctx context.Context) (Keys, error) {
+	db := tx.db
+	db.mu.Lock()
+	c, ok := db.keys[tx.Tenant.Name]
+	db.mu.Unlock()
+	if ok && time.Since(c.read) < keysFor {
+		return c.keys, nil
+	}
+	k := Keys{Tokens: map[uint8][]byte{}}
+	rows, err := tx.Query(ctx, "SELECT id, kind, secret, retired_at IS NOT NULL FROM key WHERE kind IN ('hmac', 'pepper') ORDER BY id")
+	if err != nil {
+		return Keys{}, fmt.Errorf("read keys: %w", err)
+	}
+	var id int32
+	var kind string
+	var secret []byte
+	var retired bool
+	_, err = pgx.ForEachRow(rows, []any{&id, &kind, &secret, &retired}, func() error {
+		switch {
+		case kind == "pepper":
+			k.Pepper = slices.Clone(secret)
+		case id > 255:
+			return fmt.Errorf("key %d: a token's key id is at most 255", id)
+		default:
+			k.Tokens[uint8(id)] = slices.Clone(secret)
+			if !retired {
+				k.Signing = uint8(id)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return Keys{}, fmt.Errorf("read keys: %w", err)
+	}
+	if k.Pepper == nil || k.Tokens[k.Signing] == nil {
+		return Keys{}, fmt.Errorf("tenant %s has no keys: run onda tenant create %s again", tx.Tenant.Name, tx.Tenant.Name)
+	}
+	db.mu.Lock()
+	db.keys[tx.Tenant.Name] = cachedKeys{k, time.Now()}
+	db.mu.Unlock()
+	return k, nil
+}
+
+// Keys is Tx.Keys in a transaction of its own, if they have to be read at all.
+func (db *DB) Keys(ctx context.Context, tenant string) (k Keys, err error) {
+	db.mu.Lock()
+	c, ok := db.keys[tenant]
+	db.mu.Unlock()
+	if ok && time.Since(c.read) < keysFor && db.Serves(tenant) {
+		return c.keys, nil
+	}
+	err = db.InTenant(ctx, tenant, func(ctx context.Context, tx *Tx) error {
+		k, err = tx.Keys(ctx)
+		return err
+	})
+	return k, err
+}
+
+// TenantByNumber finds the tenant that a token or a program's key names. ErrUnknownTenant when there is none, or none that this
+// process serves. Numbers are never reused, so what was found once stays true.
+func (db *DB) TenantByNumber(ctx context.Context, number int32) (string, error) {
+	db.mu.Lock()
+	name, ok := db.numbers[number]
+	db.mu.Unlock()
+	if !ok {
+		err := db.pool.QueryRow(ctx, "SELECT name FROM onda.tenant WHERE number = $1", number).Scan(&name)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return "", fmt.Errorf("tenant number %d: %w", number, ErrUnknownTenant)
+		}
+		if err != nil {
+			return "", fmt.Errorf("look up tenant number %d: %w", number, err)
+		}
+		db.mu.Lock()
+		db.numbers[number] = name
+		db.mu.Unlock()
+	}
+	if !db.Serves(name) {
+		return "", fmt.Errorf("tenant number %d: %w", number, ErrUnknownTenant)
+	}
+	return name, nil
+}
+
+// ProgramKey tells whether a program's key is the tenant's and in force, by its SHA-256. secret is true for an sk_ key.
+func (tx *Tx) ProgramKey(ctx context.Context, sum []byte) (secret, ok bool, err error) {
+	var kind string
+	err = tx.QueryRow(ctx, "SELECT kind FROM key WHERE secret = $1 AND kind IN ('pk', 'sk') AND retired_at IS NULL", sum).Scan(&kind)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return false, false, nil
+	}
+	if err != nil {
+		return false, false, fmt.Errorf("look up a program's key: %w", err)
+	}
+	return kind == "sk", true, nil
+}

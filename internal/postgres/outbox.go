@@ -1,0 +1,234 @@
+package postgres
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onda-run/onda/internal/event"
+)
+
+// drain names an outbox: whose rows, of which tenant.
+type drain struct{ tenant, drainer string }
+
+const (
+	drainRows    = 200              // leased at once
+	drainLease   = 30 * time.Second // a drainer that died is followed by another after this
+	doorbellPace = time.Second      // a doorbell (an event of items) is posted at most once a second a process
+	doorbellMax  = 500              // items an event carries
+)
+
+// Publish puts an event into the outbox; it is posted after the commit. The drainer is the function that posts it if this process
+// does not live to: send, send-api, track, segment or campaign (for the others, and for the command line).
+func (tx *Tx) Publish(ctx context.Context, drainer string, events ...cloudevents.Event) error {
+	b := &pgx.Batch{}
+	for _, e := range events {
+		body, err := json.Marshal(e)
+		if err != nil {
+			return fmt.Errorf("encode event %s: %w", e.Type(), err)
+		}
+		b.Queue("INSERT INTO outbox (drainer, type, event) VALUES ($1, $2, $3)", drainer, e.Type(), body)
+	}
+	if b.Len() == 0 {
+		return nil
+	}
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return fmt.Errorf("write outbox: %w", err)
+	}
+	tx.Wake(drainer, tx.now.Add(tx.db.tick))
+	tx.rang[drain{tx.Tenant.Name, drainer}] = struct{}{}
+	return nil
+}
+
+func (db *DB) published(rang map[drain]struct{}) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	for d := range rang {
+		db.pending[d] = struct{}{}
+	}
+}
+
+// DrainPending posts what this process published and has not posted yet. A function calls it after its answer. It returns the first
+// error; rows that were not posted stay for their drainer's sweep.
+func (db *DB) DrainPending(ctx context.Context, post func(context.Context, cloudevents.Event) error) error {
+	db.mu.Lock()
+	todo := make([]drain, 0, len(db.pending))
+	for d := range db.pending {
+		todo = append(todo, d)
+		delete(db.pending, d)
+	}
+	db.mu.Unlock()
+	var errs []error
+	for _, d := range todo {
+		if err := db.pace(ctx, d); err != nil {
+			return err
+		}
+		for {
+			n, err := db.Drain(ctx, d.tenant, d.drainer, post)
+			if err != nil {
+				errs = append(errs, err)
+			}
+			if err != nil || n < drainRows {
+				break
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// pace waits until a doorbell may be rung again for the tenant; meanwhile others gather, and are merged with it.
+func (db *DB) pace(ctx context.Context, d drain) error {
+	db.mu.Lock()
+	wait := time.Until(db.rungAt[d].Add(doorbellPace))
+	db.mu.Unlock()
+	if wait <= 0 {
+		return nil
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+type outboxRow struct {
+	ID    int64
+	Type  string
+	Event []byte
+}
+
+// Drain leases up to 200 of the drainer's outbox rows, commits, posts them, and deletes those that were taken; n is how many were leased. Doorbells
+// of one type are merged, up to 500 items an event, under an id derived from the rows'. A row whose post fails stays, and is tried again by
+// the next drain after its lease.
+func (db *DB) Drain(ctx context.Context, tenant, drainer string, post func(context.Context, cloudevents.Event) error) (n int, err error) {
+	var rows []outboxRow
+	err = db.InTenant(ctx, tenant, func(ctx context.Context, tx *Tx) error {
+		got, err := tx.Query(ctx, `UPDATE outbox SET lease_until = now() + $2, tries = tries + 1 WHERE id IN (
+			SELECT id FROM outbox WHERE drainer = $1 AND lease_until < now() ORDER BY id LIMIT $3 FOR UPDATE SKIP LOCKED)
+			RETURNING id, type, event`, drainer, drainLease, drainRows)
+		if err != nil {
+			return err
+		}
+		rows, err = pgx.CollectRows(got, pgx.RowToStructByPos[outboxRow])
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("lease outbox of %s: %w", drainer, err)
+	}
+	if len(rows) == 0 {
+		return 0, nil
+	}
+	done := []int64{}
+	var failed error
+	for _, g := range merge(rows) {
+		if failed == nil {
+			failed = post(ctx, g.event)
+			if g.items != nil {
+				db.rung(drain{tenant, drainer})
+			}
+		}
+		if failed == nil {
+			done = append(done, g.rows...)
+		}
+	}
+	ctx = context.WithoutCancel(ctx)
+	err = db.InTenant(ctx, tenant, func(ctx context.Context, tx *Tx) error {
+		if _, err := tx.Exec(ctx, "DELETE FROM outbox WHERE id = ANY ($1)", done); err != nil {
+			return err
+		}
+		if failed != nil { // not to be waited for by those that come next
+			_, err := tx.Exec(ctx, "UPDATE outbox SET lease_until = '-infinity' WHERE drainer = $1 AND NOT id = ANY ($2) AND id = ANY ($3)",
+				drainer, done, ids(rows))
+			return err
+		}
+		return nil
+	})
+	return len(rows), errors.Join(failed, err)
+}
+
+func (db *DB) rung(d drain) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	db.rungAt[d] = time.Now()
+}
+
+func ids(rows []outboxRow) []int64 {
+	out := make([]int64, len(rows))
+	for i, r := range rows {
+		out[i] = r.ID
+	}
+	return out
+}
+
+// posting is an event to post and the outbox rows that it stands for.
+type posting struct {
+	event cloudevents.Event
+	rows  []int64
+	items []json.RawMessage
+}
+
+// merge joins the doorbells of one type: events whose data is nothing but items.
+func merge(rows []outboxRow) []*posting {
+	var out []*posting
+	open := map[string]*posting{}
+	for _, r := range rows {
+		e := cloudevents.NewEvent()
+		if err := json.Unmarshal(r.Event, &e); err != nil { // written by Publish, so this is a row that someone mended by hand
+			continue
+		}
+		items := doorbellItems(e.Data())
+		if p := open[r.Type]; items != nil && p != nil && len(p.items)+len(items) <= doorbellMax {
+			p.items = append(p.items, items...)
+			p.rows = append(p.rows, r.ID)
+			continue
+		}
+		p := &posting{event: e, rows: []int64{r.ID}, items: items}
+		if items != nil {
+			open[r.Type] = p
+		}
+		out = append(out, p)
+	}
+	for _, p := range out {
+		if len(p.rows) > 1 {
+			data, err := json.Marshal(map[string]any{"items": p.items})
+			if err == nil {
+				err = p.event.SetData(cloudevents.ApplicationJSON, json.RawMessage(data))
+			}
+			if err != nil { // cannot be: the items were JSON before
+				panic(err)
+			}
+			p.event.SetID(event.DeriveID(p.event.ID(), "merged", strconv.Itoa(len(p.rows))))
+		}
+	}
+	return out
+}
+
+func doorbellItems(data []byte) []json.RawMessage {
+	var d map[string]json.RawMessage
+	var items []json.RawMessage
+	if json.Unmarshal(data, &d) != nil || len(d) != 1 || json.Unmarshal(d["items"], &items) != nil {
+		return nil
+	}
+	return items
+}
+
+// outboxDue is when the drainer's outbox should be looked at: soon while it has rows.
+func (tx *Tx) outboxDue(ctx context.Context, drainer string) (time.Time, error) {
+	var any bool
+	if err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM outbox WHERE drainer = $1)", drainer).Scan(&any); err != nil {
+		return Never, fmt.Errorf("look into outbox: %w", err)
+	}
+	if any {
+		return tx.now.Add(tx.db.tick), nil
+	}
+	return Never, nil
+}

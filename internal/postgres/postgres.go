@@ -1,0 +1,274 @@
+// Package postgres is where Onda's state is: tenants as schemas with a role each, transactions that enter one of them,
+// facts with cursors, the outbox, wake-ups, a clock that can be moved, keys and migrations.
+//
+// Invariants: all access to a tenant's rows is within a transaction that took the tenant's role first, so that Postgres
+// keeps tenants apart; what a transaction writes, the facts of it, the events it rings and the wake-ups it sets commit
+// together; no session state outlives a transaction, so that it works behind a pooler in transaction mode.
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Schema is the tenant migration that this code needs at the least; a tenant below it answers ErrSchemaTooOld.
+const Schema = 1
+
+// Errors of entering a tenant.
+var (
+	ErrUnknownTenant = errors.New("unknown tenant")
+	ErrForeignTenant = errors.New("this process serves another tenant")
+	ErrSchemaTooOld  = errors.New("the tenant's schema is older than this code: run onda migrate")
+)
+
+// visitsPerConn bounds the memory of a connection, which Postgres never gives back: 0.2 to 0.7 MB a tenant visited.
+const visitsPerConn = 200
+
+// Config is what a function needs to reach Postgres.
+type Config struct {
+	// URL is of the pool's login (or of a dedicated tenant's own), as libpq takes it.
+	URL string `env:"ONDA_DATABASE_URL, required"`
+	// MaxConns bounds the connections of one process.
+	MaxConns int32 `env:"ONDA_DATABASE_MAX_CONNS, default=4"`
+	// Tenant, when set, is the only one that the process serves.
+	Tenant string `env:"ONDA_TENANT"`
+	// Tick is the sweep's interval: work that no event announced is found by then.
+	Tick time.Duration `env:"ONDA_TICK, default=1m"`
+}
+
+// DB is a pool of connections, opened at the first use.
+type DB struct {
+	pool *pgxpool.Pool
+	only string
+	tick time.Duration
+
+	mu      sync.Mutex
+	visits  map[*pgx.Conn]map[string]struct{}
+	pending map[drain]struct{}  // what this process published to and has not drained
+	rungAt  map[drain]time.Time // when it last posted a doorbell from there
+	keys    map[string]cachedKeys
+	numbers map[int32]string
+}
+
+// Open checks the configuration and makes a pool that has no connection yet. A malformed URL is an error; a server that is
+// away is found out at the first transaction.
+func Open(cfg Config) (*DB, error) {
+	pc, err := pgxpool.ParseConfig(cfg.URL)
+	if err != nil {
+		return nil, errors.New("ONDA_DATABASE_URL: not a Postgres URL such as postgres://onda_pool@host/onda") // the cause would show the password
+	}
+	db := &DB{
+		only: cfg.Tenant, tick: cfg.Tick,
+		visits:  map[*pgx.Conn]map[string]struct{}{},
+		pending: map[drain]struct{}{},
+		rungAt:  map[drain]time.Time{},
+		keys:    map[string]cachedKeys{},
+		numbers: map[int32]string{},
+	}
+	if db.tick <= 0 {
+		db.tick = time.Minute
+	}
+	pc.MaxConns = max(cfg.MaxConns, 1)
+	pc.MinConns = 0
+	pc.MaxConnIdleTime = 30 * time.Second
+	if pc.ConnConfig.ConnectTimeout == 0 {
+		pc.ConnConfig.ConnectTimeout = 900 * time.Millisecond // a function answers 503 within a second when Postgres is away
+	}
+	if _, named := pc.ConnConfig.RuntimeParams["application_name"]; !named {
+		pc.ConnConfig.RuntimeParams["application_name"] = "onda"
+	}
+	pc.AfterRelease = db.keep
+	pc.BeforeClose = func(c *pgx.Conn) {
+		db.mu.Lock()
+		delete(db.visits, c)
+		db.mu.Unlock()
+	}
+	db.pool, err = pgxpool.NewWithConfig(context.Background(), pc)
+	if err != nil {
+		return nil, fmt.Errorf("postgres: %w", err)
+	}
+	return db, nil
+}
+
+// Close ends all connections, once the transactions under way are over.
+func (db *DB) Close() { db.pool.Close() }
+
+// Tick is the sweep's interval.
+func (db *DB) Tick() time.Duration { return db.tick }
+
+// Serves tells whether a process with this configuration may serve the tenant at all (see Config.Tenant).
+func (db *DB) Serves(tenant string) bool { return db.only == "" || db.only == tenant }
+
+func (db *DB) keep(c *pgx.Conn) bool {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	return len(db.visits[c]) < visitsPerConn
+}
+
+func (db *DB) visit(c *pgx.Conn, tenant string) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	v := db.visits[c]
+	if v == nil {
+		v = map[string]struct{}{}
+		db.visits[c] = v
+	}
+	v[tenant] = struct{}{}
+}
+
+// Tenant is what a transaction knows of the tenant that it is in.
+type Tenant struct {
+	Number int32
+	Name   string
+	// State is active, suspended, moving or deleted; only send minds it.
+	State string
+	// Armed tells whether this is the server, and the history of it, that the tenant was armed with; see onda tenant rearm.
+	Armed bool
+}
+
+// Tx is a transaction in a tenant's schema, under its role. It is used by one goroutine at a time.
+type Tx struct {
+	Tenant Tenant
+
+	db    *DB
+	conn  *pgxpool.Conn
+	now   time.Time
+	wakes map[string]time.Time
+	rang  map[drain]struct{}
+}
+
+// Now is onda.now(): the transaction's time on the tenant's clock. What is due is decided by it; leases are not.
+func (tx *Tx) Now() time.Time { return tx.now }
+
+// Tick is the sweep's interval.
+func (tx *Tx) Tick() time.Duration { return tx.db.tick }
+
+// Exec runs one statement in the transaction.
+func (tx *Tx) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	return tx.conn.Exec(ctx, sql, args...)
+}
+
+// Query runs one query in the transaction; its rows are read or closed before the next statement.
+func (tx *Tx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	return tx.conn.Query(ctx, sql, args...)
+}
+
+// QueryRow runs a query that gives one row.
+func (tx *Tx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	return tx.conn.QueryRow(ctx, sql, args...)
+}
+
+// SendBatch sends several statements in one round trip.
+func (tx *Tx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
+	return tx.conn.SendBatch(ctx, b)
+}
+
+// CopyFrom copies rows into a table.
+func (tx *Tx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, rows pgx.CopyFromSource) (int64, error) {
+	return tx.conn.CopyFrom(ctx, table, columns, rows)
+}
+
+// InTenant runs f in a transaction of the tenant and commits what it did, with the wake-ups that it set, when it returns nil.
+// On any error nothing is kept. ErrUnknownTenant, ErrForeignTenant and ErrSchemaTooOld are told apart with errors.Is;
+// errors of Postgres come through wrapped.
+func (db *DB) InTenant(ctx context.Context, tenant string, f func(ctx context.Context, tx *Tx) error) error {
+	if !db.Serves(tenant) {
+		return fmt.Errorf("tenant %s: %w", tenant, ErrForeignTenant)
+	}
+	if tenant == "" || reserved(tenant) {
+		return fmt.Errorf("tenant %q: %w", tenant, ErrUnknownTenant)
+	}
+	conn, err := db.pool.Acquire(ctx)
+	if err != nil {
+		return fmt.Errorf("connect to postgres: %w", err)
+	}
+	defer conn.Release() // a connection that is still in a transaction is closed by this
+	tx := &Tx{db: db, conn: conn, wakes: map[string]time.Time{}, rang: map[drain]struct{}{}}
+	if err := tx.begin(ctx, tenant); err != nil {
+		tx.rollback()
+		return err
+	}
+	db.visit(conn.Conn(), tenant)
+	if err := tx.run(ctx, f); err != nil {
+		tx.rollback()
+		return err
+	}
+	if err := tx.commit(ctx); err != nil {
+		tx.rollback()
+		return err
+	}
+	db.published(tx.rang)
+	return nil
+}
+
+// run ends the transaction also when f panics, so that its locks do not wait for the connection to be found out.
+func (tx *Tx) run(ctx context.Context, f func(ctx context.Context, tx *Tx) error) error {
+	done := false
+	defer func() {
+		if !done {
+			tx.rollback()
+		}
+	}()
+	err := f(ctx, tx)
+	done = true
+	return err
+}
+
+// enter needs no schema on the search path: it is parsed before the role is set.
+const enter = `SELECT number, name, state, schema, armed = onda.identity(),
+       set_config('onda.offset', "offset"::text, true) IS NOT NULL,
+       pg_catalog.now() + "offset"
+  FROM onda.tenant WHERE name = $1`
+
+func (tx *Tx) begin(ctx context.Context, tenant string) error {
+	b := &pgx.Batch{}
+	b.Queue("BEGIN")
+	b.Queue("SELECT set_config('role', $1, true)", tenant)
+	var schema int
+	var moved bool
+	b.Queue(enter, tenant).QueryRow(func(row pgx.Row) error {
+		return row.Scan(&tx.Tenant.Number, &tx.Tenant.Name, &tx.Tenant.State, &schema, &tx.Tenant.Armed, &moved, &tx.now)
+	})
+	err := tx.conn.SendBatch(ctx, b).Close()
+	var pe *pgconn.PgError
+	switch {
+	case errors.Is(err, pgx.ErrNoRows), errors.As(err, &pe) && (pe.Code == "22023" || pe.Code == "42501"):
+		return fmt.Errorf("tenant %s: %w", tenant, ErrUnknownTenant)
+	case err != nil:
+		return fmt.Errorf("enter tenant %s: %w", tenant, err)
+	case schema < Schema:
+		return fmt.Errorf("tenant %s is at schema %d, %d is needed: %w", tenant, schema, Schema, ErrSchemaTooOld)
+	}
+	return nil
+}
+
+func (tx *Tx) commit(ctx context.Context) error {
+	b := &pgx.Batch{}
+	tx.queueWakes(b)
+	b.Queue("COMMIT").Exec(func(ct pgconn.CommandTag) error {
+		if ct.String() != "COMMIT" { // an error that was swallowed turns a commit into a rollback
+			return errors.New("an earlier statement had failed, nothing was kept")
+		}
+		return nil
+	})
+	if err := tx.conn.SendBatch(ctx, b).Close(); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	return nil
+}
+
+func (tx *Tx) rollback() {
+	if tx.conn.Conn().IsClosed() || tx.conn.Conn().PgConn().TxStatus() == 'I' {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_, _ = tx.conn.Exec(ctx, "ROLLBACK") // on an error Release closes the connection
+}

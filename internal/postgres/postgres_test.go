@@ -1,0 +1,371 @@
+package postgres_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2"
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/onda-run/onda/internal/event"
+	"github.com/onda-run/onda/internal/pgtest"
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+func TestTenantsAreKeptApartByPostgres(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	pgtest.Exec(t, db, "acme", "INSERT INTO contact (email) VALUES ('ada@example.com')")
+	if n := pgtest.One[int](t, db, "brava", "SELECT count(*) FROM contact"); n != 0 {
+		t.Errorf("brava sees %d contacts of acme", n)
+	}
+	for _, sql := range []string{
+		"SELECT count(*) FROM acme.contact",
+		"INSERT INTO acme.contact (email) VALUES ('eve@example.com')",
+		"UPDATE acme.run SET state = 'cancelled'",
+		"DROP TABLE acme.contact",
+	} {
+		err := db.InTenant(context.Background(), "brava", func(ctx context.Context, tx *postgres.Tx) error {
+			_, err := tx.Exec(ctx, sql)
+			return err
+		})
+		var pe *pgconn.PgError
+		if !errors.As(err, &pe) || pe.Code != "42501" {
+			t.Errorf("%s as brava: %v, want permission denied", sql, err)
+		}
+	}
+	// The shared tables show and change only its own rows.
+	if got := pgtest.All[string](t, db, "brava", "SELECT name FROM onda.tenant"); !cmp.Equal(got, []string{"brava"}) {
+		t.Errorf("brava sees tenants %v", got)
+	}
+	pgtest.Exec(t, db, "brava", "UPDATE onda.wakeup SET at = '-infinity'")
+	if n := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM onda.wakeup WHERE at < 'infinity'"); n != 0 {
+		t.Errorf("brava woke %d functions of acme", n)
+	}
+}
+
+func TestEnterRefuses(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	only := d.Open(t, postgres.Config{Tenant: "acme"})
+	for _, c := range []struct {
+		db     *postgres.DB
+		tenant string
+		want   error
+	}{
+		{only, "acme", nil},
+		{only, "brava", postgres.ErrForeignTenant},
+		{d.DB(t), "nobody", postgres.ErrUnknownTenant},
+		{d.DB(t), "", postgres.ErrUnknownTenant},
+		{d.DB(t), "onda", postgres.ErrUnknownTenant},
+		{d.DB(t), "postgres", postgres.ErrUnknownTenant},
+		{d.DB(t), "onda_admin", postgres.ErrUnknownTenant},
+		{d.DB(t), `acme"; DROP SCHEMA acme; --`, postgres.ErrUnknownTenant},
+	} {
+		err := c.db.InTenant(context.Background(), c.tenant, func(context.Context, *postgres.Tx) error { return nil })
+		if !errors.Is(err, c.want) {
+			t.Errorf("tenant %q: %v, want %v", c.tenant, err, c.want)
+		}
+	}
+	if _, err := postgres.Open(postgres.Config{URL: "postgres://u:geheim@[bad"}); err == nil || strings.Contains(err.Error(), "geheim") {
+		t.Errorf("a malformed URL: %v, want an error that does not show the password", err)
+	}
+}
+
+func TestNothingIsKeptOnError(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	boom := errors.New("boom")
+	ctx := context.Background()
+	insert := func(ctx context.Context, tx *postgres.Tx) error {
+		_, err := tx.Exec(ctx, "INSERT INTO contact (email) VALUES ('ada@example.com')")
+		return err
+	}
+	for name, f := range map[string]func(ctx context.Context, tx *postgres.Tx) error{
+		"error": func(ctx context.Context, tx *postgres.Tx) error { return errors.Join(insert(ctx, tx), boom) },
+		"swallowed": func(ctx context.Context, tx *postgres.Tx) error {
+			_, _ = tx.Exec(ctx, "SELECT 1/0")
+			return insert(ctx, tx)
+		},
+		"hidden": func(ctx context.Context, tx *postgres.Tx) error {
+			err := insert(ctx, tx)
+			_, _ = tx.Exec(ctx, "SELECT 1/0")
+			return err
+		},
+	} {
+		if err := db.InTenant(ctx, "acme", f); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	func() {
+		defer func() { _ = recover() }()
+		_ = db.InTenant(ctx, "acme", func(ctx context.Context, tx *postgres.Tx) error { _ = insert(ctx, tx); panic("boom") })
+	}()
+	if n := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM contact"); n != 0 {
+		t.Errorf("%d contacts were kept", n)
+	}
+}
+
+func TestClockMovesForOneTenant(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	db, admin := d.DB(t), d.Admin(t)
+	if _, err := admin.MoveClock(context.Background(), "acme", 72*time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	var acme, brava time.Time
+	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		var sql time.Time
+		err := tx.QueryRow(ctx, "SELECT onda.now()").Scan(&sql)
+		acme = tx.Now()
+		if !sql.Equal(acme) {
+			t.Errorf("Go's clock %v, Postgres's %v", acme, sql)
+		}
+		return err
+	})
+	brava = pgtest.One[time.Time](t, db, "brava", "SELECT onda.now()") // on the same connection: the setting must not stay
+	if diff := acme.Sub(brava); diff < 71*time.Hour || diff > 73*time.Hour {
+		t.Errorf("acme is %v ahead, want 72h", diff)
+	}
+}
+
+func TestFactsAreReadOnceAndNoneIsLostThatCommitsLate(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	read := func() (kinds []string) {
+		pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+			facts, _, err := tx.ReadFacts(ctx, "segment", 100, "email.")
+			for _, f := range facts {
+				kinds = append(kinds, f.Kind)
+			}
+			return err
+		})
+		return kinds
+	}
+	add := func(ctx context.Context, tx *postgres.Tx, kind string) error {
+		return tx.AddFacts(ctx, postgres.Fact{Kind: kind, Contact: 7, Data: []byte(`{"a":1}`)})
+	}
+	written, commit := make(chan struct{}), make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+			err := add(ctx, tx, "email.opened")
+			close(written)
+			<-commit
+			return err
+		})
+	})
+	<-written
+	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error { return add(ctx, tx, "email.clicked") })
+	if got := read(); got != nil { // the younger is held back until the older has committed
+		t.Errorf("read %v before the older had committed", got)
+	}
+	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		at, err := tx.FactsDue(ctx, "segment")
+		if !at.Equal(tx.Now()) {
+			t.Errorf("due at %v, want now", at)
+		}
+		return err
+	})
+	close(commit)
+	wg.Wait()
+	if got := read(); !cmp.Equal(got, []string{"email.opened", "email.clicked"}) {
+		t.Errorf("read %v", got)
+	}
+	if got := read(); got != nil {
+		t.Errorf("read again: %v", got)
+	}
+}
+
+func TestOnlyOneReadsWithACursor(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		if _, _, err := tx.ReadFacts(ctx, "segment", 10, "email."); err != nil {
+			return err
+		}
+		err := db.InTenant(ctx, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+			_, _, err := tx.ReadFacts(ctx, "segment", 10, "email.")
+			return err
+		})
+		if !errors.Is(err, postgres.ErrBusy) {
+			t.Errorf("second reader: %v, want ErrBusy", err)
+		}
+		return nil
+	})
+}
+
+// A writer that sets a wake-up and the owner that computes it anew never end at never while work is due.
+func TestWakeupsAreNeverLost(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	pgtest.Exec(t, db, "acme", "CREATE TABLE work (at timestamptz)")
+	ctx := context.Background()
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for i := range 40 {
+				err := db.InTenant(ctx, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+					at := tx.Now().Add(time.Duration(i) * time.Second)
+					tx.Wake("send", at)
+					_, err := tx.Exec(ctx, "INSERT INTO work VALUES ($1)", at)
+					return err
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for range 2 {
+		wg.Go(func() {
+			for range 60 {
+				err := db.InTenant(ctx, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+					_, err := tx.Exec(ctx, "DELETE FROM work WHERE ctid IN (SELECT ctid FROM work ORDER BY at LIMIT 3 FOR UPDATE SKIP LOCKED)")
+					return err
+				})
+				if err == nil {
+					err = db.Recompute(ctx, "acme", "send", func(ctx context.Context, tx *postgres.Tx) (at time.Time, err error) {
+						err = tx.QueryRow(ctx, "SELECT coalesce(min(at), $1) FROM work", postgres.Never).Scan(&at)
+						return at, err
+					})
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if !pgtest.One[bool](t, db, "acme", `SELECT (SELECT at FROM onda.wakeup WHERE function = 'send') <= coalesce((SELECT min(at) FROM work), 'infinity')`) {
+		t.Error("work is due and nobody will be woken for it")
+	}
+}
+
+func TestOutboxPostsAfterTheCommitAndUntilItIsTaken(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	db := d.DB(t)
+	ctx := context.Background()
+	ring := func(e cloudevents.Event) {
+		pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error { return tx.Publish(ctx, "campaign", e) })
+	}
+	command, err := event.New("acme", "campaign", "", event.DeriveID("a"), event.EmailSendRequested{Run: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ring(command)
+	away := errors.New("broker away")
+	if err := db.DrainPending(ctx, func(context.Context, cloudevents.Event) error { return away }); !errors.Is(err, away) {
+		t.Errorf("drain: %v", err)
+	}
+	if n := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM outbox"); n != 1 {
+		t.Fatalf("%d rows after a failed post, want 1", n)
+	}
+	if !pgtest.One[bool](t, db, "acme", "SELECT at < 'infinity' FROM onda.wakeup WHERE function = 'campaign'") {
+		t.Error("nobody is woken for an undrained outbox")
+	}
+	other := d.DB(t) // the sweep, in another process
+	var got []string
+	n, err := other.Drain(ctx, "acme", "campaign", func(_ context.Context, e cloudevents.Event) error { got = append(got, e.ID()); return nil })
+	if err != nil || n != 1 || !cmp.Equal(got, []string{command.ID()}) {
+		t.Errorf("drained %d %v %v", n, got, err)
+	}
+	if n := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM outbox"); n != 0 {
+		t.Errorf("%d rows left", n)
+	}
+}
+
+func TestDoorbellsAreMerged(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		for i := range 7 {
+			items := make([]event.Activity, 100)
+			for j := range items {
+				items[j] = event.Activity{Contact: int64(i*100 + j + 1), Name: "order.placed"}
+			}
+			e, err := event.New("acme", "track", "", event.DeriveID("x", string(rune('a'+i))), event.EventTracked{Activities: event.Activities{Items: items}})
+			if err != nil {
+				return err
+			}
+			if err := tx.Publish(ctx, "track", e); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	var sizes []int
+	err := db.DrainPending(context.Background(), func(_ context.Context, e cloudevents.Event) error {
+		d, err := event.Decode(e)
+		if err == nil {
+			sizes = append(sizes, len(d.(event.EventTracked).Items))
+		}
+		return err
+	})
+	if err != nil || !cmp.Equal(sizes, []int{500, 200}) {
+		t.Errorf("posted events of %v items (%v), want 500 and 200", sizes, err)
+	}
+}
+
+func TestPartitionsAreMadeAhead(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		if _, err := tx.Exec(ctx, "SELECT setval(pg_get_serial_sequence('batch', 'id'), 40000), setval(pg_get_serial_sequence('fact', 'id'), 16777000)"); err != nil {
+			return err
+		}
+		return tx.EnsurePartitions(ctx)
+	})
+	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		if err := tx.EnsurePartitions(ctx); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, "INSERT INTO delivery (id, contact, state) VALUES (40000::bigint << 9 | 1, 1, 'sent')"); err != nil {
+			return err
+		}
+		return tx.AddFacts(ctx, make([]postgres.Fact, 0)...)
+	})
+	pgtest.Exec(t, db, "acme", "INSERT INTO fact (kind) SELECT 'email.sent' FROM generate_series(1, 1000)")
+	if n := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM pg_inherits WHERE inhparent IN ('delivery'::regclass, 'fact'::regclass)"); n != 4 {
+		t.Errorf("%d partitions, want 4", n)
+	}
+}
+
+func TestCreateTenantTwiceIsOnce(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	admin := d.Admin(t)
+	ctx := context.Background()
+	for i, want := range []bool{true, false} {
+		made, err := admin.CreateTenant(ctx, "casa-verde")
+		if err != nil || made != want {
+			t.Errorf("create %d: made %v, %v", i+1, made, err)
+		}
+	}
+	for _, bad := range []string{"", "onda", "public", "postgres", "pg_x", "Acme", "a b", "onda-x", strings.Repeat("a", 41), `a"b`} {
+		if _, err := admin.CreateTenant(ctx, bad); err == nil {
+			t.Errorf("tenant %q was made", bad)
+		}
+	}
+	db := d.DB(t)
+	k, err := db.Keys(ctx, "casa-verde")
+	if err != nil || len(k.Pepper) != 32 || len(k.Tokens[k.Signing]) != 32 {
+		t.Errorf("keys: %v", err)
+	}
+	other, err := db.Keys(ctx, "acme")
+	if err != nil || string(other.Pepper) == string(k.Pepper) {
+		t.Errorf("two tenants have one pepper (%v)", err)
+	}
+	m, err := admin.Migrate(ctx)
+	if err != nil || m.Shared != 0 || m.Tenants != nil {
+		t.Errorf("migrate again: %+v %v", m, err)
+	}
+}
