@@ -1,5 +1,7 @@
 package event
 
+//go:generate go test . -run TestGenerated -update
+
 // The types of the catalogue: onda.<entity>.<verb>.v1, facts in the past tense, commands ending in "requested".
 const (
 	TypeCampaignStarted         = "onda.campaign.started.v1"
