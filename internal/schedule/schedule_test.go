@@ -1,0 +1,179 @@
+package schedule
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2"
+	"github.com/google/go-cmp/cmp"
+	"github.com/sethvargo/go-envconfig"
+	"go.uber.org/zap/zaptest"
+
+	"github.com/onda-run/onda/internal/event"
+	"github.com/onda-run/onda/internal/fn"
+	"github.com/onda-run/onda/internal/pgtest"
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+// functions stands for all functions: it keeps who was rung, and answers with status.
+type functions struct {
+	mu     sync.Mutex
+	rung   []string
+	status int
+}
+
+func (f *functions) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	e, err := cloudevents.NewEventFromHTTPRequest(r)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err != nil || e.Type() != event.TypeScheduleDue {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	tenant, _ := event.Tenant(*e)
+	f.rung = append(f.rung, strings.TrimPrefix(r.URL.Path, "/functions/")+" for "+tenant)
+	w.WriteHeader(f.status)
+}
+
+func (f *functions) take() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := slices.Sorted(slices.Values(f.rung))
+	f.rung = nil
+	return out
+}
+
+func start(t *testing.T, d *pgtest.Database, env map[string]string) (tick func(at time.Time) int, f *functions) {
+	t.Helper()
+	f = &functions{status: http.StatusAccepted}
+	srv := httptest.NewServer(f)
+	t.Cleanup(srv.Close)
+	vars := map[string]string{"ONDA_DATABASE_URL": d.ScheduleURL, "ONDA_FUNCTION_URL": srv.URL + "/functions/{function}", "ONDA_SPREAD": "0s"}
+	for k, v := range env {
+		vars[k] = v
+	}
+	in, err := fn.Start(context.Background(), "schedule", Build, envconfig.MapLookuper(vars), zaptest.NewLogger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = in.Stop(context.Background()) })
+	return func(at time.Time) int {
+		r := httptest.NewRequest(http.MethodPost, "/", nil)
+		for k, v := range map[string]string{"ce-id": "1", "ce-type": "dev.knative.sources.ping", "ce-source": "/apis/v1/namespaces/onda-system/pingsources/tick", "ce-specversion": "1.0",
+			"ce-time": at.UTC().Format(time.RFC3339)} {
+			r.Header.Set(k, v)
+		}
+		w := httptest.NewRecorder()
+		in.ServeHTTP(w, r)
+		return w.Code
+	}, f
+}
+
+// quiet is a time at which neither tenant has its daily sweep.
+func quiet(t *testing.T) time.Time {
+	t.Helper()
+	at := time.Date(2026, 11, 24, 0, 0, 0, 0, time.UTC)
+	for minute := 0; minute == minuteOf("acme") || minute == minuteOf("brava"); minute++ {
+		at = at.Add(time.Minute)
+	}
+	return at
+}
+
+func TestRingsWhoHasWorkDue(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	db := d.DB(t)
+	tick, f := start(t, d, nil)
+	wake := func(tenant, function, at string) {
+		pgtest.Exec(t, db, tenant, "UPDATE onda.wakeup SET at = $2::text::timestamptz WHERE function = $1", function, at)
+	}
+	wake("acme", "send", "2020-01-01")
+	wake("acme", "track", "2020-01-01")
+	wake("brava", "campaign", "2020-01-01")
+	wake("brava", "segment", "2100-01-01")
+	if code := tick(quiet(t)); code != http.StatusAccepted {
+		t.Errorf("tick: %d", code)
+	}
+	want := []string{"campaign for brava", "send for acme", "track-events for acme"}
+	if diff := cmp.Diff(want, f.take()); diff != "" {
+		t.Error(diff)
+	}
+	// Only the function clears its wake-up: until it does, it is rung at every tick, also when it answers with an error.
+	f.status = http.StatusServiceUnavailable
+	if code := tick(quiet(t)); code != http.StatusAccepted {
+		t.Errorf("tick with functions that fail: %d", code)
+	}
+	if got := f.take(); len(slices.Compact(got)) != 3 {
+		t.Errorf("rang %v", got)
+	}
+}
+
+func TestFollowsTheTenantsClock(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	db := d.DB(t)
+	tick, f := start(t, d, nil)
+	pgtest.Exec(t, db, "acme", "UPDATE onda.wakeup SET at = now() + '3 days' WHERE function = 'campaign'")
+	pgtest.Exec(t, db, "brava", "UPDATE onda.wakeup SET at = now() + '3 days' WHERE function = 'campaign'")
+	tick(quiet(t))
+	if got := f.take(); len(got) != 0 {
+		t.Errorf("rang %v too early", got)
+	}
+	if _, err := d.Admin(t).MoveClock(context.Background(), "acme", 73*time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	tick(quiet(t))
+	if diff := cmp.Diff([]string{"campaign for acme"}, f.take()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestSweepsEveryTenantOnceADay(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	tick, f := start(t, d, nil)
+	tick(time.Date(2026, 11, 24, 0, minuteOf("acme"), 30, 0, time.UTC))
+	want := []string{"campaign for acme", "segment for acme", "send for acme", "send-api for acme", "track-events for acme"}
+	if diff := cmp.Diff(want, f.take()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestPostgresAwayIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	tick, _ := start(t, d, map[string]string{"ONDA_DATABASE_URL": "postgres://onda_schedule@127.0.0.1:1/onda"})
+	if code := tick(quiet(t)); code != http.StatusServiceUnavailable {
+		t.Errorf("tick: %d, want 503", code)
+	}
+}
+
+func TestScheduleSeesNothingOfTenants(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	err := d.Open(t, postgres.Config{URL: d.ScheduleURL}).InTenant(context.Background(), "acme", func(context.Context, *postgres.Tx) error { return nil })
+	if !errors.Is(err, postgres.ErrUnknownTenant) {
+		t.Errorf("schedule's login enters a tenant: %v", err)
+	}
+}
+
+func TestConfigNamesWhatIsMalformed(t *testing.T) {
+	t.Parallel()
+	for want, cfg := range map[string]Config{
+		"ONDA_FUNCTION_URL": {FunctionURL: "http://send.onda"},
+		"ONDA_SPREAD":       {FunctionURL: "http://{function}.onda", Spread: -time.Second},
+	} {
+		if err := cfg.Check(); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%+v: %v, want an error that begins with %s", cfg, err, want)
+		}
+	}
+}
