@@ -1,0 +1,458 @@
+package mail
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/textproto"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	gomail "github.com/wneessen/go-mail"
+	"github.com/wneessen/go-mail/smtp"
+)
+
+// State is what became of one attempt to hand a message over.
+type State string
+
+// The states of an attempt.
+const (
+	Sent     State = "sent"      // the relay answered 2xx to the content
+	Deferred State = "deferred"  // the relay answered 4xx: try again later
+	Failed   State = "failed"    // the relay answered 5xx, or the message cannot be sent as it is: do not try again
+	Unknown  State = "unknown"   // the connection broke between the end of the content and its answer: it may have been sent
+	NotTried State = "not-tried" // the connection broke before the end of the content: certainly not sent, safe to try at once
+)
+
+// Envelope is the SMTP sender and the one recipient of a message. An empty From is the null sender of reports.
+type Envelope struct{ From, To string }
+
+// Result is the outcome of one attempt.
+type Result struct {
+	State     State
+	Code      int    // SMTP reply code; 0 without an answer
+	Enhanced  string // RFC 3463 status, such as 5.1.1; "" if the relay gave none
+	Class     Class  // for Deferred and Failed
+	Text      string // first line of the answer, addresses blanked out
+	QueueID   string // the relay's own name for a message it took, where it tells one
+	RelayAway bool   // with NotTried: there was no connection to be had
+	Err       error  // with Unknown and NotTried: what broke, for the log
+}
+
+// ErrRelayAway is what every failure to get a usable connection matches: no answer, no TLS, no authentication. Messages are
+// held, not counted as tried.
+var ErrRelayAway = errors.New("mail relay is away")
+
+// ErrRelayAuth matches, besides ErrRelayAway, when the relay refused our user or offers no mechanism we know.
+var ErrRelayAuth = errors.New("mail relay refuses to authenticate us")
+
+// Times of a connection.
+const (
+	dialLimit           = 15 * time.Second
+	quitLimit           = 2 * time.Second
+	defaultMessageLimit = 30 * time.Second
+)
+
+// Conn is one connection to a relay. It serves one goroutine at a time.
+type Conn struct {
+	client *smtp.Client
+	raw    net.Conn
+	limit  time.Duration
+	opened time.Time
+	used   time.Time
+	sent   int // messages tried
+
+	pipelining, eightBit, utf8 bool
+
+	reset  bool // a transaction is open at the relay: RSET before the next
+	broken bool // nothing more can be sent
+	buf    []byte
+}
+
+// Dial connects, encrypts and authenticates. Any error matches ErrRelayAway and names the relay and the remedy.
+func Dial(ctx context.Context, r Relay) (*Conn, error) {
+	c, err := dial(ctx, r)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrRelayAway, r, err)
+	}
+	return c, nil
+}
+
+func dial(ctx context.Context, r Relay) (*Conn, error) {
+	helo := r.HELO
+	if helo == "" {
+		var err error
+		if helo, err = os.Hostname(); err != nil || helo == "" {
+			helo = "localhost"
+		}
+	}
+	config := r.TLSConfig.Clone()
+	if config == nil {
+		config = &tls.Config{MinVersion: tls.VersionTLS12}
+	}
+	if config.ServerName == "" {
+		config.ServerName = r.Host
+	}
+	policy := gomail.NoTLS
+	if r.TLS == TLSStart {
+		policy = gomail.TLSMandatory
+	}
+	// go-mail does not close a connection on which EHLO or TLS failed, and does not look at ctx once it has dialled: so we keep the
+	// connection ourselves, and close it when ctx ends before all is done.
+	var raw net.Conn
+	unwatch := func() bool { return true }
+	dialer := func(dialling context.Context, network, addr string) (conn net.Conn, err error) {
+		if r.TLS == TLSImplicit {
+			conn, err = (&tls.Dialer{Config: config}).DialContext(dialling, network, addr)
+		} else {
+			conn, err = (&net.Dialer{}).DialContext(dialling, network, addr)
+		}
+		if err == nil {
+			raw = conn
+			unwatch = context.AfterFunc(ctx, func() { _ = conn.Close() })
+		}
+		return conn, err
+	}
+	client, err := gomail.NewClient(r.Host,
+		gomail.WithPort(r.Port), gomail.WithTimeout(dialLimit), gomail.WithHELO(helo),
+		gomail.WithTLSPolicy(policy), gomail.WithTLSConfig(config), gomail.WithDialContextFunc(dialer))
+	if err != nil {
+		return nil, err
+	}
+	s, err := client.DialToSMTPClientWithContext(ctx)
+	if err == nil {
+		err = authenticate(s, r)
+	}
+	if !unwatch() {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		if raw != nil {
+			_ = raw.Close()
+		}
+		return nil, err
+	}
+	c := &Conn{client: s, raw: raw, limit: defaultMessageLimit, opened: time.Now(), used: time.Now()}
+	c.pipelining, _ = s.Extension("PIPELINING")
+	c.eightBit, _ = s.Extension("8BITMIME")
+	c.utf8, _ = s.Extension("SMTPUTF8")
+	return c, nil
+}
+
+// authenticate picks the mechanism itself: go-mail's discovery does not see that a connection it was given is encrypted.
+func authenticate(s *smtp.Client, r Relay) error {
+	if r.User == "" {
+		return nil
+	}
+	ok, offered := s.Extension("AUTH")
+	if !ok {
+		return fmt.Errorf("%w: it offers no AUTH on this port; is tls right?", ErrRelayAuth)
+	}
+	plaintext := r.TLS == TLSNone // ParseURL allows that on this machine only
+	for _, mechanism := range []struct {
+		name string
+		auth smtp.Auth
+	}{
+		{"PLAIN", smtp.PlainAuth("", r.User, r.Password, r.Host, plaintext)},
+		{"LOGIN", smtp.LoginAuth(r.User, r.Password, r.Host, plaintext)},
+		{"SCRAM-SHA-256", smtp.ScramSHA256Auth(r.User, r.Password)},
+		{"CRAM-MD5", smtp.CRAMMD5Auth(r.User, r.Password)},
+	} {
+		if !slices.Contains(strings.Fields(strings.ToUpper(offered)), mechanism.name) {
+			continue
+		}
+		if err := s.Auth(mechanism.auth); err != nil {
+			var answer *textproto.Error
+			if errors.As(err, &answer) {
+				return fmt.Errorf("%w: %d %s", ErrRelayAuth, answer.Code, redact(answer.Msg))
+			}
+			return err
+		}
+		return nil
+	}
+	return fmt.Errorf("%w: it offers %s, we know PLAIN, LOGIN, SCRAM-SHA-256 and CRAM-MD5", ErrRelayAuth, redact(offered))
+}
+
+// SetMessageLimit sets how long one message may take (default 30 s); a lease's takeover waits this long.
+func (c *Conn) SetMessageLimit(d time.Duration) { c.limit = d }
+
+// Usable tells whether the connection can take another message.
+func (c *Conn) Usable() bool { return !c.broken }
+
+// Close says QUIT, if the connection still works, and closes it.
+func (c *Conn) Close() error {
+	if !c.broken {
+		c.broken = true
+		_ = c.raw.SetDeadline(time.Now().Add(quitLimit))
+		if err := c.client.Quit(); err == nil {
+			return nil
+		}
+	}
+	return c.raw.Close()
+}
+
+// Send hands one message over and tells precisely what became of it. The body is a whole message with any line ends; it is sent
+// with CRLF and dots stuffed. ctx and the message limit end it at once, which makes it NotTried or Unknown like any other break.
+func (c *Conn) Send(ctx context.Context, env Envelope, body []byte) Result {
+	if c.broken {
+		return Result{State: NotTried, Err: net.ErrClosed}
+	}
+	if err := ctx.Err(); err != nil {
+		return Result{State: NotTried, Err: err}
+	}
+	mailFrom, rcptTo, failed := c.commands(env, body)
+	if failed != nil {
+		return *failed
+	}
+	c.buf = appendContent(c.buf[:0], body)
+
+	deadline := time.Now().Add(c.limit)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	if err := c.raw.SetDeadline(deadline); err != nil {
+		return c.breaks(NotTried, err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = c.raw.SetDeadline(time.Unix(1, 0)) })
+	defer func() {
+		if !stop() {
+			c.broken = true // its deadline may still be moved under us
+		}
+		if c.broken {
+			_ = c.raw.Close()
+		}
+	}()
+	c.sent++
+	res := c.transact(mailFrom, rcptTo)
+	c.used = time.Now()
+	return res
+}
+
+// commands writes MAIL and RCPT, or tells why this message cannot be sent through this relay.
+func (c *Conn) commands(env Envelope, body []byte) (mailFrom, rcptTo string, failed *Result) {
+	fail := func(status, text string, class Class) (string, string, *Result) {
+		return "", "", &Result{State: Failed, Enhanced: status, Class: class, Text: text}
+	}
+	to, err := envelopeAddress(env.To)
+	if err != nil {
+		return fail("5.1.3", err.Error(), Hard)
+	}
+	from := ""
+	if env.From != "" {
+		if from, err = envelopeAddress(env.From); err != nil {
+			return fail("5.1.7", "sender: "+err.Error(), Policy)
+		}
+	}
+	mailFrom, rcptTo = "MAIL FROM:<"+from+">", "RCPT TO:<"+to+">"
+	header := body
+	if i := bytes.Index(body, []byte("\r\n\r\n")); i >= 0 {
+		header = body[:i]
+	}
+	switch needsUTF8 := has8Bit([]byte(from)) || has8Bit([]byte(to)) || has8Bit(header); {
+	case needsUTF8 && !c.utf8:
+		return fail("5.6.7", "the address or header needs SMTPUTF8, which the relay does not offer", Policy)
+	case needsUTF8:
+		mailFrom += " BODY=8BITMIME SMTPUTF8" // RFC 6531 section 3.4: offering SMTPUTF8 implies 8BITMIME
+	case has8Bit(body) && !c.eightBit:
+		return fail("5.6.3", "the content needs 8BITMIME, which the relay does not offer", Policy)
+	case has8Bit(body):
+		mailFrom += " BODY=8BITMIME"
+	}
+	return mailFrom, rcptTo, nil
+}
+
+// transact runs one mail transaction. The content is in c.buf, end included.
+func (c *Conn) transact(mailFrom, rcptTo string) Result {
+	// With PIPELINING (RFC 2920) the group goes out in one write; else each command waits for the answer before.
+	group := []string{mailFrom, rcptTo, "DATA"}
+	if c.reset {
+		group = append([]string{"RSET"}, group...)
+	}
+	if c.pipelining {
+		if err := c.write(group...); err != nil {
+			return c.breaks(NotTried, err)
+		}
+	}
+	var refused *Result
+	for _, command := range group {
+		if !c.pipelining {
+			if refused != nil {
+				break
+			}
+			if err := c.write(command); err != nil {
+				return c.breaks(NotTried, err)
+			}
+		}
+		code, text, err := c.read()
+		if err != nil {
+			if refused != nil { // the answer that counts was read
+				c.broken = true
+				return *refused
+			}
+			return c.breaks(NotTried, err)
+		}
+		switch {
+		case command == "RSET":
+			if code/100 != 2 {
+				return c.breaks(NotTried, fmt.Errorf("relay answered %d to RSET", code))
+			}
+			c.reset = false
+			continue
+		case command == "DATA" && code == 354 && refused != nil:
+			// It takes content for nobody: end it empty, and read what it says to that (RFC 2920 section 3.1).
+			if err := c.write("."); err != nil {
+				c.broken = true
+				return *refused
+			}
+			if _, _, err := c.read(); err != nil {
+				c.broken = true
+				return *refused
+			}
+			c.reset = true
+			continue
+		case command == "DATA" && code == 354, command != "DATA" && code/100 == 2:
+			c.reset = true
+			continue
+		case refused != nil:
+			continue // what follows a refusal follows from it
+		}
+		c.reset = true
+		if code == 421 { // the relay closes the connection, RFC 5321 section 3.8
+			c.broken = true
+			if c.sent > 1 { // because this connection has served its time: nothing about this message
+				return Result{State: NotTried, Code: code, Err: fmt.Errorf("relay closes the connection: %d %s", code, redact(text))}
+			}
+		}
+		if code/100 != 4 && code/100 != 5 {
+			return c.breaks(NotTried, fmt.Errorf("relay answered %d to %s", code, strings.SplitN(command, " ", 2)[0]))
+		}
+		r := refusal(code, text)
+		if c.broken {
+			return r
+		}
+		refused = &r
+	}
+	if refused != nil {
+		return *refused
+	}
+	return c.content()
+}
+
+// end is the line that ends the content.
+const end = ".\r\n"
+
+func (c *Conn) content() Result {
+	w := c.client.Text.W
+	n, err := w.Write(c.buf)
+	if err == nil {
+		err = w.Flush()
+	}
+	if err != nil {
+		// What is certain: a message whose end was not handed to the system at all cannot have been taken. Over TLS a record
+		// counts once it is written whole, and the relay reads none that is not.
+		if unwritten := len(c.buf) - n + w.Buffered(); unwritten >= len(end) {
+			return c.breaks(NotTried, err)
+		}
+		return c.breaks(Unknown, err)
+	}
+	code, text, err := c.read()
+	switch {
+	case err != nil:
+		return c.breaks(Unknown, err)
+	case code/100 == 2:
+		c.reset = false
+		status, rest := splitEnhanced(code, firstLine(text))
+		return Result{State: Sent, Code: code, Enhanced: status, Text: redact(rest), QueueID: queueID(rest)}
+	case code/100 == 4, code/100 == 5:
+		c.reset = true
+		c.broken = code == 421
+		return refusal(code, text)
+	default: // no answer that RFC 5321 allows here
+		return c.breaks(Unknown, fmt.Errorf("relay answered %d to the content", code))
+	}
+}
+
+func (c *Conn) write(lines ...string) error {
+	for _, l := range lines {
+		if _, err := c.client.Text.W.WriteString(l + "\r\n"); err != nil {
+			return err
+		}
+	}
+	return c.client.Text.W.Flush()
+}
+
+func (c *Conn) read() (code int, text string, err error) { return c.client.Text.ReadResponse(0) }
+
+// breaks ends the connection with an outcome that no answer decides.
+func (c *Conn) breaks(s State, err error) Result {
+	c.broken = true
+	return Result{State: s, Err: err}
+}
+
+func refusal(code int, text string) Result {
+	status, _ := splitEnhanced(code, text)
+	_, first := splitEnhanced(code, firstLine(text))
+	r := Result{State: Failed, Code: code, Enhanced: status, Class: Classify(code, status, text), Text: redact(first)}
+	if code/100 == 4 {
+		r.State = Deferred
+	}
+	return r
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
+
+var queueIDs = regexp.MustCompile(`(?i)(?:queued as|queued mail for delivery.*internalid=|\bid=|message[- ]?id:?|accepted for delivery,? (?:as )?)\s*<?([A-Za-z0-9][A-Za-z0-9._+/=-]{3,63})`)
+
+// queueID finds the relay's own name for a message in its answer: Postfix, Exim, Exchange, go-smtp's mailbox and their like.
+func queueID(text string) string {
+	if m := queueIDs.FindStringSubmatch(text); m != nil {
+		return m[1]
+	}
+	if i := strings.Index(text, " - gsmtp"); i > 0 { // 2.0.0 OK  1700000000 abc-123.45 - gsmtp
+		fields := strings.Fields(text[:i])
+		return fields[len(fields)-1]
+	}
+	return ""
+}
+
+// appendContent appends a message as DATA wants it: every line end CRLF, so that no bare one can smuggle an end of content past a
+// relay, leading dots doubled (RFC 5321 section 4.5.2), and the end.
+func appendContent(dst, body []byte) []byte {
+	for len(body) > 0 {
+		i := bytes.IndexAny(body, "\r\n")
+		line := body
+		if i >= 0 {
+			line = body[:i]
+		}
+		if len(line) > 0 && line[0] == '.' {
+			dst = append(dst, '.')
+		}
+		dst = append(append(dst, line...), "\r\n"...)
+		if i < 0 {
+			break
+		}
+		if body[i] == '\r' && i+1 < len(body) && body[i+1] == '\n' {
+			i++
+		}
+		body = body[i+1:]
+	}
+	return append(dst, end...)
+}
+
+func has8Bit(b []byte) bool {
+	for _, c := range b {
+		if c >= 0x80 {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,134 @@
+package mail
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+)
+
+// TLSMode says how a connection to a relay is encrypted.
+type TLSMode string
+
+// The ways to encrypt: from the first byte (RFC 8314), by STARTTLS (RFC 3207), which is then required, or not at all.
+const (
+	TLSImplicit TLSMode = "implicit"
+	TLSStart    TLSMode = "starttls"
+	TLSNone     TLSMode = "none"
+)
+
+// Relay is where mail is handed over, as ParseURL reads it.
+type Relay struct {
+	Host     string
+	Port     int
+	User     string // empty: no authentication
+	Password string
+	TLS      TLSMode
+	HELO     string // name given in EHLO; empty: the machine's host name
+
+	// TLSConfig replaces the default (system roots, TLS 1.2 or later, the host's name checked): tests bring their own roots.
+	TLSConfig *tls.Config
+}
+
+// ParseURL reads smtp://user:pass@host:587?tls=starttls, the form of ONDA_SMTP_URL. Without tls, port 465 and the scheme smtps
+// mean implicit, anything else starttls. Without a port it is 465 for implicit, 587 for starttls and 25 for none. Its errors
+// never show the password.
+func ParseURL(s string) (Relay, error) {
+	if strings.TrimSpace(s) == "" {
+		return Relay{}, errors.New("SMTP URL is empty: want smtp://user:pass@host:587?tls=starttls")
+	}
+	u, err := url.Parse(s)
+	if err != nil {
+		var ue *url.Error // its text would show the whole URL
+		if errors.As(err, &ue) {
+			err = ue.Err
+		}
+		if strings.Contains(err.Error(), "port") || strings.Contains(err.Error(), "userinfo") || strings.Contains(err.Error(), "escape") {
+			return Relay{}, errors.New("SMTP URL does not parse: percent-encode special characters in user and password (/ is %2F, @ is %40, % is %25)")
+		}
+		return Relay{}, errors.New("SMTP URL does not parse: want smtp://user:pass@host:587?tls=starttls")
+	}
+	if u.Scheme != "smtp" && u.Scheme != "smtps" {
+		return Relay{}, fmt.Errorf("SMTP URL has scheme %q: want smtp:// or smtps://", u.Scheme)
+	}
+	r := Relay{Host: u.Hostname(), User: u.User.Username()}
+	r.Password, _ = u.User.Password()
+	if r.Host == "" {
+		return Relay{}, errors.New("SMTP URL names no host: want smtp://user:pass@host:587?tls=starttls")
+	}
+	if u.Path != "" && u.Path != "/" {
+		return Relay{}, fmt.Errorf("SMTP URL has a path, which means nothing (a / in user or password is written %%2F)")
+	}
+	if (r.User == "") != (r.Password == "") {
+		return Relay{}, errors.New("SMTP URL has a user without a password or a password without a user: give both or neither")
+	}
+	if p := u.Port(); p != "" {
+		if r.Port, err = strconv.Atoi(p); err != nil || r.Port < 1 || r.Port > 65535 {
+			return Relay{}, fmt.Errorf("SMTP URL has port %q: want 1 to 65535", p)
+		}
+	}
+	query, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return Relay{}, errors.New("SMTP URL has a query that does not parse: want ?tls=starttls, implicit or none, and helo=NAME")
+	}
+	for name, values := range query {
+		if len(values) > 1 {
+			return Relay{}, fmt.Errorf("SMTP URL gives %s twice", name)
+		}
+		switch name {
+		case "tls":
+			r.TLS = TLSMode(values[0])
+			if r.TLS != TLSImplicit && r.TLS != TLSStart && r.TLS != TLSNone {
+				return Relay{}, fmt.Errorf("SMTP URL has tls=%q: want starttls, implicit or none", values[0])
+			}
+		case "helo":
+			r.HELO = values[0]
+			if r.HELO == "" || strings.ContainsFunc(r.HELO, func(c rune) bool { return c <= ' ' || c > '~' }) {
+				return Relay{}, fmt.Errorf("SMTP URL has helo=%q: want a host name", values[0])
+			}
+		default:
+			return Relay{}, fmt.Errorf("SMTP URL has an unknown parameter %q: want tls or helo", name)
+		}
+	}
+	switch {
+	case u.Scheme == "smtps" && r.TLS != "" && r.TLS != TLSImplicit:
+		return Relay{}, fmt.Errorf("SMTP URL has scheme smtps and tls=%s, which contradict each other", r.TLS)
+	case r.TLS == "" && (u.Scheme == "smtps" || r.Port == 465):
+		r.TLS = TLSImplicit
+	case r.TLS == "":
+		r.TLS = TLSStart
+	}
+	if r.Port == 0 {
+		r.Port = map[TLSMode]int{TLSImplicit: 465, TLSStart: 587, TLSNone: 25}[r.TLS]
+	}
+	if r.User != "" && r.TLS == TLSNone && !r.loopback() {
+		return Relay{}, errors.New("SMTP URL would send its password unencrypted: use tls=starttls or tls=implicit, or leave user and password out")
+	}
+	return r, nil
+}
+
+// String gives the relay without its password.
+func (r Relay) String() string {
+	u := url.URL{Scheme: "smtp", Host: r.Addr(), RawQuery: "tls=" + string(r.TLS)}
+	if r.User != "" {
+		u.User = url.User(r.User)
+	}
+	return u.String()
+}
+
+// GoString keeps the password out of %#v.
+func (r Relay) GoString() string { return "mail.Relay(" + r.String() + ")" }
+
+// Addr gives host:port.
+func (r Relay) Addr() string { return net.JoinHostPort(r.Host, strconv.Itoa(r.Port)) }
+
+func (r Relay) loopback() bool {
+	if r.Host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(r.Host)
+	return ip != nil && ip.IsLoopback()
+}

@@ -1,0 +1,76 @@
+package mail_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/onda-run/onda/internal/mail"
+)
+
+func TestParseURL(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		url  string
+		want mail.Relay
+	}{
+		{"smtp://user:pass@mx.example.com:587?tls=starttls", mail.Relay{Host: "mx.example.com", Port: 587, User: "user", Password: "pass", TLS: mail.TLSStart}},
+		{"smtp://mx.example.com", mail.Relay{Host: "mx.example.com", Port: 587, TLS: mail.TLSStart}},
+		{"smtp://mx.example.com:465", mail.Relay{Host: "mx.example.com", Port: 465, TLS: mail.TLSImplicit}},
+		{"smtps://mx.example.com", mail.Relay{Host: "mx.example.com", Port: 465, TLS: mail.TLSImplicit}},
+		{"smtp://mx.example.com:2525?tls=none", mail.Relay{Host: "mx.example.com", Port: 2525, TLS: mail.TLSNone}},
+		{"smtp://mx.example.com?tls=none&helo=out.acme.example", mail.Relay{Host: "mx.example.com", Port: 25, TLS: mail.TLSNone, HELO: "out.acme.example"}},
+		{"smtp://user%40acme:p%2Fw%40@[::1]:1025/?tls=none", mail.Relay{Host: "::1", Port: 1025, User: "user@acme", Password: "p/w@", TLS: mail.TLSNone}},
+	}
+	for _, tt := range tests {
+		got, err := mail.ParseURL(tt.url)
+		if err != nil {
+			t.Errorf("%s: %v", tt.url, err)
+			continue
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.url, diff)
+		}
+		for _, printed := range []string{got.String(), fmt.Sprintf("%v %+v %#v", got, got, got)} {
+			if got.Password != "" && strings.Contains(printed, got.Password) {
+				t.Errorf("printing shows the password: %s", printed)
+			}
+		}
+	}
+}
+
+func TestParseURLRefuses(t *testing.T) {
+	t.Parallel()
+	tests := []struct{ url, want string }{
+		{"", "is empty"},
+		{"mx.example.com:587", "want smtp://"},
+		{"http://mx.example.com", `scheme "http"`},
+		{"smtp://", "names no host"},
+		{"smtp://:587", "names no host"},
+		{"smtp://mx.example.com:0", `port "0"`},
+		{"smtp://mx.example.com:99999", `port "99999"`},
+		{"smtp://mx.example.com:port", "does not parse"},
+		{"smtp://user:sec/ret@mx.example.com", "percent-encode"},
+		{"smtp://user:sec%ret@mx.example.com", "percent-encode"},
+		{"smtp://user@mx.example.com", "user without a password"},
+		{"smtp://mx.example.com/path", "has a path"},
+		{"smtp://mx.example.com?tls=yes", `tls="yes": want starttls, implicit or none`},
+		{"smtp://mx.example.com?tls=none&tls=none", "tls twice"},
+		{"smtp://mx.example.com?ssl=true", `unknown parameter "ssl"`},
+		{"smtp://mx.example.com?helo=a%0d%0ab", "want a host name"},
+		{"smtps://mx.example.com?tls=starttls", "contradict"},
+		{"smtp://user:secret@mx.example.com?tls=none", "unencrypted"},
+	}
+	for _, tt := range tests {
+		_, err := mail.ParseURL(tt.url)
+		if err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want %q", tt.url, err, tt.want)
+			continue
+		}
+		if msg := err.Error(); strings.Contains(msg, "secret") || strings.Contains(msg, "sec/ret") || strings.Contains(msg, "sec%ret") {
+			t.Errorf("the error shows the password: %v", err)
+		}
+	}
+}
