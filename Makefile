@@ -1,0 +1,30 @@
+# make help lists the targets.
+.DEFAULT_GOAL := help
+.PHONY: help run test bench lint build fmt generate stop
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+run: ## sets up what it needs and shows the main job: a campaign from contacts to tracked mails, with a report
+	@scripts/run.sh
+
+test: ## sets up what it needs and runs every test that needs no cluster
+	@scripts/test.sh
+
+bench: ## measures the hot paths (ONLY=send for one)
+	@scripts/bench.sh
+
+build: ## builds onda and the functions into bin/
+	@scripts/build.sh
+
+lint: ## linters
+	@scripts/lint.sh
+
+fmt: ## formats
+	@gofmt -w cmd internal functions eventing examples
+
+generate: ## makes schemas, event types and READMEs' tables anew from the code
+	@go test ./internal/event ./functions -run 'Generate|README' -update
+
+stop: ## stops the private Postgres of this checkout
+	@scripts/postgres.sh stop

@@ -1,0 +1,55 @@
+# What the other scripts need from Debian. Sourced by them: it only defines functions.
+# shellcheck shell=bash
+
+# as_root runs a command as root, if that can be had without a question.
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+# need_packages WHY PACKAGE...: installs Debian packages, or says which ones to install and ends.
+need_packages() {
+  local why=$1
+  shift
+  if ! command -v apt-get >/dev/null || { [ "$(id -u)" -ne 0 ] && ! sudo -n true 2>/dev/null; }; then
+    echo "$why is missing, and this user cannot install it. Please run: sudo apt-get install $*" >&2
+    exit 1
+  fi
+  echo "installing $* from Debian ($why)"
+  local log
+  log=$(mktemp)
+  if ! { as_root apt-get update -qq &&
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--force-confold "$@"; } >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    echo "$why could not be installed; see above, then try: sudo apt-get install $*" >&2
+    exit 1
+  fi
+  rm -f "$log"
+}
+
+need_go() {
+  command -v go >/dev/null || { echo "Go is missing: install Go 1.26 or later, see https://go.dev/doc/install" >&2; exit 1; }
+}
+
+# postgres_bin prints where Postgres's programs are: those on the path, else the newest that Debian has put aside.
+postgres_bin() {
+  local found
+  if found=$(command -v initdb); then
+    dirname "$(readlink -f "$found")"
+    return
+  fi
+  found=$(find /usr/lib/postgresql -mindepth 3 -maxdepth 3 -path '*/bin/initdb' 2>/dev/null | sort -V | tail -n 1)
+  [ -n "$found" ] && dirname "$found"
+}
+
+# need_postgres makes sure that the programs are there. Debian's package would start a server for the whole machine: it is told not to.
+need_postgres() {
+  [ -n "$(postgres_bin)" ] && return
+  if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+    as_root sh -c 'mkdir -p /etc/postgresql-common && echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf' 2>/dev/null || true
+  fi
+  need_packages 'Postgres' postgresql
+}
+
+need_chromium() {
+  command -v chromium >/dev/null || command -v google-chrome >/dev/null || need_packages 'Chromium, for tests of pages' chromium
+}
