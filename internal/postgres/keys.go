@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/onda-run/onda/internal/token"
 )
 
 // keysFor is how long a process trusts the keys that it read: a new one is known everywhere after it.
@@ -17,10 +19,8 @@ const keysFor = time.Minute
 
 // Keys are a tenant's secrets. They are rows, so that they move with the tenant.
 type Keys struct {
-	// Tokens are the HMAC keys by the id that is in a token; retired ones verify too.
-	Tokens map[uint8][]byte
-	// Signing is the id of the one that signs.
-	Signing uint8
+	// Tokens are the HMAC keys of tokens, retired ones too. One at least may sign.
+	Tokens token.Keys
 	// Pepper keys the hashes of addresses.
 	Pepper []byte
 }
@@ -46,15 +46,15 @@ func (tx *Tx) Keys(ctx context.Context) (Keys, error) {
 	if ok && time.Since(c.read) < keysFor {
 		return c.keys, nil
 	}
-	k := Keys{Tokens: map[uint8][]byte{}}
-	rows, err := tx.Query(ctx, "SELECT id, kind, secret, retired_at IS NOT NULL FROM key WHERE kind IN ('hmac', 'pepper') ORDER BY id")
+	var k Keys
+	rows, err := tx.Query(ctx, "SELECT id, kind, secret, retired_at FROM key WHERE kind IN ('hmac', 'pepper') ORDER BY id")
 	if err != nil {
 		return Keys{}, fmt.Errorf("read keys: %w", err)
 	}
 	var id int32
 	var kind string
 	var secret []byte
-	var retired bool
+	var retired *time.Time
 	_, err = pgx.ForEachRow(rows, []any{&id, &kind, &secret, &retired}, func() error {
 		switch {
 		case kind == "pepper":
@@ -62,17 +62,18 @@ func (tx *Tx) Keys(ctx context.Context) (Keys, error) {
 		case id > 255:
 			return fmt.Errorf("key %d: a token's key id is at most 255", id)
 		default:
-			k.Tokens[uint8(id)] = slices.Clone(secret)
-			if !retired {
-				k.Signing = uint8(id)
+			key := token.Key{ID: uint8(id), Secret: slices.Clone(secret)}
+			if retired != nil {
+				key.Retired = *retired
 			}
+			k.Tokens = append(k.Tokens, key)
 		}
 		return nil
 	})
 	if err != nil {
 		return Keys{}, fmt.Errorf("read keys: %w", err)
 	}
-	if k.Pepper == nil || k.Tokens[k.Signing] == nil {
+	if _, ok := k.Tokens.Current(); !ok || k.Pepper == nil {
 		return Keys{}, fmt.Errorf("tenant %s has no keys: run onda tenant create %s again", tx.Tenant.Name, tx.Tenant.Name)
 	}
 	db.mu.Lock()
