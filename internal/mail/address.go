@@ -85,7 +85,12 @@ func (a Address) header() (*netmail.Address, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &netmail.Address{Name: clip(clean(a.Name), 100), Address: email}, nil
+	name := clip(clean(a.Name), 100)
+	if has8Bit([]byte(name)) {
+		// net/mail leaves a backslash bare in an encoded word, which makes the field unreadable, to itself too: send its wide twin.
+		name = strings.ReplaceAll(name, `\`, "＼")
+	}
+	return &netmail.Address{Name: name, Address: email}, nil
 }
 
 // clean makes text fit for one line: control characters, line ends of any alphabet and runs of spaces become one space.
