@@ -1,0 +1,140 @@
+package apply_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/onda-run/onda/internal/apply"
+	"github.com/onda-run/onda/internal/pgtest"
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+func dir(files map[string]string) fstest.MapFS {
+	fsys := fstest.MapFS{}
+	for name, text := range files {
+		fsys[name] = &fstest.MapFile{Data: []byte(text)}
+	}
+	return fsys
+}
+
+const (
+	plan = `
+apiVersion: onda/v1
+kind: Field
+metadata: {name: plan}
+spec: {type: text}
+`
+	paying = `
+apiVersion: onda/v1
+kind: Segment
+metadata: {name: paying}
+spec: {where: {field: plan, is: paid}}
+`
+)
+
+// do applies a directory as onda apply does.
+func do(t *testing.T, db *postgres.DB, tenant string, files map[string]string) (out map[string]apply.Action, changes []apply.Change, err error) {
+	t.Helper()
+	err = db.InTenant(context.Background(), tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		set, err := apply.Load(ctx, tx, dir(files))
+		if err != nil {
+			return err
+		}
+		changes, err = apply.Apply(ctx, tx, set)
+		return err
+	})
+	out = map[string]apply.Action{}
+	for _, c := range changes {
+		out[c.Kind+"/"+c.Name] = c.Action
+	}
+	return out, changes, err
+}
+
+func TestApplyIsIdempotentAndKeepsVersions(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	files := map[string]string{"fields/plan.yaml": plan, "segments.yaml": paying}
+	for i, want := range []apply.Action{apply.Create, apply.Keep} {
+		got, _, err := do(t, db, "acme", files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(map[string]apply.Action{"Field/plan": want, "Segment/paying": want}, got); diff != "" {
+			t.Errorf("apply %d: %s", i+1, diff)
+		}
+	}
+	// A part of the company refers to what is stored already.
+	_, changes, err := do(t, db, "acme", map[string]string{"s.yaml": strings.Replace(paying, "paid", "gold", 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []apply.Change{{Kind: "Segment", Name: "paying", Action: apply.Update, Version: 2, Edits: []apply.Edit{{Path: "spec.where.is", Before: "paid", After: "gold"}}}}
+	if diff := cmp.Diff(want, changes); diff != "" {
+		t.Error(diff)
+	}
+	if n := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM document d JOIN entity e ON e.id = d.entity WHERE e.name = 'paying'"); n != 2 {
+		t.Errorf("%d versions of the segment, want 2", n)
+	}
+	if n := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM outbox WHERE type = 'onda.segment.rebuild.requested.v1'"); n != 2 {
+		t.Errorf("%d rebuilds were asked for, want 2", n)
+	}
+	if n := pgtest.One[int](t, db, "brava", "SELECT count(*) FROM entity"); n != 0 {
+		t.Errorf("brava has %d documents", n)
+	}
+}
+
+func TestApplyIsAllOrNothing(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	_, _, err := do(t, db, "acme", map[string]string{
+		"good.yaml": plan,
+		"bad.yaml":  strings.Replace(paying, "field: plan", "field: plam", 1),
+		"none.yaml": strings.Replace(strings.Replace(paying, "paying", "other", 1), "is: paid", "iss: paid", 1),
+	})
+	var problems spec.Problems
+	if !errors.As(err, &problems) || len(problems) != 2 {
+		t.Fatalf("%v, want two problems", err)
+	}
+	for i, want := range []string{`bad.yaml:5:`, `none.yaml:5:`} {
+		if got := problems[i].Error(); !strings.HasPrefix(got, want) || !strings.Contains(got, "did you mean") {
+			t.Errorf("problem %q, want one at %s with a suggestion", got, want)
+		}
+	}
+	if n := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM document"); n != 0 {
+		t.Errorf("%d documents were stored", n)
+	}
+}
+
+func TestTwoAppliesAtOnceMakeOneVersion(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	errs := make(chan error, 4)
+	for range cap(errs) {
+		go func() {
+			errs <- db.InTenant(context.Background(), "acme", func(ctx context.Context, tx *postgres.Tx) error {
+				set, err := apply.Load(ctx, tx, dir(map[string]string{"a.yaml": plan}))
+				if err != nil {
+					return err
+				}
+				_, err = apply.Apply(ctx, tx, set)
+				return err
+			})
+		}()
+	}
+	for range cap(errs) {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	if n := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM document"); n != 1 {
+		t.Errorf("%d versions, want 1", n)
+	}
+}
