@@ -1,0 +1,297 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onda-run/onda/internal/event"
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+// Terms are the times that a holder and whoever takes over from it agree on.
+type Terms struct {
+	// Lease is how long a batch is held without a word of its holder.
+	Lease time.Duration
+	// MessageLimit is the longest that one message may take: a takeover waits it out after the lease.
+	MessageLimit time.Duration
+}
+
+// Lease is a batch that this process holds, or held: only its fence and its clock tell.
+type Lease struct {
+	Batch    int64
+	Run      int64
+	Step     string
+	Attempt  int
+	Lane     int
+	Email    int64 // id of the document
+	Contacts []int64
+	Mark     int // recipients up to here are settled, or were handed over by this holder
+	Expires  time.Time
+	Cause    string
+	// Done tells that nothing was left to send, because the run was cancelled, the mails expired, or all were settled: the batch is closed.
+	Done bool
+
+	fence   int64
+	started time.Time
+	terms   Terms
+}
+
+// Size is how many recipients the batch has.
+func (l *Lease) Size() int { return len(l.Contacts) }
+
+// Delivery is the id of the nth recipient's delivery, from 1.
+func (l *Lease) Delivery(n int) int64 {
+	if l.Attempt > 1 {
+		return l.Contacts[n-1]
+	}
+	return ID(l.Batch, n)
+}
+
+// Alive tells whether the lease holds at the time given, which is a time.Now(), by the monotonic clock and by the wall clock: the former stands still while
+// a machine is suspended. Asked before each message.
+func (l *Lease) Alive(now time.Time) bool {
+	return now.Sub(l.started) < l.terms.Lease && now.Round(0).Sub(l.started.Round(0)) < l.terms.Lease
+}
+
+// Half tells whether half of the lease is over, so that it is time to renew it.
+func (l *Lease) Half(now time.Time) bool { return now.Sub(l.started) > l.terms.Lease/2 }
+
+// Take leases the next batch of the lane that is due and that nobody holds, and settles what its last holder left: up to the mark, whatever has no outcome is
+// unknown, and gets another attempt where resend says so for the email's document. Nil when there is none. A tenant that is held back gives its error, and
+// leases nothing. A run that is completed holds nothing back: retries may come after it. started is a time.Now() from before the transaction.
+func Take(ctx context.Context, tx *postgres.Tx, drainer string, lane int, terms Terms, started time.Time,
+	resend func(ctx context.Context, tx *postgres.Tx, email int64) (bool, error),
+) (*Lease, error) {
+	if err := Held(tx); err != nil {
+		return nil, err
+	}
+	l := &Lease{Lane: lane, started: started, terms: terms}
+	var run string
+	err := tx.QueryRow(ctx, `UPDATE batch b SET fence = fence + 1, lease_until = now() + $2::interval FROM run r
+		WHERE r.id = b.run AND b.id = (
+			SELECT b.id FROM batch b JOIN run r ON r.id = b.run AND r.state IN ('running', 'completed', 'cancelled')
+			 WHERE b.state = 'open' AND b.lane = $1 AND b.not_before <= onda.now() AND b.lease_until < now() - $3::interval
+			 ORDER BY b.id FOR UPDATE OF b SKIP LOCKED LIMIT 1)
+		RETURNING b.id, b.run, b.step, b.attempt, b.email, b.contacts, b.mark, b.fence, b.expires_at, b.cause, r.state`,
+		lane, terms.Lease, terms.MessageLimit).
+		Scan(&l.Batch, &l.Run, &l.Step, &l.Attempt, &l.Email, &l.Contacts, &l.Mark, &l.fence, &l.Expires, &l.Cause, &run)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lease a batch: %w", err)
+	}
+	if l.Mark > 0 {
+		again, err := resend(ctx, tx, l.Email)
+		if err != nil {
+			return nil, err
+		}
+		if err := l.settle(ctx, tx, drainer, again); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case run == "cancelled":
+		err = l.giveUp(ctx, tx, drainer, Cancelled)
+	case !tx.Now().Before(l.Expires):
+		err = l.giveUp(ctx, tx, drainer, Expired)
+	case l.Mark < l.Size():
+		return l, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	l.Done, err = l.close(ctx, tx, drainer)
+	return l, err
+}
+
+// settle writes unknown for what was marked and has no outcome. Record's rules make it the same as the two statements of postgres.md: an insert that does
+// nothing where there is a row, and an update of what is deferred, in hand and of this attempt.
+func (l *Lease) settle(ctx context.Context, tx *postgres.Tx, drainer string, again bool) error {
+	open, err := l.open(ctx, tx, 0, l.Mark)
+	if err != nil {
+		return err
+	}
+	outcomes := make([]Outcome, len(open))
+	for i, r := range open {
+		outcomes[i] = Outcome{Delivery: r.Delivery, Contact: r.Contact, Attempt: l.Attempt, State: Unknown, Resend: again}
+	}
+	_, err = Record(ctx, tx, drainer, outcomes...)
+	return err
+}
+
+// giveUp writes an outcome for everything beyond the mark.
+func (l *Lease) giveUp(ctx context.Context, tx *postgres.Tx, drainer string, why Reason) error {
+	open, err := l.open(ctx, tx, l.Mark, l.Size())
+	if err != nil {
+		return err
+	}
+	outcomes := make([]Outcome, len(open))
+	for i, r := range open {
+		outcomes[i] = Refusal(r, why)
+	}
+	_, err = Record(ctx, tx, drainer, outcomes...)
+	return err
+}
+
+// Recipient is one of a batch that has no outcome of this attempt yet.
+type Recipient struct {
+	Number   int // in the batch that is held
+	Delivery int64
+	Contact  int64
+	Attempt  int
+	Expires  time.Time
+}
+
+// Refusal is the outcome of a recipient that the gate holds back for good. One that was tried before and expired has failed: it was refused until then.
+func Refusal(r Recipient, why Reason) Outcome {
+	o := Outcome{Delivery: r.Delivery, Contact: r.Contact, Attempt: r.Attempt, State: Suppressed, Reason: why}
+	if why == Expired && r.Attempt > 1 {
+		o.State = Failed
+	}
+	return o
+}
+
+// open lists the recipients with numbers above from, up to to, that have no outcome: of a first attempt those without a row, of a further one those that are
+// still deferred, in hand and of this attempt.
+func (l *Lease) open(ctx context.Context, tx *postgres.Tx, from, to int) ([]Recipient, error) {
+	if from >= to {
+		return nil, nil
+	}
+	part := l.Contacts[from:to]
+	out := make([]Recipient, 0, len(part))
+	if l.Attempt == 1 {
+		rows, err := tx.Query(ctx, "SELECT id FROM delivery WHERE id > $1 AND id <= $2", ID(l.Batch, from), ID(l.Batch, to))
+		if err != nil {
+			return nil, fmt.Errorf("look for outcomes: %w", err)
+		}
+		have, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+		if err != nil {
+			return nil, fmt.Errorf("look for outcomes: %w", err)
+		}
+		for i, c := range part {
+			if id := ID(l.Batch, from+1+i); !slices.Contains(have, id) {
+				out = append(out, Recipient{Number: from + 1 + i, Delivery: id, Contact: c, Attempt: 1, Expires: l.Expires})
+			}
+		}
+		return out, nil
+	}
+	rows, err := tx.Query(ctx, `SELECT u.n, d.id, d.contact, b.expires_at
+		FROM unnest($1::bigint[]) WITH ORDINALITY u (id, n) JOIN delivery d ON d.id = u.id JOIN batch b ON b.id = d.id >> 9
+		WHERE d.state = 'deferred' AND d.retry_at IS NULL AND d.attempt = $2 ORDER BY u.n`, part, l.Attempt)
+	if err != nil {
+		return nil, fmt.Errorf("look for deliveries in hand: %w", err)
+	}
+	r := Recipient{Attempt: l.Attempt}
+	_, err = pgx.ForEachRow(rows, []any{&r.Number, &r.Delivery, &r.Contact, &r.Expires}, func() error {
+		out = append(out, r)
+		out[len(out)-1].Number += from
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for deliveries in hand: %w", err)
+	}
+	return out, nil
+}
+
+// Advance moves the mark to hi, which may be where it is, renews the lease, and gives the recipients that came under it and have no outcome. ok is false when
+// the lease is lost, the run does not run any more or the tenant is held back: then nothing more may be handed over. Nothing of what it gives may be handed
+// over before its transaction is committed; Moved is called after that.
+func (l *Lease) Advance(ctx context.Context, tx *postgres.Tx, hi int) (open []Recipient, ok bool, err error) {
+	if hi < l.Mark || hi > l.Size() || hi-l.Mark > MaxWindow {
+		return nil, false, fmt.Errorf("batch %d: a mark at %d does not follow one at %d of %d", l.Batch, hi, l.Mark, l.Size())
+	}
+	if Held(tx) != nil {
+		return nil, false, nil
+	}
+	tag, err := tx.Exec(ctx, `UPDATE batch b SET mark = $3, lease_until = now() + $4::interval FROM run r
+		WHERE b.id = $1 AND b.fence = $2 AND b.state = 'open' AND b.lease_until > now() AND r.id = b.run AND r.state IN ('running', 'completed')`,
+		l.Batch, l.fence, hi, l.terms.Lease)
+	if err != nil {
+		return nil, false, fmt.Errorf("mark batch %d: %w", l.Batch, err)
+	}
+	if tag.RowsAffected() == 0 {
+		return nil, false, nil
+	}
+	open, err = l.open(ctx, tx, l.Mark, hi)
+	return open, err == nil, err
+}
+
+// Moved notes that the mark at hi is committed; started is a time.Now() from before its transaction.
+func (l *Lease) Moved(hi int, started time.Time) { l.Mark, l.started = hi, started }
+
+// Release gives the batch back before its lease ends, so that it is leased again at once. Only for a holder that has settled all it marked. It is no error if
+// the batch was taken over meanwhile.
+func (l *Lease) Release(ctx context.Context, tx *postgres.Tx) error {
+	_, err := tx.Exec(ctx, "UPDATE batch SET lease_until = '-infinity' WHERE id = $1 AND fence = $2 AND state = 'open'", l.Batch, l.fence)
+	if err != nil {
+		return fmt.Errorf("release batch %d: %w", l.Batch, err)
+	}
+	tx.Wake(Function(l.Lane), tx.Now())
+	return nil
+}
+
+// Close closes the batch when each of its recipients has an outcome, writes its counts, and publishes email.batch.sent. closed is false when the batch is held
+// by another now, or is not at its end.
+func (l *Lease) Close(ctx context.Context, tx *postgres.Tx, drainer string) (closed bool, err error) {
+	var one int
+	err = tx.QueryRow(ctx, "SELECT 1 FROM batch WHERE id = $1 AND fence = $2 AND state = 'open' FOR UPDATE", l.Batch, l.fence).Scan(&one)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("lock batch %d: %w", l.Batch, err)
+	}
+	return l.close(ctx, tx, drainer)
+}
+
+// close needs the batch's row locked FOR UPDATE. The columns of a retry's batch stay 0: a delivery counts in the batch that it was planned in, so that sums
+// over batches count everyone once.
+func (l *Lease) close(ctx context.Context, tx *postgres.Tx, drainer string) (bool, error) {
+	open, err := l.open(ctx, tx, 0, l.Size())
+	if err != nil || len(open) > 0 {
+		return false, err
+	}
+	ids := make([]int64, l.Size())
+	for n := range ids {
+		ids[n] = l.Delivery(n + 1)
+	}
+	rows, err := tx.Query(ctx, "SELECT state, count(*) FROM delivery WHERE id = ANY ($1) GROUP BY state", ids)
+	if err != nil {
+		return false, fmt.Errorf("count batch %d: %w", l.Batch, err)
+	}
+	counts := map[State]int64{}
+	var s State
+	var n int64
+	if _, err = pgx.ForEachRow(rows, []any{&s, &n}, func() error { counts[s] = n; return nil }); err != nil {
+		return false, fmt.Errorf("count batch %d: %w", l.Batch, err)
+	}
+	_, err = tx.Exec(ctx, `UPDATE batch SET state = 'closed', closed_at = onda.now(), lease_until = '-infinity', mark = cardinality(contacts),
+		sent = $2 * own, deferred = $3 * own, failed = $4 * own, suppressed = $5 * own, unknown = $6 * own
+		FROM (SELECT CASE WHEN $7 = 1 THEN 1 ELSE 0 END own) o WHERE id = $1`,
+		l.Batch, counts[Sent], counts[Deferred], counts[Failed], counts[Suppressed], counts[Unknown], l.Attempt)
+	if err != nil {
+		return false, fmt.Errorf("close batch %d: %w", l.Batch, err)
+	}
+	e, err := event.New(tx.Tenant.Name, drainer, strconv.FormatInt(l.Batch, 10), event.DeriveID("email.batch.sent", tx.Tenant.Name, strconv.FormatInt(l.Batch, 10)),
+		event.EmailBatchSent{Run: l.Run, Batch: l.Batch, Counts: event.Outcomes{
+			Sent: counts[Sent], Deferred: counts[Deferred], Failed: counts[Failed], Suppressed: counts[Suppressed], Unknown: counts[Unknown],
+		}}, event.Correlation(l.Run))
+	if err != nil {
+		return false, err
+	}
+	tx.Wake("campaign", tx.Now().Add(tx.Tick()))
+	return true, tx.Publish(ctx, drainer, e)
+}
+
+// RetryAt is when a mail that was deferred at an attempt is tried again; ok is false when it expires before that.
+func RetryAt(now time.Time, attempt int, expires time.Time) (at time.Time, ok bool) {
+	at = now.Add(backOff(attempt))
+	return at, at.Before(expires)
+}

@@ -1,0 +1,207 @@
+package delivery
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onda-run/onda/internal/event"
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+// keepRequests is how long a transactional mail's data, and its key, are kept.
+const keepRequests = 7 * 24 * time.Hour
+
+// Errors of Request.
+var (
+	ErrUnknownEmail     = errors.New("there is no such email")
+	ErrNotTransactional = errors.New("the email is not transactional")
+	ErrKeyReused        = errors.New("the key was used for another request")
+)
+
+// Attachment is a file that a transactional mail brings. Its content is base64 in JSON.
+type Attachment struct {
+	Name    string `json:"name"`
+	Type    string `json:"type,omitempty"`
+	Content []byte `json:"content"`
+}
+
+// TransactionalMail is one mail to one contact, without consent.
+type TransactionalMail struct {
+	// Email is the name of the Email document, whose version in force is sent.
+	Email   string
+	Contact int64
+	// Data is what the template sees as data.*.
+	Data        map[string]any
+	Attachments []Attachment
+	// Key makes a repeat the same mail, for seven days; empty for none.
+	Key string
+	// Cause is the id of the event or request that caused it.
+	Cause string
+}
+
+// hash tells a repeat from a reuse of the key. encoding/json sorts keys.
+func (m TransactionalMail) hash() ([]byte, error) {
+	body, err := json.Marshal([]any{m.Email, m.Contact, m.Data, m.Attachments})
+	if err != nil {
+		return nil, fmt.Errorf("encode request: %w", err)
+	}
+	sum := sha256.Sum256(body)
+	return sum[:], nil
+}
+
+// Request stores a transactional mail as a batch of one in its email's standing run, which it makes where there is none, and rings email.requested. A repeat
+// under the same key gives the first's delivery and repeated; another mail under the same key is ErrKeyReused.
+func Request(ctx context.Context, tx *postgres.Tx, drainer string, m TransactionalMail) (delivery int64, repeated bool, err error) {
+	hash, err := m.hash()
+	if err != nil {
+		return 0, false, err
+	}
+	if delivery, repeated, err = repeatOf(ctx, tx, m.Key, hash); repeated || err != nil {
+		return delivery, repeated, err
+	}
+	run, email, err := standingRun(ctx, tx, m.Email)
+	if err != nil {
+		return 0, false, err
+	}
+	if err := tx.EnsurePartitions(ctx); err != nil {
+		return 0, false, err
+	}
+	data, attachments, err := m.encode()
+	if err != nil {
+		return 0, false, err
+	}
+	// The key comes first: two requests at once under one key must not both leave a batch.
+	err = tx.QueryRow(ctx, `INSERT INTO request (delivery, key, hash, data, attachments)
+		VALUES (nextval(pg_get_serial_sequence('batch', 'id')) << 9 | 1, nullif($1, ''), $2, $3, $4) ON CONFLICT (key) DO NOTHING RETURNING delivery`,
+		m.Key, hash, data, attachments).Scan(&delivery)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return repeatOf(ctx, tx, m.Key, hash)
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("store request: %w", err)
+	}
+	now := tx.Now()
+	if _, err := tx.Exec(ctx, insertBatch, BatchOf(delivery), run, "", 1, Transactional, email, []int64{m.Contact}, now, now.Add(Life), m.Cause); err != nil {
+		return 0, false, fmt.Errorf("plan a transactional mail: %w", err)
+	}
+	tx.Wake(Function(Transactional), now)
+	id := strconv.FormatInt(delivery, 10)
+	opts := []event.Option{event.Correlation(run), event.PartitionKey(m.Contact)}
+	if m.Cause != "" {
+		opts = append(opts, event.Causation(m.Cause))
+	}
+	e, err := event.New(tx.Tenant.Name, drainer, id, event.DeriveID("email.requested", tx.Tenant.Name, id), event.EmailRequested{Delivery: delivery}, opts...)
+	if err != nil {
+		return 0, false, err
+	}
+	return delivery, false, tx.Publish(ctx, drainer, e)
+}
+
+func (m TransactionalMail) encode() (data, attachments []byte, err error) {
+	if m.Data == nil {
+		m.Data = map[string]any{}
+	}
+	if m.Attachments == nil {
+		m.Attachments = []Attachment{}
+	}
+	if data, err = json.Marshal(m.Data); err == nil {
+		attachments, err = json.Marshal(m.Attachments)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("encode request: %w", err)
+	}
+	return data, attachments, nil
+}
+
+func repeatOf(ctx context.Context, tx *postgres.Tx, key string, hash []byte) (delivery int64, repeated bool, err error) {
+	if key == "" {
+		return 0, false, nil
+	}
+	var same bool
+	err = tx.QueryRow(ctx, "SELECT delivery, hash = $2 FROM request WHERE key = $1", key, hash).Scan(&delivery, &same)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return 0, false, nil
+	case err != nil:
+		return 0, false, fmt.Errorf("look for an earlier request: %w", err)
+	case !same:
+		return 0, false, ErrKeyReused
+	}
+	return delivery, true, nil
+}
+
+// standingRun finds or makes the run that all mails of a transactional email belong to.
+func standingRun(ctx context.Context, tx *postgres.Tx, name string) (run, email int64, err error) {
+	var entity int32
+	var transactional bool
+	err = tx.QueryRow(ctx, `SELECT e.id, d.id, coalesce((d.spec ->> 'transactional')::boolean, false)
+		FROM entity e JOIN document d ON d.id = e.current WHERE e.kind = 'Email' AND e.name = $1`, name).Scan(&entity, &email, &transactional)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return 0, 0, fmt.Errorf("email %q: %w", name, ErrUnknownEmail)
+	case err != nil:
+		return 0, 0, fmt.Errorf("look for email %q: %w", name, err)
+	case !transactional:
+		return 0, 0, fmt.Errorf("email %q: %w", name, ErrNotTransactional)
+	}
+	const find = "SELECT id FROM run WHERE entity = $1 AND state IN ('scheduled', 'running', 'paused')"
+	err = tx.QueryRow(ctx, find, entity).Scan(&run)
+	if errors.Is(err, pgx.ErrNoRows) {
+		if _, err = tx.Exec(ctx, `INSERT INTO run (kind, entity, document, state, cause, planned, started_at) VALUES ('standing', $1, $2, 'running', 'transactional', true, onda.now())
+			ON CONFLICT (entity) WHERE state IN ('scheduled', 'running', 'paused') DO NOTHING`, entity, email); err == nil {
+			err = tx.QueryRow(ctx, find, entity).Scan(&run)
+		}
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("find the standing run of email %q: %w", name, err)
+	}
+	return run, email, nil
+}
+
+// Requested is what a transactional mail was asked for with.
+type Requested struct {
+	Data        map[string]any
+	Attachments []Attachment
+}
+
+// Requests gives what the transactional mails among the deliveries were asked for with.
+func Requests(ctx context.Context, tx *postgres.Tx, deliveries []int64) (map[int64]Requested, error) {
+	rows, err := tx.Query(ctx, "SELECT delivery, data, attachments FROM request WHERE delivery = ANY ($1)", deliveries)
+	if err != nil {
+		return nil, fmt.Errorf("read requests: %w", err)
+	}
+	out := map[int64]Requested{}
+	var id int64
+	var data, attachments []byte
+	_, err = pgx.ForEachRow(rows, []any{&id, &data, &attachments}, func() error {
+		var r Requested
+		if err := json.Unmarshal(data, &r.Data); err != nil {
+			return err
+		}
+		if err := json.Unmarshal(attachments, &r.Attachments); err != nil {
+			return err
+		}
+		out[id] = r
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read requests: %w", err)
+	}
+	return out, nil
+}
+
+// ForgetRequests deletes up to 500 requests that are older than seven days; their deliveries stay.
+func ForgetRequests(ctx context.Context, tx *postgres.Tx) (n int64, err error) {
+	tag, err := tx.Exec(ctx, "DELETE FROM request WHERE delivery IN (SELECT delivery FROM request WHERE at <= onda.now() - $1::interval ORDER BY at LIMIT 500)", keepRequests)
+	if err != nil {
+		return 0, fmt.Errorf("forget requests: %w", err)
+	}
+	return tag.RowsAffected(), nil
+}
