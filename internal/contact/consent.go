@@ -1,0 +1,311 @@
+package contact
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onda-run/onda/internal/event"
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+// State is a state of consent.
+type State string
+
+// The states of the ledger and of the projection. A contact without a row has never been asked.
+const (
+	Pending   State = "pending"
+	Granted   State = "granted"
+	Withdrawn State = "withdrawn"
+)
+
+// Purposes that are not topics.
+const (
+	TrackingEmail = "tracking.email"
+	TrackingWeb   = "tracking.web"
+)
+
+// BasisImport is the basis of consent that was given somewhere else. It counts as older than all else: it never undoes a withdrawal.
+const BasisImport = "import"
+
+// Consent is an entry of the ledger to be.
+type Consent struct {
+	Contact int64
+	// Purpose is a topic's name, TrackingEmail or TrackingWeb.
+	Purpose string
+	State   State
+	// Basis is how it came about: form, import, unsubscribe, preferences, complaint, api ...
+	Basis string
+	// Proof is kept as JSON: the form's version, the hash of the text that was shown, the submission; nil for none.
+	Proof map[string]any
+	// Origin is the hash of the address of origin, blanked after OriginUntil; nil for none.
+	Origin      []byte
+	OriginUntil time.Time
+	// At is when it happened, on the tenant's clock; zero for now.
+	At time.Time
+}
+
+// Recorded is what became of a Consent.
+type Recorded struct {
+	// ID is of the ledger's entry, 0 when nothing new was to be told.
+	ID int64
+	// State is the contact's state for the purpose now; empty: never asked.
+	State State
+	// Changed: the state is another than before this call.
+	Changed bool
+	// Refused says why a grant (or a request for one) has no effect: "complaint" (suppressed by a complaint, which ends all marketing until Unsuppress),
+	// "withdrawn" (an import does not undo a withdrawal). Empty otherwise.
+	Refused string
+}
+
+// Record writes entries into the ledger, brings the projection up to date, and writes the facts consent.* and rings their doorbells for states that changed.
+// Any number of entries is a few statements. The result has one element for each entry, in order.
+//
+// The projection of a contact and purpose is the last entry by time; an import counts as older than all others, and a request (pending) does not take away what
+// is granted. So late and repeated entries are harmless. An entry that is there already is not written again: the same state, basis and proof at the same time or,
+// when At is zero or the basis is an import, at any time if it would change nothing. While the address is suppressed by a complaint no topic is granted: the ledger then says
+// that the complaint withdrew it.
+func Record(ctx context.Context, tx *postgres.Tx, drainer string, entries ...Consent) ([]Recorded, error) {
+	w := &writer{drainer: drainer}
+	out, err := record(ctx, tx, w, entries)
+	if err != nil {
+		return nil, err
+	}
+	return out, w.flush(ctx, tx)
+}
+
+// pair is a contact and a purpose.
+type pair struct {
+	contact int64
+	purpose string
+}
+
+func record(ctx context.Context, tx *postgres.Tx, w *writer, entries []Consent) ([]Recorded, error) {
+	out := make([]Recorded, len(entries))
+	if len(entries) == 0 {
+		return out, nil
+	}
+	pairs, err := pairsOf(entries)
+	if err != nil {
+		return nil, err
+	}
+	contacts := make([]int64, len(pairs))
+	for i, p := range pairs {
+		contacts[i] = p.contact
+	}
+	if err := lockContacts(ctx, tx, contacts); err != nil {
+		return nil, err
+	}
+	before, err := standing(ctx, tx, pairs)
+	if err != nil {
+		return nil, err
+	}
+	ids, err := appendLedger(ctx, tx, entries)
+	if err != nil {
+		return nil, err
+	}
+	after, err := project(ctx, tx, w, pairs)
+	if err != nil {
+		return nil, err
+	}
+	for i, e := range entries {
+		p := pair{e.Contact, e.Purpose}
+		now := after[p]
+		out[i] = Recorded{ID: ids[i], State: now.state, Changed: now.state != before[p].state}
+		if e.State != Withdrawn && now.state == Withdrawn {
+			switch {
+			case now.complaint:
+				out[i].Refused = "complaint"
+			case e.Basis == BasisImport:
+				out[i].Refused = "withdrawn"
+			}
+		}
+	}
+	return out, nil
+}
+
+// lockContacts lets one transaction at a time write about a contact's consent; in order of id, so that two never wait for each other.
+func lockContacts(ctx context.Context, tx *postgres.Tx, contacts []int64) error {
+	if _, err := tx.Exec(ctx, "SELECT FROM contact WHERE id = ANY ($1) ORDER BY id FOR UPDATE", contacts); err != nil {
+		return fmt.Errorf("lock contacts: %w", err)
+	}
+	return nil
+}
+
+func pairsOf(entries []Consent) ([]pair, error) {
+	pairs := make([]pair, 0, len(entries))
+	for _, e := range entries {
+		switch {
+		case e.Contact == 0:
+			return nil, fmt.Errorf("record consent for %s: it names no contact", e.Purpose)
+		case e.Purpose == "" || e.Basis == "":
+			return nil, fmt.Errorf("record consent of contact %d: purpose and basis must not be empty", e.Contact)
+		case e.State != Pending && e.State != Granted && e.State != Withdrawn:
+			return nil, fmt.Errorf("record consent of contact %d for %s: %q is not a state", e.Contact, e.Purpose, e.State)
+		}
+		pairs = append(pairs, pair{e.Contact, e.Purpose})
+	}
+	slices.SortFunc(pairs, func(a, b pair) int {
+		if a.contact != b.contact {
+			return int(a.contact - b.contact)
+		}
+		return strings.Compare(a.purpose, b.purpose)
+	})
+	return slices.Compact(pairs), nil
+}
+
+func columns(pairs []pair) (contacts []int64, purposes []string) {
+	contacts, purposes = make([]int64, len(pairs)), make([]string, len(pairs))
+	for i, p := range pairs {
+		contacts[i], purposes[i] = p.contact, p.purpose
+	}
+	return contacts, purposes
+}
+
+// stand is how a contact stands to a purpose.
+type stand struct {
+	state     State
+	complaint bool // its address is suppressed by a complaint, and this is a topic
+}
+
+// inComplaint is SQL: is the contact's address suppressed by a complaint, and is the purpose a topic?
+func inComplaint(contact, purpose string) string {
+	return `(` + purpose + ` NOT LIKE 'tracking.%' AND EXISTS (SELECT FROM suppression s WHERE s.contact = ` + contact + `
+		AND s.channel = 'email' AND s.reason = 'complaint' AND s.until > onda.now()))`
+}
+
+func standing(ctx context.Context, tx *postgres.Tx, pairs []pair) (map[pair]stand, error) {
+	contacts, purposes := columns(pairs)
+	rows, err := tx.Query(ctx, `SELECT u.contact, u.purpose, coalesce(p.state, ''), `+inComplaint("u.contact", "u.purpose")+`
+		FROM unnest($1::bigint[], $2::text[]) u(contact, purpose) LEFT JOIN subscription p USING (contact, purpose)`, contacts, purposes)
+	if err != nil {
+		return nil, fmt.Errorf("read consent: %w", err)
+	}
+	out := make(map[pair]stand, len(pairs))
+	var p pair
+	var s stand
+	_, err = pgx.ForEachRow(rows, []any{&p.contact, &p.purpose, &s.state, &s.complaint}, func() error {
+		out[p] = s
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read consent: %w", err)
+	}
+	return out, nil
+}
+
+// appendLedger adds the entries that are new, and gives their ids, 0 for those that are not.
+func appendLedger(ctx context.Context, tx *postgres.Tx, entries []Consent) ([]int64, error) {
+	n := len(entries)
+	contact, purpose, state, basis := make([]int64, n), make([]string, n), make([]string, n), make([]string, n)
+	proof, origin, until, at := make([]string, n), make([][]byte, n), make([]*time.Time, n), make([]*time.Time, n)
+	for i, e := range entries {
+		b, err := json.Marshal(e.Proof)
+		if err != nil {
+			return nil, fmt.Errorf("encode the proof of a consent: %w", err)
+		}
+		if e.Proof == nil {
+			b = []byte("{}")
+		}
+		contact[i], purpose[i], state[i], basis[i], proof[i], origin[i] = e.Contact, e.Purpose, string(e.State), e.Basis, string(b), e.Origin
+		if !e.OriginUntil.IsZero() {
+			until[i] = &e.OriginUntil
+		}
+		if !e.At.IsZero() {
+			at[i] = &e.At
+		}
+	}
+	// Repeats within the call are found by DISTINCT ON, those of before by NOT EXISTS. An import is refused, not written, where it would have no effect.
+	rows, err := tx.Query(ctx, `WITH u AS (
+		SELECT n, contact, purpose, state, basis, proof::jsonb, origin, origin_until, at,
+		       row_number() OVER (PARTITION BY contact, purpose, state, basis, proof::jsonb, CASE WHEN basis = 'import' THEN NULL ELSE at END ORDER BY n) AS nth
+		  FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bytea[], $7::timestamptz[], $8::timestamptz[])
+		       WITH ORDINALITY u(contact, purpose, state, basis, proof, origin, origin_until, at, n)
+	), fresh AS (
+		SELECT u.* FROM u LEFT JOIN subscription p USING (contact, purpose)
+		 WHERE nth = 1
+		   AND NOT EXISTS (SELECT FROM consent o WHERE o.contact = u.contact AND o.purpose = u.purpose AND o.state = u.state AND o.basis = u.basis AND o.proof = u.proof
+		                      AND (o.at = u.at OR u.basis = 'import' OR u.at IS NULL AND p.state = u.state))
+		   AND NOT (u.basis = 'import' AND u.state <> 'withdrawn' AND (coalesce(p.state, '') = 'withdrawn' OR `+inComplaint("u.contact", "u.purpose")+`))
+	), made AS (
+		SELECT n, nextval(pg_get_serial_sequence('consent', 'id')) AS id, contact, purpose, state, basis, proof, origin, origin_until, at FROM fresh ORDER BY n
+	), written AS (
+		INSERT INTO consent (id, contact, purpose, state, basis, proof, origin, origin_until, at) OVERRIDING SYSTEM VALUE
+		SELECT id, contact, purpose, state, basis, proof, origin, origin_until, coalesce(at, onda.now()) FROM made
+	) SELECT n - 1, id FROM made`, contact, purpose, state, basis, proof, origin, until, at)
+	if err != nil {
+		return nil, fmt.Errorf("write the consent ledger: %w", err)
+	}
+	ids := make([]int64, n)
+	var i int
+	var id int64
+	if _, err = pgx.ForEachRow(rows, []any{&i, &id}, func() error { ids[i] = id; return nil }); err != nil {
+		return nil, fmt.Errorf("write the consent ledger: %w", err)
+	}
+	return ids, nil
+}
+
+// fold is SQL: what the ledger says of each of the pairs $1, $2. An import is at -infinity. decisive is the last entry that is not pending.
+const fold = `u AS (SELECT * FROM unnest($1::bigint[], $2::text[]) u(contact, purpose)
+	), entry AS (
+		SELECT u.contact, u.purpose, c.id, c.state, c.at AS happened, CASE WHEN c.basis = 'import' AND c.state <> 'withdrawn' THEN '-infinity' ELSE c.at END AS at
+		  FROM u JOIN consent c USING (contact, purpose)
+	), decisive AS (
+		SELECT DISTINCT ON (contact, purpose) * FROM entry WHERE state <> 'pending' ORDER BY contact, purpose, at DESC, state DESC, happened DESC, id DESC
+	), asked AS (
+		SELECT DISTINCT ON (contact, purpose) * FROM entry WHERE state = 'pending' ORDER BY contact, purpose, at DESC, id DESC
+	), verdict AS (
+		SELECT u.contact, u.purpose,
+		       CASE WHEN d.state IS NULL OR d.state = 'withdrawn' AND a.at > d.at THEN a.state ELSE d.state END AS state,
+		       CASE WHEN d.state IS NULL OR d.state = 'withdrawn' AND a.at > d.at THEN a.id ELSE d.id END AS consent,
+		       CASE WHEN d.state IS NULL OR d.state = 'withdrawn' AND a.at > d.at THEN a.happened ELSE d.happened END AS happened,
+		       greatest(d.at, a.at) AS latest
+		  FROM u LEFT JOIN decisive d USING (contact, purpose) LEFT JOIN asked a USING (contact, purpose))`
+
+// project makes the projection of the pairs what the ledger and complaints say, and notes the facts of what changed.
+func project(ctx context.Context, tx *postgres.Tx, w *writer, pairs []pair) (map[pair]stand, error) {
+	contacts, purposes := columns(pairs)
+	// What a complaint ends is said in the ledger, too.
+	_, err := tx.Exec(ctx, `WITH `+fold+`
+		INSERT INTO consent (contact, purpose, state, basis, proof, at)
+		SELECT v.contact, v.purpose, 'withdrawn', 'complaint', CASE WHEN s.delivery IS NULL THEN '{}' ELSE jsonb_build_object('delivery', s.delivery) END, greatest(s.at, v.latest)
+		  FROM verdict v JOIN suppression s ON s.contact = v.contact AND s.channel = 'email' AND s.reason = 'complaint' AND s.until > onda.now()
+		 WHERE v.purpose NOT LIKE 'tracking.%' AND v.state IS DISTINCT FROM 'withdrawn' ORDER BY v.contact, v.purpose`, contacts, purposes)
+	if err != nil {
+		return nil, fmt.Errorf("withdraw what a complaint ends: %w", err)
+	}
+	rows, err := tx.Query(ctx, `WITH `+fold+`, was AS (
+		SELECT p.contact, p.purpose, p.state FROM u JOIN subscription p USING (contact, purpose)
+	), written AS (
+		INSERT INTO subscription AS p (contact, purpose, state, consent, at)
+		SELECT contact, purpose, state, consent, happened FROM verdict WHERE state IS NOT NULL ORDER BY contact, purpose
+		ON CONFLICT (contact, purpose) DO UPDATE SET state = excluded.state, consent = excluded.consent, at = excluded.at
+		 WHERE (p.state, p.consent) IS DISTINCT FROM (excluded.state, excluded.consent)
+		RETURNING p.contact, p.purpose, p.state, p.consent, p.at
+	) SELECT written.contact, written.purpose, written.state, written.consent, written.at FROM written LEFT JOIN was USING (contact, purpose)
+	   WHERE was.state IS DISTINCT FROM written.state ORDER BY written.contact, written.purpose`, contacts, purposes)
+	if err != nil {
+		return nil, fmt.Errorf("bring subscriptions up to date: %w", err)
+	}
+	items := map[State][]event.Consent{}
+	var p pair
+	var state State
+	var consent int64
+	var at time.Time
+	_, err = pgx.ForEachRow(rows, []any{&p.contact, &p.purpose, &state, &consent, &at}, func() error {
+		items[state] = append(items[state], event.Consent{Contact: p.contact, Purpose: p.purpose})
+		return w.add("consent."+string(state), p.purpose, p.contact, map[string]any{"consent": consent}, at)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("bring subscriptions up to date: %w", err)
+	}
+	ringItems(w, items[Pending], func(c []event.Consent) event.Data { return event.ConsentPending{Consents: event.Consents{Items: c}} })
+	ringItems(w, items[Granted], func(c []event.Consent) event.Data { return event.ConsentGranted{Consents: event.Consents{Items: c}} })
+	ringItems(w, items[Withdrawn], func(c []event.Consent) event.Data { return event.ConsentWithdrawn{Consents: event.Consents{Items: c}} })
+	return standing(ctx, tx, pairs)
+}

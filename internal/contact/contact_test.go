@@ -1,0 +1,182 @@
+package contact_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/onda-run/onda/internal/contact"
+	"github.com/onda-run/onda/internal/mail"
+	"github.com/onda-run/onda/internal/pgtest"
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+func TestNormalise(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"ada@example.com":                  "ada@example.com",
+		"  Ada.Lovelace@Example.COM\t":     "ada.lovelace@example.com",
+		"zoë@bücher.example":               "zoë@xn--bcher-kva.example",
+		"a+b_c'd=e@sub-domain.example.org": "a+b_c'd=e@sub-domain.example.org",
+		"":                                 "",
+		"ada":                              "",
+		"ada@":                             "",
+		"@example.com":                     "",
+		"ada@localhost":                    "",
+		"ada@example.com.":                 "",
+		"ada@-example.com":                 "",
+		"ada@[127.0.0.1]":                  "",
+		"ada@exa mple.com":                 "",
+		"a da@example.com":                 "",
+		"ada@b@example.com":                "",
+		".ada@example.com":                 "",
+		"a..da@example.com":                "",
+		`"ada"@example.com`:                "",
+		"Ada <ada@example.com>":            "",
+		"ada@example.com\r\nBcc: x@y.zz":   "",
+		"ada\x00@example.com":              "",
+		"ad\u200ba@example.com":            "",
+		"ad\xe9@example.com":               "",
+		"ada@example_.com":                 "",
+		"a123456789a123456789a123456789a123456789a123456789a123456789a1234@example.com": "",
+	} {
+		got, err := contact.Normalise(in)
+		if got != want || (want == "") != errors.Is(err, contact.ErrAddress) {
+			t.Errorf("Normalise(%q) = %q, %v, want %q", in, got, err, want)
+		}
+		if err == nil {
+			if again, err := contact.Normalise(got); again != got || err != nil {
+				t.Errorf("Normalise(%q) = %q, %v: not the one form", got, again, err)
+			}
+			if err := mail.CheckAddress(got); err != nil {
+				t.Errorf("%q is let in and cannot be mailed: %v", got, err)
+			}
+		}
+	}
+}
+
+func TestEnsureFindsOrMakes(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	ensure := func(tenant, address string) (id int64, made bool) {
+		pgtest.In(t, db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+			id, made, err = contact.Ensure(ctx, tx, address)
+			return err
+		})
+		return id, made
+	}
+	a, made := ensure("acme", "Ada@Example.com")
+	if !made || a == 0 {
+		t.Fatalf("made %v %d", made, a)
+	}
+	if again, made := ensure("acme", "ada@example.com "); again != a || made {
+		t.Errorf("again: %d made %v, want %d", again, made, a)
+	}
+	if n := pgtest.One[int](t, db, "brava", "SELECT count(*) FROM contact"); n != 0 {
+		t.Errorf("brava has %d contacts of acme", n)
+	}
+	if n := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM fact WHERE kind = 'contact.changed'"); n != 1 {
+		t.Errorf("%d facts, want 1", n)
+	}
+	b, _ := ensure("acme", "countess@example.com")
+	pgtest.Exec(t, db, "acme", "UPDATE contact SET merged_into = $1 WHERE id = $2", b, a)
+	if got, made := ensure("acme", "ada@example.com"); got != b || made {
+		t.Errorf("after the merge: %d made %v, want %d", got, made, b)
+	}
+	err := db.InTenant(context.Background(), "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		_, _, err := contact.Ensure(ctx, tx, "nonsense")
+		return err
+	})
+	if !errors.Is(err, contact.ErrAddress) {
+		t.Errorf("nonsense: %v", err)
+	}
+}
+
+// facts counts facts by kind and name.
+func facts(t *testing.T, db *postgres.DB, tenant string) map[string]int {
+	t.Helper()
+	out := map[string]int{}
+	for _, s := range pgtest.All[string](t, db, tenant, "SELECT kind || ' ' || name FROM fact ORDER BY id") {
+		out[s]++
+	}
+	return out
+}
+
+func TestUpdateTellsWhatReallyChanged(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	ids := pgtest.All[int64](t, db, "acme", `INSERT INTO contact (email, fields, tags)
+		SELECT 'c' || n || '@example.com', jsonb_build_object('plan', CASE WHEN n % 2 = 0 THEN 'paid' ELSE 'free' END, 'n', n), '{old}' FROM generate_series(1, 1200) n RETURNING id`)
+	update := func(c contact.Change) {
+		t.Helper()
+		pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+			return contact.Update(ctx, tx, "campaign", append(ids, ids...), c, "test")
+		})
+	}
+	update(contact.Change{Fields: map[string]any{"plan": "paid", "n": nil}, AddTags: []string{"vip", "old"}, RemoveTags: []string{"never"}})
+	if n := pgtest.One[int](t, db, "acme", `SELECT count(*) FROM contact WHERE fields = '{"plan": "paid"}' AND tags = '{old,vip}'`); n != 1200 {
+		t.Errorf("%d of 1200 are as told", n)
+	}
+	if n := pgtest.One[int](t, db, "acme", `SELECT sum(cardinality(contacts)) FROM fact WHERE kind = 'contact.changed' AND data->'fields' @> '["n", "plan"]'`); n != 1200 {
+		t.Errorf("contact.changed tells of %d", n)
+	}
+	want := map[string]int{"contact.changed ": 3, "tag.changed vip": 3}
+	if d := cmp.Diff(want, facts(t, db, "acme")); d != "" {
+		t.Error(d)
+	}
+	events := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM outbox")
+	update(contact.Change{Fields: map[string]any{"plan": "paid", "n": nil}, AddTags: []string{"vip"}})
+	if d := cmp.Diff(want, facts(t, db, "acme")); d != "" {
+		t.Errorf("nothing changed, yet: %s", d)
+	}
+	if n := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM outbox"); n != events || events == 0 {
+		t.Errorf("%d events, then %d", events, n)
+	}
+	pgtest.Exec(t, db, "acme", "UPDATE contact SET merged_into = $1 WHERE id = $2", ids[0], ids[1])
+	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		return contact.Update(ctx, tx, "campaign", ids[1:2], contact.Change{RemoveTags: []string{"vip"}}, "test")
+	})
+	if got := pgtest.All[int64](t, db, "acme", "SELECT id FROM contact WHERE NOT tags @> '{vip}'"); !cmp.Equal(got, ids[:1]) {
+		t.Errorf("a change to a merged contact went to %v, want %v", got, ids[:1])
+	}
+}
+
+func TestUpsert(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	upsert := func(rows ...contact.Row) (out []contact.RowResult) {
+		t.Helper()
+		pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) (err error) {
+			out, err = contact.Upsert(ctx, tx, "campaign", rows, "test")
+			return err
+		})
+		return out
+	}
+	out := upsert(
+		contact.Row{Email: "A@example.com", ExternalID: "1", Fields: map[string]any{"x": 1}, AddTags: []string{"b", "a", "b"}},
+		contact.Row{ExternalID: "2"},
+		contact.Row{Email: "a@example.com", Fields: map[string]any{"x": 2}},
+		contact.Row{Email: "b@example.com", ExternalID: "2"},
+		contact.Row{},
+		contact.Row{Email: "bad"},
+	)
+	if !out[0].Made || !out[1].Made || out[2].Made || !out[2].Changed || out[2].Contact != out[0].Contact || out[3].Contact != out[1].Contact || !out[3].Changed ||
+		!errors.Is(out[4].Err, contact.ErrNobody) || !errors.Is(out[5].Err, contact.ErrAddress) {
+		t.Errorf("%+v", out)
+	}
+	if got := pgtest.All[string](t, db, "acme", "SELECT concat_ws(' ', email, external_id, fields, tags) FROM contact ORDER BY id"); !cmp.Equal(got,
+		[]string{`a@example.com 1 {"x": 2} {a,b}`, `b@example.com 2 {} {}`}) {
+		t.Errorf("%q", got)
+	}
+	// Both are there, and are not one.
+	out = upsert(contact.Row{Email: "a@example.com", ExternalID: "2"})
+	out = append(out, upsert(contact.Row{Email: "a@example.com", ExternalID: "3"})...)
+	out = append(out, upsert(contact.Row{Email: "d@example.com", ExternalID: "1"})...)
+	if !errors.Is(out[0].Err, contact.ErrTwoContacts) || !errors.Is(out[1].Err, contact.ErrTwoContacts) || out[2].Err != nil || !out[2].Changed {
+		t.Errorf("%+v", out)
+	}
+}
