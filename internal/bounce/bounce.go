@@ -1,0 +1,207 @@
+package bounce
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"go.uber.org/zap"
+
+	"github.com/onda-run/onda/internal/contact"
+	"github.com/onda-run/onda/internal/delivery"
+	"github.com/onda-run/onda/internal/fn"
+	"github.com/onda-run/onda/internal/mail"
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
+	"github.com/onda-run/onda/internal/token"
+)
+
+// drainer posts what this function publishes, should it not live to: a public function takes no events.
+const drainer = "campaign"
+
+// Build makes the function.
+func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
+	var cfg Config
+	if err := rt.Config(ctx, &cfg); err != nil {
+		return fn.Handler{}, err
+	}
+	db, err := postgres.Open(cfg.Postgres)
+	if err != nil {
+		return fn.Handler{}, err
+	}
+	s := &service{db: db, log: rt.Log}
+	return fn.Handler{
+		HTTP: s.routes(),
+		After: func(ctx context.Context) {
+			if err := db.DrainPending(ctx, rt.Publish); err != nil {
+				rt.Log.Warn("events are left to the sweep", zap.Error(err))
+			}
+		},
+		Close: func(context.Context) error { db.Close(); return nil },
+	}, nil
+}
+
+type service struct {
+	db  *postgres.DB
+	log *zap.Logger
+}
+
+// Result is what became of a mail that came back.
+type Result string
+
+// The results.
+const (
+	Bounced      Result = "bounced"
+	Delivered    Result = "delivered"
+	Delayed      Result = "delayed" // the next server still tries
+	Complained   Result = "complained"
+	Unsubscribed Result = "unsubscribed"
+	Ignored      Result = "ignored"      // a mail of another sort, such as an automatic reply, or a report that asks for nothing
+	Unattributed Result = "unattributed" // a report without a token that proves which mail it is about
+)
+
+// errNotOurs: a token that does not prove itself, or is of another tenant.
+var errNotOurs = errors.New("no token proves which mail this is about")
+
+// take reads one mail that came back and does what it asks for. recipients are the addresses that it was sent to, where they are known.
+func (s *service) take(ctx context.Context, tx *postgres.Tx, raw io.Reader, recipients ...string) (Result, error) {
+	for _, r := range recipients {
+		if tok, ok := unsubscribeToken(r); ok {
+			return s.unsubscribe(ctx, tx, tok, "mail")
+		}
+	}
+	rep, err := mail.ParseReport(raw, recipients...)
+	switch {
+	case errors.Is(err, mail.ErrNotReport):
+		return Ignored, nil
+	case err != nil:
+		return "", err
+	case rep.Kind == mail.ARF:
+		return s.complaint(ctx, tx, rep)
+	}
+	return s.report(ctx, tx, rep)
+}
+
+// report takes a report of delivery (RFC 3464 section 2.3.3).
+func (s *service) report(ctx context.Context, tx *postgres.Tx, rep *mail.Report) (Result, error) {
+	switch rep.Action {
+	case "failed", "delivered":
+	case "delayed":
+		return Delayed, nil
+	default:
+		return Ignored, nil
+	}
+	id, err := s.delivery(ctx, tx, rep.ReturnPathToken)
+	if errors.Is(err, errNotOurs) {
+		return Unattributed, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	if rep.Action == "delivered" {
+		_, _, err := delivery.SettleDelivered(ctx, tx, drainer, delivery.Later{Delivery: id})
+		return Delivered, err
+	}
+	who, news, err := delivery.Bounced(ctx, tx, drainer, delivery.Later{Delivery: id, Class: string(rep.Class)})
+	if err != nil || !news || rep.Class != mail.Hard {
+		return Bounced, err
+	}
+	// Only a mailbox that is not there ends mail to it. A block is our fault, and soft says later.
+	_, err = contact.Suppress(ctx, tx, drainer, contact.Suppression{Contact: who, Reason: contact.Bounce, Delivery: id})
+	return Bounced, err
+}
+
+// complaint takes a report of abuse (RFC 5965). Providers blank out much of it: the token in List-Unsubscribe is enough.
+func (s *service) complaint(ctx context.Context, tx *postgres.Tx, rep *mail.Report) (Result, error) {
+	switch rep.FeedbackType {
+	case "not-spam":
+		return Ignored, nil
+	case "opt-out":
+		return s.unsubscribe(ctx, tx, rep.UnsubscribeToken, "feedback")
+	}
+	id, err := s.delivery(ctx, tx, rep.ReturnPathToken)
+	if err != nil && !errors.Is(err, errNotOurs) {
+		return "", err
+	}
+	var who int64
+	if err == nil {
+		if who, _, err = delivery.Complained(ctx, tx, drainer, delivery.Later{Delivery: id}); err != nil {
+			return "", err
+		}
+	} else {
+		c, err := s.verify(ctx, tx, rep.UnsubscribeToken, token.Unsubscribe)
+		if errors.Is(err, errNotOurs) {
+			return Unattributed, nil
+		}
+		if err != nil {
+			return "", err
+		}
+		who = c.Contact
+	}
+	_, err = contact.Suppress(ctx, tx, drainer, contact.Suppression{Contact: who, Reason: contact.Complaint, Delivery: id})
+	return Complained, err
+}
+
+// unsubscribe withdraws consent to the topic that the token names, or to all.
+func (s *service) unsubscribe(ctx context.Context, tx *postgres.Tx, tok, by string) (Result, error) {
+	c, err := s.verify(ctx, tx, tok, token.Unsubscribe)
+	if errors.Is(err, errNotOurs) {
+		return Unattributed, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	rows, err := tx.Query(ctx, "SELECT name FROM entity WHERE kind = $1 AND (id = $2 OR $2 = 0) ORDER BY name", spec.KindTopic, c.Topic)
+	if err != nil {
+		return "", fmt.Errorf("look up topic: %w", err)
+	}
+	topics, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return "", fmt.Errorf("look up topic: %w", err)
+	}
+	entries := make([]contact.Consent, len(topics))
+	for i, t := range topics {
+		entries[i] = contact.Consent{Contact: c.Contact, Purpose: t, State: contact.Withdrawn, Basis: "unsubscribe", Proof: map[string]any{"by": by}}
+	}
+	_, err = contact.Record(ctx, tx, drainer, entries...)
+	return Unsubscribed, err
+}
+
+// delivery proves the token of a return path. errNotOurs when it does not, or when there is no such delivery.
+func (s *service) delivery(ctx context.Context, tx *postgres.Tx, tok string) (int64, error) {
+	c, err := s.verify(ctx, tx, tok, token.ReturnPath)
+	if err != nil {
+		return 0, err
+	}
+	var there bool
+	err = tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM batch WHERE id = $1)", delivery.BatchOf(c.Delivery)).Scan(&there)
+	if err != nil {
+		return 0, fmt.Errorf("look up delivery: %w", err)
+	}
+	if !there {
+		return 0, errNotOurs
+	}
+	return c.Delivery, nil
+}
+
+func (s *service) verify(ctx context.Context, tx *postgres.Tx, tok string, purpose token.Purpose) (token.Claims, error) {
+	keys, err := tx.Keys(ctx)
+	if err != nil {
+		return token.Claims{}, err
+	}
+	c, err := keys.Tokens.Verify(tok, purpose, tx.Now())
+	if err != nil || c.Tenant != tx.Tenant.Number {
+		return token.Claims{}, errNotOurs
+	}
+	return c, nil
+}
+
+// unsubscribeToken finds the token in an address of List-Unsubscribe: u+TOKEN@domain.
+func unsubscribeToken(address string) (string, bool) {
+	local, _, _ := strings.Cut(strings.Trim(address, "<> "), "@")
+	tok, ok := strings.CutPrefix(strings.ToLower(local), "u+")
+	return tok, ok && tok != ""
+}
