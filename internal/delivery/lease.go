@@ -238,7 +238,7 @@ func (l *Lease) Release(ctx context.Context, tx *postgres.Tx) error {
 }
 
 // Close closes the batch when each of its recipients has an outcome, writes its counts, and publishes email.batch.sent. closed is false when the batch is held
-// by another now, or is not at its end.
+// by another now, or is not at its end. In a transaction that has recorded nothing: the lock it needs comes before those of deliveries.
 func (l *Lease) Close(ctx context.Context, tx *postgres.Tx, drainer string) (closed bool, err error) {
 	var one int
 	err = tx.QueryRow(ctx, "SELECT 1 FROM batch WHERE id = $1 AND fence = $2 AND state = 'open' FOR UPDATE", l.Batch, l.fence).Scan(&one)

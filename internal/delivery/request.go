@@ -141,7 +141,7 @@ func repeatOf(ctx context.Context, tx *postgres.Tx, key string, hash []byte) (de
 func standingRun(ctx context.Context, tx *postgres.Tx, name string) (run, email int64, err error) {
 	var entity int32
 	var transactional bool
-	err = tx.QueryRow(ctx, `SELECT e.id, d.id, coalesce((d.spec ->> 'transactional')::boolean, false)
+	err = tx.QueryRow(ctx, `SELECT e.id, d.id, coalesce((d.spec #>> '{spec,transactional}')::boolean, false)
 		FROM entity e JOIN document d ON d.id = e.current WHERE e.kind = 'Email' AND e.name = $1`, name).Scan(&entity, &email, &transactional)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
