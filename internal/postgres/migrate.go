@@ -294,3 +294,12 @@ func Migrations() fs.FS {
 	}
 	return sub
 }
+
+// HasProgramKey tells whether the tenant has a program's key in force, by its SHA-256.
+func (a *Admin) HasProgramKey(ctx context.Context, tenant string, sum []byte) (ok bool, err error) {
+	sql := fmt.Sprintf("SELECT EXISTS (SELECT FROM %s.key WHERE secret = $1 AND kind IN ('pk', 'sk') AND retired_at IS NULL)", pgx.Identifier{tenant}.Sanitize())
+	if err := a.conn.QueryRow(ctx, sql, sum).Scan(&ok); err != nil {
+		return false, fmt.Errorf("look for a program's key of tenant %s: %w", tenant, err)
+	}
+	return ok, nil
+}

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/onda-run/onda/internal/apply"
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
+)
+
+type applyCmd struct {
+	File string `short:"f" required:"" type:"existingdir" help:"Directory of documents." placeholder:"DIR"`
+}
+
+// Help is shown by --help.
+func (applyCmd) Help() string {
+	return "Every problem of every document is listed, and then nothing is applied. To apply again changes nothing.\n\nExample:\n  onda --tenant acme apply -f examples/company"
+}
+
+// Run applies a directory.
+func (c applyCmd) Run(ctx context.Context, s *session) error {
+	changes, err := s.documents(ctx, c.File, apply.Apply)
+	if err != nil {
+		return err
+	}
+	return s.printChanges(changes, false)
+}
+
+type diffCmd struct {
+	File string `short:"f" required:"" type:"existingdir" help:"Directory of documents." placeholder:"DIR"`
+}
+
+// Help is shown by --help.
+func (diffCmd) Help() string {
+	return "Changes nothing.\n\nExample:\n  onda --tenant acme diff -f examples/company"
+}
+
+// Run shows what apply would do.
+func (c diffCmd) Run(ctx context.Context, s *session) error {
+	changes, err := s.documents(ctx, c.File, apply.Diff)
+	if err != nil {
+		return err
+	}
+	return s.printChanges(changes, true)
+}
+
+type schemaCmd struct{}
+
+// Help is shown by --help.
+func (schemaCmd) Help() string {
+	return "Example:\n  onda schema > onda.schema.json"
+}
+
+// Run prints the JSON Schema of the documents.
+func (schemaCmd) Run(s *session) error {
+	s.print("%s", spec.JSONSchema())
+	return nil
+}
+
+// documents loads a directory and does one thing with it, in one transaction. What is wrong with the documents is printed, a line each.
+func (s *session) documents(ctx context.Context, dir string, do func(context.Context, *postgres.Tx, *spec.Set) ([]apply.Change, error)) (changes []apply.Change, err error) {
+	err = s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) error {
+		set, err := apply.Load(ctx, tx, os.DirFS(dir))
+		if err != nil {
+			return err
+		}
+		if len(set.Documents) == 0 {
+			return fmt.Errorf("%s: there is no .yaml file in it", dir)
+		}
+		changes, err = do(ctx, tx, set)
+		return err
+	})
+	var problems spec.Problems
+	if errors.As(err, &problems) {
+		for _, p := range problems {
+			_, _ = fmt.Fprintln(s.stderr, p)
+		}
+		_, _ = fmt.Fprintf(s.stderr, "%s in %s; nothing was applied\n", count(len(problems), "problem"), dir)
+		return nil, errQuiet
+	}
+	if err != nil {
+		return nil, err
+	}
+	return changes, s.ring(ctx)
+}
+
+func (s *session) printChanges(changes []apply.Change, would bool) error {
+	if changes == nil {
+		changes = []apply.Change{}
+	}
+	if ok, err := s.data(changes); ok {
+		return err
+	}
+	n := map[apply.Action]int{}
+	for _, c := range changes {
+		n[c.Action]++
+		switch c.Action {
+		case apply.Keep:
+			continue
+		case apply.Create:
+			s.print("+ %s %s", c.Kind, c.Name)
+		case apply.Update:
+			s.print("~ %s %s (version %d)", c.Kind, c.Name, c.Version)
+		}
+		for _, e := range c.Edits {
+			s.print("    %s: %s -> %s", e.Path, apply.Text(e.Before, 60), apply.Text(e.After, 60))
+		}
+	}
+	verb := ""
+	if would {
+		verb = "would be "
+	}
+	s.print("%d %screated, %d %supdated, %d unchanged", n[apply.Create], verb, n[apply.Update], verb, n[apply.Keep])
+	return nil
+}
+
+// count is a number with its noun.
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}

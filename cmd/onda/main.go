@@ -1,0 +1,99 @@
+// Command onda is Onda's command line: it applies documents, imports contacts, starts campaigns, explains and reports what happened, makes tenants,
+// and runs all of Onda on one machine (onda dev).
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+// Exit statuses.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+type cli struct {
+	Tenant string `help:"Tenant to work in." env:"ONDA_TENANT" placeholder:"NAME"`
+	Output string `help:"How data is printed: ${enum}." enum:"text,json" default:"text" short:"o"`
+
+	Dev      devCmd      `cmd:"" help:"Run all of Onda on this machine, each function started at its first request and ended when idle."`
+	Migrate  migrateCmd  `cmd:"" help:"Bring the database to the newest schema."`
+	Apply    applyCmd    `cmd:"" help:"Apply a directory of documents, all or nothing."`
+	Diff     diffCmd     `cmd:"" help:"Show what apply would change."`
+	Schema   schemaCmd   `cmd:"" help:"Print the JSON Schema of the documents, for editors."`
+	Import   importCmd   `cmd:"" help:"Import contacts from a CSV file."`
+	Segment  segmentCmd  `cmd:"" help:"Count a segment's members."`
+	Campaign campaignCmd `cmd:"" help:"Start, pause, resume, cancel and look into campaigns and broadcasts."`
+	Explain  explainCmd  `cmd:"" help:"Tell all that is known about one delivery."`
+	Report   reportCmd   `cmd:"" help:"Report what became of a campaign's mails."`
+	Email    emailCmd    `cmd:"" help:"Preview an email, or send a test of it."`
+	Event    eventCmd    `cmd:"" help:"Send events, list those that failed, and replay them."`
+	TenantC  tenantCmd   `cmd:"" name:"tenant" help:"Make and list tenants."`
+	Version  versionCmd  `cmd:"" help:"Print the version."`
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// run runs one command and returns its exit status.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	var c cli
+	s := &session{stdin: stdin, stdout: stdout, stderr: stderr}
+	exit := -1
+	parser, err := kong.New(&c, kong.Name("onda"), kong.Description("Marketing automation that scales to zero."), kong.Writers(stdout, stderr),
+		kong.UsageOnError(), kong.Exit(func(code int) { exit = code }), kong.ConfigureHelp(kong.HelpOptions{Compact: true}))
+	if err != nil {
+		_, _ = fmt.Fprintf(stderr, "onda: %v\n", err)
+		return exitFailed
+	}
+	k, err := parser.Parse(args)
+	if exit >= 0 { // --help
+		return exit
+	}
+	if err != nil {
+		_, _ = fmt.Fprintf(stderr, "onda: %v\nTry: onda --help\n", err)
+		return exitUsage
+	}
+	if err := s.loadEnv(); err != nil {
+		_, _ = fmt.Fprintf(stderr, "onda: %v\n", err)
+		return exitFailed
+	}
+	s.tenant, s.json = c.Tenant, c.Output == "json"
+	if s.tenant == "" {
+		s.tenant = s.env("ONDA_TENANT")
+	}
+	defer s.close()
+	k.BindTo(ctx, (*context.Context)(nil))
+	err = k.Run(s)
+	var usage usageError
+	switch {
+	case errors.As(err, &usage):
+		_, _ = fmt.Fprintf(stderr, "onda: %v\nTry: onda %s --help\n", err, k.Command())
+		return exitUsage
+	case errors.Is(err, errQuiet):
+		return exitFailed
+	case err != nil:
+		_, _ = fmt.Fprintf(stderr, "onda: %v\n", err)
+		return exitFailed
+	}
+	return 0
+}
+
+// usageError is an error of the one who typed the command.
+type usageError struct{ msg string }
+
+func (e usageError) Error() string { return e.msg }
+
+// errQuiet ends a command with status 1 when it has said all there is to say.
+var errQuiet = errors.New("failed")

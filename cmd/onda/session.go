@@ -1,0 +1,142 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/mattn/go-isatty"
+	"github.com/schollz/progressbar/v3"
+
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+// session is what the commands of one run share: streams, environment, and the database once a command asked for it.
+type session struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	tenant         string
+	json           bool
+
+	file map[string]string // of the env file that onda dev leaves
+	db   *postgres.DB
+}
+
+// envFile is where onda dev writes what other commands need to reach it, in the directory it was started in.
+const envFile = ".onda/env"
+
+// loadEnv reads the env file of this directory or of one above it. The real environment goes first.
+func (s *session) loadEnv() error {
+	dir, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	for {
+		f, err := os.Open(filepath.Join(dir, envFile))
+		if err == nil {
+			defer f.Close()
+			s.file = map[string]string{}
+			lines := bufio.NewScanner(f)
+			for lines.Scan() {
+				if k, v, ok := strings.Cut(lines.Text(), "="); ok {
+					s.file[k] = v
+				}
+			}
+			return lines.Err()
+		}
+		up := filepath.Dir(dir)
+		if up == dir {
+			return nil
+		}
+		dir = up
+	}
+}
+
+func (s *session) env(name string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return s.file[name]
+}
+
+// Lookup is env for go-envconfig.
+func (s *session) Lookup(name string) (string, bool) {
+	v := s.env(name)
+	return v, v != ""
+}
+
+// database opens the database as a function would, and checks that a tenant is named.
+func (s *session) database() (*postgres.DB, string, error) {
+	if s.tenant == "" {
+		return nil, "", usageError{"which tenant? Name it with --tenant or ONDA_TENANT"}
+	}
+	if s.db == nil {
+		url := s.env("ONDA_DATABASE_URL")
+		if url == "" {
+			return nil, "", errors.New("ONDA_DATABASE_URL: is not set; it is the URL of Postgres, such as postgres://onda_pool@host/onda (onda dev sets it for this directory)")
+		}
+		db, err := postgres.Open(postgres.Config{URL: url, MaxConns: 4, Tick: s.tick()})
+		if err != nil {
+			return nil, "", err
+		}
+		s.db = db
+	}
+	return s.db, s.tenant, nil
+}
+
+// inTenant runs f in a transaction of the tenant.
+func (s *session) inTenant(ctx context.Context, f func(ctx context.Context, tx *postgres.Tx) error) error {
+	db, tenant, err := s.database()
+	if err != nil {
+		return err
+	}
+	err = db.InTenant(ctx, tenant, f)
+	if errors.Is(err, postgres.ErrUnknownTenant) {
+		return fmt.Errorf("there is no tenant %s; onda tenant list shows them, onda tenant create %s makes it", tenant, tenant)
+	}
+	return err
+}
+
+// admin connects with the rights to make roles and schemas.
+func (s *session) admin(ctx context.Context) (*postgres.Admin, error) {
+	url := s.env("ONDA_ADMIN_DATABASE_URL")
+	if url == "" {
+		return nil, errors.New("ONDA_ADMIN_DATABASE_URL: is not set; it is the URL of a login that may make roles and schemas")
+	}
+	return postgres.OpenAdmin(ctx, url)
+}
+
+func (s *session) close() {
+	if s.db != nil {
+		s.db.Close()
+	}
+}
+
+// print writes a line of text.
+func (s *session) print(format string, args ...any) {
+	_, _ = fmt.Fprintf(s.stdout, format+"\n", args...)
+}
+
+// data writes v as JSON when that was asked for; then it answers true.
+func (s *session) data(v any) (bool, error) {
+	if !s.json {
+		return false, nil
+	}
+	enc := json.NewEncoder(s.stdout)
+	enc.SetIndent("", "  ")
+	return true, enc.Encode(v)
+}
+
+// bar is a progress bar on a terminal and nothing elsewhere. total is -1 where it is not known.
+func (s *session) bar(total int64, what string) *progressbar.ProgressBar {
+	f, ok := s.stderr.(*os.File)
+	visible := ok && isatty.IsTerminal(f.Fd())
+	return progressbar.NewOptions64(total, progressbar.OptionSetWriter(s.stderr), progressbar.OptionSetDescription(what), progressbar.OptionSetVisibility(visible),
+		progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetWidth(30), progressbar.OptionClearOnFinish(), progressbar.OptionSetPredictTime(true))
+}

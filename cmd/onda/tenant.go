@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"github.com/onda-run/onda/internal/token"
+)
+
+type migrateCmd struct{}
+
+// Help is shown by --help.
+func (migrateCmd) Help() string {
+	return "Needs ONDA_ADMIN_DATABASE_URL. Safe to run again, and while the version before is still at work.\n\nExample:\n  onda migrate"
+}
+
+// Run brings the database to the newest schema.
+func (migrateCmd) Run(ctx context.Context, s *session) error {
+	a, err := s.admin(ctx)
+	if err != nil {
+		return err
+	}
+	defer a.Close(ctx)
+	m, err := a.Migrate(ctx)
+	if err != nil {
+		return err
+	}
+	if ok, err := s.data(m); ok {
+		return err
+	}
+	s.print("shared schema: %d migrations applied; tenants migrated: %d", m.Shared, len(m.Tenants))
+	return nil
+}
+
+type tenantCmd struct {
+	Create tenantCreateCmd `cmd:"" help:"Make a tenant: its role, schema and keys."`
+	List   tenantListCmd   `cmd:"" help:"List all tenants."`
+	Key    tenantKeyCmd    `cmd:"" help:"Make a key for a program of the tenant's. It is shown once."`
+	Clock  tenantClockCmd  `cmd:"" help:"Move the tenant's clock, in a database for development."`
+}
+
+type tenantCreateCmd struct {
+	Name string `arg:"" help:"Its name: a-z, 0-9 and -, at most 40."`
+}
+
+// Help is shown by --help.
+func (tenantCreateCmd) Help() string {
+	return "Needs ONDA_ADMIN_DATABASE_URL. Changes nothing when the tenant is there.\n\nExample:\n  onda tenant create acme"
+}
+
+// Run makes the tenant.
+func (c tenantCreateCmd) Run(ctx context.Context, s *session) error {
+	a, err := s.admin(ctx)
+	if err != nil {
+		return err
+	}
+	defer a.Close(ctx)
+	began := time.Now()
+	made, err := a.CreateTenant(ctx, c.Name)
+	if err != nil {
+		return err
+	}
+	took := time.Since(began)
+	if ok, err := s.data(map[string]any{"name": c.Name, "made": made, "ms": took.Milliseconds()}); ok {
+		return err
+	}
+	if made {
+		s.print("tenant %s made in %d ms", c.Name, took.Milliseconds())
+	} else {
+		s.print("tenant %s is there already", c.Name)
+	}
+	return nil
+}
+
+type tenantListCmd struct{}
+
+// Help is shown by --help.
+func (tenantListCmd) Help() string {
+	return "Needs ONDA_ADMIN_DATABASE_URL.\n\nExample:\n  onda tenant list --output json"
+}
+
+// Run lists tenants.
+func (tenantListCmd) Run(ctx context.Context, s *session) error {
+	a, err := s.admin(ctx)
+	if err != nil {
+		return err
+	}
+	defer a.Close(ctx)
+	tenants, err := a.Tenants(ctx)
+	if err != nil {
+		return err
+	}
+	if ok, err := s.data(tenants); ok {
+		return err
+	}
+	w := tabwriter.NewWriter(s.stdout, 0, 8, 2, ' ', 0)
+	_, _ = fmt.Fprintln(w, "NUMBER\tNAME\tSTATE\tSCHEMA\tCREATED\tCLOCK")
+	for _, t := range tenants {
+		clock := "real"
+		if t.Offset != 0 {
+			clock = fmt.Sprintf("%+v", t.Offset)
+		}
+		_, _ = fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%s\t%s\n", t.Number, t.Name, t.State, t.Schema, t.Created.UTC().Format(time.DateTime), clock)
+	}
+	return w.Flush()
+}
+
+type tenantKeyCmd struct {
+	Name string `arg:"" help:"What the key is for."`
+	Kind string `help:"secret (sk: programs) or public (pk: browsers)." enum:"secret,public" default:"secret"`
+}
+
+// Help is shown by --help.
+func (tenantKeyCmd) Help() string {
+	return "Needs ONDA_ADMIN_DATABASE_URL. Only the key's SHA-256 is stored.\n\nExample:\n  onda --tenant acme tenant key shop --kind secret"
+}
+
+// Run makes the key.
+func (c tenantKeyCmd) Run(ctx context.Context, s *session) error {
+	if s.tenant == "" {
+		return usageError{"which tenant? Name it with --tenant or ONDA_TENANT"}
+	}
+	a, err := s.admin(ctx)
+	if err != nil {
+		return err
+	}
+	defer a.Close(ctx)
+	tenants, err := a.Tenants(ctx)
+	if err != nil {
+		return err
+	}
+	for _, t := range tenants {
+		if t.Name != s.tenant {
+			continue
+		}
+		kind := token.SecretKey
+		if c.Kind == "public" {
+			kind = token.PublicKey
+		}
+		key, err := token.NewProgramKey(kind, t.Number)
+		if err != nil {
+			return err
+		}
+		sum := key.Hash()
+		if err := a.AddProgramKey(ctx, t.Name, string(kind), c.Name, sum[:]); err != nil {
+			return err
+		}
+		if ok, err := s.data(map[string]string{"key": key.Reveal()}); ok {
+			return err
+		}
+		s.print("%s", key.Reveal())
+		return nil
+	}
+	return fmt.Errorf("there is no tenant %s; onda tenant list shows them", s.tenant)
+}
+
+type tenantClockCmd struct {
+	By time.Duration `arg:"" help:"How far, such as 72h."`
+}
+
+// Help is shown by --help.
+func (tenantClockCmd) Help() string {
+	return "Needs ONDA_ADMIN_DATABASE_URL and a database marked as one for development. Due dates follow the moved clock; leases do not.\n\nExample:\n  onda --tenant acme tenant clock 72h"
+}
+
+// Run moves the clock.
+func (c tenantClockCmd) Run(ctx context.Context, s *session) error {
+	if s.tenant == "" {
+		return usageError{"which tenant? Name it with --tenant or ONDA_TENANT"}
+	}
+	a, err := s.admin(ctx)
+	if err != nil {
+		return err
+	}
+	defer a.Close(ctx)
+	now, err := a.MoveClock(ctx, s.tenant, c.By)
+	if err != nil {
+		return err
+	}
+	s.print("it is now %s for %s", now.UTC().Format(time.RFC3339), s.tenant)
+	return nil
+}
