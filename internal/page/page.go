@@ -1,0 +1,191 @@
+// Package page is what visitors see of Onda: the shell of its pages, their style, and their texts in the visitor's language.
+//
+// Invariants: a page is one answer that loads nothing from elsewhere; it works without scripts; its Content-Security-Policy lets nothing run that
+// is not in it; it is readable with a keyboard, a screen reader, on a phone and in the dark (WCAG 2.2 AA).
+package page
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"embed"
+	"encoding/base64"
+	"fmt"
+	"html/template"
+	"io/fs"
+	"net/http"
+	"strconv"
+	"strings"
+)
+
+//go:embed shell.html style.css texts
+var files embed.FS
+
+// Pages renders the pages of one function.
+type Pages struct {
+	templates *template.Template
+	texts     map[string]texts
+	style     template.CSS
+	styleHash string
+}
+
+// New parses the shell together with a function's own templates: each file of the file system that matches a pattern may define several blocks, which a View
+// names. In them .T gives a text, .Lang the language and .Data what the View brought.
+func New(own fs.FS, patterns ...string) (*Pages, error) {
+	css, err := files.ReadFile("style.css")
+	if err != nil {
+		return nil, fmt.Errorf("read the pages' style: %w", err)
+	}
+	all, err := readTexts()
+	if err != nil {
+		return nil, err
+	}
+	t, err := template.ParseFS(files, "shell.html")
+	if err == nil && own != nil {
+		t, err = t.ParseFS(own, patterns...)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("parse pages: %w", err)
+	}
+	sum := sha256.Sum256(css)
+	return &Pages{
+		templates: t, texts: all, style: template.CSS(css),
+		styleHash: "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'",
+	}, nil
+}
+
+// View is one page.
+type View struct {
+	// Status is that of the answer; 0 is 200.
+	Status int
+	// Lang is the language of the page; empty for the visitor's.
+	Lang string
+	// Title is the page's heading, in plain text.
+	Title string
+	// Brand is the name of who speaks to the visitor; empty for none.
+	Brand string
+	// Icon is what stands above the heading: done, mail, warning, or empty for none.
+	Icon string
+	// Block is the template with the page's content, and Data what it shows.
+	Block string
+	Data  any
+	// FormTo are further origins that the page's form may lead to by a redirect.
+	FormTo []string
+}
+
+// data is what templates see.
+type data struct {
+	View
+	Style   template.CSS
+	texts   texts
+	Content template.HTML
+}
+
+// T gives a text in the page's language. pairs are names and values for the {name}s in it. A key that there is none of is an error.
+func (d data) T(key string, pairs ...any) (string, error) { return d.texts.get(key, pairs...) }
+
+// Lang tells which language of the texts fits a request best.
+func (p *Pages) Lang(r *http.Request) string {
+	return Negotiate(r.Header.Get("Accept-Language"), Languages()...)
+}
+
+// Text gives one text in a language, for titles. A key that there is none of gives the key: a test sees to it that there is none such.
+func (p *Pages) Text(lang, key string, pairs ...any) string {
+	s, err := p.textsOf(lang).get(key, pairs...)
+	if err != nil {
+		return key
+	}
+	return s
+}
+
+// textsOf gives the texts of the language, or of its base language, or the English ones.
+func (p *Pages) textsOf(lang string) texts {
+	base, _, _ := strings.Cut(lang, "-")
+	for _, l := range []string{lang, base} {
+		if t, ok := p.texts[l]; ok {
+			return t
+		}
+	}
+	return p.texts[Fallback]
+}
+
+// Write answers with a page. Nothing is sent when it cannot be rendered: then the answer is a plain 500, and the error is given.
+func (p *Pages) Write(w http.ResponseWriter, r *http.Request, v View) error {
+	if v.Lang == "" {
+		v.Lang = p.Lang(r)
+	}
+	if v.Status == 0 {
+		v.Status = http.StatusOK
+	}
+	body, err := p.render(v)
+	if err != nil {
+		http.Error(w, "internal error", http.StatusInternalServerError)
+		return err
+	}
+	h := w.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Language", v.Lang)
+	h.Set("Content-Security-Policy", p.policy(v))
+	h.Add("Vary", "Accept-Language")
+	if h.Get("Cache-Control") == "" {
+		h.Set("Cache-Control", "no-store")
+	}
+	Harden(h)
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(v.Status)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(body)
+	}
+	return nil
+}
+
+// Harden sets the headers that every answer to a browser has: a URL with a token in it must not get out by a referrer, an index or a guess at its type.
+func Harden(h http.Header) {
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("X-Robots-Tag", "noindex, nofollow")
+}
+
+func (p *Pages) policy(v View) string {
+	formTo := strings.Join(append([]string{"'self'"}, v.FormTo...), " ")
+	return "default-src 'none'; style-src " + p.styleHash + "; img-src 'self' data:; form-action " + formTo + "; base-uri 'none'; frame-ancestors 'none'"
+}
+
+func (p *Pages) render(v View) ([]byte, error) {
+	d := data{View: v, Style: p.style, texts: p.textsOf(v.Lang)}
+	var b bytes.Buffer
+	if v.Block != "" {
+		if err := p.templates.ExecuteTemplate(&b, v.Block, d); err != nil {
+			return nil, fmt.Errorf("render page %s: %w", v.Block, err)
+		}
+		d.Content = template.HTML(b.String()) // made by html/template just now
+		b.Reset()
+	}
+	if err := p.templates.ExecuteTemplate(&b, "shell.html", d); err != nil {
+		return nil, fmt.Errorf("render page %s: %w", v.Block, err)
+	}
+	return b.Bytes(), nil
+}
+
+// Fragment renders a block without the shell, for pages of others that take it in.
+func (p *Pages) Fragment(v View) ([]byte, error) {
+	var b bytes.Buffer
+	if err := p.templates.ExecuteTemplate(&b, v.Block, data{View: v, texts: p.textsOf(v.Lang)}); err != nil {
+		return nil, fmt.Errorf("render fragment %s: %w", v.Block, err)
+	}
+	return b.Bytes(), nil
+}
+
+// Error answers with a readable page for a status that means that something went wrong.
+func (p *Pages) Error(w http.ResponseWriter, r *http.Request, status int) error {
+	key := "error." + strconv.Itoa(status)
+	lang := p.Lang(r)
+	if _, err := p.textsOf(lang).get(key + ".title"); err != nil {
+		key = "error.other"
+	}
+	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
+		w.Header().Set("Retry-After", "5")
+	}
+	return p.Write(w, r, View{
+		Status: status, Lang: lang, Title: p.Text(lang, key+".title"), Icon: "warning", Block: "error", Data: key + ".text",
+	})
+}

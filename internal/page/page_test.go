@@ -1,0 +1,194 @@
+package page
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestNoTextIsMissing(t *testing.T) {
+	t.Parallel()
+	all, err := readTexts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile(`\{[a-z]+\}`)
+	for _, lang := range Languages() {
+		for key, english := range all[Fallback] {
+			s, ok := all[lang][key]
+			if !ok || strings.TrimSpace(s) == "" {
+				t.Errorf("%s: the text %q is missing", lang, key)
+				continue
+			}
+			want, got := names.FindAllString(english, -1), names.FindAllString(s, -1)
+			slices.Sort(want)
+			slices.Sort(got)
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("%s: %q has other names in it than in English:\n%s", lang, key, diff)
+			}
+			if lang != Fallback && s == english && len(s) > 8 {
+				t.Errorf("%s: %q is not translated", lang, key)
+			}
+		}
+		if len(all[lang]) != len(all[Fallback]) {
+			t.Errorf("%s has %d texts, English has %d", lang, len(all[lang]), len(all[Fallback]))
+		}
+	}
+}
+
+// Every key that a template or a function names is there, and every text is used somewhere.
+func TestTextsAreThoseThatAreUsed(t *testing.T) {
+	t.Parallel()
+	all, err := readTexts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	use := regexp.MustCompile(`(?:\.T|Text\([^,()]+(?:\([^()]*\))?,|text:|problem:) ?"([a-z0-9.]+)"`)
+	var source strings.Builder
+	for _, dir := range []string{".", "../track", "../renderform"} {
+		for _, pattern := range []string{"*.go", "*.html", "pages/*.html"} {
+			found, err := filepath.Glob(filepath.Join(dir, pattern))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range found {
+				if strings.HasSuffix(name, "_test.go") {
+					continue
+				}
+				b, err := os.ReadFile(name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				source.Write(b)
+				for _, m := range use.FindAllStringSubmatch(string(b), -1) {
+					if _, ok := all[Fallback][m[1]]; !ok {
+						t.Errorf("%s uses the text %q, which there is none of", name, m[1])
+					}
+				}
+			}
+		}
+	}
+	for key := range all[Fallback] {
+		if !strings.HasPrefix(key, "error.") && !strings.Contains(source.String(), `"`+key+`"`) && !strings.Contains(source.String(), `"`+strings.TrimSuffix(key, ".all")+`"`) {
+			t.Errorf("the text %q is used nowhere", key)
+		}
+	}
+}
+
+func TestNegotiate(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ header, want string }{
+		{"", "en"},
+		{"fr", "fr"},
+		{"fr-CA, en;q=0.8", "fr"},
+		{"de, pt-BR;q=0.7, fr;q=0.3", "pt"},
+		{"de", "en"},
+		{"*", "en"},
+		{"en;q=0.1, FR;q=0.9", "fr"},
+		{"fr;q=0, pt;q=0.5", "pt"},
+		{"fr;q=2, pt", "pt"},
+		{";;;,,,q=;", "en"},
+		{"de, *;q=0.5, fr;q=0.1", "en"},
+		{strings.Repeat("de,", 10_000) + "fr", "en"},
+	} {
+		if got := Negotiate(c.header, Languages()...); got != c.want {
+			t.Errorf("%.40q: %s, want %s", c.header, got, c.want)
+		}
+	}
+}
+
+func TestPageIsClosedToEverythingElse(t *testing.T) {
+	t.Parallel()
+	p, err := New(fstest.MapFS{"own.html": {Data: []byte(`{{define "own"}}<form method="post"><p>{{.Data}} {{.T "unsubscribe.button"}}</p></form>{{end}}`)}}, "*.html")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := httptest.NewRequest(http.MethodGet, "/", nil)
+	r.Header.Set("Accept-Language", "fr-CH")
+	w := httptest.NewRecorder()
+	if err := p.Write(w, r, View{Title: "<b>Hi</b>", Brand: "A & B", Block: "own", Data: `<script>alert(1)</script>`, FormTo: []string{"https://example.com"}}); err != nil {
+		t.Fatal(err)
+	}
+	body := w.Body.String()
+	for _, want := range []string{`<html lang="fr">`, "&lt;b&gt;Hi&lt;/b&gt;", "A &amp; B", "&lt;script&gt;", "Me désabonner"} {
+		if !strings.Contains(body, want) {
+			t.Errorf("%q is not in the page", want)
+		}
+	}
+	style := regexp.MustCompile(`(?s)<style>(.*)</style>`).FindStringSubmatch(body)
+	sum := sha256.Sum256([]byte(style[1]))
+	policy := w.Header().Get("Content-Security-Policy")
+	if !strings.Contains(policy, "'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'") || !strings.Contains(policy, "default-src 'none'") ||
+		!strings.Contains(policy, "form-action 'self' https://example.com;") {
+		t.Errorf("policy %q does not fit the page's style", policy)
+	}
+	if loads := regexp.MustCompile(`(?i)(src|href)\s*=|url\(|@import|<script`).FindString(body); loads != "" {
+		t.Errorf("the page loads something: %s", loads)
+	}
+	if got := w.Header().Get("Content-Language"); got != "fr" {
+		t.Errorf("Content-Language %q", got)
+	}
+}
+
+func TestErrorPages(t *testing.T) {
+	t.Parallel()
+	p, err := New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, status := range []int{400, 404, 405, 409, 413, 429, 500, 503} {
+		for _, lang := range Languages() {
+			r := httptest.NewRequest(http.MethodGet, "/", nil)
+			r.Header.Set("Accept-Language", lang)
+			w := httptest.NewRecorder()
+			if err := p.Error(w, r, status); err != nil {
+				t.Fatal(err)
+			}
+			if w.Code != status || !strings.Contains(w.Body.String(), `<html lang="`+lang+`">`) || strings.Contains(w.Body.String(), "error.") {
+				t.Errorf("%d in %s: %d %s", status, lang, w.Code, w.Body)
+			}
+			head := httptest.NewRecorder()
+			r.Method = http.MethodHead
+			if err := p.Error(head, r, status); err != nil {
+				t.Fatal(err)
+			}
+			if head.Body.Len() != 0 || head.Code != status {
+				t.Errorf("HEAD of %d: %d with %d bytes", status, head.Code, head.Body.Len())
+			}
+		}
+	}
+}
+
+func TestABlockThatFailsSendsNothing(t *testing.T) {
+	t.Parallel()
+	p, err := New(fstest.MapFS{"own.html": {Data: []byte(`{{define "own"}}half{{.T "no.such.text"}}{{end}}`)}}, "*.html")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	if err := p.Write(w, httptest.NewRequest(http.MethodGet, "/", nil), View{Title: "x", Block: "own"}); err == nil {
+		t.Error("no error")
+	}
+	if w.Code != http.StatusInternalServerError || strings.Contains(w.Body.String(), "half") {
+		t.Errorf("%d %q", w.Code, w.Body)
+	}
+}
+
+func FuzzNegotiate(f *testing.F) {
+	f.Add("fr;q=0.5, *")
+	f.Fuzz(func(t *testing.T, header string) {
+		if got := Negotiate(header, Languages()...); !slices.Contains(Languages(), got) {
+			t.Errorf("%q is not offered", got)
+		}
+	})
+}
