@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -38,7 +39,7 @@ type Lease struct {
 	Done bool
 
 	fence   int64
-	started time.Time
+	started atomic.Pointer[time.Time]
 	terms   Terms
 }
 
@@ -54,13 +55,14 @@ func (l *Lease) Delivery(n int) int64 {
 }
 
 // Alive tells whether the lease holds at the time given, which is a time.Now(), by the monotonic clock and by the wall clock: the former stands still while
-// a machine is suspended. Asked before each message.
+// a machine is suspended. Asked before each message, by any goroutine.
 func (l *Lease) Alive(now time.Time) bool {
-	return now.Sub(l.started) < l.terms.Lease && now.Round(0).Sub(l.started.Round(0)) < l.terms.Lease
+	started := *l.started.Load()
+	return now.Sub(started) < l.terms.Lease && now.Round(0).Sub(started.Round(0)) < l.terms.Lease
 }
 
 // Half tells whether half of the lease is over, so that it is time to renew it.
-func (l *Lease) Half(now time.Time) bool { return now.Sub(l.started) > l.terms.Lease/2 }
+func (l *Lease) Half(now time.Time) bool { return now.Sub(*l.started.Load()) > l.terms.Lease/2 }
 
 // Take leases the next batch of the lane that is due and that nobody holds, and settles what its last holder left: up to the mark, whatever has no outcome is
 // unknown, and gets another attempt where resend says so for the email's document. Nil when there is none. A tenant that is held back gives its error, and
@@ -71,7 +73,8 @@ func Take(ctx context.Context, tx *postgres.Tx, drainer string, lane int, terms 
 	if err := Held(tx); err != nil {
 		return nil, err
 	}
-	l := &Lease{Lane: lane, started: started, terms: terms}
+	l := &Lease{Lane: lane, terms: terms}
+	l.started.Store(&started)
 	var run string
 	err := tx.QueryRow(ctx, `UPDATE batch b SET fence = fence + 1, lease_until = now() + $2::interval FROM run r
 		WHERE r.id = b.run AND b.id = (
@@ -224,7 +227,10 @@ func (l *Lease) Advance(ctx context.Context, tx *postgres.Tx, hi int) (open []Re
 }
 
 // Moved notes that the mark at hi is committed; started is a time.Now() from before its transaction.
-func (l *Lease) Moved(hi int, started time.Time) { l.Mark, l.started = hi, started }
+func (l *Lease) Moved(hi int, started time.Time) {
+	l.Mark = hi
+	l.started.Store(&started)
+}
 
 // Release gives the batch back before its lease ends, so that it is leased again at once. Only for a holder that has settled all it marked. It is no error if
 // the batch was taken over meanwhile.

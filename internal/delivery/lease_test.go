@@ -308,7 +308,8 @@ func TestSettlingAgainstAnUncommittedSent(t *testing.T) {
 func TestALeaseEndsByWhicheverClockSaysFirst(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
-	l := &Lease{started: now, terms: terms()}
+	l := &Lease{terms: terms()}
+	l.started.Store(&now)
 	for _, c := range []struct {
 		name string
 		at   time.Time
