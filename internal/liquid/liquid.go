@@ -1,0 +1,252 @@
+// Package liquid parses and renders templates that people other than us write.
+// It is Shopify's Liquid on the engine of osteele/liquid, made safe: HTML is
+// escaped unless a template says raw, names can be checked before anything is
+// sent, and no template can run or grow for long. A template sees its
+// variables and nothing else: no files, no clock, no environment.
+//
+// A value that is not there is empty and never an error. A Template may be
+// rendered by many goroutines at once.
+package liquid
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/osteele/liquid/parser"
+	"github.com/osteele/liquid/render"
+	"github.com/osteele/liquid/tags"
+)
+
+// Mode says what a template makes.
+type Mode int
+
+const (
+	// HTML escapes every output, unless it ends in | raw.
+	HTML Mode = iota
+	// Text puts outputs in as they are.
+	Text
+	// Header makes one line: control characters, CR and LF among them, become spaces.
+	Header
+)
+
+// The limits of one rendering. They are far above what mails need.
+const (
+	maxSource     = 512 << 10              // bytes of a template
+	maxOutput     = 4 << 20                // bytes that are written
+	maxIterations = 20_000                 // of all loops together
+	maxTime       = 500 * time.Millisecond // from begin to end
+)
+
+// Template is a template that was parsed.
+type Template struct {
+	mode  Mode
+	root  render.Node
+	cfg   render.Config
+	names []Name
+	// plain is the whole output when there is nothing to render
+	plain  string
+	static bool
+}
+
+// Parse reads a template. When there are problems, it gives them all and no template.
+func Parse(src string, mode Mode) (*Template, []Problem) {
+	c := &compiler{scanner: scanner{src: src}, mode: mode, filters: filterTable()}
+	if len(src) > maxSource {
+		return nil, []Problem{{Line: 1, Col: 1, Msg: fmt.Sprintf("the template is larger than %d KiB", maxSource>>10)}}
+	}
+	if !utf8.ValidString(src) {
+		return nil, []Problem{{Line: 1, Col: 1, Msg: "the template is not UTF-8"}}
+	}
+	toks := c.tokens()
+	safe := c.compile(toks)
+	if len(c.problems) > 0 {
+		return nil, c.sorted()
+	}
+	t := &Template{mode: mode, names: c.names, cfg: c.config()}
+	if !slices.ContainsFunc(toks, func(t token) bool { return t.kind != textToken }) {
+		t.static, t.plain = true, t.finish(src)
+		return t, nil
+	}
+	root, err := compileSafely(t.cfg, safe)
+	if err != nil {
+		// the compiler has checked all that the engine is known to refuse
+		return nil, []Problem{{Line: 1, Col: 1, Msg: "the template does not parse: " + err.Error()}}
+	}
+	t.root = root
+	return t, nil
+}
+
+// compileSafely turns the panics of the engine's parser into errors.
+func compileSafely(cfg render.Config, src string) (root render.Node, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%v", r)
+		}
+	}()
+	n, parseErr := cfg.Compile(src, parser.SourceLoc{LineNo: 1})
+	if parseErr != nil {
+		return nil, parseErr
+	}
+	return n, nil
+}
+
+// Names gives the variables that the template takes from outside, in the order
+// of the text; those that it makes itself are not among them.
+func (t *Template) Names() []Name { return t.names }
+
+// Uses says whether the template takes a variable of this first name from outside.
+func (t *Template) Uses(name string) bool {
+	return slices.ContainsFunc(t.names, func(n Name) bool { return n.Path[0] == name })
+}
+
+// Static says whether the template gives the same whatever the variables are.
+func (t *Template) Static() bool { return t.static }
+
+// budgetKey is where a rendering's budget is among its variables; no template can spell it.
+const budgetKey = "\x00budget"
+
+// budget is what one rendering may use.
+type budget struct {
+	w          strings.Builder
+	iterations int
+	writes     int
+	began      time.Time
+}
+
+var (
+	errOutput     = fmt.Errorf("the output is larger than %d MiB", maxOutput>>20)
+	errIterations = fmt.Errorf("the loops go round more than %d times", maxIterations)
+	errTime       = fmt.Errorf("rendering takes longer than %v", maxTime)
+)
+
+func (b *budget) Write(p []byte) (int, error) {
+	if b.w.Len()+len(p) > maxOutput {
+		return 0, errOutput
+	}
+	if b.writes++; b.writes%64 == 0 && time.Since(b.began) > maxTime {
+		return 0, errTime
+	}
+	return b.w.Write(p)
+}
+
+func (b *budget) tick() error {
+	if b.iterations++; b.iterations > maxIterations {
+		return errIterations
+	}
+	if b.iterations%64 == 0 && time.Since(b.began) > maxTime {
+		return errTime
+	}
+	return nil
+}
+
+// Render gives the template's text for these variables, which it does not
+// change. Values are strings, bools, ints, float64s, times, []any and
+// map[string]any. An error is a limit that was passed, or a mistake that
+// depends on values, such as comparing a map.
+func (t *Template) Render(vars map[string]any) (out string, err error) {
+	if t.static {
+		return t.plain, nil
+	}
+	b := &budget{began: time.Now()}
+	scope := make(map[string]any, len(vars)+1)
+	for k, v := range vars {
+		scope[k] = v
+	}
+	scope[budgetKey] = b
+	defer func() {
+		// the engine panics when a write fails, and when it compares what cannot be
+		if r := recover(); r != nil {
+			out, err = "", fmt.Errorf("rendering: %w", asError(r))
+		}
+	}()
+	if e := render.Render(t.root, b, scope, t.cfg); e != nil {
+		return "", fmt.Errorf("rendering: %w", rootCause(e))
+	}
+	return t.finish(b.w.String()), nil
+}
+
+func asError(r any) error {
+	if err, ok := r.(error); ok {
+		return rootCause(err)
+	}
+	return fmt.Errorf("%v", r)
+}
+
+// rootCause finds our own errors in those of the engine, which does not wrap.
+func rootCause(err error) error {
+	for e := err; e != nil; {
+		for _, ours := range []error{errOutput, errIterations, errTime, errTextTooLong, errListTooLong} {
+			if errors.Is(e, ours) || strings.Contains(e.Error(), ours.Error()) {
+				return ours
+			}
+		}
+		c, ok := e.(interface{ Cause() error })
+		if !ok || c.Cause() == e { //nolint:errorlint // only to stop at an error that is its own cause
+			break
+		}
+		e = c.Cause()
+	}
+	first, _, _ := strings.Cut(err.Error(), "\n")
+	return errors.New(first)
+}
+
+// finish is what is done to the whole output.
+func (t *Template) finish(s string) string {
+	if t.mode != Header {
+		return s
+	}
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || r == utf8.RuneError {
+			return ' '
+		}
+		return r
+	}, s)
+	return strings.TrimSpace(s)
+}
+
+// config is the engine with our filters and the tags that are safe.
+func (c *compiler) config() render.Config {
+	cfg := render.NewConfig()
+	tags.AddStandardTags(cfg)
+	for name, f := range c.filters {
+		cfg.AddFilter(name, f.fn)
+	}
+	cfg.AddTag("_tick", func(string) (func(io.Writer, render.Context) error, error) {
+		return func(_ io.Writer, ctx render.Context) error {
+			b, ok := ctx.Get(budgetKey).(*budget)
+			if !ok {
+				return errIterations
+			}
+			return b.tick()
+		}, nil
+	})
+	// the engine's own capture has no limit
+	cfg.AddBlock("_capture").Compiler(func(n render.BlockNode) (func(io.Writer, render.Context) error, error) {
+		name := strings.TrimSpace(n.Args)
+		return func(_ io.Writer, ctx render.Context) error {
+			var w capture
+			if err := ctx.RenderChildren(&w); err != nil {
+				return err
+			}
+			ctx.Set(name, w.String())
+			return nil
+		}, nil
+	})
+	return cfg
+}
+
+// capture keeps what is written, up to the limit of a value.
+type capture struct{ strings.Builder }
+
+func (c *capture) Write(p []byte) (int, error) {
+	if c.Len()+len(p) > maxText {
+		return 0, errTextTooLong
+	}
+	return c.Builder.Write(p)
+}

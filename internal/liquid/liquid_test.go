@@ -1,0 +1,306 @@
+package liquid_test
+
+import (
+	"encoding/json"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/onda-run/onda/internal/liquid"
+)
+
+func vars(t testing.TB) map[string]any {
+	t.Helper()
+	var v map[string]any
+	err := json.Unmarshal([]byte(`{
+		"contact": {"first_name": "Åse <b>", "score": 1234567, "ratio": 0.5, "interests": ["ski", "sail"], "birthday": "1990-05-17",
+			"evil": "javascript:alert(1)", "site": "https://a.example/?a=1&b=2", "lines": "a\nb<", "vip": true, "empty": ""},
+		"data": {"items": [{"name": "Skins", "price": 129.5}, {"name": "Wax", "price": 9}], "n": 3, "map": {"b": 2, "a": 1}},
+		"unsubscribe_url": "https://l.example/u/abc"}`), &v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func TestRender(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name string
+		mode liquid.Mode
+		src  string
+		want string
+	}{
+		{"text without liquid", liquid.HTML, "a < b & {c}", "a < b & {c}"},
+		{"escaped in HTML", liquid.HTML, "{{ contact.first_name }}", "Åse &lt;b&gt;"},
+		{"raw in HTML", liquid.HTML, "{{ contact.first_name | raw }}", "Åse <b>"},
+		{"escape is not twice", liquid.HTML, "{{ contact.first_name | escape }}", "Åse &lt;b&gt;"},
+		{"as it is in text", liquid.Text, "{{ contact.first_name }}", "Åse <b>"},
+		{"breaks are kept, the rest escaped", liquid.HTML, "{{ contact.lines | newline_to_br }}", "a<br>\nb&lt;"},
+		{"header is one line", liquid.Header, "a {{ contact.lines }}\r\nBcc: x", "a a b<  Bcc: x"},
+		{"missing is empty", liquid.HTML, "[{{ contact.nothing }}{{ contact.nothing.more | upcase }}{{ nobody.x | date: '%Y' }}]", "[]"},
+		{"missing has a default", liquid.HTML, `Hi {{ contact.nothing | default: "there" }}`, "Hi there"},
+		{"empty has a default", liquid.HTML, `Hi {{ contact.empty | default: "there" }}`, "Hi there"},
+		{"numbers do not get exponents", liquid.HTML, "{{ contact.score }} {{ contact.ratio }}", "1234567 0.5"},
+		{"numbers compare as numbers", liquid.HTML, "{% if contact.score > 99 %}y{% else %}n{% endif %}", "y"},
+		{"missing compares with nothing", liquid.HTML, "{% if contact.none > 99 %}y{% elsif contact.none < 99 %}m{% else %}n{% endif %}", "n"},
+		{"whole stays whole", liquid.HTML, "{{ data.n | plus: 1 }} {{ data.n | divided_by: 2 }} {{ data.n | divided_by: 2.0 }} {{ data.n | times: 0.5 }}", "4 1 1 1.5"},
+		{"division by nothing is empty", liquid.HTML, "[{{ data.n | divided_by: 0 }}{{ data.n | modulo: contact.none }}]", "[]"},
+		{"list with commas", liquid.HTML, "{{ contact.interests }} {{ contact.interests | join: '+' }}", "ski, sail ski+sail"},
+		{"loop", liquid.HTML, "{% for i in data.items %}{{ forloop.index }}:{{ i.name }}={{ i.price }} {% endfor %}", "1:Skins=129.5 2:Wax=9 "},
+		{"loop over nothing has an else", liquid.HTML, "{% for i in data.none %}x{% else %}none{% endfor %}", "none"},
+		{"loop over a map is in order", liquid.HTML, "{% for p in data.map %}{{ p[0] }}{{ p[1] }}{% endfor %}", "a1b2"},
+		{"loop with limits from JSON", liquid.HTML, "{% for i in (1..data.n) reversed limit: data.n offset: 1 %}{{ i }}{% endfor %}", "21"},
+		{"range to nothing", liquid.HTML, "[{% for i in (1..contact.none) %}{{ i }}{% endfor %}]", "[]"},
+		{"break and continue", liquid.HTML, "{% for i in (1..9) %}{% if i == 2 %}{% continue %}{% endif %}{% if i > 3 %}{% break %}{% endif %}{{ i }}{% endfor %}", "13"},
+		{"case", liquid.HTML, "{% case data.n %}{% when 1, 2 %}a{% when 3 or 4 %}b{% else %}c{% endcase %}", "b"},
+		{"unless, and, or, contains", liquid.HTML, "{% unless contact.vip and contact.none %}a{% endunless %}{% if contact.interests contains 'ski' or false %}b{% endif %}", "ab"},
+		{"assign", liquid.HTML, "{% assign x = contact.first_name | downcase %}{{ x }}", "åse &lt;b&gt;"},
+		{"capture is escaped once", liquid.HTML, "{% capture x %}<i>{{ contact.first_name }}</i>{% endcapture %}{{ x }}", "<i>Åse &lt;b&gt;</i>"},
+		{"whitespace control", liquid.HTML, "a {{- contact.vip -}} b", "atrueb"},
+		{"over several lines", liquid.HTML, "{{ contact.score\n  | plus: 1 }}{% if\ncontact.vip %}y{% endif %}", "1234568y"},
+		{"comment and raw", liquid.HTML, "a{% comment %}{{ x {% endcomment %}b{% raw %}{{ y }}{% endraw %}", "ab{{ y }}"},
+		{"date", liquid.HTML, "{{ contact.birthday | date: '%d %B %Y' }}|{{ contact.none | date: '%d' }}|{{ contact.first_name | date: '%d' }}", "17 May 1990||Åse &lt;b&gt;"},
+		{"address in href", liquid.HTML, `<a href="{{ contact.site }}">`, `<a href="https://a.example/?a=1&amp;b=2">`},
+		{"script in href", liquid.HTML, `<a href="{{ contact.evil }}" title="{{ contact.evil }}">`, `<a href="#" title="javascript:alert(1)">`},
+		{"after the start of a href", liquid.HTML, `<a href="https://x.example/{{ contact.evil }}">`, `<a href="https://x.example/javascript:alert(1)">`},
+		{"branches of a tag", liquid.HTML, `<a href="{% if contact.vip %}{{ contact.evil }}{% else %}{{ contact.site }}{% endif %}">{{ contact.vip }}</a>`, `<a href="#">true</a>`},
+		{"truncate", liquid.HTML, "{{ 'Ærlig talt' | truncate: 6 }} {{ 'a b c' | truncatewords: 2 }} {{ 'abc' | slice: 10, 2 }}{{ 'abc' | slice: -2, 2 }}", "Ærl... a b... bc"},
+		{"sort and map", liquid.HTML, "{{ data.items | sort: 'price' | map: 'name' | join: ' ' }} {{ data.items | where: 'price', 9 | map: 'name' }}", "Wax Skins Wax"},
+		{"comparison as output", liquid.HTML, "{{ data.n == 3 }}", "true"},
+		{"first, last, size", liquid.HTML, "{{ contact.interests.first }} {{ contact.interests[1] }} {{ contact.interests.size }} {{ contact.interests | size }}", "ski sail 2 2"},
+		{"braces around", liquid.HTML, "{ {{ data.n }} } {", "{ 3 } {"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			tpl, problems := liquid.Parse(tt.src, tt.mode)
+			if problems != nil {
+				t.Fatalf("Parse(%q): %v", tt.src, problems)
+			}
+			got, err := tpl.Render(vars(t))
+			if err != nil {
+				t.Fatalf("Render(%q): %v", tt.src, err)
+			}
+			if got != tt.want {
+				t.Errorf("Render(%q)\n got %q\nwant %q", tt.src, got, tt.want)
+			}
+		})
+	}
+}
+
+func TestParseProblems(t *testing.T) {
+	t.Parallel()
+	tests := []struct{ src, want string }{
+		{"a\n  {{ contact.x ", `2:3: {{ is never closed: put }} after it`},
+		{"{% if contact.x %}", `1:1: {% if %} is never closed: put {% endif %} after it`},
+		{"{{ contact.x | upcas }}", `1:16: unknown filter "upcas", did you mean "upcase"?`},
+		{"{{ contact.x | default }}", `1:16: the filter "default" takes 1 value(s), not 0`},
+		{"é{{ a b }}", `1:7: "b" is not expected here: the end is`},
+		{"{% iff a %}", `1:1: unknown tag "iff", did you mean "if"?`},
+		{"{% cycle 'a', 'b' %}", `1:1: the tag "cycle" is not part of Onda's Liquid`},
+		{"{% include 'x' %}", `1:1: the tag "include" is not part of Onda's Liquid`},
+		{"{% if a = 1 %}{% endif %}", `1:9: = compares nothing: write ==`},
+		{"{% endif %}", `1:1: {% endif %} closes nothing`},
+		{"{% for x in a %}\n{% endif %}", `2:1: {% endif %} does not close the {% for %} of line 1`},
+		{"{% if a %}{% else %}{% elsif b %}{% endif %}", `1:21: {% elsif %} after {% else %} is never reached`},
+		{"{% assign contact-- = %}", `1:23: a value is missing`},
+		{"{{ _html }}{{ 'a' | _html }}", `1:21: unknown filter "_html"`},
+		{`{{ "it's }}`, `1:1: a quote in "{{ \"it's }}" is never closed`},
+		{"<a href={{ x }}>", `1:9: put the value of the attribute href in quotes: href="{{ ... }}"`},
+		{"<script>{{ x }}</script>", `1:9: a value cannot be part of a script`},
+		{`<a onclick="{{ x }}">`, `1:13: a value cannot be part of a script: leave the attribute onclick out`},
+		{"{{ 99999999999999999999 }}", `1:4: the number 99999999999999999999 is too long`},
+		{"{{ 'now' | date: '%Y' }}", `1:12: a template has no clock: "now" is not known`},
+		{"{% if contact.x == empty %}{% endif %}", `1:20: "empty" is not known: a value that is not there is false, so write {% if name %} or {% unless name %}`},
+		{"{% comment %} x", `1:1: {% comment %} is never closed: put {% endcomment %} after it`},
+		{"{{ }}", `1:1: {{ }} is empty`},
+		{"{% break %}", `1:1: {% break %} is for loops`},
+		{"{% assign in = 1 %}", `1:11: "in" cannot be the name of a variable of {% assign %}`},
+		{"{{ a | size > 3 }}", `1:13: what a filter gives cannot be compared here: {% assign %} it to a name first`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.src, func(t *testing.T) {
+			t.Parallel()
+			tpl, problems := liquid.Parse(tt.src, liquid.HTML)
+			if tpl != nil || len(problems) == 0 {
+				t.Fatalf("Parse(%q) found no problem", tt.src)
+			}
+			got := problems[0].Error()
+			if !strings.HasPrefix(got, tt.want) {
+				t.Errorf("Parse(%q)\n got %s\nwant %s", tt.src, got, tt.want)
+			}
+		})
+	}
+}
+
+func TestAllProblemsAtOnce(t *testing.T) {
+	t.Parallel()
+	_, problems := liquid.Parse("{{ a | b }}\n{{ c d }}\n{% x %}", liquid.HTML)
+	var lines []int
+	for _, p := range problems {
+		lines = append(lines, p.Line)
+	}
+	if diff := cmp.Diff([]int{1, 2, 3}, lines); diff != "" {
+		t.Errorf("lines of problems (-want +got):\n%s\n%v", diff, problems)
+	}
+}
+
+func TestNames(t *testing.T) {
+	t.Parallel()
+	tpl, problems := liquid.Parse(`{{ contact.first_name }}
+{% assign x = data.order.total %}{{ x }}{% for i in data["lines"] %}{{ i.name }}{{ forloop.index }}{% endfor %}{{ i }}
+{% if topic.name == "a" %}{{ contact[x] }}{% endif %}`, liquid.HTML)
+	if problems != nil {
+		t.Fatal(problems)
+	}
+	var got []string
+	for _, n := range tpl.Names() {
+		got = append(got, n.String())
+	}
+	want := []string{"contact.first_name", "data.order.total", "data.lines", "i", "topic.name", "contact"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("names (-want +got):\n%s", diff)
+	}
+	if n := tpl.Names()[1]; n.Line != 2 || n.Col != 15 {
+		t.Errorf("data.order.total is at %d:%d, want 2:15", n.Line, n.Col)
+	}
+}
+
+// Templates that would take for ever or fill the memory end with an error.
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	double := "{% assign x = 'abcdefgh' %}" + strings.Repeat("{% assign x = x | append: x %}", 40) + "{{ x }}"
+	tests := []struct{ name, src, want string }{
+		{"loops without output", "{% for i in (1..9000) %}{% for j in (1..9000) %}{% endfor %}{% endfor %}", "the loops go round more than 20000 times"},
+		{"a long range", "{% for i in (1..1000000000) %}x{% endfor %}", "a list has more than 10000 items"},
+		{"a long range joined", "{{ (1..1000000000) | join: 'x' }}", "a list has more than 10000 items"},
+		{"text that doubles", double, "a value is larger than 256 KiB"},
+		{"captures that double", "{% capture x %}" + strings.Repeat("x", 1000) + "{% endcapture %}" +
+			strings.Repeat("{% capture x %}{{ x }}{{ x }}{% endcapture %}", 40), "a value is larger than 256 KiB"},
+		{"much output", "{% for i in (1..9000) %}" + strings.Repeat("x", 1000) + "{% endfor %}", "the output is larger than 4 MiB"},
+		{"replace that grows", "{{ '" + strings.Repeat("a", 1000) + "' | replace: 'a', '" + strings.Repeat("b", 1000) + "' }}", "a value is larger than 256 KiB"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			tpl, problems := liquid.Parse(tt.src, liquid.HTML)
+			if problems != nil {
+				t.Fatal(problems)
+			}
+			out, err := tpl.Render(nil)
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("Render gave %d bytes and %v, want the error %q", len(out), err, tt.want)
+			}
+		})
+	}
+}
+
+// One template is rendered by many at once, each with its own variables.
+func TestConcurrent(t *testing.T) {
+	t.Parallel()
+	tpl, problems := liquid.Parse("{% assign y = x | upcase %}{% for i in (1..3) %}{{ y }}{{ i }}{% endfor %}", liquid.HTML)
+	if problems != nil {
+		t.Fatal(problems)
+	}
+	var wg sync.WaitGroup
+	for _, x := range []string{"a", "b", "c", "d"} {
+		wg.Go(func() {
+			up := strings.ToUpper(x)
+			for range 50 {
+				got, err := tpl.Render(map[string]any{"x": x})
+				if want := up + "1" + up + "2" + up + "3"; err != nil || got != want {
+					t.Errorf("got %q, %v, want %q", got, err, want)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestRenderLeavesVariablesAlone(t *testing.T) {
+	t.Parallel()
+	tpl, problems := liquid.Parse("{% assign contact = 1 %}{% assign z = data.items | reverse | sort: 'name' %}{{ z.first.name }}", liquid.HTML)
+	if problems != nil {
+		t.Fatal(problems)
+	}
+	v := vars(t)
+	if _, err := tpl.Render(v); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(vars(t), v); diff != "" {
+		t.Errorf("the variables changed (-want +got):\n%s", diff)
+	}
+}
+
+func TestMask(t *testing.T) {
+	t.Parallel()
+	src := "a {{ x | default: \"y\" }} {% if z %}b{% raw %}{{ q }}{% endraw %}{% endif %}{% comment %}c{% endcomment %} d {{"
+	m := liquid.Mask(src)
+	if strings.ContainsAny(m.Text[:len(m.Text)-2], "{}%") {
+		t.Errorf("Mask left Liquid: %q", m.Text)
+	}
+	if got := m.Restore(m.Text); got != src {
+		t.Errorf("Restore(Mask(%q)) = %q", src, got)
+	}
+	if got := len(m.Tags()); got != 4 {
+		t.Errorf("%d tags, want 4", got)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	for _, s := range []string{
+		"{{ contact.first_name | default: 'x' }}", "{% for i in (1..3) %}{{ i }}{% endfor %}", "{% if a == b and c %}{% else %}{% endif %}",
+		"{% case x %}{% when 1 %}{% endcase %}", "{% raw %}{{{% endraw %}", "{{ a[b].c['d'] }}", "{%- assign x = 1 -%}", "<a href=\"{{ x }}\">",
+		"{% capture a %}{{ a }}{% endcapture %}{{a}}", "{{ 'a' | split: '' | join: '' | slice: 1, 2 }}", "{{ (1..a) | sort }}",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, src string) {
+		m := liquid.Mask(src)
+		if got := m.Restore(m.Text); got != src {
+			t.Errorf("Restore(Mask(%q)) = %q", src, got)
+		}
+		for _, mode := range []liquid.Mode{liquid.HTML, liquid.Text, liquid.Header} {
+			tpl, problems := liquid.Parse(src, mode)
+			if (tpl == nil) == (problems == nil) {
+				t.Fatalf("Parse(%q) gave %v and %v", src, tpl, problems)
+			}
+			for _, p := range problems {
+				if strings.Contains(p.Msg, "does not parse") {
+					t.Errorf("the engine refused what the compiler let through: %q: %v", src, p)
+				}
+			}
+			if tpl == nil {
+				continue
+			}
+			out, err := tpl.Render(map[string]any{"a": "<x>", "b": 1.5, "contact": map[string]any{"first_name": "\r\nA"}})
+			if err == nil && mode == liquid.Header && strings.ContainsAny(out, "\r\n\x00") {
+				t.Errorf("a header of two lines: %q gave %q", src, out)
+			}
+		}
+	})
+}
+
+func BenchmarkRender(b *testing.B) {
+	v := vars(b)
+	for _, bb := range []struct{ name, src string }{
+		{"eight outputs in 10 KB", strings.Repeat("<p>"+strings.Repeat("text ", 250)+"{{ contact.first_name | default: 'you' }}</p>", 8)},
+		{"no outputs in 10 KB", strings.Repeat("text ", 2000)},
+	} {
+		b.Run(bb.name, func(b *testing.B) {
+			tpl, problems := liquid.Parse(bb.src, liquid.HTML)
+			if problems != nil {
+				b.Fatal(problems)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := tpl.Render(v); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

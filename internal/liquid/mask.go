@@ -1,0 +1,65 @@
+package liquid
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Masked is a template whose Liquid was taken out and marked by words of
+// letters and digits, so that tools for Markdown and HTML leave it alone.
+type Masked struct {
+	Text   string
+	prefix string
+	marks  []string // the word in the text
+	pieces []string // what it stands for
+	tags   []bool   // it stands for a tag, and not for an output
+}
+
+// Mask takes the Liquid out of a template.
+func Mask(src string) *Masked {
+	prefix := "ondaliquid"
+	for n := 0; strings.Contains(src, prefix); n++ {
+		prefix = fmt.Sprintf("ondaliquid%dx", n)
+	}
+	s := scanner{src: src}
+	m := &Masked{prefix: prefix}
+	var b strings.Builder
+	at := 0
+	for _, t := range s.tokens() {
+		if t.kind != textToken {
+			mark := fmt.Sprintf("%s%dq", prefix, len(m.marks))
+			m.marks = append(m.marks, mark)
+			m.pieces = append(m.pieces, src[t.start:t.end])
+			m.tags = append(m.tags, t.kind != outputToken)
+			b.WriteString(src[at:t.start])
+			b.WriteString(mark)
+			at = t.end
+		}
+	}
+	b.WriteString(src[at:])
+	m.Text = b.String()
+	return m
+}
+
+// Restore puts the Liquid back into a text that has the marks.
+func (m *Masked) Restore(text string) string {
+	pairs := make([]string, 0, 2*len(m.marks))
+	for i, mark := range m.marks {
+		pairs = append(pairs, mark, m.pieces[i])
+	}
+	return strings.NewReplacer(pairs...).Replace(text)
+}
+
+// Has says whether a text has Liquid in it.
+func (m *Masked) Has(text string) bool { return strings.Contains(text, m.prefix) }
+
+// Tags gives the marks that stand for tags, such as {% if %}.
+func (m *Masked) Tags() []string {
+	var marks []string
+	for i, mark := range m.marks {
+		if m.tags[i] {
+			marks = append(marks, mark)
+		}
+	}
+	return marks
+}
