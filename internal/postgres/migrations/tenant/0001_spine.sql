@@ -65,6 +65,7 @@ CREATE TABLE consent (                                           -- the ledger: 
     at      timestamptz NOT NULL DEFAULT onda.now()
 );
 CREATE INDEX consent_contact ON consent (contact, purpose, id);
+CREATE INDEX consent_origin ON consent (origin_until) WHERE origin IS NOT NULL;
 CREATE TABLE subscription (                                      -- the ledger's present state
     contact bigint NOT NULL,
     purpose text NOT NULL,
@@ -159,6 +160,7 @@ CREATE TABLE batch (
 );
 CREATE INDEX batch_open ON batch (lane, id) WHERE state = 'open';
 CREATE INDEX batch_run ON batch (run, id);
+CREATE INDEX batch_email ON batch (email, id);                   -- the run of an aggregate click
 
 -- A delivery's id is its batch's id * 512 + its number in it (from 1); its row is written with its outcome.
 CREATE TABLE delivery (
@@ -200,6 +202,7 @@ CREATE TABLE allowance (                                         -- caps, quotas
     n       integer NOT NULL,
     PRIMARY KEY (kind, contact, period)
 );
+CREATE INDEX allowance_period ON allowance (period);
 
 -- Journeys: contacts in campaigns.
 CREATE TABLE journey (
@@ -221,7 +224,7 @@ CREATE TABLE journey (
     ended_at   timestamptz
 );
 CREATE UNIQUE INDEX journey_active ON journey (run, contact, key) WHERE state = 'active';
-CREATE INDEX journey_due ON journey (due_at) WHERE state = 'active';
+CREATE INDEX journey_due ON journey (run, due_at) WHERE state = 'active';  -- by run: those of a paused one are passed over
 CREATE INDEX journey_contact ON journey (contact, run);
 CREATE TABLE step (                                              -- a journey's history: a step is done once, a row each
     journey  bigint NOT NULL,
@@ -276,7 +279,7 @@ CREATE TABLE hit (                                               -- requests of 
 );
 CREATE INDEX hit_unjudged ON hit (at) WHERE verdict IS NULL;
 CREATE INDEX hit_delivery ON hit (delivery) WHERE delivery > 0;
-CREATE INDEX hit_at ON hit (at);
+CREATE INDEX hit_origin ON hit (at) WHERE origin IS NOT NULL;       -- to be blanked
 
 CREATE TABLE stat (
     run     bigint NOT NULL,
@@ -310,6 +313,7 @@ CREATE TABLE submission (
 CREATE INDEX submission_origin ON submission (form, origin, at);
 CREATE INDEX submission_contact ON submission (contact);
 CREATE INDEX submission_pending ON submission (expires_at) WHERE state = 'pending';
+CREATE INDEX submission_keep ON submission (keep_until) WHERE keep_until < 'infinity';
 
 -- Events on their way out, and those that can never succeed.
 CREATE TABLE outbox (

@@ -1,0 +1,198 @@
+package campaign
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onda-run/onda/internal/delivery"
+	"github.com/onda-run/onda/internal/event"
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
+)
+
+// drainer is the function whose outbox has our events, and the name that they are published under.
+const drainer = "campaign"
+
+const (
+	// ahead is how many batches of a run are planned ahead of what is sent.
+	ahead = 200
+	// batchesAtOnce is how many are planned in one transaction.
+	batchesAtOnce = 40
+)
+
+// planBroadcast plans the next batches of a broadcast, at most 200 ahead of what is sent, and completes it at its end. more tells that there is room for
+// more at once. Another process that plans the same run at this moment is left alone.
+func (d *documents) planBroadcast(ctx context.Context, tx *postgres.Tx, run int64, share int) (more bool, err error) {
+	var document, planned int64
+	var all bool
+	err = tx.QueryRow(ctx, `SELECT document, planned_to, planned FROM run WHERE id = $1 AND kind = 'broadcast' AND state = 'running' FOR NO KEY UPDATE SKIP LOCKED`, run).
+		Scan(&document, &planned, &all)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("lock run %d: %w", run, err)
+	}
+	if all {
+		return false, complete(ctx, tx, run)
+	}
+	var open int
+	if err := tx.QueryRow(ctx, "SELECT count(*) FROM batch WHERE run = $1 AND state = 'open'", run).Scan(&open); err != nil {
+		return false, fmt.Errorf("count open batches of run %d: %w", run, err)
+	}
+	room := ahead - open
+	if room < min(batchesAtOnce, ahead/10) { // many at a time, not one for each that was sent
+		return false, nil
+	}
+	n := min(room, batchesAtOnce)
+	v, err := d.load(ctx, tx, document)
+	if err != nil {
+		return false, err
+	}
+	b := v.broadcast()
+	if b == nil {
+		return false, fmt.Errorf("run %d: document %d is no broadcast", run, document)
+	}
+	settings, err := d.settings(ctx, tx)
+	if err != nil {
+		return false, err
+	}
+	people, err := audience(ctx, tx, b, planned, n*delivery.MaxBatch)
+	if err != nil {
+		return false, err
+	}
+	plans, err := mails(ctx, tx, run, v, people, settings.Location())
+	if err != nil {
+		return false, err
+	}
+	batches, err := delivery.Enqueue(ctx, tx, plans...)
+	if err != nil {
+		return false, err
+	}
+	if len(people) > 0 {
+		planned = people[len(people)-1].contact
+	}
+	all = len(people) < n*delivery.MaxBatch
+	if _, err := tx.Exec(ctx, "UPDATE run SET planned_to = $2, planned = $3 WHERE id = $1", run, planned, all); err != nil {
+		return false, fmt.Errorf("note how far run %d is planned: %w", run, err)
+	}
+	tx.Wake(drainer, tx.Now().Add(tx.Tick()))
+	if err := ring(ctx, tx, run, batches, share); err != nil {
+		return false, err
+	}
+	if all && len(batches) == 0 { // nobody was left
+		return false, complete(ctx, tx, run)
+	}
+	return !all && room > n, nil
+}
+
+// recipient is one of an audience.
+type recipient struct {
+	contact int64
+	zone    string
+}
+
+// mails are the plans for a part of a broadcast's audience: one, or where it is sent by each contact's own clock, one for each time at which it is due.
+func mails(ctx context.Context, tx *postgres.Tx, run int64, v *version, people []recipient, tenant *time.Location) ([]delivery.Plan, error) {
+	b := v.broadcast()
+	document, err := email(ctx, tx, b.Email)
+	if err != nil {
+		return nil, err
+	}
+	by := map[time.Time][]int64{}
+	var dues []time.Time
+	zones := map[string]time.Time{}
+	for _, r := range people {
+		due := tx.Now()
+		if b.Zone == spec.ZoneContact && b.At != nil {
+			at, ok := zones[r.zone]
+			if !ok {
+				at = b.At.In(tx.Now(), b.Zone.Location(r.zone, tenant))
+				zones[r.zone] = at
+			}
+			if at.After(due) {
+				due = at
+			}
+		}
+		if by[due] == nil {
+			dues = append(dues, due)
+		}
+		by[due] = append(by[due], r.contact)
+	}
+	slices.SortFunc(dues, time.Time.Compare)
+	plans := make([]delivery.Plan, len(dues))
+	for i, due := range dues {
+		plans[i] = delivery.Plan{Run: run, Email: document, Contacts: by[due], NotBefore: due, Cause: "broadcast " + v.name}
+	}
+	return plans, nil
+}
+
+// ring asks for as many workers as there are batches, up to the tenant's share.
+func ring(ctx context.Context, tx *postgres.Tx, run int64, batches []delivery.Batch, share int) error {
+	for _, b := range batches[:min(len(batches), share)] {
+		e, err := event.New(tx.Tenant.Name, drainer, strconv.FormatInt(run, 10), event.DeriveID("email.send.requested", tx.Tenant.Name, strconv.FormatInt(b.ID, 10)),
+			event.EmailSendRequested{Run: run}, event.Correlation(run))
+		if err != nil {
+			return err
+		}
+		if err := tx.Publish(ctx, drainer, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unfinished is an SQL condition on a run r: mails of it are still queued, or to be tried again.
+const unfinished = `(EXISTS (SELECT FROM batch b WHERE b.run = r.id AND b.state = 'open')
+	OR EXISTS (SELECT FROM delivery d JOIN batch b ON b.id = d.id >> 9 WHERE d.state = 'deferred' AND b.run = r.id))`
+
+// complete ends a broadcast of which everybody has an outcome.
+func complete(ctx context.Context, tx *postgres.Tx, run int64) error {
+	var name string
+	err := tx.QueryRow(ctx, `UPDATE run r SET state = 'completed', ended_at = onda.now() FROM entity e
+		WHERE r.id = $1 AND e.id = r.entity AND r.state = 'running' AND r.planned AND NOT `+unfinished+` RETURNING e.name`, run).Scan(&name)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("complete run %d: %w", run, err)
+	}
+	return tell(ctx, tx, run, name, "completed")
+}
+
+// tell writes the fact of a run's new state and rings for it.
+func tell(ctx context.Context, tx *postgres.Tx, run int64, name, what string) error {
+	c := event.Campaign{Run: run, Campaign: name}
+	var data event.Data
+	switch what {
+	case "started":
+		data = event.CampaignStarted{Campaign: c}
+	case "paused":
+		data = event.CampaignPaused{Campaign: c}
+	case "resumed":
+		data = event.CampaignResumed{Campaign: c}
+	case "cancelled":
+		data = event.CampaignCancelled{Campaign: c}
+	default:
+		data = event.CampaignCompleted{Campaign: c}
+	}
+	if err := tx.AddFacts(ctx, postgres.Fact{Kind: "campaign." + what, Name: name, Run: run}); err != nil {
+		return err
+	}
+	// a run is started, completed and cancelled once, and paused and resumed any number of times
+	id := event.DeriveID("campaign."+what, tx.Tenant.Name, strconv.FormatInt(run, 10))
+	if what == "paused" || what == "resumed" {
+		id = event.DeriveID("campaign."+what, tx.Tenant.Name, strconv.FormatInt(run, 10), tx.Now().Format(time.RFC3339Nano))
+	}
+	e, err := event.New(tx.Tenant.Name, drainer, strconv.FormatInt(run, 10), id, data, event.Correlation(run))
+	if err != nil {
+		return err
+	}
+	return tx.Publish(ctx, drainer, e)
+}

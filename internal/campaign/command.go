@@ -1,0 +1,301 @@
+package campaign
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onda-run/onda/internal/delivery"
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
+)
+
+// Errors of the commands.
+var (
+	ErrOpen      = errors.New("a run of it is open")
+	ErrRan       = errors.New("it has been sent already")
+	ErrPast      = errors.New("the time at which it was to be sent is over")
+	ErrAmbiguous = errors.New("a campaign and a broadcast have this name")
+	ErrState     = errors.New("its run is in another state")
+)
+
+// Run is one run of a campaign or broadcast.
+type Run struct {
+	ID int64 `json:"run"`
+	// Kind is campaign or broadcast, Name the document's.
+	Kind string `json:"kind"`
+	Name string `json:"name"`
+	// State is scheduled, running, paused, cancelled or completed.
+	State    string    `json:"state"`
+	StartsAt time.Time `json:"startsAt"`
+	Document int64     `json:"-"`
+}
+
+// Options are how a run is started.
+type Options struct {
+	// At is when it begins, instead of the document's own time; zero for that, or for now.
+	At time.Time
+	// Again lets a broadcast be sent that was sent before.
+	Again bool
+	// Audience is how many it was started for, when the one who starts it was told; 0 when not.
+	Audience int64
+	// Cause says who or what starts it.
+	Cause string
+}
+
+// pastLimit is how long after its time a broadcast may still be started: as long as its mails would live.
+const pastLimit = delivery.Life
+
+// Start starts a run of the campaign or broadcast of this name, in the version in force, and rings for it. ErrOpen while a run of it is open; ErrRan for a
+// broadcast that has run, unless Again; ErrPast when its own time is more than a day over; ErrNotFound, ErrAmbiguous.
+func Start(ctx context.Context, tx *postgres.Tx, name string, o Options) (Run, error) {
+	v, err := find(ctx, tx, name)
+	if err != nil {
+		return Run{}, err
+	}
+	now := tx.Now()
+	r := Run{Kind: "campaign", Name: v.name, State: "running", Document: v.id, StartsAt: now}
+	if b := v.broadcast(); b != nil {
+		r.Kind = "broadcast"
+		if err := ranBefore(ctx, tx, v, o.Again); err != nil {
+			return Run{}, err
+		}
+		if b.At != nil && o.At.IsZero() {
+			settings, err := (*documents)(nil).settings(ctx, tx)
+			if err != nil {
+				return Run{}, err
+			}
+			first, last := begins(b, now, settings.Location())
+			if last.Add(pastLimit).Before(now) {
+				return Run{}, fmt.Errorf("broadcast %s: %w: it was %s; change at, or give another time", name, ErrPast, last.Format(time.RFC3339))
+			}
+			r.StartsAt = first
+		}
+	}
+	if !o.At.IsZero() {
+		r.StartsAt = o.At
+	}
+	if r.StartsAt.After(now) {
+		r.State = "scheduled"
+	} else {
+		r.StartsAt = now
+	}
+	if o.Cause == "" {
+		o.Cause = "campaign start"
+	}
+	err = tx.QueryRow(ctx, `INSERT INTO run (kind, entity, document, state, cause, starts_at, audience, started_at)
+		VALUES ($1, $2, $3, $4, $5, $6, nullif($7::bigint, 0), CASE WHEN $4 = 'running' THEN onda.now() END)
+		ON CONFLICT (entity) WHERE state IN ('scheduled', 'running', 'paused') DO NOTHING RETURNING id`,
+		r.Kind, v.entity, v.id, r.State, o.Cause, r.StartsAt, o.Audience).Scan(&r.ID)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Run{}, fmt.Errorf("%s %s: %w: cancel it first, or let it end", r.Kind, name, ErrOpen)
+	}
+	if err != nil {
+		return Run{}, fmt.Errorf("start %s: %w", name, err)
+	}
+	tx.Wake(drainer, r.StartsAt)
+	if r.State == "scheduled" {
+		return r, nil
+	}
+	return r, tell(ctx, tx, r.ID, r.Name, "started")
+}
+
+// find gives the campaign or broadcast in force of a name.
+func find(ctx context.Context, tx *postgres.Tx, name string) (*version, error) {
+	var none *documents // a command decodes each document once
+	c, err := none.current(ctx, tx, spec.KindCampaign, name)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return nil, err
+	}
+	b, err := none.current(ctx, tx, spec.KindBroadcast, name)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return nil, err
+	}
+	switch {
+	case c != nil && b != nil:
+		return nil, fmt.Errorf("%s: %w: rename one of them", name, ErrAmbiguous)
+	case c != nil:
+		return c, nil
+	case b != nil:
+		return b, nil
+	}
+	return nil, fmt.Errorf("no campaign or broadcast is named %s: %w: apply its document first", name, ErrNotFound)
+}
+
+// ranBefore refuses a broadcast that was begun before.
+func ranBefore(ctx context.Context, tx *postgres.Tx, v *version, again bool) error {
+	if again {
+		return nil
+	}
+	var at *time.Time
+	err := tx.QueryRow(ctx, "SELECT max(started_at) FROM run WHERE entity = $1 AND state IN ('completed', 'cancelled')", v.entity).Scan(&at)
+	if err != nil {
+		return fmt.Errorf("look for earlier runs of %s: %w", v.name, err)
+	}
+	if at != nil {
+		return fmt.Errorf("broadcast %s: %w, on %s: say so if it is to be sent again", v.name, ErrRan, at.Format(time.RFC3339))
+	}
+	return nil
+}
+
+// begins are the first and the last moment at which a broadcast is due anywhere.
+func begins(b *spec.Broadcast, now time.Time, tenant *time.Location) (first, last time.Time) {
+	if b.Zone == spec.ZoneContact {
+		const hour = 3600
+		return b.At.In(now, time.FixedZone("", 14*hour)), b.At.In(now, time.FixedZone("", -12*hour)) // the first and the last clocks of the world
+	}
+	at := b.At.In(now, b.Zone.Location("", tenant))
+	return at, at
+}
+
+// begin starts the runs whose time has come.
+func begin(ctx context.Context, tx *postgres.Tx) error {
+	rows, err := tx.Query(ctx, `UPDATE run r SET state = 'running', started_at = onda.now() FROM entity e
+		WHERE e.id = r.entity AND r.state = 'scheduled' AND r.starts_at <= onda.now() RETURNING r.id, e.name`)
+	if err != nil {
+		return fmt.Errorf("begin runs: %w", err)
+	}
+	names := map[int64]string{}
+	if err := eachRow(rows, func(id int64, name string) { names[id] = name }); err != nil {
+		return fmt.Errorf("begin runs: %w", err)
+	}
+	for id, name := range names {
+		if err := tell(ctx, tx, id, name, "started"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// openRun locks the open run of a campaign or broadcast, by the document's name. A document that was taken away may still have one.
+func openRun(ctx context.Context, tx *postgres.Tx, name string) (Run, error) {
+	rows, err := tx.Query(ctx, `SELECT r.id, r.kind, e.name, r.state, r.starts_at, r.document FROM run r JOIN entity e ON e.id = r.entity
+		WHERE e.name = $1 AND r.kind IN ('campaign', 'broadcast') AND r.state IN ('scheduled', 'running', 'paused') FOR NO KEY UPDATE OF r`, name)
+	if err != nil {
+		return Run{}, fmt.Errorf("look for the run of %s: %w", name, err)
+	}
+	runs, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Run])
+	switch {
+	case err != nil:
+		return Run{}, fmt.Errorf("look for the run of %s: %w", name, err)
+	case len(runs) == 0:
+		return Run{}, fmt.Errorf("no run of %s is open: %w", name, ErrNotFound)
+	case len(runs) > 1:
+		return Run{}, fmt.Errorf("%s: %w, and both have an open run", name, ErrAmbiguous)
+	}
+	return runs[0], nil
+}
+
+// Pause holds the open run of this name: nothing more of it is handed over, its recipients stay queued and its journeys where they are. Those that
+// were marked already may still go out: commit, then ask InFlight in a second transaction.
+func Pause(ctx context.Context, tx *postgres.Tx, name string) (Run, error) {
+	r, err := openRun(ctx, tx, name)
+	if err != nil {
+		return Run{}, err
+	}
+	if r.State == "paused" {
+		return r, nil
+	}
+	r.State = "paused"
+	if _, err := tx.Exec(ctx, "UPDATE run SET state = 'paused' WHERE id = $1", r.ID); err != nil {
+		return Run{}, fmt.Errorf("pause run %d: %w", r.ID, err)
+	}
+	return r, tell(ctx, tx, r.ID, r.Name, "paused")
+}
+
+// InFlight counts the mails of a run that were handed over and have no outcome yet, and waits for marks that were on their way when it was paused or
+// cancelled. In a transaction of its own, after that.
+func InFlight(ctx context.Context, tx *postgres.Tx, run int64) (int64, error) {
+	return delivery.InFlight(ctx, tx, run)
+}
+
+// PauseNow pauses in one transaction and counts what is in flight in a second.
+func PauseNow(ctx context.Context, db *postgres.DB, tenant, name string) (r Run, inFlight int64, err error) {
+	err = db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		r, err = Pause(ctx, tx, name)
+		return err
+	})
+	if err != nil {
+		return Run{}, 0, err
+	}
+	err = db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		inFlight, err = InFlight(ctx, tx, r.ID)
+		return err
+	})
+	return r, inFlight, err
+}
+
+// Resume lets a paused run go on. The mails that are queued expire later by as long as it was paused.
+func Resume(ctx context.Context, tx *postgres.Tx, name string) (Run, error) {
+	r, err := openRun(ctx, tx, name)
+	if err != nil {
+		return Run{}, err
+	}
+	if r.State != "paused" {
+		return Run{}, fmt.Errorf("%s %s is %s, not paused: %w", r.Kind, name, r.State, ErrState)
+	}
+	err = tx.QueryRow(ctx, `UPDATE run SET state = CASE WHEN started_at IS NULL AND starts_at > onda.now() THEN 'scheduled' ELSE 'running' END,
+			started_at = CASE WHEN started_at IS NULL AND starts_at <= onda.now() THEN onda.now() ELSE started_at END
+		WHERE id = $1 RETURNING state`, r.ID).Scan(&r.State)
+	if err != nil {
+		return Run{}, fmt.Errorf("resume run %d: %w", r.ID, err)
+	}
+	if r.State == "scheduled" {
+		tx.Wake(drainer, r.StartsAt)
+		return r, tell(ctx, tx, r.ID, r.Name, "resumed")
+	}
+	_, err = tx.Exec(ctx, `UPDATE batch SET expires_at = expires_at + (onda.now() - greatest(p.at, not_before))
+		FROM (SELECT max(at) AS at FROM fact WHERE kind = 'campaign.paused' AND run = $1) p
+		WHERE run = $1 AND state = 'open' AND p.at IS NOT NULL AND onda.now() > not_before`, r.ID)
+	if err != nil {
+		return Run{}, fmt.Errorf("put off the expiry of run %d: %w", r.ID, err)
+	}
+	tx.Wake(drainer, tx.Now())
+	tx.Wake(delivery.Function(delivery.Bulk), tx.Now())
+	rows, err := tx.Query(ctx, "SELECT id, NULL::bigint[] FROM batch WHERE run = $1 AND state = 'open' ORDER BY id LIMIT 4", r.ID)
+	if err != nil {
+		return Run{}, fmt.Errorf("look for queued mails of run %d: %w", r.ID, err)
+	}
+	batches, err := pgx.CollectRows(rows, pgx.RowToStructByPos[delivery.Batch])
+	if err != nil {
+		return Run{}, fmt.Errorf("look for queued mails of run %d: %w", r.ID, err)
+	}
+	if err := ring(ctx, tx, r.ID, batches, len(batches)); err != nil {
+		return Run{}, err
+	}
+	return r, tell(ctx, tx, r.ID, r.Name, "resumed")
+}
+
+// Cancel ends the open run of this name: its journeys are over, and what is still queued is not sent, each mail with the reason cancelled.
+func Cancel(ctx context.Context, tx *postgres.Tx, name string) (Run, error) {
+	r, err := openRun(ctx, tx, name)
+	if err != nil {
+		return Run{}, err
+	}
+	r.State = "cancelled"
+	if _, err := tx.Exec(ctx, "UPDATE run SET state = 'cancelled', ended_at = onda.now() WHERE id = $1", r.ID); err != nil {
+		return Run{}, fmt.Errorf("cancel run %d: %w", r.ID, err)
+	}
+	if _, err := cancelJourneys(ctx, tx, r.ID); err != nil {
+		return Run{}, err
+	}
+	tx.Wake(drainer, tx.Now()) // for the journeys that were too many, or held
+	tx.Wake(delivery.Function(delivery.Bulk), tx.Now())
+	return r, tell(ctx, tx, r.ID, r.Name, "cancelled")
+}
+
+// cancelledAtOnce is how many journeys are ended in one transaction.
+const cancelledAtOnce = 10_000
+
+// cancelJourneys ends journeys of a cancelled run, but for those that are being moved at this moment.
+func cancelJourneys(ctx context.Context, tx *postgres.Tx, run int64) (n int64, err error) {
+	tag, err := tx.Exec(ctx, `UPDATE journey SET state = 'cancelled', ended_at = onda.now(), due_at = 'infinity' WHERE id IN (
+		SELECT id FROM journey WHERE run = $1 AND state = 'active' ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED)`, run, cancelledAtOnce)
+	if err != nil {
+		return 0, fmt.Errorf("end the journeys of run %d: %w", run, err)
+	}
+	return tag.RowsAffected(), nil
+}

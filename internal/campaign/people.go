@@ -1,0 +1,141 @@
+package campaign
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/predicate"
+	"github.com/onda-run/onda/internal/spec"
+)
+
+// matching tells of which of the contacts a predicate is true.
+func matching(ctx context.Context, tx *postgres.Tx, env predicate.Env, p *spec.Predicate, contacts []int64) (map[int64]bool, error) {
+	env.First = 2
+	q, err := predicate.Compile(p, env)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := tx.Query(ctx, "SELECT c.id FROM contact c WHERE c.id = ANY ($1) AND "+q.SQL, append([]any{contacts}, q.Args...)...)
+	if err != nil {
+		return nil, fmt.Errorf("ask a predicate: %w", err)
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return nil, fmt.Errorf("ask a predicate: %w", err)
+	}
+	is := make(map[int64]bool, len(ids))
+	for _, id := range ids {
+		is[id] = true
+	}
+	return is, nil
+}
+
+// matching is the same for journeys. A predicate that is about dates is read by each contact's own clock, where the campaign says so.
+func (p *pass) matching(ctx context.Context, v *version, pred *spec.Predicate, js []*journey) (map[int64]bool, error) {
+	if v.campaign().Zone != spec.ZoneContact || !changesWithTime(pred) {
+		return matching(ctx, p.tx, p.env, pred, contactsOf(js))
+	}
+	byZone, zones := groups(js, func(j *journey) string { return p.location(v, j).String() })
+	is := map[int64]bool{}
+	for _, zone := range zones {
+		env := p.env
+		env.Zone = p.location(v, byZone[zone][0])
+		part, err := matching(ctx, p.tx, env, pred, contactsOf(byZone[zone]))
+		if err != nil {
+			return nil, err
+		}
+		for id := range part {
+			is[id] = true
+		}
+	}
+	return is, nil
+}
+
+// havingProperties tells which of the facts of an event have the properties asked for. The predicate language asks this of contacts, for whom an event counts that has
+// them: so each fact is taken for a contact of its own, with that fact alone.
+func havingProperties(ctx context.Context, tx *postgres.Tx, env predicate.Env, event string, where []spec.Property, facts []int64) (map[int64]bool, error) {
+	is := make(map[int64]bool, len(facts))
+	if len(where) == 0 || len(facts) == 0 {
+		for _, id := range facts {
+			is[id] = true
+		}
+		return is, nil
+	}
+	env.First = 2
+	atLeastOne := spec.Test{Op: spec.OpGte, Values: []spec.Value{{Kind: spec.NumberValue, Text: "1", Number: 1}}}
+	q, err := predicate.Compile(&spec.Predicate{Event: &spec.EventTest{Event: event, Where: where, Count: atLeastOne}}, env)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := tx.Query(ctx, `WITH fact AS MATERIALIZED (SELECT f.id AS contact, NULL::bigint[] AS contacts, f.kind, f.name, f.data, f.at FROM fact f WHERE f.id = ANY ($1))
+		SELECT c.id FROM unnest($1::bigint[]) AS c (id) WHERE `+q.SQL, append([]any{facts}, q.Args...)...)
+	if err != nil {
+		return nil, fmt.Errorf("look at the properties of events: %w", err)
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return nil, fmt.Errorf("look at the properties of events: %w", err)
+	}
+	for _, id := range ids {
+		is[id] = true
+	}
+	return is, nil
+}
+
+// peopleSQL is the audience of a broadcast: from the members of a segment where it is one, else from all contacts. c is the contact's row. The parameters begin
+// with number first.
+func peopleSQL(b *spec.Broadcast, env predicate.Env, first int) (from string, excluded string, args []any, err error) {
+	from = "contact c WHERE "
+	if b.To.Segment != "" { // a small segment of many contacts must not be looked for among all
+		from = fmt.Sprintf("member m JOIN contact c ON c.id = m.contact WHERE m.segment = (SELECT e.id FROM entity e WHERE e.kind = 'Segment' AND e.name = $%d) AND m.kept <> 'out'", first)
+		args = append(args, b.To.Segment)
+	} else {
+		env.First = first
+		q, err := predicate.Compile(&b.To, env)
+		if err != nil {
+			return "", "", nil, fmt.Errorf("to: %w", err)
+		}
+		from += q.SQL
+		args = append(args, q.Args...)
+	}
+	// who was merged into another, or erased, is nobody's audience
+	from += " AND c.merged_into IS NULL AND c.erased_at IS NULL"
+	excluded = "false"
+	if b.Exclude != nil {
+		env.First = first + len(args)
+		q, err := predicate.Compile(b.Exclude, env)
+		if err != nil {
+			return "", "", nil, fmt.Errorf("exclude: %w", err)
+		}
+		excluded = q.SQL
+		args = append(args, q.Args...)
+	}
+	return from, excluded, args, nil
+}
+
+// audience gives the next recipients of a broadcast after a contact, in order of contact.
+func audience(ctx context.Context, tx *postgres.Tx, b *spec.Broadcast, after int64, limit int) ([]recipient, error) {
+	env, err := predicate.Load(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	from, excluded, args, err := peopleSQL(b, env, 4)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := tx.Query(ctx, `SELECT c.id, coalesce(c.fields ->> $3, '') FROM `+from+` AND c.id > $1 AND NOT `+excluded+` ORDER BY c.id LIMIT $2`,
+		append([]any{after, limit, spec.ZoneField}, args...)...)
+	if err != nil {
+		return nil, fmt.Errorf("read the audience: %w", err)
+	}
+	var out []recipient
+	err = eachRow(rows, func(id int64, zone string) { out = append(out, recipient{id, zone}) })
+	if err != nil {
+		return nil, fmt.Errorf("read the audience: %w", err)
+	}
+	return slices.Clip(out), nil
+}
