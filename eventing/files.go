@@ -6,5 +6,5 @@ import "embed"
 
 // Files are the manifests and JSON Schemas of this directory: broker.yaml, sources.yaml, triggers/, eventtypes/ and schemas/.
 //
-//go:embed *.yaml triggers/*.yaml eventtypes/*.yaml schemas/*.json
+//go:embed broker.yaml sources.yaml triggers/*.yaml eventtypes/*.yaml schemas/*.json
 var Files embed.FS

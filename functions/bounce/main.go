@@ -1,0 +1,9 @@
+// Command bounce takes reports: of mails that came back, and of recipients who complained.
+package main
+
+import (
+	"github.com/onda-run/onda/internal/fn"
+	"github.com/onda-run/onda/internal/bounce"
+)
+
+func main() { fn.Main("bounce", bounce.Build) }

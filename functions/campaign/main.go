@@ -1,0 +1,9 @@
+// Command campaign moves contacts through campaigns: it enrols audiences, takes steps and plans batches.
+package main
+
+import (
+	"github.com/onda-run/onda/internal/fn"
+	"github.com/onda-run/onda/internal/campaign"
+)
+
+func main() { fn.Main("campaign", campaign.Build) }
