@@ -1,0 +1,116 @@
+package report_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/onda-run/onda/internal/pgtest"
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/report"
+)
+
+var update = flag.Bool("update", false, "write golden files anew")
+
+func TestMain(m *testing.M) { flag.Parse(); pgtest.Main(m) }
+
+// seed writes a broadcast with every outcome: two batches, of which one was retried, and what people and machines did.
+const seed = `
+WITH e AS (INSERT INTO entity (kind, name) VALUES ('Broadcast', 'spring-news') RETURNING id),
+	m AS (INSERT INTO entity (kind, name) VALUES ('Email', 'news') RETURNING id),
+	d AS (INSERT INTO document (entity, version, spec, hash) SELECT id, 1, '{"metadata": {"name": "spring-news", "title": "Spring <news>"}}'::jsonb, ''::bytea FROM e RETURNING id, entity),
+	md AS (INSERT INTO document (entity, version, spec, hash) SELECT id, 1, '{}'::jsonb, ''::bytea FROM m RETURNING id),
+	l AS (INSERT INTO link (document, url, label) SELECT md.id, u, '' FROM md, unnest(ARRAY['https://shop.example/skis', 'https://shop.example/boots']) u RETURNING id, url),
+	r AS (INSERT INTO run (kind, entity, document, state, started_at) SELECT 'broadcast', entity, id, 'running', '2026-03-01 09:00Z' FROM d RETURNING id),
+	b AS (INSERT INTO batch (id, run, email, contacts) SELECT n, r.id, md.id, ARRAY[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]::bigint[] FROM r, md, generate_series(1, 2) n RETURNING id, run),
+	again AS (INSERT INTO batch (id, run, email, attempt, contacts) SELECT 3, r.id, md.id, 2, ARRAY[513]::bigint[] FROM r, md),
+	x AS (INSERT INTO delivery (id, contact, state, attempt, reason, class, code, status, tracking, at, bounced_at, bounce_class, complained_at)
+		SELECT 1 << 9 | n, n, s.state, CASE n WHEN 1 THEN 2 ELSE 1 END, s.reason, s.class, s.code, s.status, s.tracking, '2026-03-01 09:00:00Z'::timestamptz + n * '1 second'::interval,
+			CASE WHEN n = 2 THEN now() END, CASE WHEN n = 2 THEN 'hard' END, CASE WHEN n = 3 THEN now() END
+		FROM (VALUES (1, 'sent', NULL, NULL, NULL, NULL, 'full'), (2, 'sent', NULL, NULL, NULL, NULL, 'full'), (3, 'sent', NULL, NULL, NULL, NULL, 'aggregate'),
+			(4, 'sent', NULL, NULL, NULL, NULL, 'none'), (5, 'failed', NULL, 'hard', 550, '5.1.1', NULL), (6, 'suppressed', 'no_consent', NULL, NULL, NULL, NULL),
+			(7, 'suppressed', 'suppressed', NULL, NULL, NULL, NULL), (8, 'deferred', NULL, 'soft', 451, '4.7.1', NULL), (9, 'unknown', NULL, NULL, NULL, NULL, NULL))
+			s (n, state, reason, class, code, status, tracking))
+INSERT INTO stat (run, step, hour, kind, verdict, link, tracked, n, firsts)
+	SELECT r.id, '', '2026-03-01 10:00Z', k.kind, k.verdict, coalesce((SELECT id FROM l WHERE url = k.url), 0), k.tracked, k.n, k.firsts FROM r, (VALUES
+		('open', 'human', '', true, 3, 2), ('open', 'machine', '', true, 5, 1), ('click', 'human', 'https://shop.example/skis', true, 2, 1),
+		('click', 'human', 'https://shop.example/skis', false, 4, 0), ('click', 'machine', 'https://shop.example/boots', true, 7, 1), ('unsubscribe', '', '', true, 1, 1))
+		k (kind, verdict, url, tracked, n, firsts)`
+
+func load(t *testing.T, db *postgres.DB, tenant, name string) (r *report.Report, err error) {
+	t.Helper()
+	err = db.InTenant(context.Background(), tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		r, err = report.Load(ctx, tx, name)
+		return err
+	})
+	return r, err
+}
+
+func TestReport(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	pgtest.Exec(t, db, "acme", seed)
+	r, err := load(t, db, "acme", "spring-news")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := r.Sent + r.Deferred + r.Failed + r.Suppressed + r.Unknown + r.Queued; got != r.Recipients || got != 20 {
+		t.Errorf("the outcomes of %d recipients add up to %d, want 20", r.Recipients, got)
+	}
+	r.Made = time.Date(2026, 3, 2, 9, 0, 0, 0, time.UTC)
+	var text, page bytes.Buffer
+	if err := r.Text(&text); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "testdata/report.txt", text.Bytes())
+	if err := r.HTML(&page); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "testdata/report.html", page.Bytes())
+	for _, bad := range []string{"Spring <news>", "<script", "src=", "@import", "ZgotmplZ", "<no value>"} {
+		if strings.Contains(page.String(), bad) {
+			t.Errorf("the page has %q in it", bad)
+		}
+	}
+	if _, err := load(t, db, "brava", "spring-news"); !errors.Is(err, report.ErrNoRun) {
+		t.Errorf("brava's report: %v, want ErrNoRun", err)
+	}
+}
+
+func TestListIsNewestFirst(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	pgtest.Exec(t, db, "acme", seed)
+	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		runs, err := report.List(ctx, tx)
+		if err != nil || len(runs) != 1 || runs[0].Title != "Spring <news>" {
+			t.Errorf("%+v %v", runs, err)
+		}
+		var page bytes.Buffer
+		return report.ListHTML(&page, "acme", "/reports/acme", runs)
+	})
+}
+
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(name, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("%s (-update writes it anew):\n%s", name, diff)
+	}
+}
