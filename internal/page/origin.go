@@ -1,0 +1,32 @@
+package page
+
+import (
+	"net/http"
+	"net/netip"
+	"strings"
+)
+
+// Origin gives the network address that a request came from, as text for hashing: never to be stored, logged or shown. proxies is how many proxies of ours stand before the function: each adds
+// an entry at the end of X-Forwarded-For, and what stands before those anybody can write. An IPv6 address is cut to its /64, which is one connection. Empty when there is none.
+func Origin(r *http.Request, proxies int) string {
+	s := r.RemoteAddr
+	if list := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ","); proxies > 0 && list[0] != "" {
+		s = strings.TrimSpace(list[max(0, len(list)-proxies)])
+	}
+	if ap, err := netip.ParseAddrPort(s); err == nil {
+		s = ap.Addr().String()
+	}
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		return ""
+	}
+	a = a.Unmap().WithZone("")
+	if a.Is6() {
+		p, err := a.Prefix(64)
+		if err != nil {
+			return ""
+		}
+		return p.String()
+	}
+	return a.String()
+}

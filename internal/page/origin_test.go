@@ -1,0 +1,37 @@
+package page
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"testing"
+)
+
+func TestOriginIsWhatOurOwnProxySaw(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		peer      string
+		forwarded []string
+		proxies   int
+		want      string
+	}{
+		{"192.0.2.1:1234", nil, 1, "192.0.2.1"},
+		{"10.0.0.1:1234", []string{"203.0.113.9"}, 1, "203.0.113.9"},
+		{"10.0.0.1:1234", []string{"1.1.1.1, 203.0.113.9"}, 1, "203.0.113.9"},
+		{"10.0.0.1:1234", []string{"1.1.1.1", "203.0.113.9, 10.0.0.7"}, 2, "203.0.113.9"},
+		{"10.0.0.1:1234", []string{"203.0.113.9"}, 2, "203.0.113.9"},
+		{"192.0.2.1:1234", []string{"203.0.113.9"}, 0, "192.0.2.1"},
+		{"[2001:db8:1:2:3:4:5:6]:80", nil, 1, "2001:db8:1:2::/64"},
+		{"[::ffff:192.0.2.1]:80", nil, 1, "192.0.2.1"},
+		{"10.0.0.1:1234", []string{"unknown"}, 1, ""},
+		{"@", nil, 1, ""},
+	} {
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		r.RemoteAddr = c.peer
+		for _, f := range c.forwarded {
+			r.Header.Add("X-Forwarded-For", f)
+		}
+		if got := Origin(r, c.proxies); got != c.want {
+			t.Errorf("%s %v: %q, want %q", c.peer, c.forwarded, got, c.want)
+		}
+	}
+}

@@ -1,0 +1,318 @@
+package track
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onda-run/onda/internal/contact"
+	"github.com/onda-run/onda/internal/event"
+	"github.com/onda-run/onda/internal/fieldvalue"
+	"github.com/onda-run/onda/internal/fn"
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
+)
+
+// errForbidden is of a public key that asks for more than it may.
+var errForbidden = errors.New("a public key may only add what a visitor does: use a secret key, from a server")
+
+// visitor is a browser that is known by its anonymousId.
+type visitor struct {
+	id      int64
+	contact int64 // it is attached to, 0: none
+	web     bool  // who has granted tracking.web
+}
+
+// writeActivities is the write of the gather of activities: contacts, visitors and facts, in a few statements for all.
+func (t *Tracker) writeActivities(ctx context.Context, tx *postgres.Tx, all []activity) error {
+	for _, a := range all {
+		*a.activityResult = activityResult{}
+	}
+	fresh, err := unrepeated(ctx, tx, all)
+	if err != nil {
+		return err
+	}
+	users, err := writeUsers(ctx, tx, fresh)
+	if err != nil {
+		return err
+	}
+	fresh = slices.DeleteFunc(fresh, func(a activity) bool { return a.err != nil })
+	visitors, err := writeVisitors(ctx, tx, fresh, users)
+	if err != nil {
+		return err
+	}
+	return writeActivityFacts(ctx, tx, fresh, users, visitors)
+}
+
+// unrepeated leaves out the messages whose id came before, within two days: the reservation of an id is a row.
+func unrepeated(ctx context.Context, tx *postgres.Tx, all []activity) ([]activity, error) {
+	ids := make([]string, len(all))
+	var ask []string
+	for i, a := range all {
+		if a.id != "" {
+			sum := sha256.Sum256([]byte(a.id))
+			ids[i] = "message:" + base64.RawURLEncoding.EncodeToString(sum[:15])
+			ask = append(ask, ids[i])
+		}
+	}
+	if len(ask) == 0 {
+		return slices.Clone(all), nil
+	}
+	rows, err := tx.Query(ctx, `INSERT INTO allowance (kind, contact, period, n)
+		SELECT DISTINCT m, 0, date_trunc('day', onda.now(), 'UTC'), 1 FROM unnest($1::text[]) m
+		 WHERE NOT EXISTS (SELECT FROM allowance a WHERE a.kind = m AND a.contact = 0 AND a.period >= date_trunc('day', onda.now(), 'UTC') - interval '1 day')
+		 ORDER BY 1 ON CONFLICT DO NOTHING RETURNING kind`, ask)
+	if err != nil {
+		return nil, fmt.Errorf("look for repeated messages: %w", err)
+	}
+	granted, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("look for repeated messages: %w", err)
+	}
+	left := map[string]bool{}
+	for _, g := range granted {
+		left[g] = true
+	}
+	var out []activity
+	for i, a := range all {
+		if ids[i] == "" || left[ids[i]] {
+			out = append(out, a)
+			left[ids[i]] = false // also within one commit
+		}
+	}
+	if len(granted) > 0 {
+		tx.Wake("track", tx.Now().Add(48*time.Hour))
+	}
+	return out, nil
+}
+
+// writeUsers finds or makes the contacts that programs named, and writes what identify says of them.
+func writeUsers(ctx context.Context, tx *postgres.Tx, all []activity) (map[string]int64, error) {
+	var rows []contact.Row
+	var of []int // the activity of a row
+	named := map[string]bool{}
+	var fields map[string]*spec.Field
+	for i, a := range all {
+		if a.kind != typeIdentify {
+			continue
+		}
+		if fields == nil {
+			var err error
+			if fields, err = readFields(ctx, tx); err != nil {
+				return nil, err
+			}
+		}
+		row := contact.Row{ExternalID: a.user}
+		row.Email, row.Fields, a.ignored, a.err = traitsOf(a.traits, fields)
+		if a.err == nil {
+			rows, of = append(rows, row), append(of, i)
+			named[a.user] = true
+		}
+	}
+	for i, a := range all {
+		if a.user != "" && a.err == nil && !named[a.user] {
+			rows, of = append(rows, contact.Row{ExternalID: a.user}), append(of, i)
+			named[a.user] = true
+		}
+	}
+	users := map[string]int64{}
+	if len(rows) == 0 {
+		return users, nil
+	}
+	results, err := contact.Upsert(ctx, tx, "track", rows, "identify")
+	if err != nil {
+		return nil, err
+	}
+	for k, r := range results {
+		if r.Err != nil {
+			all[of[k]].err = fn.Permanent(r.Err)
+			continue
+		}
+		users[rows[k].ExternalID] = r.Contact
+	}
+	return users, nil
+}
+
+func readFields(ctx context.Context, tx *postgres.Tx) (map[string]*spec.Field, error) {
+	rows, err := tx.Query(ctx, "SELECT d.spec FROM entity e JOIN document d ON d.id = e.current WHERE e.kind = $1", spec.KindField)
+	if err != nil {
+		return nil, fmt.Errorf("read fields: %w", err)
+	}
+	docs, err := pgx.CollectRows(rows, pgx.RowTo[[]byte])
+	if err != nil {
+		return nil, fmt.Errorf("read fields: %w", err)
+	}
+	out := map[string]*spec.Field{}
+	for _, d := range docs {
+		f, err := spec.DecodeAs[*spec.Field](spec.KindField, d)
+		if err != nil {
+			return nil, err
+		}
+		out[f.Name] = f
+	}
+	return out, nil
+}
+
+// traitsOf reads traits as a contact's fields: firstName is the field first_name where there is no firstName. Traits that are no fields are given back.
+func traitsOf(traits map[string]any, fields map[string]*spec.Field) (email string, values map[string]any, ignored []string, err error) {
+	values = map[string]any{}
+	for name, v := range traits {
+		if name == "email" {
+			s, ok := v.(string)
+			if !ok {
+				return "", nil, nil, bad("traits.email must be a text")
+			}
+			email = s
+			continue
+		}
+		f := fields[name]
+		if f == nil {
+			f = fields[snake(name)]
+		}
+		if f == nil {
+			ignored = append(ignored, name)
+			continue
+		}
+		value, err := fieldvalue.FromJSON(f, v)
+		if err != nil {
+			return "", nil, nil, bad("traits.%s %w", f.Name, err)
+		}
+		values[f.Name] = value
+	}
+	slices.Sort(ignored)
+	return email, values, ignored, nil
+}
+
+// snake writes firstName as first_name.
+func snake(s string) string {
+	var b strings.Builder
+	for i, c := range s {
+		if unicode.IsUpper(c) && i > 0 {
+			b.WriteByte('_')
+		}
+		b.WriteRune(unicode.ToLower(c))
+	}
+	return b.String()
+}
+
+// writeVisitors finds or makes the visitors, notes that they were here, and attaches those to contacts of whom a program says so.
+func writeVisitors(ctx context.Context, tx *postgres.Tx, all []activity, users map[string]int64) (map[string]visitor, error) {
+	attach := map[string]int64{}
+	for _, a := range all {
+		if a.visitor != "" {
+			attach[a.visitor] = max(attach[a.visitor], 0)
+		}
+		if a.kind == typeIdentify && a.visitor != "" {
+			attach[a.visitor] = users[a.user]
+		}
+		if a.kind == typeAlias {
+			attach[a.previous] = users[a.user]
+		}
+	}
+	return attachVisitors(ctx, tx, attach)
+}
+
+// attachVisitors finds or makes visitors by their keys, and attaches them to the contacts given (0 leaves it as it is).
+func attachVisitors(ctx context.Context, tx *postgres.Tx, attach map[string]int64) (map[string]visitor, error) {
+	out := map[string]visitor{}
+	if len(attach) == 0 {
+		return out, nil
+	}
+	var keys []string
+	var contacts []int64
+	for k := range attach {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	for _, k := range keys {
+		contacts = append(contacts, attach[k])
+	}
+	// A visitor's row is not written at each of its events: an hour is precise enough for 30 days.
+	_, err := tx.Exec(ctx, `INSERT INTO visitor AS v (key, contact) SELECT k, nullif(c, 0) FROM unnest($1::text[], $2::bigint[]) u(k, c) ORDER BY k
+		ON CONFLICT (key) DO UPDATE SET last_at = onda.now(), contact = coalesce(excluded.contact, v.contact)
+		WHERE v.last_at < onda.now() - interval '1 hour' OR excluded.contact IS NOT NULL AND excluded.contact IS DISTINCT FROM v.contact`, keys, contacts)
+	if err != nil {
+		return nil, fmt.Errorf("write visitors: %w", err)
+	}
+	rows, err := tx.Query(ctx, `SELECT v.key, v.id, coalesce(c.merged_into, c.id, 0), EXISTS (
+		SELECT FROM subscription s WHERE s.contact = coalesce(c.merged_into, c.id) AND s.purpose = 'tracking.web' AND s.state = 'granted')
+		FROM visitor v LEFT JOIN contact c ON c.id = v.contact AND c.erased_at IS NULL WHERE v.key = ANY ($1)`, keys)
+	if err != nil {
+		return nil, fmt.Errorf("read visitors: %w", err)
+	}
+	var key string
+	var v visitor
+	if _, err := pgx.ForEachRow(rows, []any{&key, &v.id, &v.contact, &v.web}, func() error { out[key] = v; return nil }); err != nil {
+		return nil, fmt.Errorf("read visitors: %w", err)
+	}
+	return out, nil
+}
+
+// writeActivityFacts writes the facts, and rings their doorbells. What a browser does is told of a contact only where that has granted tracking.web; what a program says of a user is the
+// customer's own record of its customer.
+func writeActivityFacts(ctx context.Context, tx *postgres.Tx, all []activity, users map[string]int64, visitors map[string]visitor) error {
+	var facts []postgres.Fact
+	items := map[string][]event.Activity{}
+	for _, a := range all {
+		f := postgres.Fact{Name: a.name, Contact: users[a.user], Data: a.properties, At: tx.Now().Add(-a.ago)}
+		if v, ok := visitors[a.visitor]; ok {
+			f.Visitor = v.id
+			if f.Contact == 0 && v.web {
+				f.Contact = v.contact
+			}
+		}
+		switch a.kind {
+		case typePage, typeScreen:
+			f.Kind = "page.viewed"
+		case typeTrack:
+			f.Kind = "event.tracked"
+		default: // identify, alias
+			f.Kind, f.Name, f.Data = "contact.identified", "", nil
+			if len(a.ignored) > 0 {
+				b, err := json.Marshal(map[string]any{"ignored": a.ignored})
+				if err != nil {
+					return fmt.Errorf("encode fact %s: %w", f.Kind, err)
+				}
+				f.Data = b
+			}
+		}
+		facts = append(facts, f)
+		items[f.Kind] = append(items[f.Kind], event.Activity{Contact: f.Contact, Name: f.Name})
+	}
+	if err := tx.AddFacts(ctx, facts...); err != nil {
+		return err
+	}
+	if len(visitors) > 0 {
+		tx.Wake("track", tx.Now().Add(30*24*time.Hour))
+	}
+	var ids []string
+	for _, a := range all {
+		ids = append(ids, a.id)
+	}
+	for _, kind := range []string{"contact.identified", "event.tracked", "page.viewed"} {
+		for chunk := range slices.Chunk(items[kind], 100) { // names may be long
+			var data event.Data
+			switch a := (event.Activities{Items: chunk}); kind {
+			case "page.viewed":
+				data = event.PageViewed{Activities: a}
+			case "event.tracked":
+				data = event.EventTracked{Activities: a}
+			default:
+				data = event.ContactIdentified{Activities: a}
+			}
+			if err := ring(ctx, tx, data, ids...); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

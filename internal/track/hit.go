@@ -1,0 +1,96 @@
+package track
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+// The kinds of hits.
+const (
+	kindOpen  = "open"
+	kindClick = "click"
+	kindView  = "view"
+)
+
+const maxAgent = 300 // bytes of a User-Agent that are kept
+
+// hit is one request of a pixel, a link or a web view.
+type hit struct {
+	kind     string
+	delivery int64 // 0: aggregate
+	link     int64
+	method   string
+	agent    string
+	origin   []byte // hash of the address it came from
+}
+
+// insertHits stores hits with what they belong to. A hit of a mail whose recipient has withdrawn tracking.email since, or is gone, keeps nothing but what the aggregate counts need.
+const insertHits = `INSERT INTO hit (kind, delivery, contact, link, run, step, agent, method, origin, reason)
+SELECT u.kind, CASE WHEN k.named THEN u.delivery ELSE 0 END, CASE WHEN k.named THEN k.contact END, u.link, b.run, coalesce(b.step, ''),
+       CASE WHEN k.named THEN u.agent ELSE '' END, u.method, CASE WHEN k.named THEN u.origin END, u.reason
+  FROM unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::bytea[], $7::text[]) WITH ORDINALITY
+       u(kind, delivery, link, method, agent, origin, reason, n)
+  LEFT JOIN batch b ON u.delivery > 0 AND b.id = u.delivery >> 9
+  LEFT JOIN delivery d ON u.delivery > 0 AND d.id = u.delivery
+  LEFT JOIN contact c ON c.id = coalesce(d.contact, b.contacts[(u.delivery & 511)::integer])
+  LEFT JOIN LATERAL (
+       SELECT coalesce(c.merged_into, c.id) AS contact, c.id IS NOT NULL AND c.erased_at IS NULL AND NOT EXISTS (
+              SELECT FROM subscription s WHERE s.contact = coalesce(c.merged_into, c.id) AND s.purpose = 'tracking.email' AND s.state = 'withdrawn') AS named) k ON true
+ ORDER BY u.n`
+
+// writeHits is the write of the gather of hits.
+func (t *Tracker) writeHits(ctx context.Context, tx *postgres.Tx, hits []hit) error {
+	n := len(hits)
+	kind, method, agent, reason := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+	delivery, link, origin := make([]int64, n), make([]int32, n), make([][]byte, n)
+	for i, h := range hits {
+		kind[i], method[i], agent[i], origin[i] = h.kind, h.method, clip(h.agent, maxAgent), h.origin
+		delivery[i], link[i] = h.delivery, int32(h.link)
+		reason[i] = machine(h.kind, h.method, h.agent)
+	}
+	if _, err := tx.Exec(ctx, insertHits, kind, delivery, link, method, agent, origin, reason); err != nil {
+		return fmt.Errorf("store hits: %w", err)
+	}
+	tx.Wake("track", tx.Now().Add(t.cfg.Hold))
+	return nil
+}
+
+// linkURL gives where a link leads. A link never changes, so it is read once.
+func (t *Tracker) linkURL(ctx context.Context, tenant string, link int64) (string, bool, error) {
+	key := linkKey{tenant, link}
+	if url, ok := t.links.get(key); ok {
+		return url, true, nil
+	}
+	var urls []string
+	err := within(ctx, t.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		return tx.QueryRow(ctx, "SELECT coalesce(array_agg(url), '{}') FROM link WHERE id = $1", link).Scan(&urls)
+	})
+	if err != nil {
+		return "", false, fmt.Errorf("look up a link: %w", err)
+	}
+	if len(urls) == 0 {
+		return "", false, nil
+	}
+	t.links.put(key, urls[0])
+	return urls[0], true, nil
+}
+
+type linkKey struct {
+	tenant string
+	link   int64
+}
+
+// clip cuts a text to at most n bytes of valid UTF-8 without NUL, which Postgres cannot hold.
+func clip(s string, n int) string {
+	if len(s) > n {
+		s = s[:n]
+	}
+	if !utf8.ValidString(s) {
+		s = strings.ToValidUTF8(s, "")
+	}
+	return strings.ReplaceAll(s, "\x00", "")
+}

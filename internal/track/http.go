@@ -1,0 +1,607 @@
+package track
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/hmac"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/onda-run/onda/internal/fn"
+	"github.com/onda-run/onda/internal/page"
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/token"
+)
+
+//go:embed pages onda.js
+var assets embed.FS
+
+const maxForm = 64 << 10 // bytes of a form that a person or a mail program posts
+
+// pixel is a transparent GIF of one dot.
+var pixel = []byte("GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff!\xf9\x04\x01\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;")
+
+// errNotFound answers 404.
+var errNotFound = errors.New("not found")
+
+// server answers the public HTTP of design section 7.
+type server struct {
+	*Tracker
+	pages  *page.Pages
+	script []byte
+	keys   *cache[string, knownKey]
+}
+
+// Handler makes the public HTTP of track.
+func (t *Tracker) Handler() (http.Handler, error) {
+	pages, err := page.New(assets, "pages/*.html")
+	if err != nil {
+		return nil, err
+	}
+	script, err := assets.ReadFile("onda.js")
+	if err != nil {
+		return nil, fmt.Errorf("read onda.js: %w", err)
+	}
+	s := &server{Tracker: t, pages: pages, script: script, keys: newCache[string, knownKey](10_000)}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /o/{file}", s.page(s.open))
+	mux.HandleFunc("GET /c/{token}", s.page(s.click))
+	mux.HandleFunc("GET /u/{token}", s.page(s.unsubscribePage))
+	mux.HandleFunc("POST /u/{token}", s.page(s.unsubscribeNow))
+	mux.HandleFunc("GET /p/{token}", s.page(s.preferencesPage))
+	mux.HandleFunc("POST /p/{token}", s.page(s.preferencesSave))
+	mux.HandleFunc("GET /onda.js", s.ondaJS)
+	mux.HandleFunc("POST /e", s.api(s.event))
+	mux.HandleFunc("OPTIONS /e", preflight)
+	for _, call := range []string{typeIdentify, typeTrack, typePage, typeScreen, typeGroup, typeAlias, "batch"} {
+		mux.HandleFunc("POST /v1/"+call, s.api(s.segment))
+		mux.HandleFunc("OPTIONS /v1/"+call, preflight)
+	}
+	mux.HandleFunc("/", s.nothing)
+	return mux, nil
+}
+
+// page answers errors of a handler with a page that people can read.
+func (s *server) page(handle func(w http.ResponseWriter, r *http.Request) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if err := handle(w, r); err != nil {
+			s.fail(w, r, err)
+		}
+	}
+}
+
+func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
+	status := http.StatusNotFound
+	var large *http.MaxBytesError
+	switch {
+	case errors.Is(err, errNotFound):
+	case errors.As(err, &large):
+		status = http.StatusRequestEntityTooLarge
+	default:
+		fn.LogError(r.Context(), err)
+		status, _ = fn.Status(err)
+	}
+	if err := s.pages.Error(w, r, status); err != nil {
+		fn.LogError(r.Context(), err)
+	}
+}
+
+// nothing answers what is not there, and methods that a path does not have.
+func (s *server) nothing(w http.ResponseWriter, r *http.Request) {
+	status := http.StatusNotFound
+	switch first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/"); first {
+	case "u", "p":
+		w.Header().Set("Allow", "GET, HEAD, POST")
+		status = http.StatusMethodNotAllowed
+	case "o", "c", "w", "onda.js":
+		w.Header().Set("Allow", "GET, HEAD")
+		status = http.StatusMethodNotAllowed
+	}
+	if r.Method == http.MethodGet || r.Method == http.MethodHead {
+		w.Header().Del("Allow")
+		status = http.StatusNotFound
+	}
+	if err := s.pages.Error(w, r, status); err != nil {
+		fn.LogError(r.Context(), err)
+	}
+}
+
+// claims proves a token and finds its tenant. Whatever is wrong with it is errNotFound.
+func (s *server) claims(r *http.Request, tok string, want token.Purpose) (string, token.Claims, error) {
+	c, err := token.Peek(tok, want)
+	if err != nil {
+		return "", c, errNotFound
+	}
+	tenant, err := s.db.TenantByNumber(r.Context(), c.Tenant)
+	if errors.Is(err, postgres.ErrUnknownTenant) {
+		return "", c, errNotFound
+	}
+	if err != nil {
+		return "", c, err
+	}
+	keys, err := s.db.Keys(r.Context(), tenant)
+	if errors.Is(err, postgres.ErrUnknownTenant) || errors.Is(err, postgres.ErrForeignTenant) {
+		return "", c, errNotFound
+	}
+	if err != nil {
+		return "", c, err
+	}
+	c, err = keys.Tokens.Verify(tok, want, time.Now())
+	if err != nil {
+		return "", c, errNotFound
+	}
+	fn.LogTenant(r.Context(), tenant)
+	return tenant, c, nil
+}
+
+// origin is the hash of where a request came from.
+func (s *server) origin(r *http.Request, tenant string) ([]byte, error) {
+	from := page.Origin(r, s.cfg.Proxies)
+	if from == "" {
+		return nil, nil
+	}
+	keys, err := s.db.Keys(r.Context(), tenant)
+	if err != nil {
+		return nil, err
+	}
+	return keys.HashAddress("origin " + from), nil
+}
+
+// store stores a hit of a request.
+func (s *server) store(r *http.Request, tenant string, h hit) error {
+	origin, err := s.origin(r, tenant)
+	if err != nil {
+		return err
+	}
+	h.method, h.agent, h.origin = r.Method, r.UserAgent(), origin
+	return s.hits.add(r.Context(), tenant, h)
+}
+
+func (s *server) open(w http.ResponseWriter, r *http.Request) error {
+	tok, ok := strings.CutSuffix(r.PathValue("file"), ".gif")
+	if !ok {
+		return errNotFound
+	}
+	tenant, c, err := s.claims(r, tok, token.Open)
+	if err != nil {
+		return err
+	}
+	if err := s.store(r, tenant, hit{kind: kindOpen, delivery: c.Delivery}); err != nil {
+		return err
+	}
+	h := w.Header()
+	page.Harden(h)
+	h.Set("Content-Type", "image/gif")
+	h.Set("Content-Length", strconv.Itoa(len(pixel)))
+	h.Set("Cache-Control", "no-store, private")
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(pixel)
+	}
+	return nil
+}
+
+// click leads on only when the hit is stored.
+func (s *server) click(w http.ResponseWriter, r *http.Request) error {
+	tenant, c, err := s.claims(r, r.PathValue("token"), token.Click)
+	if err != nil {
+		return err
+	}
+	to, ok, err := s.linkURL(r.Context(), tenant, c.Link)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return errNotFound
+	}
+	if err := s.store(r, tenant, hit{kind: kindClick, delivery: c.Delivery, link: c.Link}); err != nil {
+		return err
+	}
+	page.Harden(w.Header())
+	w.Header().Set("Cache-Control", "no-store, private")
+	w.Header().Set("Location", to)
+	w.WriteHeader(http.StatusFound)
+	return nil
+}
+
+// leavingView is what the unsubscribe pages show.
+type leavingView struct{ Topic, Address, Preferences string }
+
+func (s *server) showLeaving(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims, done bool) error {
+	lang := s.pages.Lang(r)
+	var l leaving
+	err := within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		l, err = readLeaving(ctx, tx, c, lang)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	v := page.View{Lang: lang, Brand: l.brand, Block: "unsubscribe", Data: leavingView{l.topic, l.address, ""}}
+	if l.p != "" && l.contact != 0 {
+		v.Data = leavingView{l.topic, l.address, "/p/" + l.p}
+	}
+	switch {
+	case done:
+		v.Block, v.Icon, v.Title = "unsubscribed", "done", s.pages.Text(lang, "unsubscribed.title")
+	case l.topic == "":
+		v.Icon, v.Title = "mail", s.pages.Text(lang, "unsubscribe.title.all")
+	default:
+		v.Icon, v.Title = "mail", s.pages.Text(lang, "unsubscribe.title", "topic", l.topic)
+	}
+	return s.pages.Write(w, r, v)
+}
+
+func (s *server) unsubscribePage(w http.ResponseWriter, r *http.Request) error {
+	tenant, c, err := s.claims(r, r.PathValue("token"), token.Unsubscribe)
+	if err != nil {
+		return err
+	}
+	return s.showLeaving(w, r, tenant, c, false)
+}
+
+// unsubscribeNow is RFC 8058 section 3.1: a POST of List-Unsubscribe=One-Click in either form encoding. Some programs leave the body out; to honour the wish is right all the same.
+func (s *server) unsubscribeNow(w http.ResponseWriter, r *http.Request) error {
+	tenant, c, err := s.claims(r, r.PathValue("token"), token.Unsubscribe)
+	if err != nil {
+		return err
+	}
+	if _, err := readForm(w, r); err != nil {
+		return err
+	}
+	origin, err := s.origin(r, tenant)
+	if err != nil {
+		return err
+	}
+	err = within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		return s.unsubscribe(ctx, tx, c, origin)
+	})
+	if err != nil {
+		return err
+	}
+	return s.showLeaving(w, r, tenant, c, true)
+}
+
+// readForm reads a form in either encoding, and nothing of other bodies.
+func readForm(w http.ResponseWriter, r *http.Request) (url.Values, error) {
+	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+	err := r.ParseMultipartForm(maxForm)
+	if errors.Is(err, http.ErrNotMultipart) {
+		err = nil
+	}
+	var large *http.MaxBytesError
+	if err != nil {
+		if errors.As(err, &large) {
+			return nil, err
+		}
+		return nil, fn.Permanent(errors.New("the form cannot be read"))
+	}
+	return r.PostForm, nil
+}
+
+// preferencesView is what the preference centre shows.
+type preferencesView struct {
+	Address                  string
+	Topics                   []choice
+	Tracking, Saved, Refused bool
+}
+
+func (s *server) showPreferences(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims, saved, refused bool) error {
+	lang := s.pages.Lang(r)
+	var p preferences
+	err := within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		p, err = readPreferences(ctx, tx, c, lang)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if p.contact == 0 {
+		return errNotFound
+	}
+	return s.pages.Write(w, r, page.View{
+		Lang: lang, Brand: p.brand, Title: s.pages.Text(lang, "preferences.title"), Block: "preferences",
+		Data: preferencesView{p.address, p.topics, p.tracking, saved, refused},
+	})
+}
+
+func (s *server) preferencesPage(w http.ResponseWriter, r *http.Request) error {
+	tenant, c, err := s.claims(r, r.PathValue("token"), token.Preferences)
+	if err != nil {
+		return err
+	}
+	return s.showPreferences(w, r, tenant, c, false, false)
+}
+
+func (s *server) preferencesSave(w http.ResponseWriter, r *http.Request) error {
+	tenant, c, err := s.claims(r, r.PathValue("token"), token.Preferences)
+	if err != nil {
+		return err
+	}
+	form, err := readForm(w, r)
+	if err != nil {
+		return err
+	}
+	a := answers{shown: form["shown"], ticked: form["topic"], tracking: form.Get("tracking") == "on", lang: s.pages.Lang(r)}
+	a.trackingShown = slices.Contains(a.shown, "tracking.email")
+	a.trackingText = s.pages.Text(a.lang, "preferences.tracking") + "\n" + s.pages.Text(a.lang, "preferences.tracking.help")
+	if form.Has("everything") {
+		a.ticked, a.trackingShown = nil, false
+	}
+	if a.origin, err = s.origin(r, tenant); err != nil {
+		return err
+	}
+	var refused bool
+	err = within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		refused, err = s.choose(ctx, tx, c, a)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return s.showPreferences(w, r, tenant, c, true, refused)
+}
+
+func (s *server) ondaJS(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h.Set("Content-Type", "text/javascript; charset=utf-8")
+	h.Set("Cache-Control", "public, max-age=3600")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cross-Origin-Resource-Policy", "cross-origin")
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(s.script))
+}
+
+func cors(h http.Header) {
+	h.Set("Access-Control-Allow-Origin", "*")
+	h.Set("Cross-Origin-Resource-Policy", "cross-origin")
+	h.Set("Cache-Control", "no-store")
+}
+
+// preflight lets any site call: a key is no cookie, so that a browser adds no authority of its own.
+func preflight(w http.ResponseWriter, _ *http.Request) {
+	h := w.Header()
+	cors(h)
+	h.Set("Access-Control-Allow-Methods", "POST")
+	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, Content-Encoding")
+	h.Set("Access-Control-Max-Age", "86400")
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// api answers errors of a handler with problem details.
+func (s *server) api(handle func(w http.ResponseWriter, r *http.Request) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		cors(w.Header())
+		err := handle(w, r)
+		var large *http.MaxBytesError
+		switch {
+		case err == nil:
+		case errors.Is(err, errTooLarge), errors.As(err, &large):
+			fn.Problem(w, r, http.StatusRequestEntityTooLarge, "Too large", fmt.Sprintf("a message may have %d KB, a batch %d KB", maxMessage>>10, maxBatch>>10))
+		case errors.Is(err, errUnauthorized):
+			w.Header().Set("WWW-Authenticate", `Basic realm="Onda"`)
+			fn.Problem(w, r, http.StatusUnauthorized, "Unauthorized", "send a key of this tenant as the user name of basic authentication")
+		case errors.Is(err, errForbidden):
+			fn.Problem(w, r, http.StatusForbidden, "Forbidden", err.Error())
+		default:
+			fn.Fail(w, r, err)
+		}
+	}
+}
+
+var errUnauthorized = errors.New("no valid key")
+
+// knownKey is a program's key that was proven a short while ago.
+type knownKey struct {
+	hash  []byte
+	known time.Time
+}
+
+// program proves a program's key and gives its tenant. A key that was retired is refused everywhere within a minute.
+func (s *server) program(r *http.Request, text string) (tenant string, secret bool, err error) {
+	key, err := token.ParseProgramKey(text)
+	if err != nil {
+		return "", false, errUnauthorized
+	}
+	tenant, err = s.db.TenantByNumber(r.Context(), key.Tenant)
+	if errors.Is(err, postgres.ErrUnknownTenant) {
+		return "", false, errUnauthorized
+	}
+	if err != nil {
+		return "", false, err
+	}
+	sum := key.Hash()
+	id := tenant + " " + key.String() + string(sum[:])
+	if k, ok := s.keys.get(id); ok && hmac.Equal(k.hash, sum[:]) && time.Since(k.known) < time.Minute {
+		fn.LogTenant(r.Context(), tenant)
+		return tenant, key.Kind == token.SecretKey, nil
+	}
+	var ok bool
+	err = within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		secret, ok, err = tx.ProgramKey(ctx, sum[:])
+		return err
+	})
+	if err != nil {
+		return "", false, err
+	}
+	if !ok || secret != (key.Kind == token.SecretKey) {
+		return "", false, errUnauthorized
+	}
+	s.keys.put(id, knownKey{sum[:], time.Now()})
+	fn.LogTenant(r.Context(), tenant)
+	return tenant, secret, nil
+}
+
+// segment is one call of the Segment HTTP tracking API; the last part of its path says which.
+func (s *server) segment(w http.ResponseWriter, r *http.Request) error {
+	user, _, _ := r.BasicAuth()
+	tenant, secret, err := s.program(r, user)
+	if err != nil {
+		return err
+	}
+	body, err := readBody(w, r)
+	if err != nil {
+		return err
+	}
+	call := strings.TrimPrefix(r.URL.Path, "/v1/")
+	raw := []json.RawMessage{body}
+	var sentAt *time.Time
+	if call == "batch" {
+		var batch struct {
+			Batch  []json.RawMessage `json:"batch"`
+			SentAt *time.Time        `json:"sentAt"`
+		}
+		if err := json.Unmarshal(body, &batch); err != nil {
+			return bad("not a batch in JSON: %s", jsonError(err))
+		}
+		if len(batch.Batch) == 0 || len(batch.Batch) > maxInBatch {
+			return bad("batch must have 1 to %d messages", maxInBatch)
+		}
+		raw, sentAt, call = batch.Batch, batch.SentAt, ""
+	}
+	list := make([]activity, len(raw))
+	for i, b := range raw {
+		m, err := readMessage(b, call)
+		if err == nil {
+			if m.SentAt == nil {
+				m.SentAt = sentAt
+			}
+			list[i], err = m.check(secret, time.Now())
+		}
+		if err != nil && call == "" {
+			return fmt.Errorf("batch[%d]: %w", i, err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return s.keepActivities(w, r, tenant, list)
+}
+
+// keepActivities stores what was checked, and answers as the API's clients expect.
+func (s *server) keepActivities(w http.ResponseWriter, r *http.Request, tenant string, list []activity) error {
+	if err := s.activities.add(r.Context(), tenant, list...); err != nil {
+		return err
+	}
+	var ignored []string
+	for i, a := range list {
+		if a.err != nil && len(list) > 1 {
+			return fmt.Errorf("batch[%d]: %w; the others are stored", i, a.err)
+		}
+		if a.err != nil {
+			return a.err
+		}
+		ignored = append(ignored, a.ignored...)
+	}
+	slices.Sort(ignored)
+	answer, err := json.Marshal(struct {
+		Success bool     `json:"success"`
+		Ignored []string `json:"ignoredTraits,omitempty"`
+	}{true, slices.Compact(ignored)})
+	if err != nil {
+		return fmt.Errorf("encode the answer: %w", err)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(answer)
+	return nil
+}
+
+// readBody reads a body, of which stock programs compress some.
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	var body io.Reader = http.MaxBytesReader(w, r.Body, maxBatch)
+	if r.Header.Get("Content-Encoding") == "gzip" {
+		z, err := gzip.NewReader(body)
+		if err != nil {
+			return nil, bad("the body is not gzip, as Content-Encoding says")
+		}
+		body = z
+	}
+	b, err := io.ReadAll(io.LimitReader(body, maxBatch+1))
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		return nil, err
+	case err != nil:
+		return nil, bad("the body cannot be read")
+	case len(b) > maxBatch:
+		return nil, errTooLarge
+	}
+	return b, nil
+}
+
+// event is a call of onda.js. Its body is plain text to the browser, so that it need not ask first.
+func (s *server) event(w http.ResponseWriter, r *http.Request) error {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxMessage))
+	if err != nil {
+		return err
+	}
+	var in struct {
+		Key        string         `json:"key"`
+		Type       string         `json:"type"`
+		Name       string         `json:"name"`
+		Visitor    string         `json:"visitor"`
+		MessageID  string         `json:"messageId"`
+		URL        string         `json:"url"`
+		Title      string         `json:"title"`
+		Referrer   string         `json:"referrer"`
+		Properties map[string]any `json:"properties"`
+	}
+	if _, err := readMessage(body, typeTrack); err != nil { // what holds for every message
+		return err
+	}
+	if err := json.Unmarshal(body, &in); err != nil {
+		return bad("not an event in JSON: %s", jsonError(err))
+	}
+	tenant, secret, err := s.program(r, in.Key)
+	if err != nil {
+		return err
+	}
+	if secret {
+		return bad("this key is secret: it must not be in a page. Retire it, and use a public one here")
+	}
+	if in.Type != typeTrack && in.Type != typePage {
+		return bad("type must be track or page")
+	}
+	m := message{Type: in.Type, MessageID: in.MessageID, AnonymousID: looseText(in.Visitor), Event: in.Name, Name: in.Name, Properties: in.Properties}
+	about := map[string]any{"url": in.URL, "title": in.Title, "referrer": in.Referrer}
+	for k, v := range about {
+		if v == "" {
+			delete(about, k)
+		}
+	}
+	if in.Type == typePage {
+		m.Context.Page = about
+	} else if _, taken := m.Properties["url"]; !taken && in.URL != "" {
+		if m.Properties == nil {
+			m.Properties = map[string]any{}
+		}
+		m.Properties["url"] = in.URL
+	}
+	nameless := in.Visitor == ""
+	if nameless { // without consent a visitor has no id: it is counted, and nobody knows whose it is
+		m.AnonymousID = "-"
+	}
+	a, err := m.check(false, time.Now())
+	if err != nil {
+		return err
+	}
+	if nameless {
+		a.visitor = ""
+	}
+	if err := s.activities.add(r.Context(), tenant, a); err != nil {
+		return err
+	}
+	if a.err != nil {
+		return a.err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}

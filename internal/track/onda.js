@@ -1,0 +1,54 @@
+/* Tells Onda of page views and events of this site.
+ *
+ *   <script src="https://LINKS.EXAMPLE/onda.js" data-key="onda_pk_..." async></script>
+ *
+ *   onda("track", "order.placed", {total: 120})   an event of your own
+ *   onda("page", {category: "docs"})              a page view, where pages change without loading
+ *   onda("consent", true)                         the visitor agrees to be known again; false: forget
+ *
+ * Nothing is stored in the browser before consent: data-consent="granted" on the script says that the site has it. A visitor's
+ * id is a cookie of this site alone, kept for 30 days; it is never made where the browser says Global Privacy Control. */
+(function () {
+  "use strict";
+  var script = document.currentScript;
+  if (!script) { return; }
+  var key = script.getAttribute("data-key");
+  var to = new URL("e", script.src).href;
+  var before = window.onda && window.onda.q || [];
+  var denied = navigator.globalPrivacyControl === true;
+
+  function visitor() {
+    var found = /(?:^|; )onda_id=([A-Za-z0-9-]+)/.exec(document.cookie);
+    return found ? found[1] : "";
+  }
+  function keep(id, seconds) {
+    document.cookie = "onda_id=" + id + "; Path=/; Max-Age=" + seconds + "; SameSite=Lax" + (location.protocol === "https:" ? "; Secure" : "");
+  }
+  function random() {
+    var b = crypto.getRandomValues(new Uint8Array(16)), s = "";
+    for (var i = 0; i < b.length; i++) { s += (b[i] + 256).toString(16).slice(1); }
+    return s;
+  }
+  function send(type, name, properties) {
+    var id = visitor();
+    if (id) { keep(id, 2592000); }
+    return fetch(to, {
+      method: "POST", keepalive: true, credentials: "omit", referrerPolicy: "no-referrer",
+      body: JSON.stringify({
+        key: key, type: type, name: name, visitor: id, messageId: random(), properties: properties || {},
+        url: location.href.split("#")[0], title: document.title, referrer: document.referrer
+      })
+    }).catch(function () { /* the page goes on without */ });
+  }
+  function onda(what, a, b) {
+    if (what === "track") { return send("track", String(a), b); }
+    if (what === "page") { return send("page", "", a); }
+    if (what === "consent") {
+      if (a && !denied) { keep(visitor() || random(), 2592000); } else { keep("", 0); }
+    }
+  }
+  if (denied) { keep("", 0); } else if (script.getAttribute("data-consent") === "granted" && !visitor()) { keep(random(), 2592000); }
+  window.onda = onda;
+  for (var i = 0; i < before.length; i++) { onda.apply(null, before[i]); }
+  if (script.getAttribute("data-page") !== "off") { onda("page"); }
+})();

@@ -1,0 +1,303 @@
+package track
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onda-run/onda/internal/contact"
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
+	"github.com/onda-run/onda/internal/token"
+)
+
+// proofKeep is how long the hashed address of origin stays with an entry of the ledger.
+const proofKeep = 2 * 365 * 24 * time.Hour
+
+// person is who a token of a mail is about.
+type person struct {
+	contact int64 // 0: erased, or never there
+	address string
+	brand   string
+	locale  string // of the tenant
+}
+
+// readPerson follows merges. Its address is shown in part only, since a link may have been passed on.
+func readPerson(ctx context.Context, tx *postgres.Tx, id int64) (person, error) {
+	settings, err := readSettings(ctx, tx)
+	if err != nil {
+		return person{}, err
+	}
+	p := person{brand: settings.Title, locale: settings.Locale}
+	var email string
+	err = tx.QueryRow(ctx, `SELECT t.id, coalesce(t.email, '') FROM contact c JOIN contact t ON t.id = coalesce(c.merged_into, c.id) WHERE c.id = $1 AND t.erased_at IS NULL`, id).
+		Scan(&p.contact, &email)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return p, fmt.Errorf("look for the contact of a token: %w", err)
+	}
+	p.address = mask(email)
+	return p, nil
+}
+
+// mask shows enough of an address to tell which of one's own it is.
+func mask(email string) string {
+	local, domain, ok := strings.Cut(email, "@")
+	if !ok {
+		return "…"
+	}
+	for i := range local {
+		if i > 0 {
+			return local[:i] + "…@" + domain
+		}
+	}
+	return "…@" + domain
+}
+
+// topic is one that a person may have subscribed to.
+type topic struct {
+	id    int32
+	name  string
+	doc   *spec.Topic // nil: taken away
+	state contact.State
+}
+
+// title gives how the topic is called in a language.
+func (t topic) title(lang, fallback string) string {
+	if t.doc == nil {
+		return t.name
+	}
+	return t.doc.TitleIn(lang, fallback)
+}
+
+func (t topic) description(lang, fallback string) string {
+	if t.doc == nil {
+		return ""
+	}
+	return t.doc.DescriptionIn(lang, fallback)
+}
+
+// readTopics reads all topics, and how the contact stands to them.
+func readTopics(ctx context.Context, tx *postgres.Tx, id int64) ([]topic, error) {
+	rows, err := tx.Query(ctx, `SELECT e.id, e.name, d.spec, coalesce(s.state, '') FROM entity e LEFT JOIN document d ON d.id = e.current
+		LEFT JOIN subscription s ON s.contact = $2 AND s.purpose = e.name WHERE e.kind = $1 ORDER BY e.name`, spec.KindTopic, id)
+	if err != nil {
+		return nil, fmt.Errorf("read topics: %w", err)
+	}
+	var out []topic
+	var t topic
+	var doc []byte
+	_, err = pgx.ForEachRow(rows, []any{&t.id, &t.name, &doc, &t.state}, func() (err error) {
+		t.doc = nil
+		if doc != nil {
+			t.doc, err = spec.DecodeAs[*spec.Topic](spec.KindTopic, doc)
+		}
+		doc = nil
+		out = append(out, t)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read topics: %w", err)
+	}
+	return out, nil
+}
+
+// isOn tells whether a state is one that somebody can leave.
+func isOn(s contact.State) bool { return s == contact.Granted || s == contact.Pending }
+
+// leaving is what the unsubscribe page says.
+type leaving struct {
+	person
+	topic string // its title; empty for all
+	p     string // token of the preference centre
+}
+
+// readLeaving reads what the unsubscribe page shows.
+func readLeaving(ctx context.Context, tx *postgres.Tx, c token.Claims, lang string) (leaving, error) {
+	p, err := readPerson(ctx, tx, c.Contact)
+	if err != nil {
+		return leaving{}, err
+	}
+	l := leaving{person: p}
+	if c.Topic != 0 {
+		topics, err := readTopics(ctx, tx, p.contact)
+		if err != nil {
+			return leaving{}, err
+		}
+		if i := slices.IndexFunc(topics, func(t topic) bool { return t.id == c.Topic }); i >= 0 {
+			l.topic = topics[i].title(lang, p.locale)
+		}
+	}
+	keys, err := tx.Keys(ctx)
+	if err != nil {
+		return leaving{}, err
+	}
+	if key, ok := keys.Tokens.Current(); ok {
+		l.p, err = token.Sign(key, token.Claims{Purpose: token.Preferences, Tenant: tx.Tenant.Number, Contact: c.Contact, Topic: c.Topic})
+		if err != nil {
+			return leaving{}, err
+		}
+	}
+	return l, nil
+}
+
+// unsubscribe withdraws consent to the token's topic, or to all. To do it again changes nothing.
+func (t *Tracker) unsubscribe(ctx context.Context, tx *postgres.Tx, c token.Claims, origin []byte) error {
+	p, err := readPerson(ctx, tx, c.Contact)
+	if err != nil || p.contact == 0 {
+		return err
+	}
+	topics, err := readTopics(ctx, tx, p.contact)
+	if err != nil {
+		return err
+	}
+	var leave []string
+	for _, tp := range topics {
+		if tp.id == c.Topic || c.Topic == 0 && isOn(tp.state) {
+			leave = append(leave, tp.name)
+		}
+	}
+	return t.withdraw(ctx, tx, p.contact, leave, "unsubscribe", origin)
+}
+
+// withdraw records withdrawals, and counts it as one unsubscribe when something changed.
+func (t *Tracker) withdraw(ctx context.Context, tx *postgres.Tx, id int64, purposes []string, basis string, origin []byte) error {
+	entries := make([]contact.Consent, len(purposes))
+	for i, p := range purposes {
+		entries[i] = contact.Consent{Contact: id, Purpose: p, State: contact.Withdrawn, Basis: basis, Origin: origin, OriginUntil: tx.Now().Add(proofKeep)}
+	}
+	done, err := contact.Record(ctx, tx, "track", entries...)
+	if err != nil {
+		return err
+	}
+	var changed []string
+	for i, d := range done {
+		if d.Changed && !strings.HasPrefix(purposes[i], "tracking.") {
+			changed = append(changed, purposes[i])
+		}
+	}
+	if len(changed) == 0 {
+		return nil
+	}
+	return countUnsubscribe(ctx, tx, id, changed)
+}
+
+// countUnsubscribe counts it for the mail that most likely made the contact leave: the last one of such a topic.
+func countUnsubscribe(ctx context.Context, tx *postgres.Tx, id int64, topics []string) error {
+	k := statKey{Hour: tx.Now().UTC().Truncate(time.Hour), Kind: "unsubscribe", Tracked: true}
+	err := tx.QueryRow(ctx, `SELECT b.run, b.step FROM delivery d JOIN batch b ON b.id = d.id >> 9 JOIN document o ON o.id = b.email
+		WHERE d.contact = $1 AND d.state = 'sent' AND o.spec #>> '{spec,topic}' = ANY ($2) ORDER BY d.id DESC LIMIT 1`, id, topics).Scan(&k.Run, &k.Step)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return fmt.Errorf("look for the mail that was unsubscribed from: %w", err)
+	}
+	return writeStats(ctx, tx, map[statKey]count{k: {N: 1, Firsts: 1}})
+}
+
+// choice is one line of the preference centre.
+type choice struct {
+	Name, Title, Description string
+	On                       bool
+}
+
+// preferences is what the preference centre shows.
+type preferences struct {
+	person
+	topics   []choice
+	tracking bool
+}
+
+// readPreferences reads the public topics, those that the contact can leave, and the consent to tracking.
+func readPreferences(ctx context.Context, tx *postgres.Tx, c token.Claims, lang string) (preferences, error) {
+	p, err := readPerson(ctx, tx, c.Contact)
+	if err != nil || p.contact == 0 {
+		return preferences{person: p}, err
+	}
+	out := preferences{person: p}
+	topics, err := readTopics(ctx, tx, p.contact)
+	if err != nil {
+		return out, err
+	}
+	for _, t := range topics {
+		if t.doc != nil && t.doc.Public || isOn(t.state) {
+			out.topics = append(out.topics, choice{t.name, t.title(lang, p.locale), t.description(lang, p.locale), t.state == contact.Granted})
+		}
+	}
+	mode, err := contact.Tracking(ctx, tx, []int64{p.contact})
+	if err != nil {
+		return out, err
+	}
+	out.tracking = mode[p.contact] == contact.Full
+	return out, nil
+}
+
+// answers are what was ticked of what was shown.
+type answers struct {
+	shown, ticked []string // names of topics
+	trackingShown bool
+	tracking      bool
+	trackingText  string
+	lang          string
+	origin        []byte
+}
+
+// choose writes what was changed into the ledger, with the text that was shown as proof. It tells whether a part of it was refused.
+func (t *Tracker) choose(ctx context.Context, tx *postgres.Tx, c token.Claims, a answers) (refused bool, err error) {
+	now, err := readPreferences(ctx, tx, c, a.lang)
+	if err != nil || now.contact == 0 {
+		return false, err
+	}
+	grant := func(purpose, text string) contact.Consent {
+		sum := sha256.Sum256([]byte(text))
+		return contact.Consent{
+			Contact: now.contact, Purpose: purpose, State: contact.Granted, Basis: "preferences", Origin: a.origin, OriginUntil: tx.Now().Add(proofKeep),
+			Proof: map[string]any{"page": "preferences", "lang": a.lang, "text": text, "sha256": hex.EncodeToString(sum[:])},
+		}
+	}
+	var grants []contact.Consent
+	var leave []string
+	for _, tp := range now.topics {
+		switch wanted := slices.Contains(a.ticked, tp.Name); {
+		case !slices.Contains(a.shown, tp.Name):
+		case wanted && !tp.On:
+			grants = append(grants, grant(tp.Name, strings.TrimSpace(tp.Title+"\n"+tp.Description)))
+		case !wanted:
+			leave = append(leave, tp.Name)
+		}
+	}
+	switch {
+	case !a.trackingShown:
+	case a.tracking && !now.tracking:
+		grants = append(grants, grant(contact.TrackingEmail, a.trackingText))
+	case !a.tracking && now.tracking:
+		leave = append(leave, contact.TrackingEmail)
+	}
+	done, err := contact.Record(ctx, tx, "track", grants...)
+	if err != nil {
+		return false, err
+	}
+	for _, d := range done {
+		refused = refused || d.Refused != ""
+	}
+	// What nobody asked for need not be withdrawn.
+	leave, err = subscribed(ctx, tx, now.contact, leave)
+	if err != nil {
+		return false, err
+	}
+	return refused, t.withdraw(ctx, tx, now.contact, leave, "preferences", a.origin)
+}
+
+// subscribed gives those of the purposes that the contact can leave; tracking can always be left.
+func subscribed(ctx context.Context, tx *postgres.Tx, id int64, purposes []string) ([]string, error) {
+	rows, err := tx.Query(ctx, `SELECT p FROM unnest($2::text[]) p WHERE p LIKE 'tracking.%' OR EXISTS (
+		SELECT FROM subscription s WHERE s.contact = $1 AND s.purpose = p AND s.state IN ('granted', 'pending'))`, id, purposes)
+	if err != nil {
+		return nil, fmt.Errorf("read subscriptions: %w", err)
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}

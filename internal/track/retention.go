@@ -1,0 +1,129 @@
+package track
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
+)
+
+const forgetChunk = 1_000
+
+// limit is a kind of row that is kept for a time: a statement that forgets up to $2 of those whose time is over at $1, and one that gives the time of the oldest.
+type limit struct {
+	what           string
+	before         time.Time // zero: kept for ever
+	forget, oldest string
+}
+
+// limits are what the tenant keeps for how long. Messages are kept two days to be told from their repeats. What an address of origin proves is blanked when the
+// entry says so. A contact that was made by a form and never confirmed goes, with what it sent.
+func (t *Tracker) limits(ctx context.Context, tx *postgres.Tx) ([]limit, error) {
+	settings, err := readSettings(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	now := tx.Now()
+	ago := func(d spec.Duration) time.Time {
+		if d.IsZero() {
+			return time.Time{}
+		}
+		return d.Neg().AddTo(now, settings.Location())
+	}
+	r := settings.Retention
+	return []limit{
+		{
+			"visitors", ago(r.Visitors),
+			"DELETE FROM visitor WHERE id IN (SELECT id FROM visitor WHERE last_at <= $1 ORDER BY last_at LIMIT $2)",
+			"SELECT min(last_at) FROM visitor",
+		},
+		{
+			"origins of hits", now.Add(-t.cfg.OriginKeep),
+			"UPDATE hit SET origin = NULL, agent = '' WHERE id IN (SELECT id FROM hit WHERE origin IS NOT NULL AND at <= $1 ORDER BY at LIMIT $2)",
+			"SELECT min(at) FROM hit WHERE origin IS NOT NULL",
+		},
+		{
+			"hits", ago(r.Hits),
+			"DELETE FROM hit WHERE id IN (SELECT id FROM hit ORDER BY id LIMIT $2) AND at <= $1 AND verdict IS NOT NULL",
+			"SELECT at FROM hit ORDER BY id LIMIT 1",
+		},
+		{
+			"messages", now.Add(-48 * time.Hour),
+			"DELETE FROM allowance WHERE (kind, contact, period) IN (SELECT kind, contact, period FROM allowance WHERE kind LIKE 'message:%' AND period <= $1 LIMIT $2)",
+			"SELECT min(period) FROM allowance WHERE kind LIKE 'message:%'",
+		},
+		{
+			"unconfirmed submissions", now,
+			"UPDATE submission SET state = 'expired', data = '{}', origin = NULL WHERE id IN (SELECT id FROM submission WHERE state = 'pending' AND expires_at <= $1 ORDER BY expires_at LIMIT $2)",
+			"SELECT min(expires_at) FROM submission WHERE state = 'pending'",
+		},
+		{
+			"submissions", now,
+			"DELETE FROM submission WHERE id IN (SELECT id FROM submission WHERE keep_until <= $1 ORDER BY keep_until LIMIT $2)",
+			"SELECT min(keep_until) FROM submission",
+		},
+	}, nil
+}
+
+// forget forgets a chunk of each kind of row whose time is over.
+func (t *Tracker) forget(ctx context.Context, tx *postgres.Tx) (again bool, err error) {
+	limits, err := t.limits(ctx, tx)
+	if err != nil {
+		return false, err
+	}
+	for _, l := range limits {
+		if l.before.IsZero() {
+			continue
+		}
+		tag, err := tx.Exec(ctx, l.forget, l.before, forgetChunk)
+		if err != nil {
+			return false, fmt.Errorf("forget %s: %w", l.what, err)
+		}
+		again = again || tag.RowsAffected() == forgetChunk
+	}
+	return again, nil
+}
+
+// forgetDue is when the first of them is over.
+func (t *Tracker) forgetDue(ctx context.Context, tx *postgres.Tx) (time.Time, error) {
+	limits, err := t.limits(ctx, tx)
+	if err != nil {
+		return postgres.Never, err
+	}
+	at := postgres.Never
+	for _, l := range limits {
+		if l.before.IsZero() {
+			continue
+		}
+		var left *float64 // seconds; NULL also for what is kept to infinity
+		err := tx.QueryRow(ctx, "SELECT extract(epoch FROM nullif(nullif(("+l.oldest+"), 'infinity'), '-infinity') - $1)::float8", l.before).Scan(&left)
+		if err != nil {
+			return at, fmt.Errorf("look for %s to forget: %w", l.what, err)
+		}
+		if left == nil {
+			continue
+		}
+		if due := tx.Now().Add(time.Duration(max(*left, 0) * float64(time.Second))); due.Before(at) {
+			at = due
+		}
+	}
+	return at, nil
+}
+
+// readSettings reads the tenant's settings.
+func readSettings(ctx context.Context, tx *postgres.Tx) (*spec.Settings, error) {
+	var doc []byte
+	err := tx.QueryRow(ctx, "SELECT d.spec FROM entity e JOIN document d ON d.id = e.current WHERE e.kind = $1 AND e.name = 'settings'", spec.KindSettings).Scan(&doc)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return spec.DefaultSettings(), nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read settings: %w", err)
+	}
+	return spec.DecodeAs[*spec.Settings](spec.KindSettings, doc)
+}

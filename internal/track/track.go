@@ -1,0 +1,207 @@
+// Package track is what becomes of mails once they are out: pixels, clicks, unsubscribes, preferences, the mail in a browser; and what visitors and
+// programs of customers tell about themselves.
+//
+// Invariants: answered means stored; GET and HEAD change nothing that a person would mind; a click leads only to addresses of our own link table; no address of a
+// network is stored, only a hash of it, and that for a while; who has withdrawn tracking.email leaves nothing but a count.
+package track
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2"
+	"go.uber.org/zap"
+
+	"github.com/onda-run/onda/internal/event"
+	"github.com/onda-run/onda/internal/fn"
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+// Config is track's part of the environment.
+type Config struct {
+	Postgres postgres.Config
+	// Hold is how long a hit waits to be judged, so that a burst is seen as one.
+	Hold time.Duration `env:"ONDA_HIT_HOLD, default=10s"`
+	// OriginKeep is how long the hashed address of a hit, and its agent, are kept.
+	OriginKeep time.Duration `env:"ONDA_ORIGIN_KEEP, default=720h"`
+	// Slots is how many tenants are written for at the same time.
+	Slots int `env:"ONDA_HIT_SLOTS, default=2"`
+	// Proxies is how many proxies stand before the function; each adds an entry to X-Forwarded-For.
+	Proxies int `env:"ONDA_PROXIES, default=1"`
+	// LinkURL is where the function is reached from outside, such as https://links.example.com.
+	LinkURL string `env:"ONDA_LINK_URL"`
+	// ReturnPathDomain is of return paths; empty for the domain of the From address.
+	ReturnPathDomain string `env:"ONDA_RETURN_PATH_DOMAIN"`
+}
+
+// Check tells what cannot be.
+func (c *Config) Check() error {
+	switch {
+	case c.Hold < 0:
+		return fmt.Errorf("ONDA_HIT_HOLD: %s is not a time to wait, such as 10s", c.Hold)
+	case c.OriginKeep <= 0:
+		return fmt.Errorf("ONDA_ORIGIN_KEEP: %s is not a time to keep, such as 720h", c.OriginKeep)
+	case c.Slots < 1:
+		return fmt.Errorf("ONDA_HIT_SLOTS: %d is not at least 1", c.Slots)
+	case c.Proxies < 0:
+		return fmt.Errorf("ONDA_PROXIES: %d is below 0", c.Proxies)
+	}
+	return nil
+}
+
+// workFor is how long one event keeps a worker at work.
+const workFor = 20 * time.Second
+
+// Tracker is the function.
+type Tracker struct {
+	cfg        Config
+	db         *postgres.DB
+	log        *zap.Logger
+	hits       *gather[hit]
+	activities *gather[activity]
+	links      *cache[linkKey, string]
+}
+
+// New makes a Tracker on a database; nothing is connected to yet.
+func New(cfg Config, db *postgres.DB, log *zap.Logger) *Tracker {
+	t := &Tracker{cfg: cfg, db: db, log: log, links: newCache[linkKey, string](20_000)}
+	t.hits = newGather(db, cfg.Slots, t.writeHits)
+	t.activities = newGather(db, cfg.Slots, t.writeActivities)
+	return t
+}
+
+// Build is the function track, and track-events, as ONDA_SERVE says.
+func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
+	var cfg Config
+	if err := rt.Config(ctx, &cfg); err != nil {
+		return fn.Handler{}, err
+	}
+	db, err := postgres.Open(cfg.Postgres)
+	if err != nil {
+		return fn.Handler{}, err
+	}
+	t := New(cfg, db, rt.Log)
+	h := fn.Handler{
+		After: func(ctx context.Context) {
+			if err := db.DrainPending(ctx, rt.Publish); err != nil && rt.Sink != "" {
+				rt.Log.Warn("publish events", zap.Error(err))
+			}
+		},
+		Failed: func(ctx context.Context, e cloudevents.Event, cause error) {
+			tenant, _ := event.Tenant(e)
+			if err := db.KeepFailure(ctx, "track", tenant, e, cause); err != nil {
+				rt.Log.Error("keep a failed event", zap.Error(err))
+			}
+		},
+		Close: func(context.Context) error { db.Close(); return nil },
+	}
+	if rt.Sink == "" {
+		h.After = nil
+	}
+	if rt.ServesHTTP {
+		if h.HTTP, err = t.Handler(); err != nil {
+			return fn.Handler{}, err
+		}
+	}
+	if rt.ServesEvents {
+		h.Event = func(ctx context.Context, e cloudevents.Event) (*cloudevents.Event, error) {
+			return nil, t.onEvent(ctx, e, rt.Draining(), rt.Publish)
+		}
+	}
+	return h, nil
+}
+
+// onEvent does the work that is due for the event's tenant. Other events than schedule.due are doorbells of facts, of which track needs none.
+func (t *Tracker) onEvent(ctx context.Context, e cloudevents.Event, draining <-chan struct{}, publish func(context.Context, cloudevents.Event) error) error {
+	data, err := event.Decode(e)
+	if err != nil {
+		return fn.Permanent(err)
+	}
+	if _, due := data.(event.ScheduleDue); !due {
+		return nil
+	}
+	tenant, err := event.Tenant(e)
+	if err != nil {
+		return fn.Permanent(err)
+	}
+	err = t.Sweep(ctx, tenant, draining, publish)
+	if errors.Is(err, postgres.ErrUnknownTenant) || errors.Is(err, postgres.ErrForeignTenant) {
+		return fn.Permanent(err)
+	}
+	return err
+}
+
+// Sweep does all the work that is due for the tenant, chunk after chunk, for at most 20 s, then says when there is more. publish posts what waits in the
+// outbox; an error of it leaves that there.
+func (t *Tracker) Sweep(ctx context.Context, tenant string, draining <-chan struct{}, publish func(context.Context, cloudevents.Event) error) error {
+	until := time.Now().Add(workFor)
+	more := func() bool {
+		select {
+		case <-draining:
+			return false
+		default:
+			return time.Now().Before(until)
+		}
+	}
+	for _, work := range []func(ctx context.Context, tx *postgres.Tx) (again bool, err error){
+		func(ctx context.Context, tx *postgres.Tx) (bool, error) {
+			n, err := t.judgeHits(ctx, tx)
+			return n == judgeChunk, err
+		},
+		t.forget,
+	} {
+		for again := true; again; {
+			if !more() {
+				return nil // the wake-up stands at a time that is over: schedule comes again
+			}
+			err := t.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+				again, err = work(ctx, tx)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	t.drain(ctx, tenant, publish)
+	return t.db.Recompute(ctx, tenant, "track", t.due)
+}
+
+// drain empties the outbox as far as it goes.
+func (t *Tracker) drain(ctx context.Context, tenant string, publish func(context.Context, cloudevents.Event) error) {
+	if publish == nil {
+		return
+	}
+	for {
+		n, err := t.db.Drain(ctx, tenant, "track", publish)
+		if err != nil {
+			t.log.Warn("publish events", zap.String("tenant", tenant), zap.Error(err))
+			return
+		}
+		if n == 0 {
+			return
+		}
+	}
+}
+
+// due is when the tenant's next hit is to be judged, or something is to be forgotten.
+func (t *Tracker) due(ctx context.Context, tx *postgres.Tx) (time.Time, error) {
+	at := postgres.Never
+	var hit *time.Time
+	if err := tx.QueryRow(ctx, "SELECT min(at) FROM hit WHERE verdict IS NULL").Scan(&hit); err != nil {
+		return at, fmt.Errorf("look for hits to judge: %w", err)
+	}
+	if hit != nil {
+		at = hit.Add(t.cfg.Hold)
+	}
+	forget, err := t.forgetDue(ctx, tx)
+	if err != nil {
+		return at, err
+	}
+	if forget.Before(at) {
+		at = forget
+	}
+	return at, nil
+}
