@@ -1,0 +1,104 @@
+package predicate
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
+)
+
+// Deps are what a predicate's answer for a contact depends on.
+type Deps struct {
+	Fields    []string // names of fields, built-in ones too
+	Tags      bool
+	Topics    []string // whose subscriptions
+	Gate      bool     // suppressions, and whether the contact has an address
+	Segments  []string
+	Events    []spec.EventTest
+	Campaigns []string
+}
+
+// DepsOf finds what the predicate depends on.
+func DepsOf(p *spec.Predicate) Deps {
+	var d Deps
+	p.Walk(func(q *spec.Predicate) {
+		switch {
+		case q.Field != nil:
+			d.Fields = append(d.Fields, q.Field.Field)
+			d.Tags = d.Tags || q.Field.Field == "tags"
+		case q.Tag != "":
+			d.Tags = true
+		case q.Topic != nil:
+			d.Topics = append(d.Topics, q.Topic.Topic)
+		case q.Reachable != "":
+			d.Topics = append(d.Topics, q.Reachable)
+			d.Gate = true
+		case q.Segment != "":
+			d.Segments = append(d.Segments, q.Segment)
+		case q.Event != nil:
+			d.Events = append(d.Events, *q.Event)
+		case q.Campaign != nil:
+			d.Campaigns = append(d.Campaigns, q.Campaign.Campaign)
+		}
+	})
+	for _, names := range []*[]string{&d.Fields, &d.Topics, &d.Segments, &d.Campaigns} {
+		slices.Sort(*names)
+		*names = slices.Compact(*names)
+	}
+	return d
+}
+
+// Touched tells whether the fact may have changed the answer for the contacts that it is about. Other segments are not looked at: their own joins and leaves are not read as facts.
+func (d Deps) Touched(f postgres.Fact) bool {
+	entity, _, _ := strings.Cut(f.Kind, ".")
+	switch entity {
+	case "contact":
+		if f.Kind != "contact.changed" || d.fieldsOf(f.Data) {
+			return true
+		}
+	case "tag":
+		if d.Tags {
+			return true
+		}
+	case "consent":
+		if slices.Contains(d.Topics, f.Name) {
+			return true
+		}
+	case "suppression":
+		if d.Gate {
+			return true
+		}
+	}
+	return slices.ContainsFunc(d.Events, func(e spec.EventTest) bool { return touches(e, f) })
+}
+
+func touches(e spec.EventTest, f postgres.Fact) bool {
+	if _, ok := deliveryState(e.Event); ok {
+		// An outcome may replace another: a deferred mail is sent, a failed one had been sent after all.
+		_, is := deliveryState(f.Kind)
+		return is
+	}
+	kind, name := e.Event, e.Of
+	if !isBuiltin(e.Event) {
+		kind, name = "event.tracked", e.Event
+	}
+	return f.Kind == kind && (name == "" || f.Name == name)
+}
+
+// fieldsOf tells whether a change named a field of these; one that names none is of a contact that was made.
+func (d Deps) fieldsOf(data []byte) bool {
+	var change struct {
+		Fields []string `json:"fields"`
+	}
+	if json.Unmarshal(data, &change) != nil || len(change.Fields) == 0 {
+		return true
+	}
+	for _, f := range change.Fields {
+		if slices.Contains(d.Fields, f) || d.Gate && f == "email" {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,187 @@
+package predicate_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+	"pgregory.net/rapid"
+
+	"github.com/onda-run/onda/internal/pgtest"
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/predicate"
+	"github.com/onda-run/onda/internal/spec"
+)
+
+func TestNextChange(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	now := time.Date(2026, 11, 24, 17, 0, 0, 0, zone())
+	pgtest.Exec(t, db, "acme", `INSERT INTO contact (fields, created_at) VALUES ('{"birthday": "1990-12-02", "seen": "2026-11-20T10:00:00Z"}', '2026-11-24T12:00:00Z')`)
+	pgtest.Exec(t, db, "acme", `INSERT INTO fact (kind, name, contact, at) VALUES ('email.clicked', 'welcome', 1, '2026-11-24T10:00:00Z')`)
+	pgtest.Exec(t, db, "acme", `INSERT INTO suppression (hash, reason, until) VALUES ('', 'bounce', '2026-11-26T00:00:00Z')`)
+	for source, want := range map[string]string{
+		`{field: plan, is: x}`:                                                   "never",
+		`{field: birthday, before: 2026-01-01}`:                                  "never",
+		`{field: birthday, before: today}`:                                       "never",
+		`{field: seen, before: now}`:                                             "never",
+		`{field: birthday, yearly: {inNext: 7d}}`:                                "2026-11-25T00:00:00+01:00",
+		`{field: birthday, yearly: {inNext: 2d}}`:                                "2026-11-30T00:00:00+01:00",
+		`{field: seen, inLast: 7d}`:                                              "2026-11-27T11:00:00+01:00",
+		`{field: seen, olderThan: 3d}`:                                           "never",
+		`{field: seen, inLast: 1mo}`:                                             "2026-12-20T11:00:00+01:00",
+		`{field: created, inLast: 90d}`:                                          "2027-02-22T13:00:00+01:00",
+		`{event: email.clicked, within: 2d}`:                                     "2026-11-26T11:00:00+01:00",
+		`{not: {event: email.clicked, of: welcome, within: 2d}}`:                 "2026-11-26T11:00:00+01:00",
+		`{event: email.opened, within: 2d}`:                                      "never",
+		`{event: email.clicked}`:                                                 "never",
+		`{reachable: news}`:                                                      "2026-11-26T01:00:00+01:00",
+		`{all: [{field: seen, inLast: 7d}, {event: email.clicked, within: 2d}]}`: "2026-11-26T11:00:00+01:00",
+	} {
+		p, err := spec.ParsePredicate(source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+			got, err := predicate.NextChange(ctx, tx, p, predicate.Env{Fields: fieldTypes(), Zone: zone(), Now: now})
+			if err != nil {
+				return fmt.Errorf("%s: %w", source, err)
+			}
+			s := "never"
+			if got != postgres.Never {
+				s = got.Round(time.Millisecond).In(zone()).Format(time.RFC3339)
+			}
+			if s != want {
+				t.Errorf("%s: %s, want %s", source, s, want)
+			}
+			return nil
+		})
+	}
+}
+
+// Until the next change, no answer changes.
+func TestNextChangeIsNeverLate(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	pgtest.Exec(t, db, "acme", "ALTER TABLE contact DROP CONSTRAINT contact_email_key")
+	rolledBack := fmt.Errorf("rolled back")
+	timed := rapid.Custom(func(t *rapid.T) any {
+		if rapid.Bool().Draw(t, "event") {
+			e := drawEvent(t)
+			delete(e, "between")
+			e["within"] = drawDuration(t)
+			return e
+		}
+		field := rapid.SampledFrom([]string{"birthday", "seen", "created"}).Draw(t, "field")
+		p := drawTest(t, map[string]spec.FieldType{"birthday": spec.TypeDate, "seen": spec.TypeDatetime, "created": spec.TypeDatetime}[field])
+		p["field"] = field
+		return p
+	})
+	rapid.Check(t, func(t *rapid.T) {
+		people := rapid.SliceOfN(rapid.Custom(drawPerson), 1, 8).Draw(t, "people")
+		now := drawInstant(t).Add(17 * time.Hour)
+		err := db.InTenant(context.Background(), "acme", func(ctx context.Context, tx *postgres.Tx) error {
+			if err := store(ctx, tx, people); err != nil {
+				return err
+			}
+			for range 10 {
+				source, err := json.Marshal(timed.Draw(t, "predicate"))
+				if err != nil {
+					return err
+				}
+				p, err := spec.ParsePredicate(string(source))
+				if err != nil {
+					return fmt.Errorf("%s: %w", source, err)
+				}
+				env := predicate.Env{Fields: fieldTypes(), Zone: zone(), Now: now}
+				ask := func(at time.Time) ([]int64, error) {
+					env.Now = at
+					q, err := predicate.Compile(p, env)
+					if err != nil {
+						return nil, err
+					}
+					rows, err := tx.Query(ctx, "SELECT c.id FROM contact c WHERE "+q.SQL+" ORDER BY c.id", q.Args...)
+					if err != nil {
+						return nil, err
+					}
+					return pgx.CollectRows(rows, pgx.RowTo[int64])
+				}
+				before, err := ask(now)
+				if err != nil {
+					return err
+				}
+				env.Now = now
+				next, err := predicate.NextChange(ctx, tx, p, env)
+				if err != nil {
+					return err
+				}
+				if !next.After(now) {
+					return fmt.Errorf("%s: the next change after %s is %s", source, now, next)
+				}
+				last := next
+				if next == postgres.Never {
+					last = now.AddDate(3, 0, 0)
+				}
+				for i := range 12 { // 11/12, 9/12 ... and just before it
+					at := last.Add(-time.Millisecond - last.Sub(now)*time.Duration(i)/12)
+					if i > 6 {
+						at = now.Add(time.Duration(i*i*i) * time.Hour)
+					}
+					if at.Before(now) || !at.Before(last) {
+						continue
+					}
+					after, err := ask(at)
+					if err != nil {
+						return err
+					}
+					if len(before)+len(after) > 0 && !cmp.Equal(before, after) {
+						return fmt.Errorf("%s: the answer is %v at %s and %v at %s, and the next change is said to be at %s", source, before, now, after, at, next)
+					}
+				}
+			}
+			return rolledBack
+		})
+		if err != rolledBack {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestTouched(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		source string
+		fact   postgres.Fact
+		want   bool
+	}{
+		{`{field: plan, is: x}`, postgres.Fact{Kind: "contact.changed", Data: []byte(`{"fields": ["plan"]}`)}, true},
+		{`{field: plan, is: x}`, postgres.Fact{Kind: "contact.changed", Data: []byte(`{"fields": ["score"]}`)}, false},
+		{`{field: plan, is: x}`, postgres.Fact{Kind: "contact.changed"}, true},
+		{`{field: plan, is: x}`, postgres.Fact{Kind: "contact.erased"}, true},
+		{`{field: plan, is: x}`, postgres.Fact{Kind: "tag.changed", Name: "plan"}, false},
+		{`{not: {tag: vip}}`, postgres.Fact{Kind: "tag.changed", Name: "vip"}, true},
+		{`{field: tags, hasAny: [vip]}`, postgres.Fact{Kind: "tag.changed", Name: "vip"}, true},
+		{`{topic: news, state: never}`, postgres.Fact{Kind: "consent.granted", Name: "news"}, true},
+		{`{topic: news, state: never}`, postgres.Fact{Kind: "consent.granted", Name: "offers"}, false},
+		{`{reachable: news}`, postgres.Fact{Kind: "suppression.added"}, true},
+		{`{reachable: news}`, postgres.Fact{Kind: "contact.changed", Data: []byte(`{"fields": ["email"]}`)}, true},
+		{`{event: email.clicked, of: welcome}`, postgres.Fact{Kind: "email.clicked", Name: "welcome"}, true},
+		{`{event: email.clicked, of: welcome}`, postgres.Fact{Kind: "email.clicked", Name: "offer"}, false},
+		{`{event: email.failed}`, postgres.Fact{Kind: "email.sent"}, true},
+		{`{event: email.sent}`, postgres.Fact{Kind: "email.opened"}, false},
+		{`{event: order.placed}`, postgres.Fact{Kind: "event.tracked", Name: "order.placed"}, true},
+		{`{event: order.placed}`, postgres.Fact{Kind: "event.tracked", Name: "order.paid"}, false},
+	} {
+		p, err := spec.ParsePredicate(c.source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := predicate.DepsOf(p).Touched(c.fact); got != c.want {
+			t.Errorf("%s, %+v: %v", c.source, c.fact, got)
+		}
+	}
+}
