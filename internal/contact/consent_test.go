@@ -266,6 +266,16 @@ func TestTracking(t *testing.T) {
 		})
 	}
 	check(map[int64]contact.TrackingMode{a: contact.Full, b: contact.Aggregate, c: contact.Aggregate})
+	for byDefault, want := range map[string]map[int64]contact.TrackingMode{
+		"full": {a: contact.Full, b: contact.Aggregate, c: contact.Full},
+		"none": {a: contact.Full, b: contact.None, c: contact.None},
+	} {
+		pgtest.Exec(t, db, "acme", "INSERT INTO entity (kind, name) VALUES ('Settings', 'settings') ON CONFLICT DO NOTHING")
+		pgtest.Exec(t, db, "acme", `WITH d AS (INSERT INTO document (entity, version, spec, hash) SELECT e.id, (SELECT count(*) + 1 FROM document),
+			jsonb_build_object('apiVersion', 'onda/v1', 'kind', 'Settings', 'metadata', '{"name": "settings"}'::jsonb, 'spec', jsonb_build_object('tracking', $1::text)), ''
+			FROM entity e RETURNING id) UPDATE entity SET current = d.id FROM d`, byDefault)
+		check(want)
+	}
 }
 
 // Any order and any repetition of the same calls ends in the same projection.

@@ -7,6 +7,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
 )
 
 // Refusal is a contact that must not be mailed, and why: erased, duplicate (merged into another), bad_address, suppressed, pending or no_consent.
@@ -101,13 +102,17 @@ func Tracking(ctx context.Context, tx *postgres.Tx, contacts []int64) (map[int64
 
 // trackingDefault reads the Settings document, if there is one.
 func trackingDefault(ctx context.Context, tx *postgres.Tx) (TrackingMode, error) {
-	var t *string
-	err := tx.QueryRow(ctx, `SELECT (SELECT d.spec #>> '{spec,tracking}' FROM entity e JOIN document d ON d.id = e.current WHERE e.kind = 'Settings' AND e.name = 'settings')`).Scan(&t)
+	var stored []byte
+	err := tx.QueryRow(ctx, `SELECT (SELECT d.spec FROM entity e JOIN document d ON d.id = e.current WHERE e.kind = 'Settings' AND e.name = 'settings')`).Scan(&stored)
 	if err != nil {
 		return "", fmt.Errorf("read settings: %w", err)
 	}
-	if t == nil || *t != string(Full) && *t != string(None) {
+	if stored == nil {
 		return Aggregate, nil
 	}
-	return TrackingMode(*t), nil
+	s, err := spec.DecodeAs[*spec.Settings](spec.KindSettings, stored)
+	if err != nil {
+		return "", fmt.Errorf("read settings: %w", err)
+	}
+	return TrackingMode(s.Tracking), nil
 }
