@@ -179,6 +179,9 @@ func (c *compiler) tag(t token) string {
 }
 
 func (c *compiler) push(t token) {
+	if len(c.blocks) == maxNesting {
+		c.fail(t.start, "tags are nested deeper than %d", maxNesting)
+	}
 	c.blocks = append(c.blocks, block{tag: t.name, at: t.start, locals: len(c.locals), ctx: c.ctx})
 }
 

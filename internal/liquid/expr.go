@@ -28,8 +28,12 @@ type exprParser struct {
 	toks []lexeme
 	pos  int
 	bad  bool
+	deep int // how many brackets are open
 	out  strings.Builder
 }
+
+// maxNesting bounds brackets within brackets, and blocks within blocks.
+const maxNesting = 50
 
 func (c *compiler) expression(body string, at int) *exprParser {
 	p := &exprParser{c: c}
@@ -242,6 +246,11 @@ func (p *exprParser) filtered() term {
 func (p *exprParser) primary() term {
 	var t term
 	tok := p.next()
+	if p.deep++; p.deep > maxNesting {
+		p.fail(tok, "brackets are nested deeper than %d", maxNesting)
+		return t
+	}
+	defer func() { p.deep-- }()
 	switch tok.kind {
 	case 's':
 		if strings.ContainsAny(tok.text, "\r\n") {

@@ -653,7 +653,7 @@ func date(v, layout any) any {
 	if err != nil {
 		return format(v)
 	}
-	form := format(layout)
+	form := withoutWidths(format(layout))
 	if form == "" || len(form) > 200 {
 		return t.Format("2006-01-02")
 	}
@@ -662,6 +662,25 @@ func date(v, layout any) any {
 		return t.Format("2006-01-02")
 	}
 	return s
+}
+
+// withoutWidths takes the widths out of a strftime layout: %99999999d would
+// otherwise write that many zeros.
+func withoutWidths(layout string) string {
+	var b strings.Builder
+	directive := false
+	for _, r := range layout {
+		switch {
+		case r == '%':
+			directive = !directive
+		case directive && r >= '1' && r <= '9':
+			continue
+		case directive && !strings.ContainsRune("-_0^#:", r):
+			directive = false
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
 }
 
 // safeURL lets addresses of the web, of mail and telephone through, and those

@@ -67,6 +67,7 @@ func TestRender(t *testing.T) {
 		{"script in href", liquid.HTML, `<a href="{{ contact.evil }}" title="{{ contact.evil }}">`, `<a href="#" title="javascript:alert(1)">`},
 		{"after the start of a href", liquid.HTML, `<a href="https://x.example/{{ contact.evil }}">`, `<a href="https://x.example/javascript:alert(1)">`},
 		{"branches of a tag", liquid.HTML, `<a href="{% if contact.vip %}{{ contact.evil }}{% else %}{{ contact.site }}{% endif %}">{{ contact.vip }}</a>`, `<a href="#">true</a>`},
+		{"date with a width", liquid.HTML, "{{ contact.birthday | date: '%099999999d %-d' }}", "17 17"},
 		{"truncate", liquid.HTML, "{{ 'Ærlig talt' | truncate: 6 }} {{ 'a b c' | truncatewords: 2 }} {{ 'abc' | slice: 10, 2 }}{{ 'abc' | slice: -2, 2 }}", "Ærl... a b... bc"},
 		{"sort and map", liquid.HTML, "{{ data.items | sort: 'price' | map: 'name' | join: ' ' }} {{ data.items | where: 'price', 9 | map: 'name' }}", "Wax Skins Wax"},
 		{"comparison as output", liquid.HTML, "{{ data.n == 3 }}", "true"},
@@ -118,6 +119,8 @@ func TestParseProblems(t *testing.T) {
 		{"{% comment %} x", `1:1: {% comment %} is never closed: put {% endcomment %} after it`},
 		{"{{ }}", `1:1: {{ }} is empty`},
 		{"{% break %}", `1:1: {% break %} is for loops`},
+		{"{{ " + strings.Repeat("(", 100) + "1 }}", `1:54: brackets are nested deeper than 50`},
+		{strings.Repeat("{% if a %}", 60), `1:1: {% if %} is never closed`},
 		{"{% assign in = 1 %}", `1:11: "in" cannot be the name of a variable of {% assign %}`},
 		{"{{ a | size > 3 }}", `1:13: what a filter gives cannot be compared here: {% assign %} it to a name first`},
 	}

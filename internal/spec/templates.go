@@ -1,27 +1,232 @@
 package spec
 
-import "strings"
+import (
+	"regexp"
+	"slices"
+	"strings"
 
-// uses says whether any text of the email names a variable.
+	"github.com/onda-run/onda/internal/liquid"
+)
+
+// The variables of templates, beside contact.*, topic.* and data.*.
+const (
+	VarContact        = "contact"
+	VarTopic          = "topic"
+	VarData           = "data"
+	VarUnsubscribeURL = "unsubscribe_url"
+	VarPreferencesURL = "preferences_url"
+	VarWebviewURL     = "webview_url"
+	VarConfirmURL     = "confirm_url" // in the email of a form's confirm only
+
+	varContent = "content" // in layouts only
+)
+
+func topicVariables() []string { return []string{"name", "title", "description"} }
+
+func templateVariables() []string {
+	return []string{VarContact, VarTopic, VarData, VarUnsubscribeURL, VarPreferencesURL, VarWebviewURL}
+}
+
+// templateKeys are the keys of an email's texts, with the mode in which each is
+// checked. Markdown becomes HTML later; Text only reads its Liquid.
+func templateKeys() map[string]liquid.Mode {
+	return map[string]liquid.Mode{
+		"subject": liquid.Header, "preheader": liquid.Text, "html": liquid.HTML, "markdown": liquid.Text, "text": liquid.Text,
+	}
+}
+
+// template parses a text of a document and keeps the check of its names. It
+// gives nil when it does not parse.
+func (d *decoder) template(n *node, mode liquid.Mode, extra ...string) *liquid.Template {
+	if d.stored {
+		return nil // parsed when it is compiled
+	}
+	t, problems := liquid.Parse(n.text, mode)
+	for _, p := range problems {
+		d.fail(n.place(p.Line, p.Col), "%s", p.Msg)
+	}
+	if t == nil {
+		return nil
+	}
+	d.later(func(c *checker) { c.templateNames(n, t, extra) })
+	return t
+}
+
+var scriptTag = regexp.MustCompile(`(?i)<script\b`)
+
+// noScript refuses scripts: mail programs drop them, and the web view must not run them.
+func (d *decoder) noScript(n *node) {
+	at := scriptTag.FindStringIndex(n.text)
+	if at == nil || d.stored {
+		return
+	}
+	before := n.text[:at[0]]
+	line := 1 + strings.Count(before, "\n")
+	col := 1 + len([]rune(before[strings.LastIndexByte(before, '\n')+1:]))
+	d.fail(n.place(line, col), "a mail has no scripts: leave <script> out")
+}
+
+func (d *decoder) layoutTemplate(n *node, key string) {
+	mode := liquid.HTML
+	if key == "text" {
+		mode = liquid.Text
+	} else {
+		d.noScript(n)
+	}
+	t := d.template(n, mode, varContent)
+	if t == nil {
+		return
+	}
+	uses := 0
+	for _, name := range t.Names() {
+		if name.Path[0] == varContent {
+			uses++
+		}
+	}
+	if uses != 1 || len(contentOutput.FindAllString(n.text, -1)) != 1 {
+		d.fail(n.position, "a layout has {{ content }} in it exactly once: the email goes there")
+	}
+}
+
+func (d *decoder) emailTemplates(e *Email, n *node) {
+	before := len(d.problems)
+	each := func(content *node) {
+		modes := templateKeys()
+		for _, key := range sortedKeys(modes) {
+			at := content.get(key)
+			if at == nil || at.kind != textNode {
+				continue
+			}
+			if key == "html" || key == "markdown" {
+				d.noScript(at)
+			}
+			d.template(at, modes[key])
+		}
+	}
+	each(n)
+	if locales := n.get("locales"); locales != nil && locales.kind == objectNode {
+		for _, l := range locales.entries {
+			if l.value.kind == objectNode {
+				each(l.value)
+			}
+		}
+	}
+	if len(d.problems) == before {
+		d.later(func(c *checker) { c.compiles(e, n) })
+	}
+}
+
+// templateNames checks the names that a template takes.
+func (c *checker) templateNames(n *node, t *liquid.Template, extra []string) {
+	known := append(templateVariables(), extra...)
+	if c.doc.Kind == KindEmail && c.confirms(c.doc.Name) {
+		known = append(known, VarConfirmURL)
+	}
+	for _, name := range t.Names() {
+		at := n.place(name.Line, name.Col)
+		root := name.Path[0]
+		if root == VarConfirmURL && !slices.Contains(known, root) {
+			if c.doc.Kind == KindLayout {
+				c.fail(at, "confirm_url is not known in a layout: put it into the email")
+			} else {
+				c.fail(at, "confirm_url is known only in an email that a form's confirm names")
+			}
+			continue
+		}
+		if !slices.Contains(known, root) {
+			c.fail(at, "%s", unknown("name", name.String(), append(known, c.contactNames()...)))
+			continue
+		}
+		switch root {
+		case VarContact:
+			c.contactName(at, name)
+		case VarTopic:
+			if len(name.Path) < 2 {
+				c.fail(at, "say what of the topic: topic.title")
+			} else if !slices.Contains(topicVariables(), name.Path[1]) {
+				c.fail(at, "%s", unknown("name", name.String(), []string{"topic.name", "topic.title", "topic.description"}))
+			}
+		}
+	}
+}
+
+func (c *checker) contactNames() []string {
+	names := c.fieldNames()
+	for i, f := range names {
+		names[i] = VarContact + "." + f
+	}
+	return names
+}
+
+func (c *checker) contactName(at position, name liquid.Name) {
+	if len(name.Path) < 2 {
+		c.fail(at, "say which field of the contact: contact.email")
+		return
+	}
+	field := name.Path[1]
+	if _, builtin := builtinField(field); builtin {
+		return
+	}
+	if _, ok := c.find(KindField, field); !ok {
+		c.fail(at, "%s", unknown("field", name.String(), c.contactNames()))
+	}
+}
+
+// confirms says whether a form's double opt-in names this email.
+func (c *checker) confirms(email string) bool {
+	for _, form := range c.names(KindForm) {
+		doc, ok := c.find(KindForm, form)
+		if doc == nil && ok {
+			return true // the form cannot be read; that has been said
+		}
+		if f, ok := doc.(*Form); ok && f.Confirm != nil && f.Confirm.Email == email {
+			return true
+		}
+	}
+	return false
+}
+
+// compiles puts an email together with its layout, as send will.
+func (c *checker) compiles(e *Email, n *node) {
+	var layout *Layout
+	if e.Layout != "" {
+		var ok bool
+		if layout, ok = found[*Layout](c, KindLayout, e.Layout); !ok {
+			return // said already
+		}
+	}
+	at := n.get("html")
+	if at == nil {
+		at = n.get("markdown")
+	}
+	compiled, err := e.Compile(layout)
+	if err != nil {
+		c.fail(at.position, "the mail cannot be put together: %v", err)
+		return
+	}
+	if e.Transactional {
+		return
+	}
+	for _, l := range compiled.Locales() {
+		if !compiled.For(l).HTML.Uses(VarUnsubscribeURL) {
+			c.fail(at.position, "a mail with a topic needs {{ unsubscribe_url }} in it, or in its layout")
+			return
+		}
+	}
+}
+
+// uses says whether any text of the email takes a variable.
 func (e *Email) uses(name string) bool {
-	for _, c := range e.contents() {
+	contents := []EmailContent{e.EmailContent}
+	for _, l := range sortedKeys(e.Locales) {
+		contents = append(contents, e.Locales[l])
+	}
+	for _, c := range contents {
 		for _, s := range []Source{c.HTML, c.Markdown, c.Text} {
-			if strings.Contains(string(s), name) {
+			if t, _ := liquid.Parse(string(s), liquid.Text); t != nil && t.Uses(name) {
 				return true
 			}
 		}
 	}
 	return false
 }
-
-// contents gives the email's texts and those of its locales.
-func (e *Email) contents() []EmailContent {
-	all := []EmailContent{e.EmailContent}
-	for _, l := range sortedKeys(e.Locales) {
-		all = append(all, e.Locales[l])
-	}
-	return all
-}
-
-func (d *decoder) layoutTemplate(n *node, key string) {}
-func (d *decoder) emailTemplates(e *Email, n *node)   {}
