@@ -208,3 +208,20 @@ func InFlight(ctx context.Context, tx *postgres.Tx, run int64) (n int64, err err
 	}
 	return n, nil
 }
+
+// NextDue gives the run of a lane's next batch that could be leased now, and the id of its first delivery; 0 when there is none.
+func NextDue(ctx context.Context, tx *postgres.Tx, lane int, messageLimit time.Duration) (run, first int64, err error) {
+	if Held(tx) != nil {
+		return 0, 0, nil
+	}
+	err = tx.QueryRow(ctx, `SELECT b.run, CASE WHEN b.attempt = 1 THEN b.id << 9 | 1 ELSE b.contacts[1] END FROM batch b JOIN run r ON r.id = b.run
+		WHERE b.state = 'open' AND b.lane = $1 AND b.not_before <= onda.now() AND b.lease_until < now() - $2::interval AND r.state IN ('running', 'completed', 'cancelled')
+		ORDER BY b.id LIMIT 1`, lane, messageLimit).Scan(&run, &first)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, 0, nil
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("look for the next batch: %w", err)
+	}
+	return run, first, nil
+}

@@ -1,0 +1,332 @@
+package compose
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	netmail "net/mail"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onda-run/onda/internal/contact"
+	"github.com/onda-run/onda/internal/delivery"
+	"github.com/onda-run/onda/internal/mail"
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
+	"github.com/onda-run/onda/internal/token"
+)
+
+// Audience are recipients of an email as they are at one moment: what their mails are made from.
+type Audience struct {
+	email    *Email
+	tenant   int32
+	now      time.Time
+	key      token.Key
+	tracking map[int64]contact.TrackingMode
+	people   map[int64]person
+}
+
+// person is a contact as templates see it.
+type person struct {
+	address string
+	vars    map[string]any
+	locale  string
+	zone    string
+}
+
+// Audience reads what the mails to these contacts need, in a few statements whatever their number.
+func (e *Email) Audience(ctx context.Context, tx *postgres.Tx, contacts []int64) (*Audience, error) {
+	a := &Audience{email: e, tenant: tx.Tenant.Number, now: tx.Now(), people: make(map[int64]person, len(contacts))}
+	keys, err := tx.Keys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ok bool
+	if a.key, ok = keys.Tokens.Current(); !ok {
+		return nil, fmt.Errorf("tenant %s has no key to sign links with", tx.Tenant.Name)
+	}
+	if a.tracking, err = contact.Tracking(ctx, tx, contacts); err != nil {
+		return nil, err
+	}
+	rows, err := tx.Query(ctx, `SELECT id, coalesce(email, ''), coalesce(external_id, ''), tags, created_at,
+		CASE WHEN $3 THEN fields ELSE (SELECT jsonb_object_agg(n, fields -> n) FROM unnest($2::text[]) n WHERE fields ? n) END
+		FROM contact WHERE id = ANY ($1)`, contacts, e.fields, e.whole)
+	if err != nil {
+		return nil, fmt.Errorf("read recipients: %w", err)
+	}
+	var id int64
+	var external string
+	var tags []string
+	var created time.Time
+	var fields []byte
+	var p person
+	_, err = pgx.ForEachRow(rows, []any{&id, &p.address, &external, &tags, &created, &fields}, func() error {
+		p.vars, p.locale, p.zone = map[string]any{}, "", ""
+		if fields != nil {
+			if err := json.Unmarshal(fields, &p.vars); err != nil {
+				return fmt.Errorf("fields of contact %d: %w", id, err)
+			}
+		}
+		p.locale, _ = p.vars[spec.LocaleField].(string)
+		p.zone, _ = p.vars[spec.ZoneField].(string)
+		list := make([]any, len(tags))
+		for i, t := range tags {
+			list[i] = t
+		}
+		p.vars["id"], p.vars["email"], p.vars["external_id"], p.vars["tags"], p.vars["created"] = id, p.address, external, list, created
+		a.people[id] = p
+		fields, tags = nil, nil
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read recipients: %w", err)
+	}
+	return a, nil
+}
+
+// Zone is the zone of a contact, else the tenant's.
+func (a *Audience) Zone(id int64) *time.Location {
+	return spec.ZoneContact.Location(a.people[id].zone, a.email.Settings.Location())
+}
+
+// Mail is one mail to one recipient, not yet rendered.
+type Mail struct {
+	// Now is the moment that the mail is of, on the tenant's clock: its date.
+	Now time.Time
+	// Data is what the templates see as data.*.
+	Data        map[string]any
+	Attachments []delivery.Attachment
+
+	a        *Audience
+	contact  int64
+	delivery int64 // 0 in a preview: nothing in it is tracked, and nothing leads back to a delivery
+	run      int64
+	tracking contact.TrackingMode
+	person   person
+	noPixel  bool
+}
+
+// Mail is the mail of a delivery to a contact of the audience.
+func (a *Audience) Mail(to, deliveryID, run int64) (*Mail, error) {
+	p, ok := a.people[to]
+	if !ok {
+		return nil, fmt.Errorf("contact %d is not in the audience", to)
+	}
+	m := &Mail{Now: a.now, a: a, contact: to, delivery: deliveryID, run: run, tracking: a.tracking[to], person: p}
+	if deliveryID == 0 {
+		m.tracking = contact.None
+	}
+	return m, nil
+}
+
+// Data gives the data of deliveries: of transactional mails what they were asked for with, of others what the event brought that started the journey they belong to.
+func (e *Email) Data(ctx context.Context, tx *postgres.Tx, deliveries []int64) (map[int64]delivery.Requested, error) {
+	if e.Transactional {
+		return delivery.Requests(ctx, tx, deliveries)
+	}
+	if !e.useData {
+		return nil, nil
+	}
+	rows, err := tx.Query(ctx, "SELECT s.delivery, j.data FROM step s JOIN journey j ON j.id = s.journey WHERE s.delivery = ANY ($1)", deliveries)
+	if err != nil {
+		return nil, fmt.Errorf("read the data of journeys: %w", err)
+	}
+	out := map[int64]delivery.Requested{}
+	var id int64
+	var data []byte
+	_, err = pgx.ForEachRow(rows, []any{&id, &data}, func() error {
+		var r delivery.Requested
+		if err := json.Unmarshal(data, &r.Data); err != nil {
+			return err
+		}
+		out[id] = r
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the data of journeys: %w", err)
+	}
+	return out, nil
+}
+
+// Tracking is how the mail is tracked: full, aggregate or none.
+func (m *Mail) Tracking() string { return string(m.tracking) }
+
+// Content is a mail's rendered texts.
+type Content struct {
+	Locale              string // "" for the email's own
+	Subject, HTML, Text string
+}
+
+// Render makes the texts. It may be called by several goroutines for different mails of one audience.
+func (m *Mail) Render() (Content, error) {
+	e := m.a.email
+	locale := m.person.locale
+	if locale == "" {
+		locale = e.Settings.Locale
+	}
+	_, found := e.spec.Content(locale)
+	t := e.texts[found]
+	urls, err := m.urls()
+	if err != nil {
+		return Content{}, err
+	}
+	data := m.Data
+	if data == nil {
+		data = map[string]any{}
+	}
+	vars := map[string]any{
+		"contact": m.person.vars, "data": data,
+		"unsubscribe_url": urls.unsubscribe, "preferences_url": urls.preferences, "webview_url": urls.webView,
+	}
+	if e.topic != nil {
+		vars["topic"] = map[string]any{"name": e.Topic, "title": e.topic.TitleIn(locale, e.Settings.Locale), "description": e.topic.DescriptionIn(locale, e.Settings.Locale)}
+	}
+	c := Content{Locale: found}
+	if c.Subject, err = t.subject.Render(vars); err != nil {
+		return Content{}, fmt.Errorf("subject: %w", err)
+	}
+	if c.HTML, err = t.html.Render(vars); err != nil {
+		return Content{}, fmt.Errorf("html: %w", err)
+	}
+	if c.Text, err = t.text.Render(vars); err != nil {
+		return Content{}, fmt.Errorf("text: %w", err)
+	}
+	inHTML, inText := []string{pixelMark, urls.pixel}, []string{}
+	for _, k := range t.marks {
+		to, err := m.link(k.url)
+		if err != nil {
+			return Content{}, err
+		}
+		inHTML = append(inHTML, k.word, escapeURL(to))
+		inText = append(inText, k.word, to)
+	}
+	c.HTML = strings.NewReplacer(inHTML...).Replace(c.HTML)
+	c.Text = strings.NewReplacer(inText...).Replace(c.Text)
+	return c, nil
+}
+
+// escapeURL makes a URL fit for an attribute in double quotes.
+func escapeURL(u string) string {
+	return strings.NewReplacer("&", "&amp;", `"`, "&#34;", "<", "&lt;", ">", "&gt;").Replace(u)
+}
+
+// link is where a link of the mail leads: through a tracked one that knows the delivery, one that knows nobody, or straight there.
+func (m *Mail) link(to string) (string, error) {
+	id := m.a.email.links[to]
+	claims := token.Claims{Purpose: token.Click, Link: id}
+	switch m.tracking {
+	case contact.Full:
+		claims.Delivery = m.delivery
+	case contact.Aggregate:
+	default:
+		return to, nil
+	}
+	return m.url("/c/", claims, "")
+}
+
+// urls are the mail's own addresses. They are empty where the mail has none.
+type urls struct {
+	unsubscribe, preferences, webView string
+	unsubscribeToken                  string
+	pixel                             string // an element
+}
+
+func (m *Mail) urls() (u urls, err error) {
+	e := m.a.email
+	add := func(to *string, path string, c token.Claims, suffix string) {
+		if err == nil {
+			*to, err = m.url(path, c, suffix)
+		}
+	}
+	if e.Topic != "" && m.contact > 0 {
+		topic := e.on.topicID
+		add(&u.unsubscribe, "/u/", token.Claims{Purpose: token.Unsubscribe, Contact: m.contact, Topic: topic}, "")
+		add(&u.preferences, "/p/", token.Claims{Purpose: token.Preferences, Contact: m.contact, Topic: topic}, "")
+		u.unsubscribeToken = u.unsubscribe[strings.LastIndexByte(u.unsubscribe, '/')+1:]
+	}
+	if m.delivery > 0 {
+		add(&u.webView, "/w/", token.Claims{Purpose: token.WebView, Delivery: m.delivery}, "")
+		if m.tracking == contact.Full && !m.noPixel {
+			add(&u.pixel, "/o/", token.Claims{Purpose: token.Open, Delivery: m.delivery}, ".gif")
+			u.pixel = `<img src="` + u.pixel + `" width="1" height="1" alt="" style="display:block">`
+		}
+	}
+	return u, err
+}
+
+func (m *Mail) url(path string, c token.Claims, suffix string) (string, error) {
+	c.Key, c.Tenant = m.a.key.ID, m.a.tenant
+	t, err := token.Sign(m.a.key, c)
+	if err != nil {
+		return "", fmt.Errorf("sign a link: %w", err)
+	}
+	return m.a.email.composer.base + path + t + suffix, nil
+}
+
+// Message makes the whole message and its envelope. In a preview it has a Message-ID of its own, and bounces go to where the mail is from.
+func (m *Mail) Message() (mail.Envelope, mail.Message, error) {
+	e := m.a.email
+	c, err := m.Render()
+	if err != nil {
+		return mail.Envelope{}, mail.Message{}, err
+	}
+	_, domain, _ := strings.Cut(e.from.Email, "@")
+	returnDomain := e.composer.domain
+	if returnDomain == "" {
+		returnDomain = domain
+	}
+	msg := mail.Message{
+		From: e.from, ReplyTo: e.replyTo, To: mail.Address{Email: m.person.address}, Subject: c.Subject, HTML: c.HTML, Text: c.Text, Date: m.Now,
+	}
+	envelope := mail.Envelope{From: e.from.Email, To: m.person.address}
+	if m.delivery > 0 {
+		back, err := m.url("", token.Claims{Purpose: token.ReturnPath, Delivery: m.delivery}, "")
+		if err != nil {
+			return mail.Envelope{}, mail.Message{}, err
+		}
+		envelope.From = mail.ReturnPath(strings.TrimPrefix(back, e.composer.base), returnDomain)
+		msg.MessageID = mail.MessageID(m.a.tenant, m.delivery, domain)
+	} else {
+		msg.MessageID = "<preview." + uuid.NewString() + "@" + domain + ">"
+	}
+	if e.Topic != "" {
+		u, err := m.urls()
+		if err != nil {
+			return mail.Envelope{}, mail.Message{}, err
+		}
+		if u.unsubscribe != "" {
+			msg.ListUnsubscribe = mail.Unsubscribe{URL: u.unsubscribe, Mailto: "u+" + u.unsubscribeToken + "@" + returnDomain}
+		}
+		msg.ListID = e.Topic + "." + domain
+		msg.FeedbackID = strconv.FormatInt(m.run, 10) + ":" + e.Topic + ":" + strconv.Itoa(int(m.a.tenant)) + ":onda"
+	} else {
+		msg.Headers = []mail.Header{{Name: "Auto-Submitted", Value: "auto-generated"}} // RFC 3834: nobody's holiday answers it
+	}
+	for _, at := range m.Attachments {
+		msg.Attachments = append(msg.Attachments, mail.Attachment{Name: at.Name, Type: at.Type, Data: at.Content})
+	}
+	return envelope, msg, nil
+}
+
+// Build makes the message's bytes. An address that cannot be mailed is an error that matches mail.ErrAddress.
+func (m *Mail) Build() (mail.Envelope, []byte, error) {
+	envelope, msg, err := m.Message()
+	if err != nil {
+		return mail.Envelope{}, nil, err
+	}
+	body, err := msg.Build()
+	return envelope, body, err
+}
+
+// mailbox reads "Name <local@domain>" (RFC 5322 section 3.4).
+func mailbox(s string) (mail.Address, error) {
+	a, err := netmail.ParseAddress(s)
+	if err != nil {
+		return mail.Address{}, fmt.Errorf("mailbox %q: %w", s, err)
+	}
+	return mail.Address{Name: a.Name, Email: a.Address}, nil
+}

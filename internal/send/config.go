@@ -1,0 +1,63 @@
+package send
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/onda-run/onda/internal/compose"
+	"github.com/onda-run/onda/internal/delivery"
+	"github.com/onda-run/onda/internal/mail"
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+// Config is what send reads from its environment.
+type Config struct {
+	Postgres postgres.Config
+	Compose  compose.Config
+	// SMTP is the relay: smtp://user:pass@host:587?tls=starttls.
+	SMTP string `env:"ONDA_SMTP_URL, required"`
+	// Connections is how many connections to the relay a process makes at most, for each lane.
+	Connections int `env:"ONDA_SMTP_CONNECTIONS, default=8"`
+	// Batches is how many batches a process holds at most, for each lane.
+	Batches int `env:"ONDA_BATCHES, default=4"`
+	// Lease is how long a batch is held without a word of its holder.
+	Lease time.Duration `env:"ONDA_LEASE, default=60s"`
+	// MessageLimit is the longest that one message may take; a takeover waits it out after the lease.
+	MessageLimit time.Duration `env:"ONDA_MESSAGE_LIMIT, default=30s"`
+	// Lane is which mail is sent: bulk, transactional or both.
+	Lane string `env:"ONDA_LANE, default=both"`
+	// Turn is how long one event's worker goes on taking batches, before it leaves the rest to a follow-up.
+	Turn time.Duration `env:"ONDA_TURN, default=20s"`
+}
+
+// Check looks at what has bounds.
+func (c *Config) Check() error {
+	if _, err := mail.ParseURL(c.SMTP); err != nil {
+		return fmt.Errorf("ONDA_SMTP_URL: %w", err)
+	}
+	switch {
+	case c.Connections < 1 || c.Connections > 256:
+		return fmt.Errorf("ONDA_SMTP_CONNECTIONS: %d is not between 1 and 256", c.Connections)
+	case c.Batches < 1 || c.Batches > 64:
+		return fmt.Errorf("ONDA_BATCHES: %d is not between 1 and 64", c.Batches)
+	case c.Lease < 100*time.Millisecond:
+		return fmt.Errorf("ONDA_LEASE: %s is too short to mark a batch in", c.Lease)
+	case c.MessageLimit < 100*time.Millisecond:
+		return fmt.Errorf("ONDA_MESSAGE_LIMIT: %s is too short for a message", c.MessageLimit)
+	case c.Turn <= 0:
+		return errors.New("ONDA_TURN: is not above 0")
+	case c.Lane != "bulk" && c.Lane != "transactional" && c.Lane != "both":
+		return fmt.Errorf("ONDA_LANE: %q is not one of bulk, transactional, both", c.Lane)
+	}
+	return c.Compose.Check()
+}
+
+func (c *Config) terms() delivery.Terms {
+	return delivery.Terms{Lease: c.Lease, MessageLimit: c.MessageLimit}
+}
+
+// serves tells whether mail of the lane is sent by this process.
+func (c *Config) serves(lane int) bool {
+	return c.Lane == "both" || (c.Lane == "transactional") == (lane == delivery.Transactional)
+}

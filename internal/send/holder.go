@@ -1,0 +1,255 @@
+package send
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/onda-run/onda/internal/compose"
+	"github.com/onda-run/onda/internal/delivery"
+	"github.com/onda-run/onda/internal/mail"
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+// step is by how many recipients a mark moves at once: half of the window, so that the connections have work while the next mark is on its way.
+const step = delivery.MaxWindow / 2
+
+// retrySoon is when a mail is tried again that was certainly not handed over.
+const retrySoon = time.Minute
+
+// holder sends one batch that this process has leased.
+type holder struct {
+	lane   *lane
+	tenant string
+	lease  *delivery.Lease
+	email  *compose.Email
+	broken error // the email cannot be made at all
+
+	acks chan struct{} // one for each outcome that is committed
+	away atomic.Pointer[error]
+}
+
+// job is one message to hand over.
+type job struct {
+	holder *holder
+	to     delivery.Recipient
+	mail   *compose.Mail
+}
+
+// run sends the batch. The window slides: a further mark is set as soon as half of the window is settled. Whatever ends it early, what was handed over is waited
+// for, what was marked and not handed over is put back, and the batch is released.
+func (h *holder) run(ctx context.Context, w *worker) error {
+	var queue []job // marked, not handed over
+	unsettled := 0  // marked, no outcome committed
+	var stop error  // why no further mark is set; errHeld for reasons that are no error
+	if h.broken == nil {
+		stop = h.lane.probe(ctx)
+	}
+	renew := time.NewTicker(max(h.lane.cfg.Lease/4, 10*time.Millisecond))
+	defer renew.Stop()
+	for {
+		if stop == nil {
+			stop = h.mayGoOn(ctx, w)
+		}
+		if stop == nil && h.lease.Mark < h.lease.Size() && unsettled <= delivery.MaxWindow-step {
+			jobs, err := h.advance(ctx, min(h.lease.Mark+step, h.lease.Size()))
+			if err != nil {
+				stop = err
+			}
+			queue = append(queue, jobs...)
+			unsettled += len(jobs)
+			continue
+		}
+		if ctx.Err() != nil && len(queue) > 0 {
+			h.putBack(queue, "not handed over: the process ended")
+			queue = nil
+		}
+		if unsettled == 0 {
+			break
+		}
+		var out chan job
+		var next job
+		if len(queue) > 0 {
+			out, next = h.lane.jobs, queue[0]
+		}
+		select {
+		case out <- next:
+			queue = queue[1:]
+		case <-h.acks:
+			unsettled--
+		case <-renew.C:
+			if stop == nil && h.lease.Half(time.Now()) {
+				if _, err := h.advance(ctx, h.lease.Mark); err != nil {
+					stop = err
+				}
+			}
+		case <-h.cancelled(ctx, queue):
+		}
+	}
+	return h.end(ctx, stop)
+}
+
+// cancelled is the end of ctx while there is something that could be put back; then nothing more is waited for with it.
+func (h *holder) cancelled(ctx context.Context, queue []job) <-chan struct{} {
+	if len(queue) == 0 {
+		return nil
+	}
+	return ctx.Done()
+}
+
+// errHeld ends a batch early without anything being wrong.
+var errHeld = errors.New("the batch is left to the next holder")
+
+// mayGoOn tells why no further mark is to be set.
+func (h *holder) mayGoOn(ctx context.Context, w *worker) error {
+	if away := h.away.Load(); away != nil {
+		return *away
+	}
+	if w.over(ctx) {
+		return errHeld
+	}
+	return nil
+}
+
+// end closes the batch, or gives it back.
+func (h *holder) end(ctx context.Context, stop error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordLimit)
+	defer cancel()
+	err := h.lane.db.InTenant(ctx, h.tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		if h.lease.Mark == h.lease.Size() {
+			if _, err := h.lease.Close(ctx, tx, delivery.Function(h.lane.number)); err != nil {
+				return err
+			}
+			return nil
+		}
+		return h.lease.Release(ctx, tx)
+	})
+	if stop != nil && !errors.Is(stop, errHeld) {
+		return stop
+	}
+	return err
+}
+
+// advance sets the mark and asks the gate, in one transaction, and gives what may be handed over after its commit. errHeld when the lease is lost, or the run or
+// the tenant is held.
+func (h *holder) advance(ctx context.Context, hi int) (jobs []job, err error) {
+	ctx, cancel := context.WithTimeout(ctx, recordLimit)
+	defer cancel()
+	started := time.Now()
+	held := false
+	err = h.lane.db.InTenant(ctx, h.tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		open, ok, err := h.lease.Advance(ctx, tx, hi)
+		if err != nil {
+			return err
+		}
+		if held = !ok; held || len(open) == 0 {
+			return nil
+		}
+		var refusals []delivery.Outcome
+		jobs, refusals, err = h.admit(ctx, tx, open)
+		if err != nil {
+			return err
+		}
+		_, err = delivery.Record(ctx, tx, delivery.Function(h.lane.number), refusals...)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("mark batch: %w", err)
+	}
+	if held {
+		return nil, errHeld
+	}
+	h.lease.Moved(hi, started)
+	return jobs, nil
+}
+
+// putBack records that messages were not handed over, so that they are tried again at once.
+func (h *holder) putBack(queue []job, why string) {
+	for _, j := range queue {
+		h.settle(delivery.Outcome{Delivery: j.to.Delivery, Contact: j.to.Contact, Attempt: j.to.Attempt, State: delivery.Deferred, RetryAt: time.Unix(0, 0), Detail: why})
+	}
+}
+
+// settle records an outcome; the holder hears when it is committed.
+func (h *holder) settle(o delivery.Outcome) {
+	h.lane.recorder.add(entry{tenant: h.tenant, outcome: o, done: func() { h.acks <- struct{}{} }})
+}
+
+// connection takes messages one after another and hands each over, for as long as the lane lives.
+func (l *lane) connection() {
+	for {
+		select {
+		case j := <-l.jobs:
+			j.holder.settle(l.deliver(j))
+		case <-l.stop:
+			return
+		}
+	}
+}
+
+// deliver hands one message over, if the batch is still ours, and tells what became of it.
+func (l *lane) deliver(j job) delivery.Outcome {
+	h := j.holder
+	o := delivery.Outcome{Delivery: j.to.Delivery, Contact: j.to.Contact, Attempt: j.to.Attempt}
+	if h.broken != nil {
+		return failed(o, h.broken)
+	}
+	envelope, body, err := j.mail.Build()
+	switch {
+	case errors.Is(err, mail.ErrAddress):
+		o.State, o.Reason, o.Detail = delivery.Suppressed, delivery.BadAddress, "the address cannot be mailed"
+		return o
+	case err != nil:
+		return failed(o, err)
+	}
+	o.Tracking = j.mail.Tracking()
+	// The limit of a message counts from here, the dialling included: a takeover waits no longer than that after the lease.
+	ctx, cancel := context.WithTimeout(context.Background(), l.cfg.MessageLimit)
+	defer cancel()
+	if !h.lease.Alive(time.Now()) {
+		o.State, o.RetryAt, o.Detail = delivery.Deferred, time.Unix(0, 0), "not handed over: the lease ended"
+		return o
+	}
+	res := l.pool.Send(ctx, envelope, body)
+	o.Code, o.Status, o.Detail, o.Class = res.Code, res.Enhanced, res.Text, string(res.Class)
+	switch res.State {
+	case mail.Sent:
+		o.State, o.Class = delivery.Sent, ""
+	case mail.Failed:
+		o.State = delivery.Failed
+	case mail.Unknown:
+		o.State, o.Resend = delivery.Unknown, h.email.Resend
+	case mail.Deferred:
+		o = later(o, j.mail.Now, j.to)
+	default:
+		o.State, o.RetryAt, o.Detail = delivery.Deferred, j.mail.Now.Add(retrySoon), "not handed over: the connection broke"
+		if res.RelayAway {
+			o.Detail = "not handed over: the relay is away"
+			err := res.Err
+			h.away.CompareAndSwap(nil, &err)
+		}
+	}
+	if res.Code > 0 {
+		l.good.Store(time.Now().UnixNano())
+	}
+	return o
+}
+
+// later is the outcome of a mail that was refused for the moment: it is tried again, unless it expires before that.
+func later(o delivery.Outcome, now time.Time, to delivery.Recipient) delivery.Outcome {
+	at, ok := delivery.RetryAt(now, to.Attempt, to.Expires)
+	if !ok {
+		o.State, o.Reason = delivery.Failed, delivery.Expired
+		return o
+	}
+	o.State, o.RetryAt = delivery.Deferred, at
+	return o
+}
+
+// failed is the outcome of a mail that cannot be made. It says nothing against the address.
+func failed(o delivery.Outcome, err error) delivery.Outcome {
+	o.State, o.Class, o.Detail = delivery.Failed, string(mail.Policy), "the mail cannot be made: "+err.Error()
+	return o
+}

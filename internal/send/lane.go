@@ -1,0 +1,230 @@
+package send
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/otel/metric"
+	"go.uber.org/zap"
+
+	"github.com/onda-run/onda/internal/compose"
+	"github.com/onda-run/onda/internal/delivery"
+	"github.com/onda-run/onda/internal/fn"
+	"github.com/onda-run/onda/internal/mail"
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+// Times of a lane.
+const (
+	probeLimit  = 900 * time.Millisecond // a relay that is away answers 503 within a second
+	probeEvery  = 20 * time.Second       // a relay that took or refused a mail since then is there
+	recordLimit = 5 * time.Second        // a transaction
+)
+
+// lane sends the mail of one lane: it has its own connections, batches and recorder, so that a blast never stands before a password mail.
+type lane struct {
+	number   int
+	cfg      Config
+	relay    mail.Relay
+	pool     *mail.Pool
+	db       *postgres.DB
+	composer *compose.Composer
+	log      *zap.Logger
+	draining <-chan struct{}
+	recorder *recorder
+
+	slots chan struct{} // one for each batch that is held
+	jobs  chan job
+	start sync.Once
+	stop  chan struct{}
+	done  sync.WaitGroup
+	good  atomic.Int64 // unix nanoseconds of the relay's last answer
+}
+
+func newLane(number int, cfg Config, relay mail.Relay, db *postgres.DB, composer *compose.Composer, rt *fn.Runtime, outcomes metric.Int64Counter) *lane {
+	return &lane{
+		number: number, cfg: cfg, relay: relay, db: db, composer: composer, log: rt.Log, draining: rt.Draining(),
+		pool:     mail.NewPool(relay, mail.PoolConfig{Size: cfg.Connections, MessageLimit: cfg.MessageLimit}),
+		recorder: newRecorder(db, rt.Log, delivery.Function(number), outcomes),
+		slots:    make(chan struct{}, cfg.Batches),
+		jobs:     make(chan job),
+		stop:     make(chan struct{}),
+	}
+}
+
+// run starts the goroutines of the connections, at the first batch.
+func (l *lane) run() {
+	l.start.Do(func() {
+		l.recorder.run()
+		for range l.cfg.Connections {
+			l.done.Go(l.connection)
+		}
+	})
+}
+
+// close waits for what is in hand, as long as ctx allows.
+func (l *lane) close(ctx context.Context) error {
+	l.start.Do(func() {}) // nothing starts any more
+	close(l.stop)
+	l.done.Wait() // bounded by the message limit
+	err := l.recorder.close(ctx)
+	return errors.Join(err, l.pool.Close(ctx))
+}
+
+// ending is true when the process is to end: no further mark is set.
+func (l *lane) ending() bool {
+	select {
+	case <-l.draining:
+		return true
+	default:
+		return false
+	}
+}
+
+// work leases one batch after another, several at once where the process has room, until none is due or the time is over. more is true when there may be more
+// to do. It answers when everything it handed over is recorded.
+func (l *lane) work(ctx context.Context, tenant string, until time.Time) (more bool, err error) {
+	l.run()
+	select {
+	case l.slots <- struct{}{}:
+	case <-time.After(time.Until(until)):
+		return true, nil // others use all there is
+	case <-l.draining:
+		return true, nil
+	case <-ctx.Done():
+		return true, ctx.Err()
+	}
+	w := &worker{lane: l, tenant: tenant, until: until}
+	w.holders.Go(func() { w.hold(ctx) })
+	w.holders.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.more, w.err
+}
+
+// worker is one event's turn for one tenant.
+type worker struct {
+	lane   *lane
+	tenant string
+	until  time.Time
+
+	holders sync.WaitGroup
+	mu      sync.Mutex
+	more    bool
+	err     error
+}
+
+// fail keeps the first error and ends the turn.
+func (w *worker) fail(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err == nil {
+		w.err = err
+	}
+}
+
+// over tells whether no further batch is to be leased.
+func (w *worker) over(ctx context.Context) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err != nil {
+		return true
+	}
+	if ctx.Err() != nil || w.lane.ending() || time.Now().After(w.until) {
+		w.more = true
+		return true
+	}
+	return false
+}
+
+// hold holds one batch after another in one slot. As soon as it has one, it sees whether the process has room for another beside it.
+func (w *worker) hold(ctx context.Context) {
+	defer func() { <-w.lane.slots }()
+	spread := false
+	for !w.over(ctx) {
+		h, err := w.lane.take(ctx, w.tenant)
+		if err != nil {
+			w.fail(err)
+			return
+		}
+		if h == nil {
+			return
+		}
+		if h.lease.Done {
+			continue
+		}
+		if !spread {
+			spread = true
+			select {
+			case w.lane.slots <- struct{}{}:
+				w.holders.Go(func() { w.hold(ctx) })
+			default:
+			}
+		}
+		if err := h.run(ctx, w); err != nil {
+			w.fail(err)
+			return
+		}
+	}
+}
+
+// take leases the next batch of the tenant and loads its email. Nil when there is none.
+func (l *lane) take(ctx context.Context, tenant string) (*holder, error) {
+	h := &holder{lane: l, tenant: tenant}
+	started := time.Now()
+	err := l.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		h.lease, err = delivery.Take(ctx, tx, delivery.Function(l.number), l.number, l.cfg.terms(), started,
+			func(ctx context.Context, tx *postgres.Tx, email int64) (bool, error) {
+				e, err := l.composer.Load(ctx, tx, email)
+				if errors.Is(err, compose.ErrBroken) {
+					return false, nil
+				}
+				if err != nil {
+					return false, err
+				}
+				return e.Resend, nil
+			})
+		if err != nil || h.lease == nil || h.lease.Done {
+			return err
+		}
+		h.email, err = l.composer.Load(ctx, tx, h.lease.Email)
+		if errors.Is(err, compose.ErrBroken) { // each of its mails fails, and says why
+			h.broken, err = err, nil
+			l.log.Error("an email cannot be made", zap.String("tenant", tenant), zap.Int64("document", h.lease.Email), zap.Error(h.broken))
+		}
+		return err
+	})
+	if err != nil || h.lease == nil {
+		return nil, err
+	}
+	h.acks = make(chan struct{}, delivery.MaxWindow)
+	return h, nil
+}
+
+// probe finds out within a second whether the relay is there, unless it has just answered, so that nothing is marked for a relay that is away.
+func (l *lane) probe(ctx context.Context) error {
+	if time.Since(time.Unix(0, l.good.Load())) < probeEvery {
+		return nil
+	}
+	reach, cancel := context.WithTimeout(ctx, probeLimit)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(reach, "tcp", l.relay.Addr())
+	if err != nil {
+		return fmt.Errorf("%w: %s", mail.ErrRelayAway, l.relay)
+	}
+	_ = conn.Close()
+	ctx, cancel = context.WithTimeout(ctx, l.cfg.MessageLimit)
+	defer cancel()
+	c, err := l.pool.Get(ctx)
+	if err != nil {
+		return err
+	}
+	l.pool.Put(c)
+	l.good.Store(time.Now().UnixNano())
+	return nil
+}

@@ -1,0 +1,267 @@
+// Package send is the function that hands mail to SMTP: it leases batches, asks the gate, renders, delivers and records each outcome (design sections 4 and
+// 6). It also takes transactional mail over HTTP (http.go).
+//
+// Invariant: a message goes to SMTP only while this process holds its batch, after a mark at or beyond its number was committed, and once a mark. Whatever
+// happens then is recorded, or is unknown to the next holder: no mail is lost, none repeated.
+package send
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2"
+	"go.uber.org/zap"
+
+	"github.com/onda-run/onda/internal/compose"
+	"github.com/onda-run/onda/internal/delivery"
+	"github.com/onda-run/onda/internal/event"
+	"github.com/onda-run/onda/internal/fn"
+	"github.com/onda-run/onda/internal/mail"
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+// Build makes the function. It connects to nothing.
+func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
+	var cfg Config
+	if err := rt.Config(ctx, &cfg); err != nil {
+		return fn.Handler{}, err
+	}
+	if want := int32(cfg.Batches + 2); cfg.Postgres.MaxConns < want { // a connection a holder, one for the recorder, one for HTTP
+		cfg.Postgres.MaxConns = want
+	}
+	db, err := postgres.Open(cfg.Postgres)
+	if err != nil {
+		return fn.Handler{}, err
+	}
+	s, err := newSender(cfg, db, rt)
+	if err != nil {
+		db.Close()
+		return fn.Handler{}, err
+	}
+	return fn.Handler{
+		Event: s.event,
+		HTTP:  s.routes(),
+		Failed: func(ctx context.Context, e cloudevents.Event, cause error) {
+			tenant, err := event.Tenant(e)
+			if err != nil {
+				tenant = ""
+			}
+			if err := db.KeepFailure(ctx, rt.Name, tenant, e, cause); err != nil {
+				rt.Log.Error("keep an event that can never succeed", zap.Error(err))
+			}
+		},
+		After: s.publish,
+		Close: func(ctx context.Context) error {
+			err := s.close(ctx)
+			db.Close()
+			return err
+		},
+	}, nil
+}
+
+// sender is the function in one process.
+type sender struct {
+	cfg      Config
+	db       *postgres.DB
+	rt       *fn.Runtime
+	composer *compose.Composer
+	lanes    [2]*lane // by number; nil where this process does not serve it
+}
+
+func newSender(cfg Config, db *postgres.DB, rt *fn.Runtime) (*sender, error) {
+	relay, err := mail.ParseURL(cfg.SMTP)
+	if err != nil {
+		return nil, fmt.Errorf("ONDA_SMTP_URL: %w", err)
+	}
+	s := &sender{cfg: cfg, db: db, rt: rt, composer: compose.New(cfg.Compose)}
+	outcomes, err := rt.Meter.Int64Counter("onda.mails")
+	if err != nil {
+		return nil, fmt.Errorf("make instruments: %w", err)
+	}
+	for n := range s.lanes {
+		if cfg.serves(n) {
+			s.lanes[n] = newLane(n, cfg, relay, db, s.composer, rt, outcomes)
+		}
+	}
+	return s, nil
+}
+
+func (s *sender) close(ctx context.Context) error {
+	var errs []error
+	for _, l := range s.lanes {
+		if l != nil {
+			errs = append(errs, l.close(ctx))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// publish drains the outboxes that this process wrote to, where there is somewhere to publish.
+func (s *sender) publish(ctx context.Context) {
+	if s.rt.Sink == "" {
+		return
+	}
+	if err := s.db.DrainPending(ctx, s.rt.Publish); err != nil {
+		s.rt.Log.Warn("events stay in the outbox", zap.Error(err))
+	}
+}
+
+// event does the work that an event announces: all that is due in its lane, whatever it says, for as long as a turn is.
+func (s *sender) event(ctx context.Context, e cloudevents.Event) (*cloudevents.Event, error) {
+	tenant, err := event.Tenant(e)
+	if err != nil {
+		return nil, fn.Permanent(err)
+	}
+	data, err := event.Decode(e)
+	if errors.Is(err, event.ErrUnknownType) {
+		return nil, nil // a Trigger without a filter: not ours
+	}
+	if err != nil {
+		return nil, fn.Permanent(err)
+	}
+	switch d := data.(type) {
+	case event.EmailSendRequested:
+		err = s.turn(ctx, tenant, delivery.Bulk, e.ID())
+	case event.EmailRequested:
+		if d.Email != "" {
+			if err := s.store(ctx, tenant, e, d); err != nil {
+				return nil, err
+			}
+		}
+		err = s.turn(ctx, tenant, delivery.Transactional, e.ID())
+	case event.ScheduleDue:
+		switch d.Function {
+		case delivery.Function(delivery.Bulk):
+			err = s.sweep(ctx, tenant, delivery.Bulk, e.ID())
+		case delivery.Function(delivery.Transactional):
+			err = s.sweep(ctx, tenant, delivery.Transactional, e.ID())
+		}
+	}
+	return nil, answer(err)
+}
+
+// answer marks the errors of this function for its sender.
+func answer(err error) error {
+	switch {
+	case errors.Is(err, postgres.ErrUnknownTenant), errors.Is(err, postgres.ErrForeignTenant):
+		return fn.Permanent(err)
+	case errors.Is(err, postgres.ErrSchemaTooOld), errors.Is(err, mail.ErrRelayAway):
+		return fn.Unavailable(err)
+	}
+	return err
+}
+
+// store keeps a transactional mail that another program asks for with an event. Without a key, the event is its own: a repeat of it changes nothing.
+func (s *sender) store(ctx context.Context, tenant string, e cloudevents.Event, d event.EmailRequested) error {
+	key := d.Key
+	if key == "" {
+		key = "event:" + event.DeriveID(e.Source(), e.ID())
+	}
+	err := s.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		_, _, err := delivery.Request(ctx, tx, delivery.Function(delivery.Transactional), delivery.TransactionalMail{
+			Email: d.Email, Contact: d.Contact, Data: d.Data, Key: key, Cause: e.ID(),
+		})
+		return err
+	})
+	if errors.Is(err, delivery.ErrUnknownEmail) || errors.Is(err, delivery.ErrNotTransactional) || errors.Is(err, delivery.ErrKeyReused) {
+		return fn.Permanent(err)
+	}
+	return answer(err)
+}
+
+// sweep does all that is due in a lane, publishes what was left in its outbox, and sets the lane's wake-up anew.
+func (s *sender) sweep(ctx context.Context, tenant string, number int, cause string) error {
+	if s.lanes[number] == nil {
+		return nil
+	}
+	until := time.Now().Add(s.cfg.Turn)
+	if err := s.upkeep(ctx, tenant, number, until); err != nil {
+		return err
+	}
+	if err := s.turn(ctx, tenant, number, cause); err != nil {
+		return err
+	}
+	function := delivery.Function(number)
+	for s.rt.Sink != "" && time.Now().Before(until) {
+		n, err := s.db.Drain(ctx, tenant, function, s.rt.Publish)
+		if err != nil {
+			s.rt.Log.Warn("events stay in the outbox", zap.String("tenant", tenant), zap.Error(err))
+			break
+		}
+		if n == 0 {
+			break
+		}
+	}
+	return s.db.Recompute(ctx, tenant, function, func(ctx context.Context, tx *postgres.Tx) (time.Time, error) {
+		return delivery.Due(ctx, tx, number, s.cfg.MessageLimit)
+	})
+}
+
+// upkeep plans the retries that are due and forgets old requests.
+func (s *sender) upkeep(ctx context.Context, tenant string, number int, until time.Time) error {
+	for more := true; more && time.Now().Before(until); {
+		err := s.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+			n, err := delivery.Regroup(ctx, tx, number)
+			more = n == delivery.MaxBatch
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for more := number == delivery.Transactional; more && time.Now().Before(until); {
+		err := s.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+			n, err := delivery.ForgetRequests(ctx, tx)
+			more = n == delivery.MaxBatch
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// turn sends until nothing is due or the turn is over; then it leaves the rest to a follow-up.
+func (s *sender) turn(ctx context.Context, tenant string, number int, cause string) error {
+	l := s.lanes[number]
+	if l == nil {
+		return nil // its mail is sent by another service
+	}
+	more, err := l.work(ctx, tenant, time.Now().Add(s.cfg.Turn))
+	if errors.Is(err, delivery.ErrNotArmed) {
+		fn.LogTenant(ctx, tenant)
+		s.rt.Log.Warn("nothing is sent", zap.String("tenant", tenant), zap.Error(err))
+		return nil // held back, and looked at again each hour
+	}
+	if errors.Is(err, delivery.ErrSuspended) {
+		return nil
+	}
+	if err != nil || !more {
+		return err
+	}
+	return s.followUp(context.WithoutCancel(ctx), tenant, number, cause)
+}
+
+// followUp rings for what is left, should there be anything. Its event is derived from what this turn was for.
+func (s *sender) followUp(ctx context.Context, tenant string, number int, cause string) error {
+	function := delivery.Function(number)
+	return s.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		run, first, err := delivery.NextDue(ctx, tx, number, s.cfg.MessageLimit)
+		if err != nil || run == 0 {
+			return err
+		}
+		tx.Wake(function, tx.Now())
+		var data event.Data = event.EmailSendRequested{Run: run}
+		if number == delivery.Transactional {
+			data = event.EmailRequested{Delivery: first}
+		}
+		e, err := event.New(tenant, function, "", event.DeriveID("follow-up", function, tenant, cause), data, event.Correlation(run), event.Causation(cause))
+		if err != nil {
+			return err
+		}
+		return tx.Publish(ctx, function, e)
+	})
+}
