@@ -1,0 +1,211 @@
+package track
+
+import (
+	"bytes"
+	"context"
+	"mime/multipart"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/onda-run/onda/internal/contact"
+	"github.com/onda-run/onda/internal/pgtest"
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/token"
+)
+
+// topicID is a topic's number in tokens.
+func (w *world) topicID(tenant, name string) int32 {
+	return pgtest.One[int32](w.t, w.db, tenant, "SELECT id FROM entity WHERE kind = 'Topic' AND name = $1", name)
+}
+
+func (w *world) states(tenant string, id int64) string {
+	return strings.Join(pgtest.All[string](w.t, w.db, tenant, "SELECT purpose || '=' || state FROM subscription WHERE contact = $1 ORDER BY purpose", id), " ")
+}
+
+func (w *world) consents(tenant string) int {
+	return pgtest.One[int](w.t, w.db, tenant, "SELECT count(*) FROM consent")
+}
+
+func TestUnsubscribe(t *testing.T) {
+	t.Parallel()
+	oneClick := url.Values{"List-Unsubscribe": {"One-Click"}}
+	for name, post := range map[string]func(w *world, path string) answer{
+		"urlencoded": func(w *world, path string) answer { return w.do("POST", path, "203.0.113.1", "", oneClick) },
+		"multipart": func(w *world, path string) answer {
+			var b bytes.Buffer
+			m := multipart.NewWriter(&b)
+			if err := m.WriteField("List-Unsubscribe", "One-Click"); err != nil {
+				w.t.Fatal(err)
+			}
+			if err := m.Close(); err != nil {
+				w.t.Fatal(err)
+			}
+			r, err := http.NewRequest("POST", w.url+path, &b)
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			r.Header.Set("Content-Type", m.FormDataContentType())
+			return w.send(r)
+		},
+		"no body": func(w *world, path string) answer { return w.do("POST", path, "203.0.113.1", "", nil) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			id, _ := w.sent("acme", "ada@example.com", time.Hour)
+			other, _ := w.sent("brava", "ada@example.com", time.Hour)
+			path := "/u/" + w.token("acme", token.Claims{Purpose: token.Unsubscribe, Contact: id, Topic: w.topicID("acme", "newsletter")})
+			before := w.consents("acme")
+			for _, method := range []string{"GET", "HEAD"} { // link scanners
+				if a := w.do(method, path, "198.51.100.1", browser, nil); a.status != 200 || strings.Contains(a.body, "ada@") {
+					t.Errorf("%s: %d %s", method, a.status, a.body)
+				}
+			}
+			if got := w.states("acme", id); got != "newsletter=granted" || w.consents("acme") != before {
+				t.Fatalf("GET and HEAD changed it: %s", got)
+			}
+			if a := w.get(path); !strings.Contains(a.body, "Unsubscribe from Newsletter?") || !strings.Contains(a.body, "a…@example.com") || !strings.Contains(a.body, "Sail &amp; Ski") {
+				t.Errorf("page: %s", a.body)
+			}
+			for range 2 { // the second changes nothing
+				if a := post(w, path); a.status != 200 || a.header.Get("Location") != "" || !strings.Contains(a.body, "You are unsubscribed") {
+					t.Errorf("POST: %d %s", a.status, a.body)
+				}
+			}
+			if got := w.states("acme", id); got != "newsletter=withdrawn" {
+				t.Errorf("after: %s", got)
+			}
+			if n := w.consents("acme"); n != before+1 {
+				t.Errorf("%d entries in the ledger, want %d", n, before+1)
+			}
+			if got := w.states("brava", other); got != "newsletter=granted" {
+				t.Errorf("brava: %s", got)
+			}
+			if diff := cmp.Diff([]string{"unsubscribe  link=false tracked=true n=1 firsts=1"}, w.stats("acme")); diff != "" {
+				t.Error(diff)
+			}
+			if diff := cmp.Diff([]string{"consent.granted newsletter", "consent.withdrawn newsletter"}, w.facts("acme", "consent.%")); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestUnsubscribeFromEverythingWorksForEver(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id, _ := w.sent("acme", "ada@example.com", time.Hour)
+	pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		_, err := contact.Record(ctx, tx, "track",
+			contact.Consent{Contact: id, Purpose: "offers", State: contact.Pending, Basis: "form"},
+			contact.Consent{Contact: id, Purpose: contact.TrackingEmail, State: contact.Granted, Basis: "form"})
+		return err
+	})
+	all := "/u/" + w.token("acme", token.Claims{Purpose: token.Unsubscribe, Contact: id})
+	one := "/u/" + w.token("acme", token.Claims{Purpose: token.Unsubscribe, Contact: id, Topic: w.topicID("acme", "offers")})
+	// Ten years later the key is retired, the topic taken away, and the delivery gone.
+	pgtest.Exec(t, w.db, "acme", "UPDATE key SET retired_at = now() - interval '8 years' WHERE kind = 'hmac'")
+	pgtest.Exec(t, w.db, "acme", "INSERT INTO key (kind, secret) VALUES ('hmac', decode(repeat('ab', 32), 'hex'))")
+	pgtest.Exec(t, w.db, "acme", "UPDATE entity SET current = NULL WHERE kind = 'Topic'")
+	pgtest.Exec(t, w.db, "acme", "DELETE FROM delivery")
+	w = w.again() // a process that has not read the keys yet
+	if a := w.do("POST", one, "203.0.113.1", "", nil); a.status != 200 {
+		t.Errorf("one: %d", a.status)
+	}
+	if got := w.states("acme", id); got != "newsletter=granted offers=withdrawn tracking.email=granted" {
+		t.Errorf("one: %s", got)
+	}
+	if a := w.do("POST", all, "203.0.113.1", "", nil); a.status != 200 {
+		t.Errorf("all: %d", a.status)
+	}
+	if got := w.states("acme", id); got != "newsletter=withdrawn offers=withdrawn tracking.email=granted" {
+		t.Errorf("all: %s", got)
+	}
+	if diff := cmp.Diff([]string{"unsubscribe  link=false tracked=true n=2 firsts=2 norun"}, w.stats("acme")); diff != "" {
+		t.Error(diff)
+	}
+	// Nobody is there any more: still no error, and nothing is written.
+	pgtest.Exec(t, w.db, "acme", "UPDATE contact SET erased_at = now(), email = NULL")
+	n := w.consents("acme")
+	if a := w.do("POST", all, "203.0.113.1", "", nil); a.status != 200 || w.consents("acme") != n {
+		t.Errorf("erased: %d", a.status)
+	}
+}
+
+func TestPreferences(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id, _ := w.sent("acme", "ada@example.com", time.Hour)
+	path := "/p/" + w.token("acme", token.Claims{Purpose: token.Preferences, Contact: id, Topic: w.topicID("acme", "newsletter")})
+	before := w.consents("acme")
+	a := w.get(path)
+	for _, want := range []string{"Newsletter", "Once a month, what is new.", "Offers", "Let us see which of our emails I open", `value="newsletter" id="t0" checked`} {
+		if !strings.Contains(a.body, want) {
+			t.Errorf("%q is not on the page", want)
+		}
+	}
+	if strings.Contains(a.body, "Insiders") {
+		t.Error("a topic that is not public is shown to who has not subscribed to it")
+	}
+	if w.do("HEAD", path, "", "", nil); w.consents("acme") != before {
+		t.Error("GET or HEAD wrote to the ledger")
+	}
+	shown := []string{"newsletter", "offers", "tracking.email"}
+	if a := w.do("POST", path, "203.0.113.1", browser, url.Values{"shown": shown, "topic": {"offers", "insiders"}, "tracking": {"on"}}); a.status != 200 || !strings.Contains(a.body, "Your choice is saved.") {
+		t.Errorf("save: %d %s", a.status, a.body)
+	}
+	if got := w.states("acme", id); got != "newsletter=withdrawn offers=granted tracking.email=granted" {
+		t.Errorf("after: %s", got)
+	}
+	proof := pgtest.One[string](t, w.db, "acme", "SELECT (proof->>'text') || length(proof->>'sha256') || (origin IS NOT NULL)::text || (origin_until > now())::text FROM consent WHERE purpose = 'offers'")
+	if proof != "Offers64truetrue" {
+		t.Errorf("proof %q", proof)
+	}
+	n := w.consents("acme")
+	w.do("POST", path, "203.0.113.1", browser, url.Values{"shown": shown, "topic": {"offers"}, "tracking": {"on"}})
+	if w.consents("acme") != n {
+		t.Error("the same choice was written twice")
+	}
+	w.do("POST", path, "203.0.113.1", browser, url.Values{"shown": {"offers"}}) // what was not shown stays
+	if got := w.states("acme", id); got != "newsletter=withdrawn offers=withdrawn tracking.email=granted" {
+		t.Errorf("after: %s", got)
+	}
+	w.do("POST", path, "203.0.113.1", browser, url.Values{"shown": shown, "topic": {"newsletter"}, "tracking": {"on"}})
+	w.do("POST", path, "203.0.113.1", browser, url.Values{"shown": shown, "topic": {"newsletter"}, "everything": {"off"}})
+	if got := w.states("acme", id); got != "newsletter=withdrawn offers=withdrawn tracking.email=granted" {
+		t.Errorf("everything: %s", got)
+	}
+	// A complaint is not undone by a tick.
+	pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		_, err := contact.Suppress(ctx, tx, "track", contact.Suppression{Contact: id, Reason: contact.Complaint})
+		return err
+	})
+	if a := w.do("POST", path, "203.0.113.1", browser, url.Values{"shown": shown, "topic": {"newsletter"}, "tracking": {"on"}}); !strings.Contains(a.body, "marked our emails as spam") {
+		t.Errorf("after a complaint: %s", a.body)
+	}
+	if got := w.states("acme", id); !strings.Contains(got, "newsletter=withdrawn") {
+		t.Errorf("after a complaint: %s", got)
+	}
+	if a := w.do("POST", path, "203.0.113.1", browser, url.Values{"x": {strings.Repeat("x", maxForm+1)}}); a.status != 413 {
+		t.Errorf("too large: %d", a.status)
+	}
+}
+
+func TestPagesSpeakTheVisitorsLanguage(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id, _ := w.sent("acme", "ada@example.com", time.Hour)
+	r, err := http.NewRequest("GET", w.url+"/u/"+w.token("acme", token.Claims{Purpose: token.Unsubscribe, Contact: id, Topic: w.topicID("acme", "newsletter")}), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Accept-Language", "fr-FR, en;q=0.5")
+	if a := w.send(r); !strings.Contains(a.body, "Se désabonner de Lettre ?") || !strings.Contains(a.body, `<html lang="fr">`) {
+		t.Errorf("%s", a.body)
+	}
+}
