@@ -105,7 +105,7 @@ func Apply(ctx context.Context, tx *postgres.Tx, set *spec.Set) ([]Change, error
 			return nil, fmt.Errorf("store %s %s: %w", c.Kind, c.Name, err)
 		}
 	}
-	return changes, nil
+	return changes, storeLinks(ctx, tx, changes)
 }
 
 func store(ctx context.Context, tx *postgres.Tx, d *spec.Document, c Change) error {

@@ -138,3 +138,51 @@ func TestTwoAppliesAtOnceMakeOneVersion(t *testing.T) {
 		t.Errorf("%d versions, want 1", n)
 	}
 }
+
+const (
+	topic = `
+apiVersion: onda/v1
+kind: Topic
+metadata: {name: news, title: News}
+spec: {title: {en: News}}
+`
+	layout = `
+apiVersion: onda/v1
+kind: Layout
+metadata: {name: plain}
+spec:
+  html: '<html><body>{{ content }}<p><a href="https://shop.example/">Shop</a> <a href="{{ unsubscribe_url }}">Unsubscribe</a></p></body></html>'
+`
+	email = `
+apiVersion: onda/v1
+kind: Email
+metadata: {name: spring}
+spec:
+  topic: news
+  from: Shop <news@shop.example>
+  layout: plain
+  subject: Spring
+  markdown: See [skis](https://shop.example/skis).
+`
+)
+
+func TestLinksOfEmailsGetIds(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	links := func() []string {
+		return pgtest.All[string](t, db, "acme", "SELECT l.url FROM link l JOIN entity e ON e.current = l.document ORDER BY 1")
+	}
+	if _, _, err := do(t, db, "acme", map[string]string{"a.yaml": topic + "---" + layout + "---" + email}); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"https://shop.example/", "https://shop.example/skis"}, links()); diff != "" {
+		t.Error(diff)
+	}
+	// A layout that changes brings links to emails that do not.
+	if _, _, err := do(t, db, "acme", map[string]string{"l.yaml": strings.Replace(layout, "https://shop.example/\"", "https://shop.example/new\"", 1)}); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"https://shop.example/", "https://shop.example/new", "https://shop.example/skis"}, links()); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -1,0 +1,332 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onda-run/onda/internal/campaign"
+	"github.com/onda-run/onda/internal/contact"
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/segment"
+)
+
+type campaignCmd struct {
+	Start   campaignStartCmd   `cmd:"" help:"Say who will get it and why the others will not, and start it."`
+	Pause   campaignPauseCmd   `cmd:"" help:"Hold a run: what is queued stays queued."`
+	Resume  campaignResumeCmd  `cmd:"" help:"Let a paused run go on."`
+	Cancel  campaignCancelCmd  `cmd:"" help:"End a run: what is queued is not sent."`
+	Status  campaignStatusCmd  `cmd:"" help:"Tell how the newest run is getting on."`
+	Explain campaignExplainCmd `cmd:"" help:"Tell the journeys of one contact, step by step."`
+}
+
+type campaignStartCmd struct {
+	Name    string    `arg:"" help:"The campaign's or broadcast's name."`
+	At      time.Time `help:"When, instead of now or the document's own time, such as 2026-12-01T09:00:00+01:00."`
+	Again   bool      `help:"Send a broadcast that was sent before."`
+	Confirm int64     `default:"-1" placeholder:"N" help:"The number that will get it, as this command prints it. Needed outside of development."`
+	DryRun  bool      `help:"Only say who would get it."`
+}
+
+// Help is shown by --help.
+func (campaignStartCmd) Help() string {
+	return "Outside of development the number of recipients must be given back, so that nobody mails a list by mistake.\n\n" +
+		"Example:\n  onda --tenant acme campaign start spring-news --dry-run\n  onda --tenant acme campaign start spring-news --confirm 49310"
+}
+
+// Run starts a run.
+func (c campaignStartCmd) Run(ctx context.Context, s *session) error {
+	var p campaign.Preflight
+	var r campaign.Run
+	var began time.Time
+	var took time.Duration
+	var needed bool
+	err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		began = time.Now()
+		if p, err = campaign.GetPreflight(ctx, tx, c.Name); err != nil {
+			return err
+		}
+		took = time.Since(began)
+		var development bool
+		if err := tx.QueryRow(ctx, "SELECT development FROM onda.database").Scan(&development); err != nil {
+			return err
+		}
+		needed = !development && c.Confirm != p.Recipients || c.Confirm >= 0 && c.Confirm != p.Recipients
+		if c.DryRun || needed {
+			return nil
+		}
+		r, err = campaign.Start(ctx, tx, c.Name, campaign.Options{At: c.At, Again: c.Again, Audience: p.Recipients, Cause: "onda campaign start"})
+		return err
+	})
+	if errors.Is(err, campaign.ErrRan) {
+		return fmt.Errorf("%w: --again sends it once more", err)
+	}
+	if err != nil {
+		return err
+	}
+	if ok, err := s.data(map[string]any{"preflight": p, "run": r, "started": r.ID != 0}); ok {
+		if err == nil && needed {
+			return errQuiet
+		}
+		return errors.Join(err, s.ring(ctx))
+	}
+	s.preflight(p, took)
+	switch {
+	case needed:
+		return fmt.Errorf("nothing was started: to send to these %s, say --confirm %d", count(int(p.Recipients), "recipient"), p.Recipients)
+	case c.DryRun:
+		return nil
+	case r.State == "scheduled":
+		s.print("run %d of %s is scheduled for %s", r.ID, r.Name, r.StartsAt.Format(time.RFC3339))
+	default:
+		s.print("run %d of %s has started", r.ID, r.Name)
+	}
+	return s.ring(ctx)
+}
+
+func (s *session) preflight(p campaign.Preflight, took time.Duration) {
+	w := tabwriter.NewWriter(s.stdout, 0, 8, 2, ' ', tabwriter.AlignRight)
+	row := func(n int64, what string) { _, _ = fmt.Fprintf(w, "  %d\t  %s\n", n, what) }
+	row(p.Audience, "in the segment")
+	if p.Excluded > 0 {
+		row(-p.Excluded, "excluded")
+	}
+	for _, reason := range slices.Sorted(maps.Keys(p.Refused)) {
+		row(-p.Refused[reason], "will not get it: "+reasonText(reason))
+	}
+	row(p.Recipients, fmt.Sprintf("will get %s (counted in %d ms)", orElse(p.Email, p.Name), took.Milliseconds()))
+	_ = w.Flush()
+}
+
+// reasonText says a reason in words.
+func reasonText(reason string) string {
+	texts := map[string]string{
+		"no_consent": "no consent to the topic", "pending": "have not confirmed their consent", "suppressed": "suppressed (bounced, complained or by hand)",
+		"bad_address": "no valid address", "erased": "erased", "duplicate": "merged into another contact", "capped": "have had as many as the cap allows", "quota": "over the quota",
+	}
+	return orElse(texts[reason], reason)
+}
+
+func orElse(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}
+
+type campaignPauseCmd struct {
+	Name string `arg:"" help:"The campaign's or broadcast's name."`
+}
+
+// Help is shown by --help.
+func (campaignPauseCmd) Help() string {
+	return "Says how many mails were in flight at that moment; they may still go out.\n\nExample:\n  onda --tenant acme campaign pause spring-news"
+}
+
+// Run pauses the open run.
+func (c campaignPauseCmd) Run(ctx context.Context, s *session) error {
+	db, tenant, err := s.database()
+	if err != nil {
+		return err
+	}
+	r, inFlight, err := campaign.PauseNow(ctx, db, tenant, c.Name)
+	if err != nil {
+		return err
+	}
+	if ok, err := s.data(map[string]any{"run": r, "inFlight": inFlight}); ok {
+		return errors.Join(err, s.ring(ctx))
+	}
+	s.print("run %d of %s is paused, with %s in flight", r.ID, r.Name, count(int(inFlight), "mail"))
+	return s.ring(ctx)
+}
+
+type campaignResumeCmd struct {
+	Name string `arg:"" help:"The campaign's or broadcast's name."`
+}
+
+// Help is shown by --help.
+func (campaignResumeCmd) Help() string {
+	return "What is queued expires later by as long as it was paused.\n\nExample:\n  onda --tenant acme campaign resume spring-news"
+}
+
+// Run resumes the paused run.
+func (c campaignResumeCmd) Run(ctx context.Context, s *session) error {
+	return s.change(ctx, c.Name, campaign.Resume)
+}
+
+type campaignCancelCmd struct {
+	Name string `arg:"" help:"The campaign's or broadcast's name."`
+}
+
+// Help is shown by --help.
+func (campaignCancelCmd) Help() string {
+	return "Each mail that is not sent for it gets the reason cancelled.\n\nExample:\n  onda --tenant acme campaign cancel spring-news"
+}
+
+// Run cancels the open run.
+func (c campaignCancelCmd) Run(ctx context.Context, s *session) error {
+	return s.change(ctx, c.Name, campaign.Cancel)
+}
+
+// change does one thing to the open run of a campaign.
+func (s *session) change(ctx context.Context, name string, do func(context.Context, *postgres.Tx, string) (campaign.Run, error)) error {
+	var r campaign.Run
+	err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		r, err = do(ctx, tx, name)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if ok, err := s.data(r); ok {
+		return errors.Join(err, s.ring(ctx))
+	}
+	s.print("run %d of %s is %s", r.ID, r.Name, r.State)
+	return s.ring(ctx)
+}
+
+type campaignStatusCmd struct {
+	Name string `arg:"" help:"The campaign's or broadcast's name."`
+}
+
+// Help is shown by --help.
+func (campaignStatusCmd) Help() string {
+	return "Example:\n  onda --tenant acme campaign status spring-news"
+}
+
+// Run prints the status.
+func (c campaignStatusCmd) Run(ctx context.Context, s *session) error {
+	var st campaign.Status
+	err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		st, err = campaign.GetStatus(ctx, tx, c.Name)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if ok, err := s.data(st); ok {
+		return err
+	}
+	s.print("%s %s, run %d: %s", st.Kind, st.Name, st.ID, st.State)
+	if st.State == "paused" && st.Queued > 0 {
+		s.print("held: %s stay queued until it is resumed", count(int(st.Queued), "recipient"))
+	}
+	s.print("planned %d, sent %d, suppressed %d, failed %d, deferred %d, unknown %d, queued %d", st.Planned, st.Counts.Sent, st.Counts.Suppressed, st.Counts.Failed,
+		st.Counts.Deferred, st.Counts.Unknown, st.Queued)
+	for _, reason := range slices.Sorted(maps.Keys(st.Reasons)) {
+		s.print("  not sent: %d, %s", st.Reasons[reason], reasonText(reason))
+	}
+	if st.Rate > 0 {
+		s.print("%.0f mails a second", st.Rate)
+	}
+	for _, j := range st.Journeys {
+		s.print("  %d contacts %s %s", j.N, j.State, strings.TrimSpace(j.Step+" "+j.Outcome))
+	}
+	return nil
+}
+
+type campaignExplainCmd struct {
+	Name    string `arg:"" help:"The campaign's name."`
+	Contact string `arg:"" help:"The contact: its address, its external id, or its number."`
+}
+
+// Help is shown by --help.
+func (campaignExplainCmd) Help() string {
+	return "Example:\n  onda --tenant acme campaign explain onboarding ada@example.com"
+}
+
+// Run prints the journeys of a contact.
+func (c campaignExplainCmd) Run(ctx context.Context, s *session) error {
+	var journeys []campaign.Journey
+	err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) error {
+		id, err := findContact(ctx, tx, c.Contact)
+		if err != nil {
+			return err
+		}
+		journeys, err = campaign.Explain(ctx, tx, c.Name, id)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if ok, err := s.data(journeys); ok {
+		return err
+	}
+	if len(journeys) == 0 {
+		s.print("%s has never entered %s", c.Contact, c.Name)
+		return nil
+	}
+	for _, j := range journeys {
+		s.print("journey %d, version %d: %s %s (entered %s by %s)", j.ID, j.Version, j.State, j.Outcome, j.EnteredAt.UTC().Format(time.DateTime), j.Cause)
+		for _, t := range j.Steps {
+			line := fmt.Sprintf("  %s  %s", t.At.UTC().Format(time.DateTime), t.Label)
+			if t.Branch != "" {
+				line += " -> " + t.Branch
+			}
+			if t.Delivery != 0 {
+				line += fmt.Sprintf(" (delivery %d: %s)", t.Delivery, strings.TrimSpace(t.Mail+" "+t.Reason))
+			}
+			s.print("%s", line)
+		}
+		if j.Waits != "" {
+			until := ""
+			if !j.Until.IsZero() {
+				until = ", until " + j.Until.UTC().Format(time.DateTime) + " at most"
+			}
+			s.print("  now: %s%s", j.Waits, until)
+		}
+	}
+	return nil
+}
+
+// findContact finds a contact by address, external id or number.
+func findContact(ctx context.Context, tx *postgres.Tx, who string) (id int64, err error) {
+	email, err := contact.Normalise(who)
+	if err != nil {
+		email = ""
+	}
+	err = tx.QueryRow(ctx, "SELECT coalesce(merged_into, id) FROM contact WHERE email = nullif($1, '') OR external_id = $2 OR id::text = $2 ORDER BY email = $1 DESC NULLS LAST LIMIT 1",
+		email, who).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, fmt.Errorf("there is no contact %s", who)
+	}
+	return id, err
+}
+
+type segmentCmd struct {
+	Name string `arg:"" help:"The segment's name."`
+}
+
+// Help is shown by --help.
+func (segmentCmd) Help() string { return "Example:\n  onda --tenant acme segment nordic-readers" }
+
+// Run counts a segment.
+func (c segmentCmd) Run(ctx context.Context, s *session) error {
+	var n segment.Size
+	var took time.Duration
+	err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		began := time.Now()
+		n, err = segment.Count(ctx, tx, c.Name)
+		took = time.Since(began)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if ok, err := s.data(map[string]any{"segment": c.Name, "members": n.Members, "current": n.Current, "ms": took.Milliseconds()}); ok {
+		return err
+	}
+	note := ""
+	if !n.Current {
+		note = "; it is being rebuilt"
+	}
+	s.print("%d members (counted in %d ms%s)", n.Members, took.Milliseconds(), note)
+	return nil
+}
