@@ -2,8 +2,8 @@
 package main
 
 import (
-	"github.com/onda-run/onda/internal/fn"
 	"github.com/onda-run/onda/internal/bounce"
+	"github.com/onda-run/onda/internal/fn"
 )
 
 func main() { fn.Main("bounce", bounce.Build) }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -54,6 +55,13 @@ func newSink(t *testing.T, statuses ...int) *sink {
 	return s
 }
 
+// received is what came so far.
+func (s *sink) received() []ce.Event {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.got)
+}
+
 func TestPost(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -79,10 +87,11 @@ func TestPost(t *testing.T) {
 			s := newSink(t, c.statuses...)
 			e := work(t)
 			err := w.in.Runtime().Post(t.Context(), s.URL+"/secret-path", e)
-			if len(s.got) != c.tries {
-				t.Errorf("%d tries, want %d", len(s.got), c.tries)
+			all := s.received()
+			if len(all) != c.tries {
+				t.Errorf("%d tries, want %d", len(all), c.tries)
 			}
-			for _, got := range s.got {
+			for _, got := range all {
 				eventtest.Validate(t, got)
 				if got.ID() != e.ID() {
 					t.Errorf("got %s", got)
@@ -113,6 +122,8 @@ func TestPostKeepsConnections(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if len(s.conns) != 1 {
 		t.Errorf("%d connections for 5 events", len(s.conns))
 	}
@@ -144,8 +155,8 @@ func TestPostRefusesWhatIsNoEvent(t *testing.T) {
 func TestPublish(t *testing.T) {
 	t.Parallel()
 	s := newSink(t, 202)
-	if err := newWorld(t, map[string]string{"K_SINK": s.URL}, Handler{}).in.Runtime().Publish(t.Context(), work(t)); err != nil || len(s.got) != 1 {
-		t.Errorf("error %v, %d events", err, len(s.got))
+	if err := newWorld(t, map[string]string{"K_SINK": s.URL}, Handler{}).in.Runtime().Publish(t.Context(), work(t)); err != nil || len(s.received()) != 1 {
+		t.Errorf("error %v, %d events", err, len(s.received()))
 	}
 	if err := newWorld(t, nil, Handler{}).in.Runtime().Publish(t.Context(), work(t)); err == nil || !strings.Contains(err.Error(), "K_SINK is not set") {
 		t.Errorf("error %v", err)
@@ -170,8 +181,8 @@ func TestTraceIsHandedOn(t *testing.T) {
 	if inside.TraceID().String() != "4bf92f3577b34da6a3ce929d0e0e4736" {
 		t.Errorf("the handler is in trace %s", inside.TraceID())
 	}
-	if len(s.got) != 1 || s.got[0].Extensions()["traceparent"] != parent {
-		t.Errorf("published %v", s.got)
+	if got := s.received(); len(got) != 1 || got[0].Extensions()["traceparent"] != parent {
+		t.Errorf("published %v", got)
 	}
 	if a.status != 200 || a.header.Get("Ce-Traceparent") != parent {
 		t.Errorf("reply %+v", a)
