@@ -101,7 +101,7 @@ type recipient struct {
 // mails are the plans for a part of a broadcast's audience: one, or where it is sent by each contact's own clock, one for each time at which it is due.
 func mails(ctx context.Context, tx *postgres.Tx, run int64, v *version, people []recipient, tenant *time.Location) ([]delivery.Plan, error) {
 	b := v.broadcast()
-	document, err := email(ctx, tx, b.Email)
+	document, err := pinnedEmail(ctx, tx, run, b.Email)
 	if err != nil {
 		return nil, err
 	}
@@ -131,6 +131,19 @@ func mails(ctx context.Context, tx *postgres.Tx, run int64, v *version, people [
 		plans[i] = delivery.Plan{Run: run, Email: document, Contacts: by[due], NotBefore: due, Cause: "broadcast " + v.name}
 	}
 	return plans, nil
+}
+
+// pinnedEmail is the version that a broadcast sends to everybody: the one in force when its first batch was planned.
+func pinnedEmail(ctx context.Context, tx *postgres.Tx, run int64, name string) (int64, error) {
+	var id int64
+	err := tx.QueryRow(ctx, "SELECT email FROM batch WHERE run = $1 ORDER BY id LIMIT 1", run).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return email(ctx, tx, name)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("look for the email of run %d: %w", run, err)
+	}
+	return id, nil
 }
 
 // ring asks for as many workers as there are batches, up to the tenant's share.
