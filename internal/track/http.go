@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/onda-run/onda/internal/compose"
 	"github.com/onda-run/onda/internal/fn"
 	"github.com/onda-run/onda/internal/page"
 	"github.com/onda-run/onda/internal/postgres"
@@ -60,6 +61,7 @@ func (t *Tracker) Handler() (http.Handler, error) {
 	mux.HandleFunc("POST /u/{token}", s.page(s.unsubscribeNow))
 	mux.HandleFunc("GET /p/{token}", s.page(s.preferencesPage))
 	mux.HandleFunc("POST /p/{token}", s.page(s.preferencesSave))
+	mux.HandleFunc("GET /w/{token}", s.page(s.webView))
 	mux.HandleFunc("GET /onda.js", s.ondaJS)
 	mux.HandleFunc("POST /e", s.api(s.event))
 	mux.HandleFunc("OPTIONS /e", preflight)
@@ -351,6 +353,45 @@ func (s *server) preferencesSave(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return s.showPreferences(w, r, tenant, c, true, refused)
+}
+
+// mailPolicy lets a mail show its images and its own style, and nothing else: whatever is in it, no script runs, and no form is sent.
+const mailPolicy = "default-src 'none'; img-src https: http: data:; style-src 'unsafe-inline' https:; font-src https:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; " +
+	"sandbox allow-popups allow-popups-to-escape-sandbox allow-top-navigation-by-user-activation"
+
+// webView shows a mail as it would be made now for the one whom it was sent to.
+func (s *server) webView(w http.ResponseWriter, r *http.Request) error {
+	tenant, c, err := s.claims(r, r.PathValue("token"), token.WebView)
+	if err != nil {
+		return err
+	}
+	var content compose.Content
+	err = within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		content, err = s.composer.WebView(ctx, tx, c.Delivery)
+		return err
+	})
+	if errors.Is(err, compose.ErrUnknown) || errors.Is(err, compose.ErrNobody) {
+		lang := s.pages.Lang(r)
+		return s.pages.Write(w, r, page.View{
+			Status: http.StatusNotFound, Lang: lang, Icon: "mail", Title: s.pages.Text(lang, "webview.gone.title"), Block: "text", Data: s.pages.Text(lang, "webview.gone.text"),
+		})
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.store(r, tenant, hit{kind: kindView, delivery: c.Delivery}); err != nil {
+		return err
+	}
+	h := w.Header()
+	page.Harden(h)
+	h.Set("Content-Security-Policy", mailPolicy)
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Cache-Control", "no-store, private")
+	h.Set("Content-Length", strconv.Itoa(len(content.HTML)))
+	if r.Method != http.MethodHead {
+		_, _ = io.WriteString(w, content.HTML)
+	}
+	return nil
 }
 
 func (s *server) ondaJS(w http.ResponseWriter, r *http.Request) {

@@ -14,6 +14,7 @@ import (
 	cloudevents "github.com/cloudevents/sdk-go/v2"
 	"go.uber.org/zap"
 
+	"github.com/onda-run/onda/internal/compose"
 	"github.com/onda-run/onda/internal/event"
 	"github.com/onda-run/onda/internal/fn"
 	"github.com/onda-run/onda/internal/postgres"
@@ -22,6 +23,7 @@ import (
 // Config is track's part of the environment.
 type Config struct {
 	Postgres postgres.Config
+	Compose  compose.Config
 	// Hold is how long a hit waits to be judged, so that a burst is seen as one.
 	Hold time.Duration `env:"ONDA_HIT_HOLD, default=10s"`
 	// OriginKeep is how long the hashed address of a hit, and its agent, are kept.
@@ -30,14 +32,13 @@ type Config struct {
 	Slots int `env:"ONDA_HIT_SLOTS, default=2"`
 	// Proxies is how many proxies stand before the function; each adds an entry to X-Forwarded-For.
 	Proxies int `env:"ONDA_PROXIES, default=1"`
-	// LinkURL is where the function is reached from outside, such as https://links.example.com.
-	LinkURL string `env:"ONDA_LINK_URL"`
-	// ReturnPathDomain is of return paths; empty for the domain of the From address.
-	ReturnPathDomain string `env:"ONDA_RETURN_PATH_DOMAIN"`
 }
 
 // Check tells what cannot be.
 func (c *Config) Check() error {
+	if err := c.Compose.Check(); err != nil {
+		return err
+	}
 	switch {
 	case c.Hold < 0:
 		return fmt.Errorf("ONDA_HIT_HOLD: %s is not a time to wait, such as 10s", c.Hold)
@@ -62,11 +63,12 @@ type Tracker struct {
 	hits       *gather[hit]
 	activities *gather[activity]
 	links      *cache[linkKey, string]
+	composer   *compose.Composer
 }
 
 // New makes a Tracker on a database; nothing is connected to yet.
 func New(cfg Config, db *postgres.DB, log *zap.Logger) *Tracker {
-	t := &Tracker{cfg: cfg, db: db, log: log, links: newCache[linkKey, string](20_000)}
+	t := &Tracker{cfg: cfg, db: db, log: log, links: newCache[linkKey, string](20_000), composer: compose.New(cfg.Compose)}
 	t.hits = newGather(db, cfg.Slots, t.writeHits)
 	t.activities = newGather(db, cfg.Slots, t.writeActivities)
 	return t

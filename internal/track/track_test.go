@@ -14,6 +14,7 @@ import (
 	cloudevents "github.com/cloudevents/sdk-go/v2"
 	"go.uber.org/zap/zaptest"
 
+	"github.com/onda-run/onda/internal/compose"
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/event/eventtest"
 	"github.com/onda-run/onda/internal/pgtest"
@@ -97,7 +98,7 @@ func newWorld(t *testing.T) *world {
 func (w *world) again() *world {
 	w.t.Helper()
 	db := w.d.DB(w.t)
-	tracker := New(Config{OriginKeep: 30 * 24 * time.Hour, Slots: 2, LinkURL: "https://links.example"}, db, zaptest.NewLogger(w.t))
+	tracker := New(Config{OriginKeep: 30 * 24 * time.Hour, Slots: 2, Proxies: 1, Compose: compose.Config{LinkURL: "https://links.example"}}, db, zaptest.NewLogger(w.t))
 	h, err := tracker.Handler()
 	if err != nil {
 		w.t.Fatal(err)
