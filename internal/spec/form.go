@@ -256,7 +256,10 @@ func (d *decoder) form(f *Form, n *node) {
 		return
 	}
 	seen := map[string]bool{}
-	hasEmail, hasTopic := false, false
+	hasEmail := slices.ContainsFunc(inputs.items, func(in *node) bool {
+		field := in.get("field")
+		return field != nil && field.text == "email"
+	})
 	for i := range f.Inputs {
 		in := &f.Inputs[i]
 		if in.Label == "" && in.Hidden == "" {
@@ -270,8 +273,6 @@ func (d *decoder) form(f *Form, n *node) {
 			d.fail(inputs.items[i].position, "there is an input %q already", key)
 		}
 		seen[key] = true
-		hasEmail = hasEmail || in.Field == "email"
-		hasTopic = hasTopic || in.Consent != "" && !strings.HasPrefix(in.Consent, "tracking.")
 	}
 	if !hasEmail {
 		d.fail(inputs.position, "an input for the field email is missing: {field: email, required: true}")

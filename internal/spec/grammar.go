@@ -46,6 +46,9 @@ func (d *decoder) later(check func(*checker)) {
 
 // wrong says that a node is not what was wanted.
 func (d *decoder) wrong(n *node, want string) {
+	if n.said {
+		return
+	}
 	switch n.kind {
 	case nullNode:
 		d.fail(n.position, "there is no value here: it must be %s", want)

@@ -42,6 +42,7 @@ type node struct {
 	kind    nodeKind
 	text    string // of a scalar, as written: 1.10 stays 1.10
 	plain   bool   // a scalar without quotes
+	said    bool   // what is wrong with it was said when it was read
 	items   []*node
 	entries []*entry
 	// where the characters of a text are, for the templates in it: text that

@@ -204,7 +204,7 @@ func (c *checker) compiles(e *Email, n *node) {
 		c.fail(at.position, "the mail cannot be put together: %v", err)
 		return
 	}
-	if e.Transactional {
+	if e.Topic == "" || e.Transactional {
 		return
 	}
 	for _, l := range compiled.Locales() {

@@ -90,7 +90,7 @@ func (r *yamlReader) position(tk *token.Token) position {
 func (r *yamlReader) refuse(n ast.Node, msg string) *node {
 	p := r.position(n.GetToken())
 	r.problems = append(r.problems, Problem{File: p.file, Line: p.line, Col: p.col, Msg: msg})
-	return &node{position: p, kind: nullNode}
+	return &node{position: p, kind: nullNode, said: true}
 }
 
 func (r *yamlReader) read(n ast.Node, depth int) *node {
@@ -151,8 +151,8 @@ func (r *yamlReader) entry(out *node, v *ast.MappingValueNode, depth int) {
 		return
 	}
 	value := r.read(v.Value, depth+1)
-	if value.kind == nullNode && tk.Position != nil && value.line == 1 && value.col == 1 {
-		value.position = at
+	if value.kind == nullNode && value.text == "" {
+		value.position = at // of nothing there is no place
 	}
 	out.entries = append(out.entries, &entry{position: at, key: tk.Value, value: value})
 }
