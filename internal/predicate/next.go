@@ -21,8 +21,10 @@ const (
 // NextChange is the earliest time after env.Now at which time alone may change the predicate's answer for any contact, as things stand: postgres.Never when it will not.
 // It may be early, never late, but for two cases: a campaign that runs is looked at again after 15 minutes and, with more than a million facts, an event's window after a
 // hundredth of its length, at least a minute and at most an hour. It reads all contacts (or facts) that have the value in question, once for each bound that moves.
-func NextChange(ctx context.Context, tx *postgres.Tx, p *spec.Predicate, env Env) (time.Time, error) {
-	n := &nextChange{tx: tx, env: env, at: postgres.Never}
+//
+// only, when not nil, are the contacts that are asked about.
+func NextChange(ctx context.Context, tx *postgres.Tx, p *spec.Predicate, env Env, only []int64) (time.Time, error) {
+	n := &nextChange{tx: tx, env: env, only: only, at: postgres.Never}
 	var err error
 	p.Walk(func(q *spec.Predicate) {
 		if err != nil {
@@ -34,7 +36,8 @@ func NextChange(ctx context.Context, tx *postgres.Tx, p *spec.Predicate, env Env
 		case q.Event != nil:
 			err = n.event(ctx, q.Event)
 		case q.Reachable != "":
-			err = n.earliest(ctx, "SELECT min(until) FROM suppression WHERE until > $1 AND until < 'infinity'", env.Now)
+			c := &compiler{env: env, first: 2}
+			err = n.earliest(ctx, "SELECT min(s.until) FROM suppression s WHERE s.until > $1 AND s.until < 'infinity'"+n.of(c, "s.contact"), append([]any{env.Now}, c.args...)...)
 		case q.Campaign != nil:
 			err = n.campaign(ctx, q.Campaign)
 		}
@@ -46,9 +49,18 @@ func NextChange(ctx context.Context, tx *postgres.Tx, p *spec.Predicate, env Env
 }
 
 type nextChange struct {
-	tx  *postgres.Tx
-	env Env
-	at  time.Time
+	tx   *postgres.Tx
+	env  Env
+	only []int64
+	at   time.Time
+}
+
+// of is the condition that a row is of one of the contacts asked about.
+func (n *nextChange) of(c *compiler, contact string) string {
+	if n.only == nil {
+		return ""
+	}
+	return " AND " + contact + " = ANY (" + c.arg(n.only, "bigint[]") + ")"
 }
 
 func (n *nextChange) candidate(t time.Time) {
@@ -152,18 +164,19 @@ func (n *nextChange) field(ctx context.Context, f *spec.FieldTest) error {
 	if err != nil {
 		return err
 	}
+	sql := "SELECT min(" + value + ") FROM contact c WHERE " + value + " >= $1" + n.of(c, "c.id")
 	for _, b := range bounds {
 		at := b(n.env.Now)
 		var first time.Time
 		if day {
 			var s *string
-			err = n.tx.QueryRow(ctx, "SELECT min("+value+") FROM contact c WHERE "+value+" >= $1", append([]any{at.Format(isoDate)}, c.args...)...).Scan(&s)
+			err = n.tx.QueryRow(ctx, sql, append([]any{at.Format(isoDate)}, c.args...)...).Scan(&s)
 			if err == nil && s != nil {
 				first, err = time.Parse(isoDate, *s)
 			}
 		} else {
 			var t *time.Time
-			err = n.tx.QueryRow(ctx, "SELECT min("+value+") FROM contact c WHERE "+value+" >= $1", append([]any{at}, c.args...)...).Scan(&t)
+			err = n.tx.QueryRow(ctx, sql, append([]any{at}, c.args...)...).Scan(&t)
 			if t != nil {
 				first = *t
 			}
@@ -188,7 +201,7 @@ func (n *nextChange) yearly(ctx context.Context, t spec.Test, value string, day 
 	if !day {
 		month = "to_char(" + value + " AT TIME ZONE " + c.text(n.env.zone().String()) + ", 'MM-DD')"
 	}
-	rows, err := n.tx.Query(ctx, "SELECT DISTINCT "+month+" FROM contact c WHERE $1::int = 0 AND "+value+" IS NOT NULL", append([]any{0}, c.args...)...)
+	rows, err := n.tx.Query(ctx, "SELECT DISTINCT "+month+" FROM contact c WHERE $1::int = 0 AND "+value+" IS NOT NULL"+n.of(c, "c.id"), append([]any{0}, c.args...)...)
 	if err != nil {
 		return err
 	}
@@ -256,9 +269,16 @@ func (n *nextChange) event(ctx context.Context, t *spec.EventTest) error {
 	}
 	c := &compiler{env: n.env, first: 2}
 	from, at, many := c.anyones(t)
+	if inSets(t.Event) && n.only != nil {
+		from += " AND coalesce(f.contacts, ARRAY[f.contact]) && " + c.arg(n.only, "bigint[]")
+	} else {
+		from += n.of(c, at[:2]+"contact")
+	}
 	var big bool
-	if err := n.tx.QueryRow(ctx, many).Scan(&big); err != nil {
-		return err
+	if n.only == nil { // an index finds the events of a contact
+		if err := n.tx.QueryRow(ctx, many).Scan(&big); err != nil {
+			return err
+		}
 	}
 	for _, b := range bounds {
 		var first *time.Time

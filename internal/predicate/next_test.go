@@ -47,7 +47,7 @@ func TestNextChange(t *testing.T) {
 			t.Fatal(err)
 		}
 		pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
-			got, err := predicate.NextChange(ctx, tx, p, predicate.Env{Fields: fieldTypes(), Zone: zone(), Now: now})
+			got, err := predicate.NextChange(ctx, tx, p, predicate.Env{Fields: fieldTypes(), Zone: zone(), Now: now}, nil)
 			if err != nil {
 				return fmt.Errorf("%s: %w", source, err)
 			}
@@ -115,9 +115,23 @@ func TestNextChangeIsNeverLate(t *testing.T) {
 					return err
 				}
 				env.Now = now
-				next, err := predicate.NextChange(ctx, tx, p, env)
+				next, err := predicate.NextChange(ctx, tx, p, env, nil)
 				if err != nil {
 					return err
+				}
+				// It is the earliest of those of each contact.
+				earliest := postgres.Never
+				for _, c := range people {
+					one, err := predicate.NextChange(ctx, tx, p, env, []int64{c.id})
+					if err != nil {
+						return err
+					}
+					if one.Before(earliest) {
+						earliest = one
+					}
+				}
+				if !earliest.Equal(next) {
+					return fmt.Errorf("%s: the next change is at %s, that of each contact alone at %s", source, next, earliest)
 				}
 				if !next.After(now) {
 					return fmt.Errorf("%s: the next change after %s is %s", source, now, next)

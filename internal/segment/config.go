@@ -1,0 +1,53 @@
+// Package segment is the function that keeps memberships: rows of member that say who is in which segment.
+//
+// Invariants: who is a member is a function of the documents, the contacts and the time, so that it comes out the same however often, in whatever order and by however many
+// processes the work is done; all writing of a tenant's memberships is under one lock, and looks at the contacts after it has the lock, so that an older view never
+// overwrites a newer one; members, the facts of who joined and left, and how far a rebuild is, commit together.
+package segment
+
+import (
+	"context"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2"
+	"go.uber.org/zap"
+
+	"github.com/onda-run/onda/internal/event"
+	"github.com/onda-run/onda/internal/fn"
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+// Config is segment's environment.
+type Config struct {
+	Postgres postgres.Config
+}
+
+// Build makes the function.
+func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
+	var cfg Config
+	if err := rt.Config(ctx, &cfg); err != nil {
+		return fn.Handler{}, err
+	}
+	db, err := postgres.Open(cfg.Postgres)
+	if err != nil {
+		return fn.Handler{}, err
+	}
+	f := &function{rt: rt, db: db, keeper: &keeper{db: db, docs: &documents{}, log: rt.Log, stop: rt.Draining()}}
+	h := fn.Handler{
+		Event: f.event,
+		Failed: func(ctx context.Context, e cloudevents.Event, cause error) {
+			tenant, _ := event.Tenant(e) // an event without one is kept all the same
+			if err := db.KeepFailure(ctx, rt.Name, tenant, e, cause); err != nil {
+				rt.Log.Error("keep a failed event", zap.String("id", e.ID()), zap.Error(err))
+			}
+		},
+		Close: func(context.Context) error { db.Close(); return nil },
+	}
+	if rt.Sink != "" {
+		h.After = func(ctx context.Context) {
+			if err := db.DrainPending(ctx, rt.Publish); err != nil {
+				rt.Log.Warn("publish", zap.Error(err))
+			}
+		}
+	}
+	return h, nil
+}
