@@ -37,28 +37,30 @@ type pass struct {
 	batches []delivery.Batch
 }
 
-// advance moves up to limit of the run's due journeys; n is how many it took. It tells send of the batches that they made, for which the caller rings.
-func (d *documents) advance(ctx context.Context, tx *postgres.Tx, run int64, limit int) (n int, batches []delivery.Batch, err error) {
+// advance moves up to limit of the run's due journeys. It gives the batches that they made, for which the caller rings; more tells that others may be due, or
+// these again.
+func (d *documents) advance(ctx context.Context, tx *postgres.Tx, run int64, limit int) (more bool, batches []delivery.Batch, err error) {
 	js, err := lease(ctx, tx, run, limit)
 	if err != nil || len(js) == 0 {
-		return 0, nil, err
+		return false, nil, err
 	}
 	settings, err := d.settings(ctx, tx)
 	if err != nil {
-		return 0, nil, err
+		return false, nil, err
 	}
 	env, err := predicate.Load(ctx, tx)
 	if err != nil {
-		return 0, nil, err
+		return false, nil, err
 	}
 	p := &pass{docs: d, tx: tx, run: run, zone: settings.Location(), zones: map[string]*time.Location{}, env: env}
 	if err := p.walk(ctx, js); err != nil {
-		return 0, nil, err
+		return false, nil, err
 	}
 	if err := save(ctx, tx, js); err != nil {
-		return 0, nil, err
+		return false, nil, err
 	}
-	return len(js), p.batches, nil
+	again := slices.ContainsFunc(js, func(j *journey) bool { return !j.parked })
+	return again || len(js) == limit, p.batches, nil
 }
 
 // walk takes the journeys from step to step until each stands at one where it must wait.

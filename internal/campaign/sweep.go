@@ -148,11 +148,11 @@ func (e *engine) one(ctx context.Context, tenant string, r openRunRow, s scope, 
 		}
 		if s.walk {
 			step(func(ctx context.Context, tx *postgres.Tx) (bool, error) {
-				n, batches, err := e.docs.advance(ctx, tx, r.id, chunk)
+				more, batches, err := e.docs.advance(ctx, tx, r.id, chunk)
 				if err != nil {
 					return false, err
 				}
-				return n == chunk, ring(ctx, tx, r.id, batches, e.share)
+				return more, ring(ctx, tx, r.id, batches, e.share)
 			})
 		}
 	}

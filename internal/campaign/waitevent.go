@@ -84,7 +84,11 @@ func (p *pass) decide(v *version, n *spec.Node, a *awaited) {
 		}
 		// the time-out is from when the mail was sent, when that was long after it was planned
 		if later := n.Step.Wait.Timeout.AddTo(a.mail.at, p.location(v, j)); a.mail.state == "sent" && later.After(j.until.Add(recheckQueue)) {
-			j.park(&later, later.Add(grace)) // may be past already: then it is asked again, up to the new deadline
+			j.until = &later
+			if over := later.Add(grace); over.After(now) {
+				j.park(j.until, over)
+			}
+			// else this is over too, and what happened until then is asked for in the next turn of the pass
 			return
 		}
 	}

@@ -3,6 +3,7 @@ package campaign
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/pgtest"
@@ -332,4 +334,10 @@ func (w *world) columnsOf(tenant, sql string) (out []string) {
 		return err
 	})
 	return out
+}
+
+// isDeadlock tells whether Postgres ended a transaction in favour of another: it is tried again then, as fn's answer 503 asks for.
+func isDeadlock(err error) bool {
+	var pe *pgconn.PgError
+	return errors.As(err, &pe) && pe.Code == "40P01"
 }

@@ -1,0 +1,289 @@
+package campaign
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/onda-run/onda/internal/delivery"
+	"github.com/onda-run/onda/internal/pgtest"
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+// another is a second process on the same database.
+func (w *world) another() *engine {
+	return &engine{db: w.db, docs: &documents{}, share: 4, stop: make(chan struct{})}
+}
+
+const busy = `
+	enter: [{segment: everyone}, {event: trial.started}]
+	steps:
+	  - {id: mark, tag: {add: [seen]}}
+	  - {id: mail, send: {email: hello}}
+	  - {id: short, wait: 1h}
+	  - {id: note, update: {plan: trial}}
+	  - {id: last, send: {email: reminder}}
+`
+
+// once checks that each journey of busy has each of its steps once, and each mail one delivery of its own.
+func (w *world) once(journeys int64) {
+	w.t.Helper()
+	if n := w.count("SELECT count(*) FROM journey"); n != journeys {
+		w.t.Errorf("%d journeys, want %d", n, journeys)
+	}
+	steps := w.columnsOf(pgtest.Acme, "SELECT step || ' ' || count(*) || ' ' || count(DISTINCT journey) FROM step GROUP BY step ORDER BY step")
+	var want []string
+	for _, s := range []string{"last", "mail", "mark", "note", "short"} {
+		want = append(want, fmt.Sprintf("%s %d %d", s, journeys, journeys))
+	}
+	if diff := cmp.Diff(want, steps); diff != "" {
+		w.t.Error(diff)
+	}
+	if n := w.count("SELECT count(*) FROM (SELECT step, c FROM batch, unnest(contacts) c GROUP BY step, c HAVING count(*) > 1) twice"); n != 0 {
+		w.t.Errorf("%d mails are planned twice", n)
+	}
+	if n := w.count("SELECT coalesce(sum(cardinality(contacts)), 0) FROM batch"); n != 2*journeys {
+		w.t.Errorf("%d mails are planned, want %d", n, 2*journeys)
+	}
+	// a step's delivery is its own contact's
+	if n := w.count(`SELECT count(*) FROM step s JOIN journey j ON j.id = s.journey JOIN batch b ON b.id = s.delivery >> 9
+		WHERE b.contacts[s.delivery & 511] <> j.contact OR b.step <> s.step`); n != 0 {
+		w.t.Errorf("%d steps name the mail of another", n)
+	}
+	if n := w.count("SELECT count(*) FROM fact WHERE kind = 'tag.changed' AND contact IS NOT NULL") +
+		w.count("SELECT coalesce(sum(cardinality(contacts)), 0) FROM fact WHERE kind = 'tag.changed'"); n != journeys {
+		w.t.Errorf("%d contacts are said to have been tagged, want %d", n, journeys)
+	}
+}
+
+func TestTwoEnginesAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const people = 1000
+	w.people(pgtest.Acme, people)
+	w.campaign("busy", busy)
+	w.start("busy")
+	both := func() {
+		var group sync.WaitGroup
+		for _, e := range []*engine{w.engine, w.another()} {
+			group.Go(func() {
+				// in chunks of its own size, so that they get into each other's way
+				for range 40 {
+					err := e.db.InTenant(context.Background(), pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+						if _, err := e.docs.enrolMembers(ctx, tx, 1); err != nil {
+							return err
+						}
+						_, _, err := e.docs.advance(ctx, tx, 1, 37)
+						return err
+					})
+					if err != nil && !isDeadlock(err) {
+						t.Error(err)
+					}
+				}
+				if _, err := e.work(context.Background(), pgtest.Acme, scope{facts: true, plan: true, walk: true, sweep: true}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		group.Wait()
+	}
+	both()
+	w.everything()
+	w.wants(w.places(), fmt.Sprintf("short %d", people))
+	w.pass(time.Hour + time.Minute)
+	both()
+	w.everything()
+	w.wants(w.places(), fmt.Sprintf("done %d", people))
+	w.once(people)
+}
+
+func TestTwoPlannersAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const people = 60 * delivery.MaxBatch
+	w.people(pgtest.Acme, people)
+	w.broadcast("news", toEveryone)
+	r := w.start("news")
+	var group sync.WaitGroup
+	for _, e := range []*engine{w.engine, w.another(), w.another()} {
+		group.Go(func() {
+			for range 5 {
+				err := e.db.InTenant(context.Background(), pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+					_, err := e.docs.planBroadcast(ctx, tx, r.ID, 4)
+					return err
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	group.Wait()
+	w.everything()
+	if n := w.count("SELECT sum(cardinality(contacts)) FROM batch"); n != people {
+		t.Errorf("%d recipients are planned, want %d", n, people)
+	}
+	if n := w.count("SELECT count(DISTINCT c) FROM batch, unnest(contacts) c"); n != people {
+		t.Errorf("%d contacts are planned, want %d", n, people)
+	}
+}
+
+// Whatever a process was doing when it died is as if it had never begun.
+func TestDyingInTheMiddle(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const people = 300
+	w.people(pgtest.Acme, people)
+	w.campaign("busy", busy)
+	w.start("busy")
+	random := rand.New(rand.NewPCG(1, 2))
+	die := func() {
+		defer func() { _ = recover() }()
+		killed := errors.New("killed")
+		err := w.db.InTenant(context.Background(), pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+			if _, err := w.engine.docs.enrolMembers(ctx, tx, 1); err != nil {
+				return err
+			}
+			if _, err := w.engine.docs.readFacts(ctx, tx); err != nil {
+				return err
+			}
+			if _, _, err := w.engine.docs.advance(ctx, tx, 1, 1+random.IntN(people)); err != nil {
+				return err
+			}
+			if random.IntN(2) == 0 {
+				panic("killed")
+			}
+			return killed
+		})
+		if !errors.Is(err, killed) {
+			t.Error(err)
+		}
+	}
+	for range 10 {
+		die()
+		w.advance(1 + random.IntN(60))
+	}
+	w.everything()
+	w.pass(time.Hour + time.Minute)
+	for range 10 {
+		die()
+		w.advance(1 + random.IntN(60))
+	}
+	w.everything()
+	w.wants(w.places(), fmt.Sprintf("done %d", people))
+	w.once(people)
+}
+
+// advance does a small part of the work.
+func (w *world) advance(limit int) {
+	w.t.Helper()
+	w.in(pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+		if _, err := w.engine.docs.enrolMembers(ctx, tx, 1); err != nil {
+			return err
+		}
+		_, _, err := w.engine.docs.advance(ctx, tx, 1, limit)
+		return err
+	})
+}
+
+// The same things happen in each world, at the same times; they are read in any order, in any portions, once the doorbell rings or only by the sweep. The
+// end is the same.
+func TestOrderDecidesNothing(t *testing.T) {
+	t.Parallel()
+	const people = 40
+	ending := func(seed uint64) (out []string) {
+		w := newWorld(t)
+		first := w.people(pgtest.Acme, people)
+		w.campaign("order", `
+			enter: [{segment: everyone}, {event: trial.started, key: id}]
+			reentry: never
+			goal: {field: plan, is: paid}
+			steps:
+			  - {id: mail, send: {email: hello}}
+			  - id: click
+			    wait: {event: email.clicked, of: mail, timeout: 2d}
+			    then: [{id: order, wait: {event: order.placed, where: {total: {gte: 10}}, timeout: 2d}, then: [{exit: bought}]}, {exit: looked}]
+			  - {exit: silent}
+		`)
+		w.start("order")
+		w.everything()
+		w.deliver()
+		sent := w.now()
+		mails := map[int64]int64{}
+		for i, m := range w.mailed("mail") {
+			mails[first+int64(i)] = m
+		}
+		var facts []postgres.Fact
+		for i := range int64(people) {
+			c := first + i
+			click := func(at time.Duration) {
+				facts = append(facts, postgres.Fact{Kind: "email.clicked", Name: "hello", Contact: c, Deliveries: []int64{mails[c]}, At: sent.Add(at)})
+			}
+			event := func(name, data string, at time.Duration) {
+				facts = append(facts, postgres.Fact{Kind: "event.tracked", Name: name, Contact: c, Data: []byte(data), At: sent.Add(at)})
+			}
+			switch i % 5 {
+			case 0: // clicks twice and buys
+				click(time.Hour)
+				click(2 * time.Hour)
+				event("order.placed", `{"total": 10}`, 3*time.Hour)
+			case 1: // clicks too late
+				click(50 * time.Hour)
+			case 2: // buys too little
+				click(time.Hour)
+				event("order.placed", `{"total": 9}`, 3*time.Hour)
+			case 3: // begins a trial, twice under one key
+				event("trial.started", `{"id": "a"}`, time.Hour)
+				event("trial.started", `{"id": "a"}`, 2*time.Hour)
+			}
+		}
+		random := rand.New(rand.NewPCG(seed, seed))
+		if seed > 0 {
+			random.Shuffle(len(facts), func(i, j int) { facts[i], facts[j] = facts[j], facts[i] })
+		}
+		late := func(f postgres.Fact) bool { return f.At.After(sent.Add(48 * time.Hour)) }
+		w.pass(47 * time.Hour)
+		w.arrive(random, slices.DeleteFunc(slices.Clone(facts), late))
+		w.pass(4 * time.Hour)
+		w.arrive(random, slices.DeleteFunc(slices.Clone(facts), func(f postgres.Fact) bool { return !late(f) }))
+		w.everything()
+		w.deliver()
+		w.pass(10 * 24 * time.Hour)
+		w.everything()
+		for _, row := range w.columnsOf(pgtest.Acme, fmt.Sprintf(`SELECT (j.contact - %d) || ' ' || j.key || ' ' || j.state || ' ' || j.outcome || ' ' ||
+			coalesce((SELECT string_agg(s.step || s.branch, ',' ORDER BY s.visit) FROM step s WHERE s.journey = j.id), '') FROM journey j`, first)) {
+			out = append(out, row)
+		}
+		slices.Sort(out)
+		return out
+	}
+	want := ending(0)
+	if len(want) != people+people/5 {
+		t.Fatalf("%d journeys: %q", len(want), want)
+	}
+	for seed := uint64(1); seed <= 4; seed++ {
+		if diff := cmp.Diff(want, ending(seed)); diff != "" {
+			t.Errorf("seed %d: %s", seed, diff)
+		}
+	}
+}
+
+// arrive writes facts in portions. After each the doorbell is lost, or rings, once or twice.
+func (w *world) arrive(random *rand.Rand, facts []postgres.Fact) {
+	w.t.Helper()
+	for len(facts) > 0 {
+		n := min(1+random.IntN(15), len(facts))
+		w.fact(facts[:n]...)
+		facts = facts[n:]
+		for range random.IntN(3) {
+			w.everything()
+		}
+	}
+}
