@@ -1,0 +1,5 @@
+package mailbox
+
+import "net/http"
+
+func (s *Server) Handler() http.Handler { return http.NotFoundHandler() }
