@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -84,8 +85,13 @@ func (p *pool) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // RoundTrip implements http.RoundTripper: it holds the request until a process takes it. When none listens where one should, nothing was sent, and another
 // is tried.
 func (p *pool) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.Body != nil {
+	switch {
+	case r.Body != nil && r.Body != http.NoBody:
 		r.Body = keptOpen{r.Body} // a transport that could not connect closes the body, unread
+	case r.Method == http.MethodGet || r.Method == http.MethodHead || r.Method == http.MethodOptions:
+		// A body that cannot be read again, though it is empty: else the transport would send the request once more when its process was killed, which no
+		// proxy in a cluster does.
+		r.Body = keptOpen{strings.NewReader("")}
 	}
 	for tries := 1; ; tries++ {
 		proc, err := p.acquire(r.Context())
@@ -100,10 +106,14 @@ func (p *pool) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		p.release(proc)
 		var op *net.OpError
-		if tries == 3 || !errors.As(err, &op) || op.Op != "dial" {
-			return nil, fmt.Errorf("its process ended, or broke the connection, before it answered: %w", err)
+		if errors.As(err, &op) && op.Op == "dial" && tries < 3 {
+			proc.awaitEnd(p.cfg.Grace) // so that the next try finds another
+			continue
 		}
-		p.bury(proc) // wait for its end, so that the next try starts another
+		if r.Context().Err() == nil {
+			proc.awaitEnd(100 * time.Millisecond) // a killed process's connections break before its end is known: who tries again finds another
+		}
+		return nil, fmt.Errorf("its process ended, or broke the connection, before it answered: %w", err)
 	}
 }
 
@@ -217,14 +227,6 @@ func (p *pool) release(proc *process) {
 	proc.idle(p)
 	p.mu.Unlock()
 	p.changed.ring()
-}
-
-// bury waits until a process that does not listen any more has ended.
-func (p *pool) bury(proc *process) {
-	select {
-	case <-proc.ended:
-	case <-time.After(p.cfg.Grace):
-	}
 }
 
 // end takes a process out of service, tells it to end, and waits until it has: SIGTERM, and SIGKILL when the grace is over.

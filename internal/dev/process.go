@@ -90,7 +90,7 @@ func (p *pool) exec(ctx context.Context, binary string) (*process, error) {
 		cmd: cmd, addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), out: out, ended: make(chan struct{}),
 		span: p.time.start(p.svc.Name, cmd.Process.Pid),
 		transport: &http.Transport{
-			DisableCompression: true, MaxIdleConnsPerHost: 100,
+			DisableCompression: true, MaxIdleConnsPerHost: 100, IdleConnTimeout: time.Minute,
 			DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
 		},
 	}
@@ -215,6 +215,14 @@ func (proc *process) terminate(grace time.Duration) {
 		_ = syscall.Kill(-proc.cmd.Process.Pid, syscall.SIGKILL) // the whole group
 	}
 	<-proc.ended
+}
+
+// awaitEnd waits a while for the process to be gone.
+func (proc *process) awaitEnd(atMost time.Duration) {
+	select {
+	case <-proc.ended:
+	case <-time.After(atMost):
+	}
 }
 
 func (proc *process) hasEnded() bool {
