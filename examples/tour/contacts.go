@@ -52,14 +52,11 @@ func writeContacts(dir string, total int) ([]list, error) {
 
 func person(random *rand.Rand, n int) string {
 	first := pick(random, "Ada", "Bjørn", "Carla", "Duarte", "Eira", "Finn", "Greta", "Håkon", "Inês", "Jonas", "Karin", "Lars", "Maja", "Nils", "Olga", "Pia", "Sven", "Tuva")
-	country := pick(random, "NO", "NO", "NO", "SE", "SE", "DK", "FI", "FR", "PT", "BE")
-	locale := map[string]string{"FR": "fr", "BE": "fr", "PT": "pt"}[country]
-	if locale == "" {
-		locale = "en"
-	}
+	country := pick(random, "NO", "NO", "NO", "SE", "SE", "DK", "FI", "IS")
+	locale := pick(random, "en", "en", "en", "en", "fr", "pt")
 	return strings.Join([]string{
 		fmt.Sprintf("customer-%05d", n), fmt.Sprintf("%scustomer%05d@mail%d.example", behaviour(n), n, n%7), first, country, locale,
-		pick(random, "free", "free", "free", "paid"), fmt.Sprintf("%d-%02d-%02d", 1950+random.IntN(55), 1+random.IntN(12), 1+random.IntN(28)),
+		pick(random, "free", "free", "free", "season", "lifetime"), fmt.Sprintf("%d-%02d-%02d", 1950+random.IntN(55), 1+random.IntN(12), 1+random.IntN(28)),
 	}, ",")
 }
 

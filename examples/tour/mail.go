@@ -21,15 +21,13 @@ type mail struct {
 	unsubscribe    string   // of List-Unsubscribe, https or http
 	unsubMail      string
 	messageID      string
-	raw            []byte
 }
 
 // summary is an element of the mailbox server's list.
 type summary struct {
-	ID      int64    `json:"id"`
-	From    string   `json:"from"`
-	To      []string `json:"to"`
-	Subject string   `json:"subject"`
+	ID         int64  `json:"id"`
+	To         string `json:"to"`
+	ReturnPath string `json:"returnPath"`
 }
 
 var (
@@ -40,14 +38,11 @@ var (
 
 // read fetches a mail and takes it apart as a mail program would.
 func (s *stack) read(ctx context.Context, m summary) (mail, error) {
-	raw, err := s.fetch(ctx, "GET", fmt.Sprintf("%s/api/mails/%d/raw", s.mailbox, m.ID), nil, nil)
+	raw, err := s.fetch(ctx, "GET", fmt.Sprintf("%s/api/mails/%d.eml", s.mailbox, m.ID), nil, nil)
 	if err != nil {
 		return mail{}, err
 	}
-	out := mail{returnPath: m.From, raw: raw}
-	if len(m.To) > 0 {
-		out.to = m.To[0]
-	}
+	out := mail{to: m.To, returnPath: m.ReturnPath}
 	entity, err := message.Read(bytes.NewReader(raw))
 	if err != nil {
 		return out, fmt.Errorf("read mail %d: %w", m.ID, err)
