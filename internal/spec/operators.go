@@ -1,6 +1,9 @@
 package spec
 
-import "slices"
+import (
+	"slices"
+	"sync"
+)
 
 // Op is an operator of the predicate language.
 type Op string
@@ -83,8 +86,10 @@ type operator struct {
 }
 
 // operators is the table that the decoders, the checks, the schema and the
-// documentation are made from.
-func operators() []operator {
+// documentation are made from. It is made once and never changed.
+var operators = sync.OnceValue(makeOperators)
+
+func makeOperators() []operator {
 	var (
 		single  = slices.DeleteFunc(FieldTypes(), func(t FieldType) bool { return t == TypeMultiselect })
 		listed  = slices.DeleteFunc(slices.Clone(single), func(t FieldType) bool { return t == TypeBoolean })
@@ -117,13 +122,14 @@ func findOperator(op Op) (operator, bool) {
 	return all[i], true
 }
 
-func operatorNames() []string {
+// operatorNames names them all; nobody changes the list.
+var operatorNames = sync.OnceValue(func() []string {
 	var names []string
 	for _, o := range operators() {
 		names = append(names, string(o.op))
 	}
 	return names
-}
+})
 
 // Fits says whether the operator can be asked of fields of this type.
 func (op Op) Fits(t FieldType) bool {
