@@ -49,7 +49,7 @@ type Journey struct {
 // Explain gives the journeys of a contact in a campaign, the latest first: each step that it did, by which way it went on, and why it waits. None is no
 // error.
 func Explain(ctx context.Context, tx *postgres.Tx, name string, contact int64) ([]Journey, error) {
-	rows, err := tx.Query(ctx, `SELECT j.id, j.run, j.key, j.document, j.state, j.outcome, j.cause, j.entered_at, j.ended_at, j.step, j.due_at, j.until, r.state
+	rows, err := tx.Query(ctx, `SELECT j.id, j.run, j.key, j.document, j.state, j.outcome, j.cause, j.entered_at, j.ended_at, j.step, least(j.due_at, timestamptz '9999-01-01'), j.until, r.state
 		FROM journey j JOIN run r ON r.id = j.run JOIN entity e ON e.id = r.entity
 		WHERE j.contact = $2 AND e.kind = 'Campaign' AND e.name = $1 ORDER BY j.id DESC LIMIT 100`, name, contact)
 	if err != nil {
@@ -67,7 +67,6 @@ func Explain(ctx context.Context, tx *postgres.Tx, name string, contact int64) (
 		err = r.Scan(&j.ID, &j.Run, &j.Key, &j.document, &j.State, &j.Outcome, &j.Cause, &j.EnteredAt, &ended, &j.Step, &j.due, &j.until, &j.run)
 		if ended != nil {
 			j.EndedAt = *ended
-			j.due = *ended
 		}
 		return j, err
 	})

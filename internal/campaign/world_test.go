@@ -3,6 +3,7 @@ package campaign
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -10,10 +11,12 @@ import (
 	"testing/fstest"
 	"time"
 
+	cloudevents "github.com/cloudevents/sdk-go/v2"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/onda-run/onda/internal/delivery"
+	"github.com/onda-run/onda/internal/event/eventtest"
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
@@ -35,7 +38,21 @@ func newWorld(t testing.TB) *world {
 	db := d.DB(t)
 	w := &world{t: t, db: db, admin: d.Admin(t), engine: &engine{db: db, docs: &documents{}, share: 4, stop: make(chan struct{})}}
 	w.apply(common)
+	t.Cleanup(w.validate)
 	return w
+}
+
+// validate checks every event that was to be published.
+func (w *world) validate() {
+	for _, tenant := range []string{pgtest.Acme, pgtest.Brava} {
+		for _, body := range pgtest.All[[]byte](w.t, w.db, tenant, "SELECT event FROM outbox") {
+			e := cloudevents.NewEvent()
+			if err := json.Unmarshal(body, &e); err != nil {
+				w.t.Errorf("outbox: %v", err)
+			}
+			eventtest.Validate(w.t, e)
+		}
+	}
 }
 
 // common are documents that most tests need.
