@@ -15,7 +15,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/onda-run/onda/internal/liquid"
 	"github.com/onda-run/onda/internal/mail"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
@@ -92,9 +91,9 @@ type Email struct {
 	layout   *spec.Layout
 	from     mail.Address
 	replyTo  mail.Address
-	texts    map[string]*texts // by locale, "" for the email's own
-	fields   []string          // of contacts that the texts name
-	whole    bool              // the texts take the contact as a whole
+	compiled *spec.Compiled
+	fields   []string // of contacts that the texts name
+	whole    bool     // the texts take the contact as a whole
 	useData  bool
 	needs    []string         // data.* that the texts name
 	links    map[string]int64 // ids by URL
@@ -136,7 +135,7 @@ func (c *Composer) Load(ctx context.Context, tx *postgres.Tx, document int64) (*
 	if err != nil {
 		return nil, err
 	}
-	if e.texts != nil && on == e.on {
+	if e.compiled != nil && on == e.on {
 		return e, nil
 	}
 	made, err := e.compile(on, stored)
@@ -237,16 +236,4 @@ func (e *Email) MissingData(data map[string]any) (missing []string) {
 		}
 	}
 	return missing
-}
-
-// texts are an email's templates in one language.
-type texts struct {
-	subject, html, text *liquid.Template
-	marks               []mark // links in html and text
-}
-
-// mark is a word that stands for a link's URL until it is known how the recipient is tracked.
-type mark struct {
-	word string
-	url  string
 }

@@ -168,62 +168,61 @@ func (m *Mail) Render() (Content, error) {
 	if locale == "" {
 		locale = e.Settings.Locale
 	}
-	_, found := e.spec.Content(locale)
-	t := e.texts[found]
-	urls, err := m.urls()
+	parts := e.compiled.For(locale)
+	vars, err := m.vars(locale, parts)
 	if err != nil {
 		return Content{}, err
+	}
+	c := Content{Locale: parts.Locale}
+	if c.Subject, err = parts.Subject.Render(vars); err != nil {
+		return Content{}, fmt.Errorf("subject: %w", err)
+	}
+	if c.HTML, err = parts.HTML.Render(vars); err != nil {
+		return Content{}, fmt.Errorf("html: %w", err)
+	}
+	if c.Text, err = parts.Text.Render(vars); err != nil {
+		return Content{}, fmt.Errorf("text: %w", err)
+	}
+	return c, nil
+}
+
+// vars are what the templates see.
+func (m *Mail) vars(locale string, parts *spec.Parts) (map[string]any, error) {
+	e := m.a.email
+	urls, err := m.urls()
+	if err != nil {
+		return nil, err
+	}
+	links := make([]any, len(parts.Links))
+	for i, to := range parts.Links {
+		if links[i], err = m.link(to); err != nil {
+			return nil, err
+		}
 	}
 	data := m.Data
 	if data == nil {
 		data = map[string]any{}
 	}
 	vars := map[string]any{
-		"contact": m.person.vars, "data": data,
-		"unsubscribe_url": urls.unsubscribe, "preferences_url": urls.preferences, "webview_url": urls.webView,
+		spec.VarContact: m.person.vars, spec.VarData: data, spec.VarLinks: links, spec.VarPixel: urls.pixel,
+		spec.VarUnsubscribeURL: urls.unsubscribe, spec.VarPreferencesURL: urls.preferences, spec.VarWebviewURL: urls.webView,
+		spec.VarConfirmURL: data[spec.VarConfirmURL], // whoever asks for the mail makes it
 	}
 	if e.topic != nil {
-		vars["topic"] = map[string]any{"name": e.Topic, "title": e.topic.TitleIn(locale, e.Settings.Locale), "description": e.topic.DescriptionIn(locale, e.Settings.Locale)}
+		vars[spec.VarTopic] = map[string]any{"name": e.Topic, "title": e.topic.TitleIn(locale, e.Settings.Locale), "description": e.topic.DescriptionIn(locale, e.Settings.Locale)}
 	}
-	c := Content{Locale: found}
-	if c.Subject, err = t.subject.Render(vars); err != nil {
-		return Content{}, fmt.Errorf("subject: %w", err)
-	}
-	if c.HTML, err = t.html.Render(vars); err != nil {
-		return Content{}, fmt.Errorf("html: %w", err)
-	}
-	if c.Text, err = t.text.Render(vars); err != nil {
-		return Content{}, fmt.Errorf("text: %w", err)
-	}
-	inHTML, inText := []string{pixelMark, urls.pixel}, []string{}
-	for _, k := range t.marks {
-		to, err := m.link(k.url)
-		if err != nil {
-			return Content{}, err
-		}
-		inHTML = append(inHTML, k.word, escapeURL(to))
-		inText = append(inText, k.word, to)
-	}
-	c.HTML = strings.NewReplacer(inHTML...).Replace(c.HTML)
-	c.Text = strings.NewReplacer(inText...).Replace(c.Text)
-	return c, nil
-}
-
-// escapeURL makes a URL fit for an attribute in double quotes.
-func escapeURL(u string) string {
-	return strings.NewReplacer("&", "&amp;", `"`, "&#34;", "<", "&lt;", ">", "&gt;").Replace(u)
+	return vars, nil
 }
 
 // link is where a link of the mail leads: through a tracked one that knows the delivery, one that knows nobody, or straight there.
 func (m *Mail) link(to string) (string, error) {
-	id := m.a.email.links[to]
-	claims := token.Claims{Purpose: token.Click, Link: id}
-	switch m.tracking {
-	case contact.Full:
-		claims.Delivery = m.delivery
-	case contact.Aggregate:
-	default:
+	id, ok := m.a.email.links[to]
+	if !ok || m.tracking == contact.None {
 		return to, nil
+	}
+	claims := token.Claims{Purpose: token.Click, Link: id}
+	if m.tracking == contact.Full {
+		claims.Delivery = m.delivery
 	}
 	return m.url("/c/", claims, "")
 }
@@ -232,7 +231,7 @@ func (m *Mail) link(to string) (string, error) {
 type urls struct {
 	unsubscribe, preferences, webView string
 	unsubscribeToken                  string
-	pixel                             string // an element
+	pixel                             string
 }
 
 func (m *Mail) urls() (u urls, err error) {
@@ -252,7 +251,6 @@ func (m *Mail) urls() (u urls, err error) {
 		add(&u.webView, "/w/", token.Claims{Purpose: token.WebView, Delivery: m.delivery}, "")
 		if m.tracking == contact.Full && !m.noPixel {
 			add(&u.pixel, "/o/", token.Claims{Purpose: token.Open, Delivery: m.delivery}, ".gif")
-			u.pixel = `<img src="` + u.pixel + `" width="1" height="1" alt="" style="display:block">`
 		}
 	}
 	return u, err

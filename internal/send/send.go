@@ -153,15 +153,11 @@ func answer(err error) error {
 	return err
 }
 
-// store keeps a transactional mail that another program asks for with an event. Without a key, the event is its own: a repeat of it changes nothing.
+// store keeps a transactional mail that another program asks for with an event; its key makes a repeat the same mail.
 func (s *sender) store(ctx context.Context, tenant string, e cloudevents.Event, d event.EmailRequested) error {
-	key := d.Key
-	if key == "" {
-		key = "event:" + event.DeriveID(e.Source(), e.ID())
-	}
 	err := s.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		_, _, err := delivery.Request(ctx, tx, delivery.Function(delivery.Transactional), delivery.TransactionalMail{
-			Email: d.Email, Contact: d.Contact, Data: d.Data, Key: key, Cause: e.ID(),
+			Email: d.Email, Contact: d.Contact, Data: d.Data, Key: "event:" + d.Key, Cause: e.ID(),
 		})
 		return err
 	})
