@@ -254,14 +254,15 @@ func (c *Conn) commands(env Envelope, body []byte) (mailFrom, rcptTo string, fai
 	if i := bytes.Index(body, []byte("\r\n\r\n")); i >= 0 {
 		header = body[:i]
 	}
-	switch needsUTF8 := has8Bit([]byte(from)) || has8Bit([]byte(to)) || has8Bit(header); {
+	eight := has8Bit(body)
+	switch needsUTF8 := has8Bit([]byte(from)) || has8Bit([]byte(to)) || eight && has8Bit(header); {
 	case needsUTF8 && !c.utf8:
 		return fail("5.6.7", "the address or header needs SMTPUTF8, which the relay does not offer", Policy)
 	case needsUTF8:
 		mailFrom += " BODY=8BITMIME SMTPUTF8" // RFC 6531 section 3.4: offering SMTPUTF8 implies 8BITMIME
-	case has8Bit(body) && !c.eightBit:
+	case eight && !c.eightBit:
 		return fail("5.6.3", "the content needs 8BITMIME, which the relay does not offer", Policy)
-	case has8Bit(body):
+	case eight:
 		mailFrom += " BODY=8BITMIME"
 	}
 	return mailFrom, rcptTo, nil
@@ -428,22 +429,20 @@ func queueID(text string) string {
 // relay, leading dots doubled (RFC 5321 section 4.5.2), and the end.
 func appendContent(dst, body []byte) []byte {
 	for len(body) > 0 {
-		i := bytes.IndexAny(body, "\r\n")
-		line := body
-		if i >= 0 {
-			line = body[:i]
+		line, rest, _ := bytes.Cut(body, []byte("\n"))
+		body = rest
+		line = bytes.TrimSuffix(line, []byte("\r"))
+		for {
+			part, more, bare := bytes.Cut(line, []byte("\r"))
+			if len(part) > 0 && part[0] == '.' {
+				dst = append(dst, '.')
+			}
+			dst = append(append(dst, part...), "\r\n"...)
+			if !bare {
+				break
+			}
+			line = more
 		}
-		if len(line) > 0 && line[0] == '.' {
-			dst = append(dst, '.')
-		}
-		dst = append(append(dst, line...), "\r\n"...)
-		if i < 0 {
-			break
-		}
-		if body[i] == '\r' && i+1 < len(body) && body[i+1] == '\n' {
-			i++
-		}
-		body = body[i+1:]
 	}
 	return append(dst, end...)
 }
