@@ -35,7 +35,7 @@ func Catalogue() []Entry {
 
 		direct(entry[ScheduleDue]("The tenant has work due in this function.", by("schedule"), to("send", "track", "segment", "campaign"))),
 
-		entry[EmailSendRequested]("There are batches of this run to send.", by("campaign"), to("send")),
+		entry[EmailSendRequested]("There are batches of this run to send.", by("campaign", "send"), to("send")),
 		entry[EmailRequested]("One transactional mail is to be sent.", by("any", "send"), to("send")),
 		entry[EmailBatchSent]("Each recipient of a batch has an outcome.", by("send"), to("campaign")),
 
@@ -67,7 +67,7 @@ func Catalogue() []Entry {
 
 		fact[ContactChanged]("Contacts were made or their fields changed.", by("onda", "track", "render-form", "campaign")),
 		fact[ContactMerged]("Contacts were merged into others.", by("onda")),
-		fact[ContactErased]("Contacts were erased.", by("onda", "track")),
+		fact[ContactErased]("Contacts were erased.", by("onda", "track", "campaign")),
 
 		entry[SegmentRebuildRequested]("A segment's memberships are to be computed in full.", by("onda"), to("segment")),
 		entry[SegmentChanged]("Contacts joined or left a segment.", by("segment"), to("campaign")),

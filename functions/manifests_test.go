@@ -1,0 +1,165 @@
+package functions_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"knative.dev/pkg/apis"
+	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
+	"sigs.k8s.io/yaml"
+)
+
+// functionNames are the directories of this one.
+func functionNames(t *testing.T) []string {
+	t.Helper()
+	mains, err := filepath.Glob("*/main.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, m := range mains {
+		names = append(names, filepath.Dir(m))
+	}
+	if len(names) != 7 {
+		t.Fatalf("functions: %q", names)
+	}
+	return names
+}
+
+// services decodes a function's service.yaml strictly.
+func services(t *testing.T, function string) []*servingv1.Service {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(function, "service.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []*servingv1.Service
+	for body := range strings.SplitSeq(string(text), "\n---\n") {
+		s := new(servingv1.Service)
+		if err := yaml.UnmarshalStrict([]byte(body), s); err != nil {
+			t.Fatalf("%s: %v", function, err)
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+func env(s *servingv1.Service, name string) string {
+	for _, v := range s.Spec.Template.Spec.Containers[0].Env {
+		if v.Name == name {
+			return v.Value
+		}
+	}
+	return ""
+}
+
+// TestKnativeTakesThem runs what Knative's webhook runs.
+func TestKnativeTakesThem(t *testing.T) {
+	t.Parallel()
+	for _, function := range functionNames(t) {
+		for _, s := range services(t, function) {
+			ctx := apis.WithinCreate(context.Background())
+			s.SetDefaults(ctx)
+			if err := s.Validate(ctx); err != nil { // warnings too
+				t.Errorf("%s: %v", s.Name, err)
+			}
+		}
+	}
+}
+
+// TestServices holds the Services to what the design asks of each.
+func TestServices(t *testing.T) {
+	t.Parallel()
+	public := []string{"track", "render-form", "bounce"}
+	known := []string{
+		"autoscaling.knative.dev/min-scale", "autoscaling.knative.dev/max-scale", "autoscaling.knative.dev/target", // a misspelt key is not refused by Knative
+	}
+	seen := map[string]bool{}
+	for _, function := range functionNames(t) {
+		for _, s := range services(t, function) {
+			seen[s.Name] = true
+			spec, meta := s.Spec.Template.Spec, s.Spec.Template.ObjectMeta
+			container := spec.Containers[0]
+			if want := "ko://github.com/onda-run/onda/functions/" + function; container.Image != want {
+				t.Errorf("%s: image %s, want %s", s.Name, container.Image, want)
+			}
+			local := s.Labels["networking.knative.dev/visibility"] == "cluster-local"
+			if local == slices.Contains(public, s.Name) {
+				t.Errorf("%s: local to the cluster is %t", s.Name, local)
+			}
+			// Anyone could post events to a public service: it must take none.
+			if serve := env(s, "ONDA_SERVE"); !local && serve != "http" {
+				t.Errorf("%s is public and serves %s", s.Name, serve)
+			}
+			if spec.AutomountServiceAccountToken == nil || *spec.AutomountServiceAccountToken {
+				t.Errorf("%s mounts a token it has no use for", s.Name)
+			}
+			for key := range meta.Annotations {
+				if !slices.Contains(known, key) {
+					t.Errorf("%s: unknown annotation %s", s.Name, key)
+				}
+			}
+			if n, err := strconv.Atoi(meta.Annotations["autoscaling.knative.dev/max-scale"]); err != nil || n < 1 {
+				t.Errorf("%s has no bound to its scale", s.Name)
+			}
+			minimum := meta.Annotations["autoscaling.knative.dev/min-scale"]
+			if want := map[bool]string{true: "1", false: "0"}[s.Name == "track"]; minimum != want {
+				t.Errorf("%s: min-scale %s, want %s", s.Name, minimum, want)
+			}
+			drain, err := time.ParseDuration(env(s, "ONDA_DRAIN"))
+			if err != nil || spec.TimeoutSeconds == nil || drain.Seconds() > float64(*spec.TimeoutSeconds)-2 {
+				t.Errorf("%s: ONDA_DRAIN %s leaves no time within timeoutSeconds", s.Name, drain) // which is the grace period
+			}
+			c := container.SecurityContext
+			if c == nil || c.AllowPrivilegeEscalation == nil || *c.AllowPrivilegeEscalation || c.RunAsNonRoot == nil || !*c.RunAsNonRoot ||
+				c.ReadOnlyRootFilesystem == nil || !*c.ReadOnlyRootFilesystem || c.Capabilities == nil || len(c.Capabilities.Drop) != 1 ||
+				c.Capabilities.Drop[0] != "ALL" || c.SeccompProfile == nil || c.SeccompProfile.Type != "RuntimeDefault" {
+				t.Errorf("%s: security context %+v", s.Name, c)
+			}
+			if container.ReadinessProbe == nil || container.ReadinessProbe.HTTPGet.Path != "/health/readiness" ||
+				container.LivenessProbe == nil || container.LivenessProbe.HTTPGet.Path != "/health/liveness" {
+				t.Errorf("%s: probes", s.Name)
+			}
+			r := container.Resources
+			if r.Requests.Cpu().IsZero() || r.Requests.Memory().IsZero() || r.Limits.Memory().IsZero() || !r.Limits.Cpu().IsZero() {
+				t.Errorf("%s: resources %+v", s.Name, r)
+			}
+		}
+	}
+	for _, name := range []string{"send", "send-api", "track", "track-events", "segment", "render-form", "campaign", "schedule", "bounce"} {
+		if !seen[name] {
+			t.Errorf("there is no service %s", name)
+		}
+	}
+	if len(seen) != 9 {
+		t.Errorf("%d services", len(seen))
+	}
+}
+
+// TestMainsAreAlike keeps logic out of main packages, which nobody can import.
+func TestMainsAreAlike(t *testing.T) {
+	t.Parallel()
+	for _, function := range functionNames(t) {
+		text, err := os.ReadFile(filepath.Join(function, "main.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pkg := strings.ReplaceAll(function, "-", "")
+		_, rest, _ := strings.Cut(string(text), "\n")
+		want := "package main\n\nimport (\n\t\"github.com/onda-run/onda/internal/fn\"\n\t\"github.com/onda-run/onda/internal/" + pkg +
+			"\"\n)\n\nfunc main() { fn.Main(\"" + function + "\", " + pkg + ".Build) }\n"
+		if pkg < "fn" { // imports are sorted
+			want = strings.Replace(want, "\t\"github.com/onda-run/onda/internal/fn\"\n\t\"github.com/onda-run/onda/internal/"+pkg+"\"\n",
+				"\t\"github.com/onda-run/onda/internal/"+pkg+"\"\n\t\"github.com/onda-run/onda/internal/fn\"\n", 1)
+		}
+		if rest != want {
+			t.Errorf("%s/main.go is not the same few lines as the others", function)
+		}
+	}
+}
