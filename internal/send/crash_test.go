@@ -1,0 +1,191 @@
+package send
+
+import (
+	"bufio"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/onda-run/onda/internal/delivery"
+	"github.com/onda-run/onda/internal/pgtest"
+	"github.com/onda-run/onda/internal/smtptest"
+)
+
+// process is a sender of its own that can be killed, stopped and woken.
+type process struct {
+	*exec.Cmd
+	ended chan struct{}
+	err   error
+}
+
+// spawn starts a sender process with short leases.
+func (w *world) spawn(settings ...string) *process {
+	w.t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), childEnv+"=1", "ONDA_DATABASE_MAX_CONNS=8")
+	for k, v := range w.env {
+		cmd.Env = append(cmd.Env, k+"="+v)
+	}
+	cmd.Env = append(cmd.Env, "ONDA_LEASE=300ms", "ONDA_MESSAGE_LIMIT=200ms")
+	cmd.Env = append(cmd.Env, settings...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	p := &process{Cmd: cmd, ended: make(chan struct{})}
+	if err := cmd.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+	go func() {
+		for s := bufio.NewScanner(stderr); s.Scan(); {
+			w.t.Log("child:", s.Text())
+		}
+		p.err = cmd.Wait()
+		close(p.ended)
+	}()
+	w.t.Cleanup(p.kill)
+	return p
+}
+
+// kill is kill -9.
+func (p *process) kill() {
+	_ = p.Process.Signal(syscall.SIGKILL)
+	<-p.ended
+}
+
+func (w *world) count(sql string, args ...any) int {
+	w.t.Helper()
+	return pgtest.One[int](w.t, w.db, pgtest.Acme, sql, args...)
+}
+
+// finish lets a sender go on until every batch is closed and every retry done.
+func (w *world) finish() {
+	w.t.Helper()
+	p := w.spawn()
+	wait(w.t, 60*time.Second, "every batch to be closed", func() bool {
+		return w.count("SELECT (SELECT count(*) FROM batch WHERE state = 'open') + (SELECT count(*) FROM delivery WHERE state = 'deferred')") == 0
+	})
+	p.kill()
+}
+
+// audit holds what the relay took against what the rows say: nobody is lost, nobody has two mails, sent is true, and only so many are unknown.
+func (w *world) audit(n, maxUnknown int) {
+	w.t.Helper()
+	took := map[string]int{}
+	for _, m := range w.smtp.Mails() {
+		took[m.To]++
+	}
+	rows := w.outcomes()
+	if len(rows) != n {
+		w.t.Errorf("lost: %d of %d recipients have an outcome", len(rows), n)
+	}
+	unknown := 0
+	for to, what := range rows {
+		state, _, _ := strings.Cut(what, " ")
+		switch {
+		case took[to] > 1:
+			w.t.Errorf("repeated: %s got %d mails (%s)", to, took[to], what)
+		case state == "sent" && took[to] != 1:
+			w.t.Errorf("%s is sent, but the relay took %d mails for it", to, took[to])
+		case state == "unknown":
+			unknown++
+		case state != "sent":
+			w.t.Errorf("%s is %s", to, what)
+		}
+	}
+	if unknown > maxUnknown {
+		w.t.Errorf("%d are unknown, more than the windows that were in flight, %d", unknown, maxUnknown)
+	}
+	w.t.Logf("%d recipients, %d mails taken, %d unknown", n, len(took), unknown)
+	open := w.count(`SELECT count(*) FROM (SELECT b.id FROM batch b LEFT JOIN delivery d ON d.id >> 9 = b.id WHERE b.attempt = 1
+		GROUP BY b.id HAVING b.sent <> count(*) FILTER (WHERE d.state = 'sent') OR b.unknown <> count(*) FILTER (WHERE d.state = 'unknown')) x`)
+	if open != 0 {
+		w.t.Errorf("the counts of %d batches are wrong", open)
+	}
+	if twice := w.count("SELECT count(*) - count(DISTINCT d) FROM fact, unnest(deliveries) d WHERE kind = 'email.sent'"); twice != 0 {
+		w.t.Errorf("%d mails were told to be sent twice", twice)
+	}
+}
+
+// A sender is killed at twenty random points while it sends. Whatever it was doing, those who come next finish it.
+func TestKilledAtRandomPoints(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const n, kills = 3000, 20
+	w.plan(w.people(n), 150)
+	for k := range kills {
+		before := len(w.smtp.Mails())
+		p := w.spawn()
+		at := before + 1 + rand.IntN(2*n/kills)
+		wait(t, 60*time.Second, fmt.Sprintf("kill %d at %d mails", k, at), func() bool {
+			return len(w.smtp.Mails()) >= min(at, n) || w.count("SELECT count(*) FROM batch WHERE state = 'open'") == 0
+		})
+		p.kill()
+	}
+	w.finish()
+	w.audit(n, kills*4*delivery.MaxWindow)
+}
+
+// A sender is stopped for longer than its lease and a message, another takes over and finishes, and then the first wakes up with mails in hand.
+func TestAnOldHolderWakesUp(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const n = 400
+	w.plan(w.people(n), 400)
+	release, reached := make(chan struct{}), make(chan struct{})
+	w.smtp.Script("u70@x.example", smtptest.Script{End: smtptest.Step{Wait: release, Reached: reached}})
+	old := w.spawn("ONDA_SMTP_CONNECTIONS=1")
+	<-reached // the content of one mail is over there, its answer is not here
+	if err := old.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	close(release) // the relay takes it: a late 250 waits for the old holder
+	next := w.spawn()
+	wait(t, 60*time.Second, "the second sender to finish", func() bool { return w.count("SELECT count(*) FROM batch WHERE state = 'open'") == 0 })
+	if w.count("SELECT count(*) FROM delivery WHERE state = 'unknown'") == 0 {
+		t.Error("the takeover found nothing unknown: the first sender was not in the middle of anything")
+	}
+	if err := old.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	// What it had marked and not handed over it says so about, and that is tried again. Of the one mail whose answer it waited for, it depends on which comes
+	// first, the answer or the end of the time for it.
+	wait(t, 60*time.Second, "what was not handed over to be sent", func() bool {
+		return w.count(`SELECT (SELECT count(*) FROM batch WHERE state = 'open') + (SELECT count(*) FROM delivery d JOIN contact c ON c.id = d.contact
+			WHERE d.state <> 'sent' AND c.email <> 'u70@x.example')`) == 0
+	})
+	old.kill()
+	next.kill()
+	w.audit(n, 1)
+}
+
+// On SIGTERM nothing becomes unknown: what is in hand is finished, the rest is left queued, and the lease is given back.
+func TestTerminatedWhileSending(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const n = 2000
+	w.plan(w.people(n), 500)
+	for k := range 5 {
+		before := len(w.smtp.Mails())
+		p := w.spawn()
+		wait(t, 60*time.Second, "some mails", func() bool { return len(w.smtp.Mails()) > before+rand.IntN(200) || len(w.smtp.Mails()) == n })
+		if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		<-p.ended
+		if p.err != nil {
+			t.Errorf("sender %d ended badly: %v", k, p.err)
+		}
+		if held := w.count("SELECT count(*) FROM batch WHERE state = 'open' AND lease_until > '-infinity'"); held != 0 {
+			t.Errorf("%d leases were not given back", held)
+		}
+	}
+	w.finish()
+	w.audit(n, 0)
+}
