@@ -1,0 +1,149 @@
+package csvimport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onda-run/onda/internal/contact"
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
+)
+
+// known is what the tenant has that a file may name.
+type known struct {
+	fields map[string]*spec.Field
+	topics []string
+}
+
+func read(ctx context.Context, tx *postgres.Tx) (known, error) {
+	k := known{fields: map[string]*spec.Field{}}
+	rows, err := tx.Query(ctx, `SELECT e.kind, e.name, CASE WHEN e.kind = 'Field' THEN d.spec END FROM entity e JOIN document d ON d.id = e.current
+		WHERE e.kind IN ('Field', 'Topic') ORDER BY e.name`)
+	if err != nil {
+		return k, fmt.Errorf("read fields: %w", err)
+	}
+	var kind, name string
+	var stored []byte
+	_, err = pgx.ForEachRow(rows, []any{&kind, &name, &stored}, func() error {
+		if kind == spec.KindTopic {
+			k.topics = append(k.topics, name)
+			return nil
+		}
+		f, err := spec.DecodeAs[*spec.Field](spec.KindField, stored)
+		k.fields[name] = f
+		return err
+	})
+	if err != nil {
+		return k, fmt.Errorf("read fields: %w", err)
+	}
+	return k, nil
+}
+
+// consent checks what everyone is said to have agreed to.
+func (k known) consent(opts Options) error {
+	purposes := append(slices.Clone(k.topics), contact.TrackingEmail, contact.TrackingWeb)
+	for _, c := range opts.Consent {
+		if !slices.Contains(purposes, c) {
+			return fmt.Errorf("there is no topic %q%s", c, suggestion(c, purposes))
+		}
+	}
+	if len(opts.Consent) > 0 && strings.TrimSpace(opts.Proof) == "" {
+		return errors.New("consent needs a proof: say where and how these people agreed")
+	}
+	for _, t := range opts.Tags {
+		if !validTag(t) {
+			return fmt.Errorf("%q is not a tag: 1 to 64 characters, no comma", t)
+		}
+	}
+	return nil
+}
+
+// columns reads the header. All that is wrong with it is told at once.
+func (k known) columns(header []string, mapping map[string]string) ([]column, error) {
+	names := append(slices.Sorted(maps.Keys(k.fields)), "email", "external_id", "tags")
+	var out []column
+	var errs []error
+	at := map[string]int{}
+	for i, h := range header {
+		h = strings.TrimSpace(h)
+		name, mapped := mapping[h]
+		if !mapped {
+			name = strings.ReplaceAll(strings.ToLower(h), " ", "_")
+		}
+		c := column{header: h, name: name, field: k.fields[name], skip: name == errorColumn && k.fields[name] == nil || mapped && name == ""}
+		out = append(out, c)
+		switch {
+		case c.skip:
+			continue
+		case name == "":
+			errs = append(errs, fmt.Errorf("column %d has no name: the first row must name all columns", i+1))
+		case name == "created":
+			errs = append(errs, fmt.Errorf("column %d: %q cannot be imported, Onda sets it: take the column out", i+1, h))
+		case !slices.Contains(names, name):
+			errs = append(errs, fmt.Errorf("column %d: there is no field %q%s", i+1, h, suggestion(name, names)))
+		case at[name] > 0:
+			errs = append(errs, fmt.Errorf("column %d: %q is column %d already", i+1, h, at[name]))
+		}
+		if at[name] == 0 {
+			at[name] = i + 1
+		}
+	}
+	if at["email"] == 0 && at["external_id"] == 0 {
+		errs = append(errs, errors.New(`the column email is missing, and external_id too: one of them says who a row is about; the first row must name the columns`))
+	}
+	return out, errors.Join(errs...)
+}
+
+// suggestion is what was meant instead, if that can be guessed.
+func suggestion(name string, names []string) string {
+	best, distance := "", 3
+	for _, n := range names {
+		if d := edits(strings.ToLower(name), strings.ToLower(n)); d < distance && d < len(n) {
+			best, distance = n, d
+		}
+	}
+	if best != "" {
+		return fmt.Sprintf(", did you mean %q?", best)
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return ": there are " + strings.Join(names, ", ")
+}
+
+// edits is how many letters have to be put in, taken out, changed, or swapped with the next, to make b of a.
+func edits(a, b string) int {
+	x, y := []rune(a), []rune(b)
+	before, prev, next := make([]int, len(y)+1), make([]int, len(y)+1), make([]int, len(y)+1)
+	for j := range prev {
+		prev[j] = j
+	}
+	for i := 1; i <= len(x); i++ {
+		next[0] = i
+		for j := 1; j <= len(y); j++ {
+			cost := 1
+			if x[i-1] == y[j-1] {
+				cost = 0
+			}
+			next[j] = min(prev[j]+1, next[j-1]+1, prev[j-1]+cost)
+			if i > 1 && j > 1 && x[i-1] == y[j-2] && x[i-2] == y[j-1] {
+				next[j] = min(next[j], before[j-2]+1)
+			}
+		}
+		before, prev, next = prev, next, before
+	}
+	return prev[len(y)]
+}
+
+// validTag holds tags to what documents may say.
+func validTag(t string) bool {
+	return t != "" && t == strings.TrimSpace(t) && utf8.ValidString(t) && utf8.RuneCountInString(t) <= 64 && !strings.Contains(t, ",") && !strings.ContainsFunc(t, unicode.IsControl)
+}

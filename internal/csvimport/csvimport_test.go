@@ -1,0 +1,334 @@
+package csvimport_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/onda-run/onda/internal/contact"
+	"github.com/onda-run/onda/internal/csvimport"
+	"github.com/onda-run/onda/internal/pgtest"
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+func newDB(t testing.TB) *postgres.DB {
+	db := pgtest.New(t).DB(t)
+	for name, spec := range map[string]string{
+		"first_name": `{"type": "text"}`, "score": `{"type": "number"}`, "birthday": `{"type": "date"}`, "country": `{"type": "country"}`,
+		"interests": `{"type": "multiselect", "options": ["ski", "sail"]}`, "note": `{"type": "text"}`,
+	} {
+		apply(t, db, "Field", name, spec)
+	}
+	apply(t, db, "Topic", "newsletter", `{}`)
+	return db
+}
+
+func apply(t testing.TB, db *postgres.DB, kind, name, spec string) {
+	t.Helper()
+	pgtest.Exec(t, db, "acme", `WITH e AS (INSERT INTO entity (kind, name) VALUES ($1, $2) RETURNING id)
+		INSERT INTO document (entity, version, spec, hash) SELECT id, 1,
+		       jsonb_build_object('apiVersion', 'onda/v1', 'kind', $1::text, 'metadata', jsonb_build_object('name', $2::text), 'spec', $3::jsonb), '' FROM e`, kind, name, spec)
+	pgtest.Exec(t, db, "acme", "UPDATE entity e SET current = d.id FROM document d WHERE d.entity = e.id")
+}
+
+func run(t testing.TB, db *postgres.DB, file string, opts csvimport.Options) (csvimport.Result, string) {
+	t.Helper()
+	var rejects bytes.Buffer
+	opts.Rejects = &rejects
+	if opts.Name == "" {
+		opts.Name = "people.csv"
+	}
+	res, err := csvimport.Import(context.Background(), db, "acme", strings.NewReader(file), opts)
+	if err != nil {
+		t.Fatalf("import: %v", err)
+	}
+	res.Took = 0
+	return res, rejects.String()
+}
+
+func contacts(t testing.TB, db *postgres.DB) []string {
+	t.Helper()
+	return pgtest.All[string](t, db, "acme", "SELECT concat_ws(' ', email, external_id, fields, tags) FROM contact ORDER BY id")
+}
+
+func count(t testing.TB, db *postgres.DB, tenant string) map[string]int {
+	t.Helper()
+	out := map[string]int{}
+	for _, table := range []string{"contact", "consent", "subscription", "fact", "outbox"} {
+		out[table] = pgtest.One[int](t, db, tenant, "SELECT count(*) FROM "+table)
+	}
+	return out
+}
+
+func TestImport(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	file := "\ufeffEmail,First Name,score,interests,tags,country\r\n" +
+		"Ada@Example.com,Ada,12.5,\"ski, sail\",\"vip,web\",no\r\n" +
+		"\r\n" +
+		"bob@example.com,\"Bob \"\"The Boss\"\"\nSmith\",,,,\r\n" +
+		"zoe@bücher.example,Zoë 5\" tall,0,,,FR"
+	opts := csvimport.Options{Consent: []string{"newsletter", "tracking.email"}, Proof: "fair, 12 May", Tags: []string{"fair"}}
+	res, rejects := run(t, db, file, opts)
+	if d := cmp.Diff(csvimport.Result{Rows: 3, Made: 3, Granted: 6}, res); d != "" || rejects != "" {
+		t.Errorf("%s; rejects %q", d, rejects)
+	}
+	want := []string{
+		`ada@example.com {"score": 12.5, "country": "NO", "interests": ["sail", "ski"], "first_name": "Ada"} {fair,vip,web}`,
+		`bob@example.com {"first_name": "Bob \"The Boss\"\nSmith"} {fair}`,
+		`zoe@xn--bcher-kva.example {"score": 0, "country": "FR", "first_name": "Zoë 5\" tall"} {fair}`,
+	}
+	if d := cmp.Diff(want, contacts(t, db)); d != "" {
+		t.Error(d)
+	}
+	if got := pgtest.One[string](t, db, "acme", "SELECT basis || ' ' || state || ' ' || proof FROM consent ORDER BY id DESC LIMIT 1"); got != `import granted {"row": 5, "file": "people.csv", "text": "fair, 12 May"}` {
+		t.Errorf("the ledger says %s", got)
+	}
+	// Again, also under another name and in another order: nothing changes.
+	before := count(t, db, "acme")
+	lines := strings.SplitN(file, "\r\n", 4)
+	again := lines[0] + "\r\n" + lines[3] + "\r\n" + lines[1]
+	for _, f := range []string{file, again} {
+		opts.Name += "again.csv"
+		res, _ = run(t, db, f, opts)
+		if d := cmp.Diff(csvimport.Result{Rows: 3, Unchanged: 3}, res); d != "" {
+			t.Error(d)
+		}
+	}
+	if d := cmp.Diff(before, count(t, db, "acme")); d != "" {
+		t.Error(d)
+	}
+	// What the file says anew is written, what it leaves empty stays.
+	res, _ = run(t, db, "email,score,first_name\nada@example.com,13,\nbob@example.com,,\n", csvimport.Options{})
+	if d := cmp.Diff(csvimport.Result{Rows: 2, Updated: 1, Unchanged: 1}, res); d != "" {
+		t.Error(d)
+	}
+	if got := pgtest.One[string](t, db, "acme", "SELECT fields ->> 'first_name' || (fields ->> 'score') FROM contact WHERE email = 'ada@example.com'"); got != "Ada13" {
+		t.Errorf("ada is %s", got)
+	}
+	if d := cmp.Diff(map[string]int{"contact": 0, "consent": 0, "subscription": 0, "fact": 0, "outbox": 0}, count(t, db, "brava")); d != "" {
+		t.Errorf("brava: %s", d)
+	}
+	if n := pgtest.One[int](t, db, "acme", "SELECT coalesce(sum(cardinality(contacts)), 0) FROM fact WHERE kind = 'contact.changed'"); n != 4 {
+		t.Errorf("contact.changed tells of %d, want 4", n)
+	}
+}
+
+func TestHeaderErrorsComeBeforeAnything(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	for name, c := range map[string]struct {
+		file string
+		opts csvimport.Options
+		want string
+	}{
+		"empty":             {"", csvimport.Options{}, "the file is empty"},
+		"only a mark":       {"\ufeff", csvimport.Options{}, "the file is empty"},
+		"no identity":       {"first_name,score\nAda,1\n", csvimport.Options{}, "the column email is missing"},
+		"unknown":           {"email,frist_name\n", csvimport.Options{}, `column 2: there is no field "frist_name", did you mean "first_name"?`},
+		"twice":             {"email,score,Score\n", csvimport.Options{}, `column 3: "Score" is column 2 already`},
+		"nameless":          {"email,,score\n", csvimport.Options{}, "column 2 has no name"},
+		"created":           {"email,created\n", csvimport.Options{}, "Onda sets it"},
+		"all at once":       {"mail,scroe\n", csvimport.Options{}, `did you mean "score"?`},
+		"UTF-16":            {"\xff\xfee\x00m\x00", csvimport.Options{}, "UTF-16"},
+		"spreadsheet":       {"PK\x03\x04", csvimport.Options{}, "spreadsheet"},
+		"open quote":        {"email,\"score\nada@example.com,1\n", csvimport.Options{}, "row 1, which names the columns: a quote is left open in cell 2"},
+		"unknown topic":     {"email\n", csvimport.Options{Consent: []string{"newsleter"}, Proof: "x"}, `there is no topic "newsleter", did you mean "newsletter"?`},
+		"consent, no proof": {"email\n", csvimport.Options{Consent: []string{"newsletter"}}, "needs a proof"},
+		"bad tag":           {"email\n", csvimport.Options{Tags: []string{"a,b"}}, `"a,b" is not a tag`},
+		"not lines":         {strings.Repeat("x", 1<<20+10), csvimport.Options{}, "longer than 1 MiB"},
+	} {
+		_, err := csvimport.Import(context.Background(), db, "acme", strings.NewReader(c.file), c.opts)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+	if n := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM contact"); n != 0 {
+		t.Errorf("%d contacts were made", n)
+	}
+	if _, err := csvimport.Import(context.Background(), db, "nobody", strings.NewReader("email\n"), csvimport.Options{}); !errors.Is(err, postgres.ErrUnknownTenant) {
+		t.Errorf("an unknown tenant: %v", err)
+	}
+}
+
+func TestRejectedRowsCanBeCorrectedAndImportedAgain(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	pgtest.Exec(t, db, "acme", "INSERT INTO contact (email, external_id) VALUES ('one@example.com', 'one'), ('two@example.com', 'two')")
+	file := "email,external_id,first_name,score,birthday,interests,tags\n" +
+		"good@example.com,,Good,1,,,\n" +
+		"bad.example.com,,Bad,1,,,\n" + // 3
+		"Good@Example.com,,Twice,1,,,\n" + // 4
+		",,Nobody,1,,,\n" + // 5
+		"type@example.com,,Type,many,,,\n" + // 6
+		"date@example.com,,Date,1,2026-02-30,,\n" + // 7
+		"opt@example.com,,Opt,1,,\"ski,golf\",\n" + // 8
+		"few@example.com,,Few\n" + // 9
+		"many@example.com,,Many,1,,,,x,y\n" + // 10
+		"latin@example.com,,Zo\xeb,1,,,\n" + // 11
+		"open@example.com,,\"Open,1,,,\n" + // 12
+		"one@example.com,two,Mixed,1,,,\n" + // 13
+		"last@example.com,,Last,1,,\"ski,sail\",\n"
+	res, rejects := run(t, db, file, csvimport.Options{Consent: []string{"newsletter"}, Proof: "form"})
+	want := []csvimport.Problem{
+		{3, "column email: not an email address: there is no @ in it: correct it, or take the row out"},
+		{4, "the address is on row 2 already: keep one of the two rows"},
+		{5, "neither an email nor an external_id is there: give one of them"},
+		{6, `column score: must be a number such as 12 or 12.5: "many" is not`},
+		{7, `column birthday: must be a date such as 2026-11-24: "2026-02-30" is not`},
+		{8, `column interests: must be of ski, sail: "ski,golf" is not`},
+		{9, "the row has 3 cells, the header has 7: a separator is missing, or a cell that has one in it is not in quotes"},
+		{10, "the row has 9 cells, the header has 7: a separator is missing, or a cell that has one in it is not in quotes"},
+		{11, "column first_name is not in UTF-8: this row was read as Windows-1252 (Latin-1), check the letters with accents; better save the whole file as UTF-8"},
+		{12, `a quote is left open in cell 3 (line 12 of the file): close it with another ", or double it ("") where it is meant as a character`},
+		{13, "email and external_id belong to two different contacts: correct the one that is wrong, or leave one of both empty"},
+	}
+	if d := cmp.Diff(csvimport.Result{Rows: 13, Made: 2, Rejected: 11, Granted: 2, Problems: want}, res); d != "" {
+		t.Error(d)
+	}
+	if !strings.HasPrefix(rejects, "email,external_id,first_name,score,birthday,interests,tags,error\n") || !strings.Contains(rejects, "latin@example.com,,Zoë,1,,,,\"column first_name") ||
+		!strings.Contains(rejects, "open@example.com,,\"\"\"Open\",1,,,") || !strings.Contains(rejects, ",x,y\n") {
+		t.Errorf("rejects:\n%s", rejects)
+	}
+	// Corrected in the file of rejects, they all go in; those that were only in another encoding, or had too few cells, need no more than a look.
+	corrected := strings.NewReplacer("bad.example.com", "bad@example.com", "Good@Example.com", "good2@example.com", ",,Nobody", ",nobody,Nobody", ",many,", ",7,", "2026-02-30", "2026-02-28",
+		"ski,golf", "ski", ",x,y\n", "\n", "\"\"\"Open\"", "Open", "one@example.com,two", "one@example.com,").Replace(rejects)
+	res, rejects = run(t, db, corrected, csvimport.Options{Consent: []string{"newsletter"}, Proof: "form"})
+	if d := cmp.Diff(csvimport.Result{Rows: 11, Made: 10, Updated: 1, Granted: 11}, res); d != "" || rejects != "" {
+		t.Errorf("%s\nrejects:\n%s", d, rejects)
+	}
+	if n := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM contact WHERE fields ? 'first_name'"); n != 13 {
+		t.Errorf("%d of 13 rows are in", n)
+	}
+}
+
+// A quote that is left open on row 7,345 costs that row, and none of those around it.
+func TestAQuoteLeftOpenFarDown(t *testing.T) {
+	t.Parallel()
+	for name, after := range map[string]string{"nothing quoted after it": "plain", "quoted cells after it": `"ski, sail"`, "empty quotes after it": `""`, "quotes that begin a line": "\"x\"\nq"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := newDB(t)
+			var b strings.Builder
+			b.WriteString("first_name,email,note\n")
+			for row := 2; row <= 8000; row++ {
+				switch {
+				case row == 7345:
+					fmt.Fprintf(&b, "\"Ada,a%d@example.com,x\n", row)
+				case after == "\"x\"\nq":
+					fmt.Fprintf(&b, "\"A\",a%d@example.com,x\n", row)
+				default:
+					fmt.Fprintf(&b, "A,a%d@example.com,%s\n", row, after)
+				}
+			}
+			res, rejects := run(t, db, b.String(), csvimport.Options{})
+			if res.Rows != 7999 || res.Made != 7998 || res.Rejected != 1 || res.Problems[0].Row != 7345 || !strings.Contains(res.Problems[0].Error, "line 7345") {
+				t.Errorf("%+v", res)
+			}
+			if !strings.Contains(rejects, "a7345@example.com") || strings.Count(rejects, "\n") != 2 {
+				t.Errorf("rejects:\n%s", rejects)
+			}
+		})
+	}
+}
+
+func TestConsentIsNotGrantedOverAWithdrawal(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	file := "email\nleft@example.com\nangry@example.com\nfine@example.com\n"
+	run(t, db, file, csvimport.Options{})
+	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		left, _, err := contact.Ensure(ctx, tx, "left@example.com")
+		if err != nil {
+			return err
+		}
+		if _, err := contact.Record(ctx, tx, "track", contact.Consent{Contact: left, Purpose: "newsletter", State: contact.Withdrawn, Basis: "unsubscribe"}); err != nil {
+			return err
+		}
+		_, err = contact.Suppress(ctx, tx, "campaign", contact.Suppression{Address: "angry@example.com", Reason: contact.Complaint})
+		return err
+	})
+	for _, granted := range []int{1, 0} {
+		res, _ := run(t, db, file, csvimport.Options{Consent: []string{"newsletter"}, Proof: "x"})
+		if d := cmp.Diff(csvimport.Result{Rows: 3, Unchanged: 3, Granted: granted, Withdrawn: 1, Complained: 1}, res); d != "" {
+			t.Error(d)
+		}
+	}
+	if got := pgtest.All[string](t, db, "acme", "SELECT c.email FROM subscription s JOIN contact c ON c.id = s.contact WHERE s.state = 'granted'"); !cmp.Equal(got, []string{"fine@example.com"}) {
+		t.Errorf("granted: %v", got)
+	}
+}
+
+func TestSeparatorsAndMapping(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	res, rejects := run(t, db, "E-Mail;Vorname;x;error\nada@example.com;Ada;1;old\nbad;Bob;2;old\n",
+		csvimport.Options{Mapping: map[string]string{"E-Mail": "email", "Vorname": "first_name", "x": ""}})
+	if res.Made != 1 || res.Rejected != 1 || rejects != "E-Mail;Vorname;x;error\nbad;Bob;2;column E-Mail: not an email address: there is no @ in it: correct it, or take the row out\n" {
+		t.Errorf("%+v %q", res, rejects)
+	}
+	if res, _ := run(t, db, "email\tfirst_name\neve@example.com\t\"Eve\tX\"\n", csvimport.Options{}); res.Made != 1 {
+		t.Errorf("%+v", res)
+	}
+	if d := cmp.Diff([]string{`ada@example.com {"first_name": "Ada"} {}`, `eve@example.com {"first_name": "Eve\tX"} {}`}, contacts(t, db)); d != "" {
+		t.Error(d)
+	}
+}
+
+// brokenReader fails in the middle of a file.
+type brokenReader struct{ io.Reader }
+
+func (b brokenReader) Read(p []byte) (int, error) {
+	n, err := b.Reader.Read(p)
+	if errors.Is(err, io.EOF) {
+		err = errors.New("the disk is on fire")
+	}
+	return n, err
+}
+
+func TestWhatIsInStaysIn(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	var b strings.Builder
+	b.WriteString("email\n")
+	for i := range 2500 {
+		fmt.Fprintf(&b, "p%d@example.com\n", i)
+	}
+	res, err := csvimport.Import(context.Background(), db, "acme", brokenReader{strings.NewReader(b.String())}, csvimport.Options{})
+	if err == nil || !strings.Contains(err.Error(), "on fire") || !strings.Contains(err.Error(), "when 2500 contacts were in: import the file again") || res.Made != 2500 {
+		t.Errorf("%v, %+v", err, res)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	_, err = csvimport.Import(ctx, db, "acme", strings.NewReader(strings.ReplaceAll(b.String(), "p", "q")), csvimport.Options{OnProgress: func(int) { cancel() }})
+	if err == nil || !strings.Contains(err.Error(), "when 2000 contacts were in") {
+		t.Errorf("%v", err)
+	}
+	again, _ := run(t, db, strings.ReplaceAll(b.String(), "p", "q"), csvimport.Options{})
+	if again.Unchanged != 2000 || again.Made != 500 {
+		t.Errorf("%+v", again)
+	}
+}
+
+func BenchmarkImport50000(b *testing.B) {
+	db := newDB(b)
+	var f strings.Builder
+	f.WriteString("email,first_name,score,country,interests\n")
+	for i := range 50_000 {
+		fmt.Fprintf(&f, "person%d@example.com,Ada %d,%d,NO,\"ski,sail\"\n", i, i, i)
+	}
+	for b.Loop() {
+		res, err := csvimport.Import(context.Background(), db, "acme", strings.NewReader(f.String()), csvimport.Options{Consent: []string{"newsletter", "tracking.email"}, Proof: "x"})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(float64(res.Rows)/res.Took.Seconds(), "rows/s")
+	}
+}
