@@ -112,7 +112,7 @@ func lease(ctx context.Context, tx *postgres.Tx, run int64, limit int) ([]*journ
 	rows, err := tx.Query(ctx, `SELECT j.id, j.contact, j.document, j.step, j.step_at, j.visit, j.until, j.entered_at, coalesce(c.fields ->> $3, '')
 		FROM journey j JOIN run r ON r.id = j.run AND r.state = 'running' LEFT JOIN contact c ON c.id = j.contact
 		WHERE j.run = $1 AND j.state = 'active' AND j.due_at <= onda.now()
-		ORDER BY j.due_at, j.id LIMIT $2 FOR UPDATE OF j SKIP LOCKED`, run, limit, spec.ZoneField)
+		ORDER BY j.due_at LIMIT $2 FOR UPDATE OF j SKIP LOCKED`, run, limit, spec.ZoneField)
 	if err != nil {
 		return nil, fmt.Errorf("lease journeys: %w", err)
 	}

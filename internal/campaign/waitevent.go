@@ -309,7 +309,7 @@ func factOf(event string) (kind, name string) {
 // mails looks up what became of the mails.
 func (p *pass) mails(ctx context.Context, all []*awaited) error {
 	_, _, deliveries, _, _ := columns(all)
-	rows, err := p.tx.Query(ctx, "SELECT id, state, coalesce(tracking, ''), at FROM delivery WHERE id = ANY ($1)", deliveries)
+	rows, err := p.tx.Query(ctx, "SELECT d.id, d.state, coalesce(d.tracking, ''), d.at FROM unnest($1::bigint[]) u (id) JOIN delivery d ON d.id = u.id", deliveries)
 	if err != nil {
 		return fmt.Errorf("look up mails: %w", err)
 	}
