@@ -35,8 +35,14 @@ type Config struct {
 	OTLPTracesEndpoint string `env:"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"`
 	// OTLPMetricsEndpoint is the full URL for metrics, instead of the collector's.
 	OTLPMetricsEndpoint string `env:"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"`
-	// OTLPProtocol is how they are pushed; http/protobuf is the only one.
-	OTLPProtocol string `env:"OTEL_EXPORTER_OTLP_PROTOCOL, default=http/protobuf"`
+	// OTLPProtocol is how they are pushed: http/json. http/protobuf is taken for it, since a receiver of the one must take the other; grpc is refused.
+	OTLPProtocol string `env:"OTEL_EXPORTER_OTLP_PROTOCOL, default=http/json"`
+	// OTLPHeaders are headers for the collector: key=value, separated by commas, values percent-encoded.
+	OTLPHeaders string `env:"OTEL_EXPORTER_OTLP_HEADERS"`
+	// OTLPTimeout is how many milliseconds one push may take.
+	OTLPTimeout int `env:"OTEL_EXPORTER_OTLP_TIMEOUT, default=10000"`
+	// OTLPTemporality is what counters and histograms tell: everything since the start (cumulative) or since the last push (delta).
+	OTLPTemporality string `env:"OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE, default=cumulative"`
 	// OTELDisabled turns telemetry off.
 	OTELDisabled bool `env:"OTEL_SDK_DISABLED, default=false"`
 }
@@ -50,7 +56,8 @@ func (c Config) check() error {
 		{"ONDA_SERVE", c.Serve, []string{"http", "events", "both"}},
 		{"ONDA_LOG", c.Log, []string{"json", "console", "auto"}},
 		{"ONDA_LOG_LEVEL", c.LogLevel, []string{"debug", "info", "warn", "error"}},
-		{"OTEL_EXPORTER_OTLP_PROTOCOL", c.OTLPProtocol, []string{"http/protobuf"}},
+		{"OTEL_EXPORTER_OTLP_PROTOCOL", c.OTLPProtocol, []string{"http/json", "http/protobuf"}},
+		{"OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", c.OTLPTemporality, []string{"cumulative", "delta"}},
 	} {
 		if !slices.Contains(v.allowed, v.value) {
 			return fmt.Errorf("%s: %q is not one of %s", v.name, v.value, strings.Join(v.allowed, ", "))
@@ -58,6 +65,9 @@ func (c Config) check() error {
 	}
 	if c.Port < 0 || c.Port > 65535 {
 		return fmt.Errorf("PORT: %d is not a TCP port", c.Port)
+	}
+	if c.OTLPTimeout <= 0 {
+		return fmt.Errorf("OTEL_EXPORTER_OTLP_TIMEOUT: %d is not a number of milliseconds", c.OTLPTimeout)
 	}
 	if c.Drain <= 0 {
 		return fmt.Errorf("ONDA_DRAIN: %s is not a time to wait, such as 8s", c.Drain)

@@ -47,7 +47,7 @@ func TestConfig(t *testing.T) {
 		"a large port":     {map[string]string{"ONDA_DATABASE_URL": url, "PORT": "70000"}, "PORT: 70000 is not a TCP port"},
 		"no log":           {map[string]string{"ONDA_DATABASE_URL": url, "ONDA_LOG": "xml"}, `ONDA_LOG: "xml" is not one of json, console, auto`},
 		"no drain":         {map[string]string{"ONDA_DATABASE_URL": url, "ONDA_DRAIN": "-1s"}, "ONDA_DRAIN: -1s is not a time to wait, such as 8s"},
-		"grpc":             {map[string]string{"ONDA_DATABASE_URL": url, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, `OTEL_EXPORTER_OTLP_PROTOCOL: "grpc" is not one of http/protobuf`},
+		"grpc":             {map[string]string{"ONDA_DATABASE_URL": url, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, `OTEL_EXPORTER_OTLP_PROTOCOL: "grpc" is not one of http/json, http/protobuf`},
 		"all well":         {map[string]string{"ONDA_DATABASE_URL": url}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -67,10 +67,11 @@ func run(ctx context.Context, name string, build Build, env envconfig.Lookuper, 
 	if err != nil {
 		return fail(err)
 	}
-	tel, err := startTelemetry(ctx, name, cfg)
+	tel, err := newTelemetry(ctx, name, cfg)
 	if err != nil {
 		return fail(err)
 	}
+	tel.share()
 	in, err := start(ctx, name, build, env, log, tel)
 	if err != nil {
 		return fail(errors.Join(err, tel.Close(context.Background())))

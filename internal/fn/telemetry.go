@@ -6,10 +6,9 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/exporters/otlp/otlpmetric/otlpmetrichttp"
-	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
 	"go.opentelemetry.io/otel/metric"
 	metricnoop "go.opentelemetry.io/otel/metric/noop"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
@@ -33,37 +32,48 @@ func noTelemetry() *telemetry {
 	return &telemetry{tracers: tracenoop.NewTracerProvider(), meters: metricnoop.NewMeterProvider()}
 }
 
-// startTelemetry connects to nothing yet. The exporters read the rest of OTEL_* (headers, intervals, samplers, resource attributes) themselves.
-func startTelemetry(ctx context.Context, name string, cfg Config) (*telemetry, error) {
+// newTelemetry connects to nothing yet. The SDK reads the rest of OTEL_* (intervals, samplers, limits, resource attributes) itself.
+func newTelemetry(ctx context.Context, name string, cfg Config) (*telemetry, error) {
 	t := noTelemetry()
 	if cfg.OTELDisabled || cfg.OTLPEndpoint == "" && cfg.OTLPTracesEndpoint == "" && cfg.OTLPMetricsEndpoint == "" {
 		return t, nil
 	}
 	// Attributes of OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME come last and win.
-	res, err := resource.New(ctx, resource.WithAttributes(attribute.String("service.name", "onda-"+name)), resource.WithFromEnv())
+	res, err := resource.New(ctx, resource.WithAttributes(
+		attribute.String("service.name", "onda-"+name),
+		// Each process counts from zero: without its own id its counters would be taken for those of the one before.
+		attribute.String("service.instance.id", uuid.NewString()),
+	), resource.WithFromEnv())
 	if err != nil {
 		return nil, fmt.Errorf("OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
 	if cfg.OTLPEndpoint != "" || cfg.OTLPTracesEndpoint != "" {
-		exporter, err := otlptracehttp.New(ctx)
+		o, err := newOTLP(cfg, cfg.OTLPTracesEndpoint, "traces")
 		if err != nil {
-			return nil, fmt.Errorf("OTEL_EXPORTER_OTLP_ENDPOINT: %w", err)
+			return nil, err
 		}
-		p := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter, sdktrace.WithBatchTimeout(time.Second)), sdktrace.WithResource(res))
+		p := sdktrace.NewTracerProvider(sdktrace.WithBatcher(traceExporter{o}, sdktrace.WithBatchTimeout(time.Second)), sdktrace.WithResource(res))
 		t.tracers, t.close = p, append(t.close, p.Shutdown)
 	}
 	if cfg.OTLPEndpoint != "" || cfg.OTLPMetricsEndpoint != "" {
-		exporter, err := otlpmetrichttp.New(ctx)
+		o, err := newOTLP(cfg, cfg.OTLPMetricsEndpoint, "metrics")
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("OTEL_EXPORTER_OTLP_ENDPOINT: %w", err), t.Close(ctx))
+			return nil, errors.Join(err, t.Close(ctx))
 		}
-		p := sdkmetric.NewMeterProvider(sdkmetric.WithReader(sdkmetric.NewPeriodicReader(exporter)), sdkmetric.WithResource(res))
+		e := metricExporter{o, sdkmetric.CumulativeTemporalitySelector}
+		if cfg.OTLPTemporality == "delta" {
+			e.temporality = sdkmetric.DeltaTemporalitySelector
+		}
+		p := sdkmetric.NewMeterProvider(sdkmetric.WithReader(sdkmetric.NewPeriodicReader(e)), sdkmetric.WithResource(res))
 		t.meters, t.close = p, append(t.close, p.Shutdown)
 	}
-	// Libraries such as otelpgx look for them here.
+	return t, nil
+}
+
+// share makes it the process's own, where libraries such as otelpgx look for it. Only Main may.
+func (t *telemetry) share() {
 	otel.SetTracerProvider(t.tracers)
 	otel.SetMeterProvider(t.meters)
-	return t, nil
 }
 
 // Close sends what is left.
