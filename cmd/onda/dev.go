@@ -106,7 +106,7 @@ func (c devCmd) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	defer box.Close(context.WithoutCancel(ctx))
+	defer box.Close()
 	h, err := dev.Start(ctx, cfg)
 	if err != nil {
 		return err
@@ -249,14 +249,14 @@ func login(dbURL, user string) string {
 }
 
 // comesBack hands mails to a return path, or to the address of List-Unsubscribe, to the bounce function, as a relay's pipe would.
-func comesBack(base, tenant, key string) func(rcpt string, raw []byte) (bool, error) {
+func comesBack(base, tenant, key string) func(ctx context.Context, rcpt string, raw []byte) (bool, error) {
 	client := &http.Client{Timeout: 20 * time.Second}
-	return func(rcpt string, raw []byte) (bool, error) {
+	return func(ctx context.Context, rcpt string, raw []byte) (bool, error) {
 		_, bounced := mail.ReturnPathToken(rcpt)
 		if !bounced && !strings.HasPrefix(rcpt, "u+") {
 			return false, nil
 		}
-		r, err := http.NewRequest(http.MethodPost, base+"/bounces/"+tenant, bytes.NewReader(raw))
+		r, err := http.NewRequestWithContext(ctx, http.MethodPost, base+"/bounces/"+tenant, bytes.NewReader(raw))
 		if err != nil {
 			return true, err
 		}

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/onda-run/onda/internal/compose"
+	"github.com/onda-run/onda/internal/contact"
+	"github.com/onda-run/onda/internal/mail"
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+type emailCmd struct {
+	Preview emailPreviewCmd `cmd:"" help:"Show an email as a contact would get it."`
+	Test    emailTestCmd    `cmd:"" help:"Send an email to an address, outside of all campaigns."`
+}
+
+type emailOf struct {
+	Name string `arg:"" help:"The email's name."`
+	As   string `help:"As this contact would get it (address, external id or number); otherwise as one without any fields." placeholder:"CONTACT"`
+	Data string `help:"What the template sees as data.*, as JSON." default:"{}"`
+}
+
+// load makes the mail.
+func (e emailOf) load(ctx context.Context, s *session, tx *postgres.Tx) (*compose.Mail, error) {
+	data := map[string]any{}
+	if err := json.Unmarshal([]byte(e.Data), &data); err != nil {
+		return nil, usageError{"--data is not a JSON object: " + err.Error()}
+	}
+	cfg := compose.Config{LinkURL: s.env("ONDA_LINK_URL"), ReturnPathDomain: s.env("ONDA_RETURN_PATH_DOMAIN")}
+	if cfg.LinkURL == "" {
+		return nil, errors.New("ONDA_LINK_URL: is not set; it is where links of mails lead, such as https://links.example.com")
+	}
+	if err := cfg.Check(); err != nil {
+		return nil, err
+	}
+	var as int64
+	if e.As != "" {
+		var err error
+		if as, err = findContact(ctx, tx, e.As); err != nil {
+			return nil, err
+		}
+	}
+	return compose.New(cfg).Preview(ctx, tx, e.Name, as, data)
+}
+
+type emailPreviewCmd struct {
+	emailOf
+	HTML string `help:"Write the HTML to this file." type:"path" placeholder:"FILE"`
+}
+
+// Help is shown by --help.
+func (emailPreviewCmd) Help() string {
+	return "Example:\n  onda --tenant acme email preview welcome --as ada@example.com --html welcome.html"
+}
+
+// Run shows the mail.
+func (c emailPreviewCmd) Run(ctx context.Context, s *session) error {
+	var content compose.Content
+	err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) error {
+		m, err := c.load(ctx, s, tx)
+		if err != nil {
+			return err
+		}
+		content, err = m.Render()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if c.HTML != "" {
+		if err := os.WriteFile(c.HTML, []byte(content.HTML), 0o644); err != nil {
+			return fmt.Errorf("write preview: %w", err)
+		}
+	}
+	if ok, err := s.data(map[string]string{"locale": content.Locale, "subject": content.Subject, "html": content.HTML, "text": content.Text}); ok {
+		return err
+	}
+	s.print("Subject: %s\n\n%s", content.Subject, content.Text)
+	return nil
+}
+
+type emailTestCmd struct {
+	emailOf
+	To string `required:"" help:"Where to." placeholder:"ADDRESS"`
+}
+
+// Help is shown by --help.
+func (emailTestCmd) Help() string {
+	return "Needs ONDA_SMTP_URL. The mail is no delivery: it is in no report, and its links are not tracked.\n\n" +
+		"Example:\n  onda --tenant acme email test welcome --as ada@example.com --to me@example.com"
+}
+
+// Run sends the mail.
+func (c emailTestCmd) Run(ctx context.Context, s *session) error {
+	if s.env("ONDA_SMTP_URL") == "" {
+		return errors.New("ONDA_SMTP_URL: is not set; it is the relay, such as smtp://user:password@relay.example.com:587?tls=starttls")
+	}
+	relay, err := mail.ParseURL(s.env("ONDA_SMTP_URL"))
+	if err != nil {
+		return fmt.Errorf("ONDA_SMTP_URL: %w", err)
+	}
+	to, err := contact.Normalise(c.To)
+	if err != nil {
+		return usageError{"--to: " + err.Error()}
+	}
+	var envelope mail.Envelope
+	var body []byte
+	err = s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) error {
+		m, err := c.load(ctx, s, tx)
+		if err != nil {
+			return err
+		}
+		_, message, err := m.Message()
+		if err != nil {
+			return err
+		}
+		message.To = mail.Address{Email: to}
+		envelope = mail.Envelope{From: message.From.Email, To: to}
+		body, err = message.Build()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	pool := mail.NewPool(relay, mail.PoolConfig{Size: 1, MessageLimit: 30 * time.Second})
+	defer func() { _ = pool.Close(context.WithoutCancel(ctx)) }()
+	res := pool.Send(ctx, envelope, body)
+	if res.State != mail.Sent {
+		return fmt.Errorf("%s was not sent: %s %d %s %s %w", c.Name, res.State, res.Code, res.Enhanced, res.Text, res.Err)
+	}
+	s.print("%s was sent to %s", c.Name, to)
+	return nil
+}
