@@ -140,7 +140,9 @@ func (p *Pages) Write(w http.ResponseWriter, r *http.Request, v View) error {
 
 // Harden sets the headers that every answer to a browser has: a URL with a token in it must not get out by a referrer, an index or a guess at its type.
 func Harden(h http.Header) {
-	h.Set("Referrer-Policy", "no-referrer")
+	if h.Get("Referrer-Policy") == "" {
+		h.Set("Referrer-Policy", "no-referrer")
+	}
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("X-Robots-Tag", "noindex, nofollow")
 }
@@ -166,13 +168,31 @@ func (p *Pages) render(v View) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// Fragment renders a block without the shell, for pages of others that take it in.
+// Fragment renders a view's heading and block without the shell, for pages of others that take it in.
 func (p *Pages) Fragment(v View) ([]byte, error) {
+	d := data{View: v, texts: p.textsOf(v.Lang)}
 	var b bytes.Buffer
-	if err := p.templates.ExecuteTemplate(&b, v.Block, data{View: v, texts: p.textsOf(v.Lang)}); err != nil {
+	err := p.templates.ExecuteTemplate(&b, v.Block, d)
+	if err == nil {
+		d.Content = template.HTML(b.String()) // made by html/template just now
+		b.Reset()
+		err = p.templates.ExecuteTemplate(&b, "fragment", d)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("render fragment %s: %w", v.Block, err)
 	}
 	return b.Bytes(), nil
+}
+
+// Embedded is the style of fragments within a shadow tree on the page of somebody else: it takes that page's font and width.
+func (p *Pages) Embedded() string {
+	return strings.ReplaceAll(string(p.style), ":root", ":host") + `
+:host { display: block; }
+.embedded { color: var(--ink); background: var(--card); border: 1px solid var(--line); border-radius: 1rem; padding: 1.5rem; max-width: 36rem; line-height: 1.6; }
+.embedded > :last-child { margin-bottom: 0; }
+.embedded > h2 { font-size: 1.375rem; line-height: 1.25; letter-spacing: -.01em; }
+.embedded > h2:focus { outline: none; }
+`
 }
 
 // Error answers with a readable page for a status that means that something went wrong.

@@ -1,0 +1,232 @@
+package renderform
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/onda-run/onda/internal/contact"
+	"github.com/onda-run/onda/internal/fieldvalue"
+	"github.com/onda-run/onda/internal/spec"
+)
+
+// maxShort is how many characters an input of one line may have unless its form says otherwise.
+const maxShort = 500
+
+// given is a consent that was ticked, with the text that was shown.
+type given struct {
+	Purpose string `json:"purpose"`
+	Text    string `json:"text"`
+	SHA256  string `json:"sha256"`
+}
+
+// entry is what was sent in, checked. It is kept as the submission's data.
+type entry struct {
+	Lang string `json:"lang"`
+	// Fields are of the contact, Values of the submission only.
+	Fields   map[string]any    `json:"fields,omitempty"`
+	Values   map[string]string `json:"values,omitempty"`
+	Consents []given           `json:"consents,omitempty"`
+	// Visitor is the key by which the page of another site knows its visitor.
+	Visitor string `json:"visitor,omitempty"`
+
+	email string
+}
+
+// failed is a problem with one input: the key of a text, and what fills it in.
+type failed struct {
+	Key, Text string
+	Max       int
+}
+
+// check reads and checks all inputs of a form; the problems are in the order of the inputs.
+func (f *form) check(values url.Values, lang string) (entry, []failed) {
+	e := entry{Lang: lang, Fields: map[string]any{}, Values: map[string]string{}, Visitor: values.Get(visitorInput)}
+	if len(e.Visitor) > 100 || strings.ContainsFunc(e.Visitor, func(c rune) bool { return c <= ' ' || c > '~' }) {
+		e.Visitor = ""
+	}
+	var problems []failed
+	for _, in := range f.Inputs {
+		if in.ShowIf != nil && !f.holds(*in.ShowIf, values) {
+			continue // nobody could see it
+		}
+		if text, limit := f.checkInput(in, values, &e); text != "" {
+			problems = append(problems, failed{in.Key(), text, limit})
+		}
+	}
+	return e, problems
+}
+
+// checkInput reads one input into the entry, or gives the key of what is wrong.
+func (f *form) checkInput(in spec.Input, values url.Values, e *entry) (text string, limit int) {
+	key := in.Key()
+	value := strings.TrimSpace(values.Get(key))
+	limit = in.MaxLength
+	if limit == 0 {
+		limit = maxShort
+		if in.As == spec.InputTextarea {
+			limit = fieldvalue.MaxText
+		}
+	}
+	switch {
+	case in.Consent != "":
+		if !isTicked(value) {
+			if in.Required {
+				return "form.problem.consent", 0
+			}
+			return "", 0
+		}
+		shown := f.Text(e.Lang, in.Label)
+		sum := sha256.Sum256([]byte(shown))
+		e.Consents = append(e.Consents, given{in.Consent, shown, hex.EncodeToString(sum[:])})
+		return "", 0
+	case !utf8.ValidString(value) || strings.ContainsRune(value, 0):
+		return "form.problem.text", 0
+	case in.Hidden != "":
+		if value != "" {
+			e.Values[in.Hidden] = string([]rune(value)[:min(len([]rune(value)), maxShort)])
+		}
+		return "", 0
+	case value == "" && in.Required:
+		return "form.problem.required", 0
+	case value == "" && in.Field != "" && f.fields[in.Field] != nil && f.fields[in.Field].Type == spec.TypeBoolean && in.As != spec.InputSelect && in.As != spec.InputRadio:
+		e.Fields[in.Field] = false // a box that was left empty is an answer
+		return "", 0
+	case value == "":
+		return "", 0 // what was not answered stays as it is
+	case utf8.RuneCountInString(value) > limit:
+		return "form.problem.long", limit
+	case in.Name != "":
+		return checkValue(in, value, e), 0
+	case in.Field == "email":
+		return f.checkEmail(value, e), 0
+	}
+	return f.checkField(in, values[key], e), 0
+}
+
+func isTicked(v string) bool { return v == "on" || v == "true" || v == "1" }
+
+// checkValue checks what is of the submission only, by the type that the input was shown as.
+func checkValue(in spec.Input, value string, e *entry) string {
+	types := map[spec.InputType]spec.FieldType{
+		spec.InputNumber: spec.TypeNumber, spec.InputDate: spec.TypeDate, spec.InputURL: spec.TypeURL, spec.InputPhone: spec.TypePhone,
+	}
+	switch {
+	case in.As == spec.InputEmail:
+		address, err := contact.Normalise(value)
+		if err != nil {
+			return "form.problem.email"
+		}
+		value = address
+	case (in.As == spec.InputSelect || in.As == spec.InputRadio) && !slices.Contains(in.Options, value):
+		return "form.problem.option"
+	case types[in.As] != "":
+		if _, err := fieldvalue.Parse(&spec.Field{Type: types[in.As]}, value); err != nil {
+			return problemText(err)
+		}
+	}
+	e.Values[in.Name] = value
+	return ""
+}
+
+func (f *form) checkEmail(value string, e *entry) string {
+	address, err := contact.Normalise(value)
+	if err != nil {
+		return "form.problem.email"
+	}
+	_, domain, _ := strings.Cut(address, "@")
+	for _, blocked := range f.Protect.BlockDomains {
+		if domain == blocked || strings.HasSuffix(domain, "."+blocked) {
+			return blockedDomain
+		}
+	}
+	e.email = address
+	return ""
+}
+
+// blockedDomain is the one problem that is kept as a rejection.
+const blockedDomain = "form.problem.domain"
+
+func (f *form) checkField(in spec.Input, values []string, e *entry) string {
+	fd := f.fields[in.Field]
+	if fd == nil { // taken away since the form was applied: nobody would read it
+		return ""
+	}
+	v, err := fieldvalue.Parse(fd, strings.Join(values, ","))
+	if err != nil {
+		return problemText(err)
+	}
+	e.Fields[in.Field] = v
+	return ""
+}
+
+// problemText is the key of the text for what fieldvalue found.
+func problemText(err error) string {
+	var p *fieldvalue.Problem
+	if !errors.As(err, &p) {
+		return "form.problem.text"
+	}
+	switch p.Reason {
+	case "number", "date", "url", "phone", "text":
+		return "form.problem." + p.Reason
+	case "long":
+		return "form.problem.text"
+	}
+	return "form.problem.option"
+}
+
+// holds evaluates showIf on what was sent. It knows what is asked of fields; of everything else nothing can be told here, and the input counts as shown.
+func (f *form) holds(p spec.Predicate, values url.Values) bool {
+	switch {
+	case len(p.All) > 0:
+		return !slices.ContainsFunc(p.All, func(q spec.Predicate) bool { return !f.holds(q, values) })
+	case len(p.Any) > 0:
+		return slices.ContainsFunc(p.Any, func(q spec.Predicate) bool { return f.holds(q, values) })
+	case p.Not != nil:
+		return !f.holds(*p.Not, values)
+	case p.Field != nil:
+		return fieldHolds(*p.Field, values[p.Field.Field])
+	}
+	return true
+}
+
+// fieldHolds tells whether a test is true of an answer. A missing one satisfies only isNot, notIn, hasNone and exists: false.
+func fieldHolds(t spec.FieldTest, answer []string) bool {
+	answer = slices.DeleteFunc(slices.Clone(answer), func(s string) bool { return strings.TrimSpace(s) == "" })
+	among := slices.ContainsFunc(t.Values, func(v spec.Value) bool {
+		return slices.ContainsFunc(answer, func(a string) bool { return strings.EqualFold(strings.TrimSpace(a), v.Text) })
+	})
+	switch t.Op {
+	case spec.OpExists:
+		return t.Exists == (len(answer) > 0)
+	case spec.OpIs, spec.OpIn, spec.OpHasAny:
+		return among
+	case spec.OpIsNot, spec.OpNotIn, spec.OpHasNone:
+		return !among
+	}
+	if len(answer) == 0 {
+		return false
+	}
+	n, err := strconv.ParseFloat(strings.TrimSpace(answer[0]), 64)
+	if err != nil || len(t.Values) == 0 {
+		return true
+	}
+	switch t.Op {
+	case spec.OpGt:
+		return n > t.Values[0].Number
+	case spec.OpGte:
+		return n >= t.Values[0].Number
+	case spec.OpLt:
+		return n < t.Values[0].Number
+	case spec.OpLte:
+		return n <= t.Values[0].Number
+	case spec.OpBetween:
+		return len(t.Values) == 2 && n >= t.Values[0].Number && n <= t.Values[1].Number
+	}
+	return true
+}

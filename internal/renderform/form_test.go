@@ -1,0 +1,382 @@
+package renderform
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/onda-run/onda/internal/contact"
+	"github.com/onda-run/onda/internal/pgtest"
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+const newsletter = "/f/acme/newsletter"
+
+func good() url.Values {
+	return url.Values{
+		"email": {" Ada@Example.com "}, "first_name": {"Ada"}, "country": {"NO"}, "interests": {"ski", "sail"}, "message": {"Hello\nthere"},
+		"consent.newsletter": {"on"}, "consent.tracking.email": {"on"}, "utm": {"spring"},
+	}
+}
+
+// state is what is known of a contact's consent.
+func (w *world) state(tenant string) string {
+	return strings.Join(pgtest.All[string](w.t, w.db, tenant, "SELECT purpose || '=' || state FROM subscription ORDER BY purpose"), " ")
+}
+
+func (w *world) count(tenant, table string) int {
+	return pgtest.One[int](w.t, w.db, tenant, "SELECT count(*) FROM "+table)
+}
+
+func TestPageOfAForm(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a := w.get(newsletter + "?utm=spring%22%3E")
+	for _, want := range []string{
+		"Snow in your inbox", `name="utm" value="spring&#34;&gt;"`, `type="email"`, `autocomplete="email"`, `<option value="NO">Norway</option>`, "Sail &amp; Ski", `name="consent.newsletter" value="on" required`,
+	} {
+		if !strings.Contains(a.body, want) {
+			t.Errorf("%q is not on the page", want)
+		}
+	}
+	if strings.Contains(a.body, "checked") || strings.Contains(a.body, "<script") {
+		t.Error("something is ticked, or a script is on the page")
+	}
+	if policy := a.header.Get("Content-Security-Policy"); !strings.Contains(policy, "default-src 'none'") || strings.Contains(policy, "unsafe") {
+		t.Errorf("policy %q", policy)
+	}
+	if a := w.get(newsletter, "Accept-Language", "fr"); !strings.Contains(a.body, "La neige dans votre boîte") || !strings.Contains(a.body, "Norvège") || !strings.Contains(a.body, `<html lang="fr">`) {
+		t.Error("the page is not in French")
+	}
+	if a := w.get(newsletter, "Accept-Language", "pt"); !strings.Contains(a.body, `<html lang="en">`) {
+		t.Error("a language that the form has not is not answered in its own")
+	}
+	for _, path := range []string{"/f/acme/nothing", "/f/nobody/newsletter", "/f/pg_x/newsletter", "/f/acme", "/f/acme/newsletter/x"} {
+		if a := w.get(path); a.status != 404 || !strings.Contains(a.body, "There is nothing here") {
+			t.Errorf("%s: %d", path, a.status)
+		}
+	}
+	if a := w.send(w.request(http.MethodPut, newsletter, "")); a.status != 405 {
+		t.Errorf("PUT: %d", a.status)
+	}
+	if n := w.count("acme", "submission"); n != 0 {
+		t.Errorf("GET made %d submissions", n)
+	}
+}
+
+func TestDoubleOptIn(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	values := w.fill(newsletter, good())
+	for range 2 { // the second is the same page sent again
+		if a := w.post(newsletter, values); a.status != 200 || !strings.Contains(a.body, "Check your inbox") || !strings.Contains(a.body, "Nearly there.") {
+			t.Fatalf("submit: %d %s", a.status, a.body)
+		}
+	}
+	got := pgtest.One[string](t, w.db, "acme", `SELECT s.state || ' ' || c.email || ' ' || (c.expires_at = s.expires_at) || ' ' || (s.expires_at > now() + interval '167 hours') || ' ' || array_to_string(c.tags, ',') || ' ' || (c.fields->>'locale')
+		FROM submission s JOIN contact c ON c.id = s.contact`)
+	if got != "pending ada@example.com true true web en" {
+		t.Errorf("after submit: %s", got)
+	}
+	if got := w.state("acme"); got != "newsletter=pending tracking.email=pending" {
+		t.Errorf("after submit: %s", got)
+	}
+	if n := w.count("acme", "request"); n != 1 {
+		t.Fatalf("%d confirmation mails, want 1", n)
+	}
+	link := w.confirmURL("acme")
+	ledger := w.count("acme", "consent")
+	for _, method := range []string{http.MethodGet, http.MethodHead} {
+		if a := w.send(w.request(method, link, "")); a.status != 200 || method == http.MethodGet && (!strings.Contains(a.body, "One click and you are signed up for Newsletter at a…@example.com") || !strings.Contains(a.body, "<button")) {
+			t.Errorf("%s: %d %s", method, a.status, a.body)
+		}
+	}
+	if w.count("acme", "consent") != ledger || w.state("acme") != "newsletter=pending tracking.email=pending" {
+		t.Fatal("GET or HEAD confirmed it")
+	}
+	for range 3 { // again is the same page, and changes nothing
+		if a := w.post(link, nil); a.status != 200 || !strings.Contains(a.body, "Thank you, it is confirmed") {
+			t.Errorf("confirm: %d %s", a.status, a.body)
+		}
+	}
+	if got := w.state("acme"); got != "newsletter=granted tracking.email=granted" {
+		t.Errorf("after confirm: %s", got)
+	}
+	if n := w.count("acme", "consent"); n != ledger+2 {
+		t.Errorf("%d entries in the ledger, want %d", n, ledger+2)
+	}
+	proof := pgtest.One[string](t, w.db, "acme", `SELECT concat_ws('|', proof->>'form', proof->>'version', proof->>'text', length(proof->>'sha256'), proof->>'confirmed', origin IS NOT NULL, basis)
+		FROM consent WHERE purpose = 'newsletter' AND state = 'granted'`)
+	if proof != "newsletter|1|Yes, send me the newsletter. I can unsubscribe at any time.|64|true|t|form" {
+		t.Errorf("proof: %s", proof)
+	}
+	got = pgtest.One[string](t, w.db, "acme", `SELECT s.state || ' ' || coalesce(c.expires_at::text, '-') || ' ' || array_to_string(c.tags, ',') || ' ' || c.fields::text || ' ' || (s.data->'values')::text FROM submission s JOIN contact c ON c.id = s.contact`)
+	want := `confirmed - confirmed {"locale": "en", "country": "NO", "interests": ["sail", "ski"], "first_name": "Ada"} {"utm": "spring", "message": "Hello\nthere"}`
+	if got != want {
+		t.Errorf("after confirm:\n%s, want\n%s", got, want)
+	}
+	facts := pgtest.All[string](t, w.db, "acme", "SELECT kind || ' ' || name FROM fact WHERE kind LIKE 'form.%' OR kind = 'campaign.enter' ORDER BY id")
+	if diff := cmp.Diff([]string{"form.submitted newsletter", "campaign.enter onboarding", "form.confirmed newsletter"}, facts); diff != "" {
+		t.Error(diff)
+	}
+	types := strings.Join(w.drain("acme"), " ")
+	for _, want := range []string{"form.submitted", "form.confirmed", "consent.pending", "consent.granted", "email.requested", "tag.changed"} {
+		if !strings.Contains(types, want) {
+			t.Errorf("%s was not rung: %s", want, types)
+		}
+	}
+	if n := w.count("brava", "contact") + w.count("brava", "submission") + w.count("brava", "fact"); n != 0 {
+		t.Errorf("brava has %d rows", n)
+	}
+}
+
+func TestConfirmationsThatDoNotCount(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.post(newsletter, w.fill(newsletter, good()))
+	link := w.confirmURL("acme")
+	tok, query, _ := strings.Cut(strings.TrimPrefix(link, w.url+"/y/"), "?")
+	for name, path := range map[string]string{
+		"truncated": "/y/" + tok[:len(tok)-1] + "?" + query, "forged": "/y/" + tok[:len(tok)-3] + "aaa?" + query, "bad number": "/y/" + tok + "?s=x", "empty": "/y/",
+	} {
+		for _, method := range []string{http.MethodGet, http.MethodPost} {
+			if a := w.send(w.request(method, path, "")); a.status != 404 && a.status != 405 {
+				t.Errorf("%s %s: %d", method, name, a.status)
+			}
+		}
+	}
+	if a := w.post("/y/"+tok+"?s=999", nil); a.status != 410 {
+		t.Errorf("another's submission: %d", a.status)
+	}
+	w.move("acme", 8*24*time.Hour)
+	for _, method := range []string{http.MethodGet, http.MethodPost} {
+		if a := w.send(w.request(method, link, "")); a.status != 410 || !strings.Contains(a.body, "This link has expired") || !strings.Contains(a.body, `href="/f/acme/newsletter"`) {
+			t.Errorf("%s, expired: %d %s", method, a.status, a.body)
+		}
+	}
+	if got := w.state("acme"); got != "newsletter=pending tracking.email=pending" {
+		t.Errorf("after all: %s", got)
+	}
+}
+
+// Whether somebody is there already shows in nothing; and what others say of them has no effect before they confirm it.
+func TestAKnownAddressIsAnsweredAlike(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		id, _, err := contact.Ensure(ctx, tx, "ada@example.com")
+		if err != nil {
+			return err
+		}
+		if err := contact.Update(ctx, tx, drainer, []int64{id}, contact.Change{Fields: map[string]any{"first_name": "Countess"}}, ""); err != nil {
+			return err
+		}
+		_, err = contact.Record(ctx, tx, drainer, contact.Consent{Contact: id, Purpose: "newsletter", State: contact.Granted, Basis: "form"})
+		return err
+	})
+	known := w.post(newsletter, w.fill(newsletter, good()))
+	first := w.confirmURL("acme")
+	other := good()
+	other.Set("email", "new@example.com")
+	unknown := w.post(newsletter, w.fill(newsletter, other))
+	if known.status != unknown.status || known.body != unknown.body {
+		t.Error("a known address is answered in another way")
+	}
+	got := pgtest.One[string](t, w.db, "acme", "SELECT (fields->>'first_name') || ' ' || coalesce(expires_at::text, '-') FROM contact WHERE email = 'ada@example.com'")
+	if got != "Countess -" {
+		t.Errorf("before it was confirmed: %s", got)
+	}
+	if got := pgtest.One[string](t, w.db, "acme", "SELECT state FROM subscription s JOIN contact c ON c.id = s.contact WHERE email = 'ada@example.com' AND purpose = 'newsletter'"); got != "granted" {
+		t.Errorf("a request took away what was granted: %s", got)
+	}
+	// Another submission in her name does not ride on the confirmation of hers.
+	trap := good()
+	trap.Set("first_name", "Mallory")
+	w.post(newsletter, w.fill(newsletter, trap))
+	w.post(first, nil)
+	if got := pgtest.One[string](t, w.db, "acme", "SELECT fields->>'first_name' FROM contact WHERE email = 'ada@example.com'"); got != "Ada" {
+		t.Errorf("confirmed: %s, want what came with the mail", got)
+	}
+	for range 5 {
+		w.post(newsletter, w.fill(newsletter, good()))
+	}
+	if n := pgtest.One[int](t, w.db, "acme", "SELECT count(*) FROM request r JOIN submission s ON s.delivery = r.delivery JOIN contact c ON c.id = s.contact WHERE c.email = 'ada@example.com'"); n != maxConfirmations {
+		t.Errorf("%d confirmation mails went to one address, want %d", n, maxConfirmations)
+	}
+}
+
+func TestProblemsStandBesideTheirInputs(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, c := range []struct {
+		name   string
+		change url.Values
+		input  string
+		says   string
+	}{
+		{"no address", url.Values{"email": {" "}}, "email", "This is needed."},
+		{"bad address", url.Values{"email": {"ada@"}}, "email", "Enter a complete email address"},
+		{"line break", url.Values{"email": {"ada@example.com\r\nBcc: x@example.com"}}, "email", "Enter a complete email address"},
+		{"blocked", url.Values{"email": {"ada@mail.Mailinator.com"}}, "email", "Addresses of this provider"},
+		{"no consent", url.Values{"consent.newsletter": nil}, "consent-newsletter", "Please tick this"},
+		{"country", url.Values{"country": {"XX"}}, "country", "Choose one of the options."},
+		{"option", url.Values{"interests": {"ski", "run"}}, "interests", "Choose one of the options."},
+		{"long", url.Values{"message": {strings.Repeat("é", 201)}}, "message", "at most 200 characters"},
+		{"shown", url.Values{"country": {"FR"}}, "company", "This is needed."},
+		{"NUL", url.Values{"first_name": {"A\x00da"}}, "first_name", "There are characters in it"},
+	} {
+		values := good()
+		values.Set("first_name", "<b>Ada</b>")
+		for k, v := range c.change {
+			values[k] = v
+		}
+		a := w.post(newsletter, w.fill(newsletter, values))
+		id := "onda-newsletter-" + c.input
+		if a.status != 422 || !strings.Contains(a.body, c.says) || !strings.Contains(a.body, `id="`+id+`-problem"`) || !strings.Contains(a.body, `aria-invalid="true" aria-describedby="`+id+`-problem"`) ||
+			!strings.Contains(a.body, `<div class="summary" role="alert"`) {
+			t.Errorf("%s: %d %s", c.name, a.status, a.body)
+		}
+		if c.input != "first_name" && !strings.Contains(a.body, "&lt;b&gt;Ada&lt;/b&gt;") {
+			t.Errorf("%s: what was right is lost", c.name)
+		}
+		if c.input != "consent-newsletter" && !strings.Contains(a.body, `name="consent.newsletter" value="on" checked`) {
+			t.Errorf("%s: the tick is lost", c.name)
+		}
+	}
+	if n := w.count("acme", "contact"); n != 0 {
+		t.Errorf("%d contacts were made", n)
+	}
+	if got := pgtest.All[string](t, w.db, "acme", "SELECT state || ' ' || reason || ' ' || data::text FROM submission"); !cmp.Equal(got, []string{"rejected domain {}"}) {
+		t.Errorf("submissions: %v", got)
+	}
+}
+
+func TestHoneypot(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	values := good()
+	values.Set(honeypot, "https://spam.example")
+	if a := w.post(newsletter, w.fill(newsletter, values)); a.status != 200 || !strings.Contains(a.body, "Check your inbox") {
+		t.Errorf("%d: the program is told that it was found out", a.status)
+	}
+	if n := w.count("acme", "contact") + w.count("acme", "request"); n != 0 {
+		t.Errorf("%d rows came of it", n)
+	}
+	if diff := cmp.Diff([]string{"form.rejected newsletter"}, pgtest.All[string](t, w.db, "acme", "SELECT kind || ' ' || name FROM fact")); diff != "" {
+		t.Error(diff)
+	}
+	w.drain("acme")
+}
+
+func TestSingleOptInRedirectAndLimit(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const path = "/f/acme/offers"
+	values := url.Values{"email": {"ada@example.com"}, "consent.offers": {"on"}, "onda_visitor": {"v1"}}
+	a := w.post(path, values, "X-Forwarded-For", "203.0.113.1")
+	if a.status != 303 || a.header.Get("Location") != "https://shop.example/thanks" {
+		t.Errorf("%d %v", a.status, a.header)
+	}
+	if got := w.state("acme"); got != "offers=granted" {
+		t.Errorf("consent: %s", got)
+	}
+	if got := pgtest.One[string](t, w.db, "acme", "SELECT s.state || (v.contact = s.contact) || (c.expires_at IS NULL) FROM submission s JOIN contact c ON c.id = s.contact, visitor v"); got != "donetruetrue" {
+		t.Errorf("submission: %s", got)
+	}
+	if policy := w.get(path).header.Get("Content-Security-Policy"); !strings.Contains(policy, "form-action 'self' https://shop.example;") {
+		t.Errorf("the redirect would be blocked: %s", policy)
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	statuses := map[int]int{}
+	for range 6 { // at once: one more is allowed
+		wg.Go(func() {
+			a := w.post(path, values, "X-Forwarded-For", "198.51.100.7, 203.0.113.1")
+			mu.Lock()
+			statuses[a.status]++
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	if diff := cmp.Diff(map[int]int{303: 1, 429: 5}, statuses); diff != "" {
+		t.Error(diff)
+	}
+	if a := w.post(path, values, "X-Forwarded-For", "203.0.113.2"); a.status != 303 {
+		t.Errorf("another origin: %d", a.status)
+	}
+	w.move("acme", 61*time.Minute)
+	if a := w.post(path, values, "X-Forwarded-For", "203.0.113.1"); a.status != 303 {
+		t.Errorf("an hour later: %d", a.status)
+	}
+	if n := pgtest.One[int](t, w.db, "acme", "SELECT count(*) FROM consent WHERE state = 'granted' AND proof->>'text' = 'Send me offers.'"); n == 0 {
+		t.Error("there is no proof")
+	}
+}
+
+func TestOtherSites(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	values := good().Encode()
+	post := func(origin string) answer {
+		return w.send(w.request(http.MethodPost, newsletter, values, "Content-Type", "application/x-www-form-urlencoded", "Origin", origin, "Accept", "application/json"))
+	}
+	a := post("https://shop.example")
+	var ok reply
+	if err := json.Unmarshal([]byte(a.body), &ok); err != nil || !ok.OK || a.header.Get("Access-Control-Allow-Origin") != "https://shop.example" || !strings.Contains(ok.HTML, "Check your inbox") {
+		t.Errorf("shop: %d %s", a.status, a.body)
+	}
+	for _, origin := range []string{"https://evil.example", "null", "https://shop.example.evil.example", "http://shop.example"} {
+		if a := post(origin); a.status != 403 || a.header.Get("Access-Control-Allow-Origin") != "" || a.header.Get("Content-Type") != "application/problem+json" {
+			t.Errorf("%s: %d %v", origin, a.status, a.header)
+		}
+		if a := w.send(w.request(http.MethodOptions, newsletter, "", "Origin", origin)); a.status == 204 {
+			t.Errorf("%s may ask first", origin)
+		}
+	}
+	if a := w.send(w.request(http.MethodOptions, newsletter, "", "Origin", "https://shop.example")); a.status != 204 || a.header.Get("Access-Control-Allow-Methods") != "POST" {
+		t.Errorf("preflight: %d", a.status)
+	}
+	if a := post(w.url); a.status != 200 {
+		t.Errorf("its own page: %d", a.status)
+	}
+	js := w.get(newsletter + ".js")
+	if js.status != 200 || !strings.Contains(js.body, `\u003cform method=\"post\"`) || !strings.Contains(js.body, w.url+newsletter) || js.header.Get("Cross-Origin-Resource-Policy") != "cross-origin" {
+		t.Errorf("script: %d %s", js.status, js.body)
+	}
+	for _, left := range []string{"(STYLE)", "= LANG;", "(ACTION", "(FORM"} {
+		if strings.Contains(js.body, left) {
+			t.Errorf("%s was not filled in", left)
+		}
+	}
+}
+
+func TestProgramsSendJSON(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	post := func(body string) answer {
+		return w.send(w.request(http.MethodPost, newsletter, body, "Content-Type", "application/json"))
+	}
+	if a := post(`{"email": "ada@example.com", "interests": ["ski"], "consent.newsletter": true, "onda_lang": "fr"}`); a.status != 200 || !strings.Contains(a.body, `"ok":true`) || !strings.Contains(a.body, "C’est presque fait.") {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+	if got := pgtest.One[string](t, w.db, "acme", "SELECT proof->>'text' FROM consent"); got != "Oui, envoyez-moi la lettre." {
+		t.Errorf("proof: %s", got)
+	}
+	a := post(`{"email": "ada"}`)
+	var r reply
+	if err := json.Unmarshal([]byte(a.body), &r); err != nil || a.status != 422 || r.Problems["email"] == "" || r.Problems["consent.newsletter"] == "" {
+		t.Errorf("problems: %d %s", a.status, a.body)
+	}
+	for body, status := range map[string]int{`{`: 400, `[]`: 400, `{"email": {}}`: 400, `{"email": "` + strings.Repeat("x", maxBody) + `"}`: 413} {
+		if a := post(body); a.status != status || a.header.Get("Content-Type") != "application/problem+json" {
+			t.Errorf("%.20s: %d %s", body, a.status, a.body)
+		}
+	}
+}

@@ -1,0 +1,534 @@
+package renderform
+
+import (
+	"context"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/onda-run/onda/internal/fn"
+	"github.com/onda-run/onda/internal/page"
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/token"
+)
+
+//go:embed pages embed.js
+var assets embed.FS
+
+const maxBody = 256 << 10
+
+// errOrigin is of a page that may not post the form.
+var errOrigin = errors.New("this site may not post the form: name it in the form's origins")
+
+// server answers the public HTTP of design section 7.
+type server struct {
+	*Forms
+	pages *page.Pages
+	embed string
+}
+
+// Handler makes the public HTTP of render-form.
+func (fs *Forms) Handler() (http.Handler, error) {
+	pages, err := page.New(assets, "pages/*.html")
+	if err != nil {
+		return nil, err
+	}
+	script, err := assets.ReadFile("embed.js")
+	if err != nil {
+		return nil, fmt.Errorf("read embed.js: %w", err)
+	}
+	s := &server{Forms: fs, pages: pages, embed: string(script)}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /f/{tenant}/{form}", s.answer(s.show))
+	mux.HandleFunc("POST /f/{tenant}/{form}", s.answer(s.post))
+	mux.HandleFunc("OPTIONS /f/{tenant}/{form}", s.answer(s.preflight))
+	mux.HandleFunc("GET /y/{token}", s.answer(s.confirmPage))
+	mux.HandleFunc("POST /y/{token}", s.answer(s.confirmNow))
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		status := http.StatusNotFound
+		if r.Method != http.MethodGet && r.Method != http.MethodHead && (strings.HasPrefix(r.URL.Path, "/f/") || strings.HasPrefix(r.URL.Path, "/y/")) {
+			w.Header().Set("Allow", "GET, HEAD, POST")
+			status = http.StatusMethodNotAllowed
+		}
+		s.error(w, r, status)
+	})
+	return mux, nil
+}
+
+func (s *server) error(w http.ResponseWriter, r *http.Request, status int) {
+	if err := s.pages.Error(w, r, status); err != nil {
+		fn.LogError(r.Context(), err)
+	}
+}
+
+// answer answers a handler's errors: with a page for people, with problem details for programs.
+func (s *server) answer(handle func(w http.ResponseWriter, r *http.Request) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		err := handle(w, r)
+		if err == nil {
+			return
+		}
+		var large *http.MaxBytesError
+		status := 0
+		switch {
+		case errors.Is(err, errNotFound):
+			status = http.StatusNotFound
+		case errors.Is(err, errOrigin):
+			status = http.StatusForbidden
+		case errors.As(err, &large):
+			status = http.StatusRequestEntityTooLarge
+		case errors.Is(err, errLimit):
+			status = http.StatusTooManyRequests
+		}
+		switch {
+		case status == 0 && wantsJSON(r):
+			fn.Fail(w, r, err)
+		case wantsJSON(r):
+			fn.Problem(w, r, status, http.StatusText(status), err.Error())
+		case status == http.StatusTooManyRequests:
+			lang := s.pages.Lang(r)
+			w.Header().Set("Retry-After", "3600")
+			s.write(w, r, page.View{
+				Status: status, Lang: lang, Icon: "warning", Title: s.pages.Text(lang, "form.limit.title"), Block: "text", Data: s.pages.Text(lang, "form.limit.text"),
+			})
+		case status == 0:
+			fn.LogError(r.Context(), err)
+			status, _ = fn.Status(err)
+			s.error(w, r, status)
+		default:
+			s.error(w, r, status)
+		}
+	}
+}
+
+func (s *server) write(w http.ResponseWriter, r *http.Request, v page.View) {
+	if err := s.pages.Write(w, r, v); err != nil {
+		fn.LogError(r.Context(), err)
+	}
+}
+
+// wantsJSON tells a program, or the embedded form, from a page.
+func wantsJSON(r *http.Request) bool {
+	return strings.HasPrefix(r.Header.Get("Content-Type"), "application/json") || strings.Contains(r.Header.Get("Accept"), "application/json")
+}
+
+// load reads the form that the path names.
+func (s *server) load(r *http.Request) (tenant string, f *form, err error) {
+	tenant = r.PathValue("tenant")
+	name := strings.TrimSuffix(r.PathValue("form"), ".js")
+	err = within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		f, err = readForm(ctx, tx, name, 0)
+		return err
+	})
+	if err == nil {
+		fn.LogTenant(r.Context(), tenant)
+	}
+	return tenant, f, err
+}
+
+// lang is the language of the form: the one that its page was shown in, else the visitor's, among those that it has texts in.
+func (f *form) lang(r *http.Request, shown string) string {
+	if _, ok := f.Texts[shown]; ok {
+		return shown
+	}
+	offered := []string{f.Locale}
+	for l := range f.Texts {
+		if l != f.Locale {
+			offered = append(offered, l)
+		}
+	}
+	slices.Sort(offered[1:])
+	if l := r.URL.Query().Get("lang"); l != "" {
+		return page.Negotiate(l, offered...)
+	}
+	return page.Negotiate(r.Header.Get("Accept-Language"), offered...)
+}
+
+// formView is the page of a form.
+func (s *server) formView(f *form, tenant, lang string, values url.Values, problems []failed) page.View {
+	v := f.view(lang, values, problems, func(key string, pairs ...any) string { return s.pages.Text(lang, key, pairs...) })
+	v.Action = "/f/" + url.PathEscape(tenant) + "/" + url.PathEscape(f.Name)
+	out := page.View{Lang: lang, Title: f.Text(lang, "title"), Brand: f.settings.Title, Block: "form", Data: v}
+	if f.Result.Redirect != "" {
+		if u, err := url.Parse(f.Result.Redirect); err == nil {
+			out.FormTo = []string{u.Scheme + "://" + u.Host}
+		}
+	}
+	if len(problems) > 0 {
+		out.Status = http.StatusUnprocessableEntity
+	}
+	return out
+}
+
+// show is the page of a form, or the script that shows it on another site.
+func (s *server) show(w http.ResponseWriter, r *http.Request) error {
+	tenant, f, err := s.load(r)
+	if err != nil {
+		return err
+	}
+	lang := f.lang(r, "")
+	v := s.formView(f, tenant, lang, f.prefilled(r), nil)
+	if strings.HasSuffix(r.PathValue("form"), ".js") {
+		return s.script(w, r, tenant, f, v)
+	}
+	// Without a referrer a browser would not say which site posts the form; the path has no secret in it.
+	w.Header().Set("Referrer-Policy", "same-origin")
+	s.write(w, r, v)
+	return nil
+}
+
+// prefilled are the hidden inputs, from where they are to come.
+func (f *form) prefilled(r *http.Request) url.Values {
+	values := url.Values{}
+	for _, in := range f.Inputs {
+		switch in.From {
+		case "query":
+			values.Set(in.Hidden, r.URL.Query().Get(in.Hidden))
+		case "referrer":
+			values.Set(in.Hidden, r.Referer())
+		}
+	}
+	return values
+}
+
+// script is the embedded form: the same as on its page, in a shadow tree.
+func (s *server) script(w http.ResponseWriter, r *http.Request, tenant string, f *form, v page.View) error {
+	html, err := s.fragment(v)
+	if err != nil {
+		return err
+	}
+	action := s.cfg.FormURL + "/f/" + url.PathEscape(tenant) + "/" + url.PathEscape(f.Name)
+	out := s.embed
+	for name, value := range map[string]string{"STYLE": s.pages.Embedded(), "LANG": v.Lang, "ACTION": action, "FORM": html} {
+		text, err := json.Marshal(value)
+		if err != nil {
+			return fmt.Errorf("encode the embedded form: %w", err)
+		}
+		// each stands once, after an opening parenthesis or an equals sign, and never in what is put in
+		out = strings.Replace(out, "("+name, "("+string(text), 1)
+		out = strings.Replace(out, "= "+name+";", "= "+string(text)+";", 1)
+	}
+	h := w.Header()
+	h.Set("Content-Type", "text/javascript; charset=utf-8")
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cross-Origin-Resource-Policy", "cross-origin")
+	h.Add("Vary", "Accept-Language")
+	h.Set("Content-Length", strconv.Itoa(len(out)))
+	if r.Method != http.MethodHead {
+		_, _ = w.Write([]byte(out))
+	}
+	return nil
+}
+
+// fragment is a page without its shell: the heading and the content.
+func (s *server) fragment(v page.View) (string, error) {
+	b, err := s.pages.Fragment(v)
+	return string(b), err
+}
+
+// allow lets the origins that the form names read the answer. A page that may not is refused.
+func (s *server) allow(w http.ResponseWriter, r *http.Request, f *form) error {
+	w.Header().Add("Vary", "Origin")
+	origin := r.Header.Get("Origin")
+	if origin == "" {
+		return nil // no browser, or one that posts to its own site
+	}
+	if slices.Contains(f.Origins, origin) {
+		w.Header().Set("Access-Control-Allow-Origin", origin)
+		return nil
+	}
+	u, err := url.Parse(origin)
+	own, ownErr := url.Parse(s.cfg.FormURL)
+	if err == nil && (u.Host == r.Host || ownErr == nil && u.Host == own.Host) && u.Host != "" {
+		return nil
+	}
+	return errOrigin
+}
+
+func (s *server) preflight(w http.ResponseWriter, r *http.Request) error {
+	_, f, err := s.load(r)
+	if err != nil {
+		return err
+	}
+	if err := s.allow(w, r, f); err != nil {
+		return err
+	}
+	h := w.Header()
+	h.Set("Access-Control-Allow-Methods", "POST")
+	h.Set("Access-Control-Allow-Headers", "Content-Type, Accept")
+	h.Set("Access-Control-Max-Age", "3600")
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// readValues reads what was sent: a form in either encoding, or a JSON object of the same names.
+func readValues(w http.ResponseWriter, r *http.Request) (url.Values, error) {
+	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	var large *http.MaxBytesError
+	if !strings.HasPrefix(r.Header.Get("Content-Type"), "application/json") {
+		err := r.ParseForm()
+		if err == nil {
+			if err = r.ParseMultipartForm(maxBody); errors.Is(err, http.ErrNotMultipart) {
+				err = nil
+			}
+		}
+		if err != nil && !errors.As(err, &large) {
+			err = fn.Permanent(errors.New("the form cannot be read"))
+		}
+		return r.PostForm, err
+	}
+	var in map[string]any
+	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+		if errors.As(err, &large) {
+			return nil, err
+		}
+		return nil, fn.Permanent(errors.New("the body is not a JSON object"))
+	}
+	values := url.Values{}
+	for k, v := range in {
+		switch v := v.(type) {
+		case nil:
+		case []any:
+			for _, item := range v {
+				values.Add(k, fmt.Sprint(item))
+			}
+		case float64:
+			values.Set(k, strconv.FormatFloat(v, 'f', -1, 64))
+		case map[string]any:
+			return nil, fn.Permanent(errors.New("the values must be texts, numbers, booleans or lists of them"))
+		default:
+			values.Set(k, fmt.Sprint(v))
+		}
+	}
+	return values, nil
+}
+
+// post takes in what was sent.
+func (s *server) post(w http.ResponseWriter, r *http.Request) error {
+	tenant, f, err := s.load(r)
+	if err != nil {
+		return err
+	}
+	if err := s.allow(w, r, f); err != nil {
+		return err
+	}
+	values, err := readValues(w, r)
+	if err != nil {
+		return err
+	}
+	lang := f.lang(r, values.Get(langInput))
+	in := sent{once: readOnce(values.Get(onceInput))}
+	if in.origin, err = s.origin(r, tenant); err != nil {
+		return err
+	}
+	var problems []failed
+	err = within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		if is, err := repeated(ctx, tx, in.once); err != nil || is {
+			return err
+		}
+		if err := f.count(ctx, tx, in.origin); err != nil {
+			return err
+		}
+		if f.Protect.Honeypot && values.Get(honeypot) != "" {
+			return f.reject(ctx, tx, in, "honeypot") // the program that fell for it is told nothing
+		}
+		e, wrong := f.check(values, lang)
+		if problems = wrong; len(problems) == 0 {
+			return s.submit(ctx, tx, f, e, in)
+		}
+		if slices.ContainsFunc(problems, func(p failed) bool { return p.Text == blockedDomain }) {
+			return f.reject(ctx, tx, sent{origin: in.origin}, "domain")
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if len(problems) > 0 {
+		return s.showProblems(w, r, f, s.formView(f, tenant, lang, values, problems))
+	}
+	return s.showResult(w, r, f, lang)
+}
+
+// origin is the hash of where a request came from.
+func (s *server) origin(r *http.Request, tenant string) ([]byte, error) {
+	from := page.Origin(r, s.cfg.Proxies)
+	if from == "" {
+		return nil, nil
+	}
+	keys, err := s.db.Keys(r.Context(), tenant)
+	if err != nil {
+		return nil, err
+	}
+	return keys.HashAddress("origin " + from), nil
+}
+
+// reply is what the embedded form and programs get.
+type reply struct {
+	OK       bool              `json:"ok"`
+	Title    string            `json:"title,omitempty"`
+	Message  string            `json:"message,omitempty"`
+	Redirect string            `json:"redirect,omitempty"`
+	Problems map[string]string `json:"problems,omitempty"`
+	HTML     string            `json:"html,omitempty"`
+}
+
+func sendJSON(w http.ResponseWriter, status int, a reply) error {
+	body, err := json.Marshal(a)
+	if err != nil {
+		return fmt.Errorf("encode the answer: %w", err)
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(status)
+	_, _ = w.Write(body)
+	return nil
+}
+
+func (s *server) showProblems(w http.ResponseWriter, r *http.Request, f *form, v page.View) error {
+	if !wantsJSON(r) {
+		w.Header().Set("Referrer-Policy", "same-origin")
+		s.write(w, r, v)
+		return nil
+	}
+	html, err := s.fragment(v)
+	if err != nil {
+		return err
+	}
+	a := reply{Title: s.pages.Text(v.Lang, "form.problems.title"), Problems: map[string]string{}, HTML: html}
+	if shown, ok := v.Data.(view); ok {
+		for _, p := range shown.Problems {
+			a.Problems[p.Name] = p.Problem
+		}
+	}
+	return sendJSON(w, http.StatusUnprocessableEntity, a)
+}
+
+// resultView is what is shown after it was sent.
+type resultView struct {
+	Message string
+	Confirm bool
+}
+
+func (s *server) showResult(w http.ResponseWriter, r *http.Request, f *form, lang string) error {
+	if f.Result.Redirect != "" {
+		if wantsJSON(r) {
+			return sendJSON(w, http.StatusOK, reply{OK: true, Redirect: f.Result.Redirect})
+		}
+		page.Harden(w.Header())
+		w.Header().Set("Cache-Control", "no-store")
+		w.Header().Set("Location", f.Result.Redirect)
+		w.WriteHeader(http.StatusSeeOther)
+		return nil
+	}
+	v := page.View{
+		Lang: lang, Brand: f.settings.Title, Icon: "done", Title: s.pages.Text(lang, "form.done.title"), Block: "result", Data: resultView{f.Text(lang, f.Result.Message), f.Confirm != nil},
+	}
+	if f.Confirm != nil {
+		v.Icon, v.Title = "mail", s.pages.Text(lang, "form.checkmail.title")
+	}
+	if !wantsJSON(r) {
+		s.write(w, r, v)
+		return nil
+	}
+	html, err := s.fragment(v)
+	if err != nil {
+		return err
+	}
+	return sendJSON(w, http.StatusOK, reply{OK: true, Title: v.Title, Message: f.Text(lang, f.Result.Message), HTML: html})
+}
+
+// claims proves the token of a confirmation.
+func (s *server) claims(r *http.Request) (tenant string, c token.Claims, submission int64, err error) {
+	tok := r.PathValue("token")
+	if c, err = token.Peek(tok, token.Confirm); err != nil {
+		return "", c, 0, errNotFound
+	}
+	tenant, err = s.db.TenantByNumber(r.Context(), c.Tenant)
+	if errors.Is(err, postgres.ErrUnknownTenant) {
+		return "", c, 0, errNotFound
+	}
+	if err != nil {
+		return "", c, 0, err
+	}
+	keys, err := s.db.Keys(r.Context(), tenant)
+	if err != nil {
+		return "", c, 0, err
+	}
+	if c, err = keys.Tokens.Verify(tok, token.Confirm, time.Now()); err != nil {
+		return "", c, 0, errNotFound
+	}
+	fn.LogTenant(r.Context(), tenant)
+	if v := r.URL.Query().Get("s"); v != "" {
+		if submission, err = strconv.ParseInt(v, 10, 64); err != nil || submission < 1 {
+			return "", c, 0, errNotFound
+		}
+	}
+	return tenant, c, submission, nil
+}
+
+// confirmPage shows the button; nothing happens before it is pressed.
+func (s *server) confirmPage(w http.ResponseWriter, r *http.Request) error {
+	tenant, c, submission, err := s.claims(r)
+	if err != nil {
+		return err
+	}
+	var o opting
+	err = within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		o, _, _, _, err = find(ctx, tx, c, submission, s.pages.Lang(r))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return s.showOpting(w, r, tenant, o)
+}
+
+func (s *server) confirmNow(w http.ResponseWriter, r *http.Request) error {
+	tenant, c, submission, err := s.claims(r)
+	if err != nil {
+		return err
+	}
+	origin, err := s.origin(r, tenant)
+	if err != nil {
+		return err
+	}
+	var o opting
+	err = within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		o, err = confirm(ctx, tx, c, submission, s.pages.Lang(r), origin)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return s.showOpting(w, r, tenant, o)
+}
+
+// optingView is what the pages of a confirmation show.
+type optingView struct{ Address, Topics string }
+
+func (s *server) showOpting(w http.ResponseWriter, r *http.Request, tenant string, o opting) error {
+	lang := s.pages.Lang(r)
+	v := page.View{Lang: lang, Brand: o.form.settings.Title, Data: optingView{o.address, strings.Join(o.topics, ", ")}}
+	switch o.state {
+	case "pending":
+		v.Icon, v.Title, v.Block = "mail", s.pages.Text(lang, "confirm.title"), "confirm"
+	case "confirmed":
+		v.Icon, v.Title, v.Block = "done", s.pages.Text(lang, "confirmed.title"), "confirmed"
+	default:
+		v.Status, v.Icon, v.Title, v.Block = http.StatusGone, "warning", s.pages.Text(lang, "confirm.expired.title"), "expired"
+		v.Data = "/f/" + url.PathEscape(tenant) + "/" + url.PathEscape(o.form.Name)
+	}
+	s.write(w, r, v)
+	return nil
+}

@@ -1,0 +1,154 @@
+// Package renderform shows forms and takes in what is sent with them: contacts, and consent with its proof.
+//
+// Invariants: GET and HEAD change nothing; what a form says of somebody who is there already is written only when the address was confirmed, where the form asks for that;
+// whether an address is known is told to nobody; one page that is sent twice is one submission; consent is recorded with the very text that was shown.
+package renderform
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"github.com/onda-run/onda/internal/fn"
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// drainer is who posts the events that a process of this function did not live to post: it takes none itself.
+const drainer = "campaign"
+
+// Config is render-form's part of the environment.
+type Config struct {
+	Postgres postgres.Config
+	// FormURL is where the function is reached from outside: it is in the links of confirmation mails.
+	FormURL string `env:"ONDA_FORM_URL, required"`
+	// Proxies is how many proxies stand before the function; each adds an entry to X-Forwarded-For.
+	Proxies int `env:"ONDA_PROXIES, default=1"`
+}
+
+// Check tells what cannot be.
+func (c *Config) Check() error {
+	u, err := url.Parse(c.FormURL)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
+		return fmt.Errorf("ONDA_FORM_URL: %q is not a URL such as https://forms.example.com", c.FormURL)
+	}
+	if c.Proxies < 0 {
+		return fmt.Errorf("ONDA_PROXIES: %d is below 0", c.Proxies)
+	}
+	return nil
+}
+
+// Forms is the function.
+type Forms struct {
+	cfg Config
+	db  *postgres.DB
+}
+
+// New makes the function on a database; nothing is connected to yet.
+func New(cfg Config, db *postgres.DB) *Forms {
+	cfg.FormURL = strings.TrimRight(cfg.FormURL, "/")
+	return &Forms{cfg: cfg, db: db}
+}
+
+// Build is the function render-form. It takes no events, since anyone could post them.
+func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
+	var cfg Config
+	if err := rt.Config(ctx, &cfg); err != nil {
+		return fn.Handler{}, err
+	}
+	db, err := postgres.Open(cfg.Postgres)
+	if err != nil {
+		return fn.Handler{}, err
+	}
+	h := fn.Handler{Close: func(context.Context) error { db.Close(); return nil }}
+	if rt.Sink != "" {
+		h.After = func(ctx context.Context) {
+			if err := db.DrainPending(ctx, rt.Publish); err != nil {
+				rt.Log.Warn("publish events", zap.Error(err))
+			}
+		}
+	}
+	if h.HTTP, err = New(cfg, db).Handler(); err != nil {
+		return fn.Handler{}, err
+	}
+	return h, nil
+}
+
+// errNotFound answers 404.
+var errNotFound = errors.New("not found")
+
+// form is a version of a Form document with the fields that it asks for.
+type form struct {
+	*spec.Form
+	entity   int32
+	document int64
+	version  int32
+	fields   map[string]*spec.Field
+	settings *spec.Settings
+}
+
+// readForm reads the version of a form that is in force, or the one with that id when document is not 0.
+func readForm(ctx context.Context, tx *postgres.Tx, name string, document int64) (*form, error) {
+	f := &form{fields: map[string]*spec.Field{}, settings: spec.DefaultSettings()}
+	var doc []byte
+	err := tx.QueryRow(ctx, `SELECT e.id, d.id, d.version, d.spec FROM entity e JOIN document d ON d.entity = e.id
+		WHERE e.kind = $1 AND CASE WHEN $3 > 0 THEN d.id = $3 ELSE e.name = $2 AND d.id = e.current END`, spec.KindForm, name, document).
+		Scan(&f.entity, &f.document, &f.version, &doc)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, errNotFound
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read a form: %w", err)
+	}
+	if f.Form, err = spec.DecodeAs[*spec.Form](spec.KindForm, doc); err != nil {
+		return nil, err
+	}
+	for _, b := range spec.BuiltinFields() {
+		f.fields[b.Name] = b
+	}
+	names := []string{spec.LocaleField, "settings"}
+	for _, in := range f.Inputs {
+		names = append(names, in.Field)
+	}
+	rows, err := tx.Query(ctx, "SELECT e.kind, d.spec FROM entity e JOIN document d ON d.id = e.current WHERE e.kind IN ($1, $2) AND e.name = ANY ($3)",
+		spec.KindField, spec.KindSettings, names)
+	if err != nil {
+		return nil, fmt.Errorf("read the fields of a form: %w", err)
+	}
+	var kind string
+	_, err = pgx.ForEachRow(rows, []any{&kind, &doc}, func() error {
+		d, err := spec.Decode(kind, doc)
+		switch d := d.(type) {
+		case *spec.Field:
+			f.fields[d.Name] = d
+		case *spec.Settings:
+			f.settings = d
+		}
+		doc = nil
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the fields of a form: %w", err)
+	}
+	return f, nil
+}
+
+// within is InTenant for requests of visitors: it waits no longer than a second for a lock.
+func within(ctx context.Context, db *postgres.DB, tenant string, f func(ctx context.Context, tx *postgres.Tx) error) error {
+	err := db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		if _, err := tx.Exec(ctx, "SELECT set_config('lock_timeout', '1s', true)"); err != nil {
+			return err
+		}
+		return f(ctx, tx)
+	})
+	if errors.Is(err, postgres.ErrUnknownTenant) || errors.Is(err, postgres.ErrForeignTenant) {
+		return errNotFound
+	}
+	return err
+}

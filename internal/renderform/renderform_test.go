@@ -1,0 +1,243 @@
+package renderform
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"regexp"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2"
+
+	"github.com/onda-run/onda/internal/apply"
+	"github.com/onda-run/onda/internal/event/eventtest"
+	"github.com/onda-run/onda/internal/pgtest"
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+const documents = `
+apiVersion: onda/v1
+kind: Settings
+metadata: {name: settings, title: "Sail & Ski"}
+spec: {zone: Europe/Oslo}
+---
+apiVersion: onda/v1
+kind: Topic
+metadata: {name: newsletter}
+spec: {title: {en: Newsletter, fr: Lettre d’information}, public: true}
+---
+apiVersion: onda/v1
+kind: Topic
+metadata: {name: offers, title: Offers}
+spec: {optIn: single, public: true}
+---
+apiVersion: onda/v1
+kind: Field
+metadata: {name: first_name, title: First name}
+spec: {type: text, visitorWritable: true}
+---
+apiVersion: onda/v1
+kind: Field
+metadata: {name: country, title: Country}
+spec: {type: country, visitorWritable: true}
+---
+apiVersion: onda/v1
+kind: Field
+metadata: {name: company, title: Company}
+spec: {type: text, visitorWritable: true}
+---
+apiVersion: onda/v1
+kind: Field
+metadata: {name: interests, title: Interests}
+spec: {type: multiselect, options: [ski, sail], visitorWritable: true}
+---
+apiVersion: onda/v1
+kind: Field
+metadata: {name: locale, title: Language}
+spec: {type: language, visitorWritable: true}
+---
+apiVersion: onda/v1
+kind: Email
+metadata: {name: confirm-newsletter}
+spec:
+  transactional: true
+  from: "Sail & Ski <hello@acme.example>"
+  subject: Please confirm
+  html: '<p><a href="{{ confirm_url }}">Confirm</a></p>'
+---
+apiVersion: onda/v1
+kind: Email
+metadata: {name: welcome}
+spec: {topic: newsletter, from: "Sail & Ski <hello@acme.example>", subject: Welcome, html: '<p>Hello <a href="{{ unsubscribe_url }}">Unsubscribe</a></p>'}
+---
+apiVersion: onda/v1
+kind: Segment
+metadata: {name: everyone}
+spec: {where: {field: email, exists: true}}
+---
+apiVersion: onda/v1
+kind: Campaign
+metadata: {name: onboarding}
+spec: {topic: newsletter, enter: [{segment: everyone}], steps: [{send: {email: welcome}}]}
+---
+apiVersion: onda/v1
+kind: Form
+metadata: {name: newsletter}
+spec:
+  locales:
+    default: en
+    texts:
+      en: {title: Snow in your inbox, intro: "Twice a month we write of snow, trips and gear that lasts.", submit: Sign me up, email: Email address, first_name: First name, country: Country, company: Company, interests: What do you like?, interests.ski: Skiing, interests.sail: Sailing, message: Anything to tell us?, news: "Yes, send me the newsletter. I can unsubscribe at any time.", tracking: You may see which mails I open and which links I follow., thanks: Nearly there. We have sent you a mail.}
+      fr: {title: La neige dans votre boîte, intro: "Deux fois par mois, de la neige, des sorties et du matériel.", submit: M’inscrire, email: Adresse e-mail, first_name: Prénom, country: Pays, company: Entreprise, interests: Qu’aimez-vous ?, interests.ski: Ski, interests.sail: Voile, message: Autre chose ?, news: "Oui, envoyez-moi la lettre.", tracking: Vous pouvez voir ce que j’ouvre., thanks: C’est presque fait.}
+  inputs:
+    - {field: email, required: true}
+    - {field: first_name, hideWhenKnown: true}
+    - {field: country, as: select}
+    - {field: company, required: true, showIf: {field: country, in: [FR, BE]}}
+    - {field: interests}
+    - {name: message, type: textarea, maxLength: 200}
+    - {consent: newsletter, label: news, required: true}
+    - {consent: tracking.email, label: tracking}
+    - {hidden: utm, from: query}
+  protect: {honeypot: true, perAddress: 30/h, blockDomains: [mailinator.com]}
+  confirm: {email: confirm-newsletter, expires: 7d}
+  submitted: [{tag: {add: [web]}}]
+  confirmed: [{campaign: {enter: onboarding}}, {tag: {add: [confirmed], remove: [web]}}]
+  result: {message: thanks}
+  origins: ["https://shop.example"]
+---
+apiVersion: onda/v1
+kind: Form
+metadata: {name: offers}
+spec:
+  locales: {default: en, texts: {en: {title: Offers, submit: Send, email: Email, text: Send me offers.}}}
+  inputs: [{field: email, required: true}, {consent: offers, label: text}]
+  protect: {perAddress: 2/h}
+  result: {redirect: "https://shop.example/thanks"}
+`
+
+// world is a database with the same forms in both tenants, and the function before it.
+type world struct {
+	t     *testing.T
+	db    *postgres.DB
+	admin *postgres.Admin
+	url   string
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	d := pgtest.New(t)
+	db := d.DB(t)
+	for _, tenant := range []string{pgtest.Acme, pgtest.Brava} {
+		pgtest.In(t, db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+			set, err := apply.Load(ctx, tx, fstest.MapFS{"all.yaml": {Data: []byte(documents)}})
+			if err != nil {
+				return err
+			}
+			_, err = apply.Apply(ctx, tx, set)
+			return err
+		})
+	}
+	var h http.Handler
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.ServeHTTP(w, r) }))
+	t.Cleanup(s.Close)
+	var err error
+	if h, err = New(Config{FormURL: s.URL, Proxies: 1}, db).Handler(); err != nil {
+		t.Fatal(err)
+	}
+	return &world{t: t, db: db, admin: d.Admin(t), url: s.URL}
+}
+
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+func (w *world) send(r *http.Request) answer {
+	w.t.Helper()
+	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	res, err := client.Do(r)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return answer{res.StatusCode, res.Header, string(b)}
+}
+
+func (w *world) request(method, path, body string, header ...string) *http.Request {
+	w.t.Helper()
+	if !strings.HasPrefix(path, "http") {
+		path = w.url + path
+	}
+	r, err := http.NewRequest(method, path, strings.NewReader(body))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	return r
+}
+
+func (w *world) get(path string, header ...string) answer {
+	w.t.Helper()
+	return w.send(w.request(http.MethodGet, path, "", header...))
+}
+
+var hiddenInput = regexp.MustCompile(`<input type="hidden" name="([^"]*)" value="([^"]*)">`)
+
+// fill opens the form and gives what a browser would send: its hidden inputs and the values.
+func (w *world) fill(path string, values url.Values) url.Values {
+	w.t.Helper()
+	out := url.Values{}
+	for _, m := range hiddenInput.FindAllStringSubmatch(w.get(path).body, -1) {
+		out.Set(m[1], m[2])
+	}
+	for k, v := range values {
+		out[k] = v
+	}
+	return out
+}
+
+func (w *world) post(path string, values url.Values, header ...string) answer {
+	w.t.Helper()
+	return w.send(w.request(http.MethodPost, path, values.Encode(), append([]string{"Content-Type", "application/x-www-form-urlencoded"}, header...)...))
+}
+
+// confirmURL is the link in the newest confirmation mail.
+func (w *world) confirmURL(tenant string) string {
+	return pgtest.One[string](w.t, w.db, tenant, "SELECT data->>'confirm_url' FROM request ORDER BY delivery DESC LIMIT 1")
+}
+
+// drain posts what waits in the outbox, and checks every event.
+func (w *world) drain(tenant string) (types []string) {
+	w.t.Helper()
+	_, err := w.db.Drain(context.Background(), tenant, drainer, func(_ context.Context, e cloudevents.Event) error {
+		eventtest.Validate(w.t, e)
+		types = append(types, strings.TrimSuffix(strings.TrimPrefix(e.Type(), "onda."), ".v1"))
+		return nil
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return types
+}
+
+func (w *world) move(tenant string, d time.Duration) {
+	w.t.Helper()
+	if _, err := w.admin.MoveClock(context.Background(), tenant, d); err != nil {
+		w.t.Fatal(err)
+	}
+}

@@ -1,0 +1,221 @@
+package renderform
+
+import (
+	"cmp"
+	"crypto/rand"
+	"encoding/base64"
+	"net/url"
+	"slices"
+	"strings"
+
+	"golang.org/x/text/collate"
+	"golang.org/x/text/language"
+	"golang.org/x/text/language/display"
+
+	"github.com/onda-run/onda/internal/spec"
+)
+
+// Names of inputs that are ours.
+const (
+	onceInput    = "onda_once"
+	langInput    = "onda_lang"
+	visitorInput = "onda_visitor"
+	honeypot     = "onda_website"
+)
+
+// view is what the template of a form shows.
+type view struct {
+	Action, Intro, Submit, Once, Prefix string
+	Honeypot                            bool
+	Inputs                              []inputView
+	Problems                            []inputView
+}
+
+// inputView is one input.
+type inputView struct {
+	ID, Name, Kind, Label, Help, Value, Autocomplete, Problem string
+	Required, Checked                                         bool
+	Max                                                       int
+	Options                                                   []optionView
+}
+
+type optionView struct {
+	ID, Value, Label string
+	Selected         bool
+}
+
+// view makes what is shown of a form, with what was sent and what was wrong with it. text gives our own texts.
+func (f *form) view(lang string, values url.Values, problems []failed, text func(key string, pairs ...any) string) view {
+	v := view{
+		Submit: f.Text(lang, spec.TextSubmit), Intro: f.Text(lang, "intro"), Honeypot: f.Protect.Honeypot, Once: newOnce(), Prefix: "onda-" + f.Name + "-",
+	}
+	wrong := map[string]string{}
+	for _, p := range problems {
+		wrong[p.Key] = text(p.Text, "max", p.Max)
+	}
+	for _, in := range f.Inputs {
+		i := f.input(in, lang, values, text)
+		i.ID = v.Prefix + strings.NewReplacer(".", "-").Replace(in.Key())
+		for k := range i.Options {
+			i.Options[k].ID = i.ID + "-" + i.Options[k].Value
+		}
+		if i.Problem = wrong[in.Key()]; i.Problem != "" {
+			v.Problems = append(v.Problems, i)
+		}
+		v.Inputs = append(v.Inputs, i)
+	}
+	for k, p := range v.Problems {
+		if p.Kind == "checkboxes" || p.Kind == "radio" { // the link leads to something that can be focused
+			v.Problems[k].ID = p.Options[0].ID
+		}
+	}
+	return v
+}
+
+func (f *form) input(in spec.Input, lang string, values url.Values, text func(key string, pairs ...any) string) inputView {
+	key := in.Key()
+	i := inputView{Name: key, Value: values.Get(key), Required: in.Required && in.ShowIf == nil, Max: in.MaxLength, Kind: string(in.As)}
+	if in.Hidden != "" {
+		i.Kind = "hidden"
+		return i
+	}
+	i.Label = f.Text(lang, in.Label)
+	if in.Help != "" {
+		i.Help = f.Text(lang, in.Help)
+	}
+	if in.Consent != "" {
+		i.Kind, i.Checked = "consent", isTicked(i.Value) // ticked only when the visitor did it a moment ago
+		return i
+	}
+	fd := f.fields[in.Field]
+	if fd == nil {
+		fd = &spec.Field{Type: spec.TypeText}
+	}
+	options := in.Options
+	if in.Field != "" {
+		i.Kind = kindOf(in, fd)
+		i.Autocomplete = autocomplete(in.Field)
+		options = fd.Options
+	}
+	chosen := values[key]
+	add := func(value, label string) {
+		i.Options = append(i.Options, optionView{Value: value, Label: label, Selected: slices.Contains(chosen, value)})
+	}
+	switch {
+	case i.Kind == "checkbox":
+		i.Checked = isTicked(i.Value)
+	case i.Kind != "select" && i.Kind != "radio" && i.Kind != "checkboxes":
+	case fd.Type == spec.TypeBoolean:
+		add("true", text("form.yes"))
+		add("false", text("form.no"))
+	case fd.Type == spec.TypeCountry:
+		i.Options = countries(lang, i.Value)
+	case fd.Type == spec.TypeLanguage:
+		i.Options = languages(lang, i.Value)
+	default:
+		for _, o := range options {
+			label := f.Text(lang, in.Label+"."+o)
+			add(o, cmp.Or(label, o))
+		}
+	}
+	if len(i.Options) == 0 && (i.Kind == "select" || i.Kind == "radio" || i.Kind == "checkboxes") {
+		i.Kind = "text" // a choice from nothing
+	}
+	return i
+}
+
+// kindOf is how an input of a field is shown.
+func kindOf(in spec.Input, fd *spec.Field) string {
+	switch {
+	case fd.Type == spec.TypeMultiselect:
+		return "checkboxes"
+	case fd.Type == spec.TypeDatetime:
+		return "datetime-local"
+	case fd.Type == spec.TypeTimezone:
+		return "text"
+	case in.As != "":
+		return string(in.As)
+	case in.Field == "email":
+		return "email"
+	}
+	switch fd.Type {
+	case spec.TypeNumber, spec.TypeDate, spec.TypeURL, spec.TypeSelect:
+		return string(fd.Type)
+	case spec.TypePhone:
+		return "tel"
+	case spec.TypeBoolean:
+		return "checkbox"
+	case spec.TypeCountry, spec.TypeLanguage:
+		return "select"
+	}
+	return "text"
+}
+
+// autocomplete lets a browser fill in what it knows (WCAG 2.2, 1.3.5).
+func autocomplete(field string) string {
+	return map[string]string{
+		"email": "email", "first_name": "given-name", "last_name": "family-name", "name": "name", "full_name": "name", "company": "organization",
+		"phone": "tel", "mobile": "tel", "country": "country", "city": "address-level2", "postcode": "postal-code", "zip": "postal-code",
+		"birthday": "bday", "website": "url", "job_title": "organization-title", "language": "language", "locale": "language",
+	}[field]
+}
+
+// countries are those of ISO 3166-1 by their names in a language, in its order.
+func countries(lang, chosen string) []optionView {
+	tag := language.Make(lang)
+	names := display.Regions(tag)
+	var out []optionView
+	for a := 'A'; a <= 'Z'; a++ {
+		for b := 'A'; b <= 'Z'; b++ {
+			code := string([]rune{a, b})
+			r, err := language.ParseRegion(code)
+			if err != nil || !r.IsCountry() || r.IsGroup() || r.Canonicalize() != r || r.String() != code || noCountry(code) {
+				continue
+			}
+			if name := names.Name(r); name != "" {
+				out = append(out, optionView{Value: code, Label: name, Selected: code == chosen})
+			}
+		}
+	}
+	inOrder(tag, out)
+	return out
+}
+
+// noCountry are codes that are reserved for something else, or for what is no more.
+func noCountry(code string) bool {
+	return slices.Contains([]string{"AC", "AN", "CP", "CQ", "DG", "EA", "EU", "EZ", "IC", "QO", "TA", "UN", "XA", "XB", "XK", "ZZ"}, code)
+}
+
+// languages are those that a company is likely to write in, by their own names.
+func languages(lang, chosen string) []optionView {
+	var out []optionView
+	for _, code := range []string{
+		"ar", "bg", "ca", "cs", "da", "de", "el", "en", "es", "et", "eu", "fi", "fr", "ga", "gl", "he", "hi", "hr", "hu", "id", "is", "it", "ja", "ko", "lt", "lv", "mt", "nl", "no",
+		"pl", "pt", "pt-BR", "ro", "ru", "sk", "sl", "sr", "sv", "sw", "tr", "uk", "vi", "zh",
+	} {
+		out = append(out, optionView{Value: code, Label: display.Self.Name(language.Make(code)), Selected: code == chosen})
+	}
+	inOrder(language.Make(lang), out)
+	return out
+}
+
+func inOrder(tag language.Tag, list []optionView) {
+	c := collate.New(tag)
+	slices.SortFunc(list, func(a, b optionView) int { return c.CompareString(a.Label, b.Label) })
+}
+
+// newOnce names one showing of a form.
+func newOnce() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails: the program ends if the system has no randomness
+	return base64.RawURLEncoding.EncodeToString(b[:])
+}
+
+// readOnce gives nil for what is not from newOnce.
+func readOnce(s string) []byte {
+	b, err := base64.RawURLEncoding.DecodeString(s)
+	if err != nil || len(b) != 16 {
+		return nil
+	}
+	return b
+}
