@@ -188,6 +188,9 @@ func (c *checker) confirms(email string) bool {
 
 // compiles puts an email together with its layout, as send will.
 func (c *checker) compiles(e *Email, n *node) {
+	if c.doc.broken {
+		return // what is missing was said
+	}
 	var layout *Layout
 	if e.Layout != "" {
 		var ok bool
