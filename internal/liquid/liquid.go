@@ -52,6 +52,7 @@ type Template struct {
 	// plain is the whole output when there is nothing to render
 	plain  string
 	static bool
+	size   int // of the source: about what a rendering needs
 }
 
 // Parse reads a template. When there are problems, it gives them all and no template.
@@ -68,7 +69,7 @@ func Parse(src string, mode Mode) (*Template, []Problem) {
 	if len(c.problems) > 0 {
 		return nil, c.sorted()
 	}
-	t := &Template{mode: mode, names: c.names, cfg: c.config()}
+	t := &Template{mode: mode, names: c.names, cfg: c.config(), size: len(src)}
 	if !slices.ContainsFunc(toks, func(t token) bool { return t.kind != textToken }) {
 		t.static, t.plain = true, t.finish(src)
 		return t, nil
@@ -154,6 +155,7 @@ func (t *Template) Render(vars map[string]any) (out string, err error) {
 		return t.plain, nil
 	}
 	b := &budget{began: time.Now()}
+	b.w.Grow(t.size)
 	scope := make(map[string]any, len(vars)+1)
 	for k, v := range vars {
 		scope[k] = v
