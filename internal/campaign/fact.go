@@ -65,12 +65,13 @@ func contactsIn(facts []postgres.Fact) []int64 {
 	return slices.Compact(ids)
 }
 
-// touch makes the journeys of contacts due. One that is being moved at this moment is waited for, since it may have looked before the fact was there.
+// touch makes the journeys of contacts due, also those that are due already: one of these may be moved at this moment, by a pass that looked before the fact was
+// there and is about to park it for days. The update waits for that pass, and then makes the journey due again.
 func touch(ctx context.Context, tx *postgres.Tx, contacts []int64) (int64, error) {
 	if len(contacts) == 0 {
 		return 0, nil
 	}
-	tag, err := tx.Exec(ctx, `UPDATE journey SET due_at = onda.now() WHERE contact = ANY ($1) AND state = 'active' AND due_at > onda.now()`, contacts)
+	tag, err := tx.Exec(ctx, `UPDATE journey SET due_at = least(due_at, onda.now()) WHERE contact = ANY ($1) AND state = 'active'`, contacts)
 	if err != nil {
 		return 0, fmt.Errorf("touch journeys: %w", err)
 	}
@@ -92,8 +93,8 @@ func (d *documents) touchByMail(ctx context.Context, tx *postgres.Tx, facts []po
 	if err != nil || len(waiting) == 0 {
 		return 0, err
 	}
-	tag, err := tx.Exec(ctx, `UPDATE journey j SET due_at = onda.now() FROM step s
-		WHERE s.delivery = ANY ($1) AND j.id = s.journey AND j.state = 'active' AND j.due_at > onda.now() AND j.document = ANY ($2)`, mails, waiting)
+	tag, err := tx.Exec(ctx, `UPDATE journey j SET due_at = least(j.due_at, onda.now()) FROM step s
+		WHERE s.delivery = ANY ($1) AND j.id = s.journey AND j.state = 'active' AND j.document = ANY ($2)`, mails, waiting)
 	if err != nil {
 		return 0, fmt.Errorf("touch journeys by their mails: %w", err)
 	}

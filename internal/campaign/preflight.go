@@ -81,16 +81,16 @@ func (p *Preflight) count(ctx context.Context, tx *postgres.Tx, b *spec.Broadcas
 	if err != nil {
 		return fmt.Errorf("%s %s, %w", p.Kind, p.Name, err)
 	}
-	topic := ""
-	args = append([]any{p.Topic}, args...)
-	if p.Topic != "" {
-		topic = "$1"
-	}
-	reason := "CASE WHEN $1 = '' THEN NULL END"
+	reason := "NULL::text" // nothing is sent, so nobody is refused
 	if b.Email != "" {
+		topic := ""
+		if p.Topic != "" {
+			topic = "t.topic"
+		}
 		reason = contact.GateSQL("c", topic)
 	}
-	rows, err := tx.Query(ctx, `SELECT CASE WHEN $1::text IS NULL THEN '' WHEN `+excluded+` THEN 'excluded' ELSE coalesce(`+reason+`, '') END, count(*) FROM `+from+` GROUP BY 1`, args...)
+	rows, err := tx.Query(ctx, `SELECT CASE WHEN `+excluded+` THEN 'excluded' ELSE coalesce(`+reason+`, '') END, count(*)
+		FROM (SELECT $1::text AS topic) t CROSS JOIN `+from+` GROUP BY 1`, append([]any{p.Topic}, args...)...)
 	if err != nil {
 		return fmt.Errorf("count the audience of %s: %w", p.Name, err)
 	}

@@ -193,6 +193,57 @@ func (w *world) advance(limit int) {
 	})
 }
 
+// A fact that comes while a journey is being moved, by a pass that did not see it, is not forgotten: the journey is due again right after.
+func TestAFactDuringAPass(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	c := w.people(pgtest.Acme, 1)
+	w.campaign("welcome", welcome)
+	w.start("welcome")
+	w.everything()
+	w.exec("UPDATE journey SET due_at = onda.now()")
+	looked, release := make(chan struct{}), make(chan struct{})
+	var passed, touched sync.WaitGroup
+	passed.Go(func() {
+		err := w.db.InTenant(context.Background(), pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+			_, _, err := w.engine.docs.advance(ctx, tx, 1, chunk)
+			close(looked)
+			<-release
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	<-looked
+	done := make(chan struct{})
+	touched.Go(func() {
+		defer close(done)
+		err := w.db.InTenant(context.Background(), pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+			_, err := touch(ctx, tx, []int64{c})
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	w.eventually("the reader waits for the pass", func() bool {
+		select {
+		case <-done: // it did not wait, and the end will show it
+			return true
+		default:
+		}
+		return w.count(`SELECT count(*) FROM pg_locks l WHERE NOT l.granted AND EXISTS (SELECT FROM pg_locks m
+			WHERE m.pid = l.pid AND m.database = (SELECT oid FROM pg_database WHERE datname = current_database()))`) > 0
+	})
+	close(release)
+	passed.Wait()
+	touched.Wait()
+	if n := w.count("SELECT count(*) FROM journey WHERE due_at <= onda.now()"); n != 1 {
+		t.Error("the journey is parked, and nobody looks at what has happened")
+	}
+}
+
 // The same things happen in each world, at the same times; they are read in any order, in any portions, once the doorbell rings or only by the sweep. The
 // end is the same.
 func TestOrderDecidesNothing(t *testing.T) {
