@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"html"
+	"net"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -17,7 +18,16 @@ var (
 	valued = regexp.MustCompile(`value="([^"]*)"`)
 )
 
-// signUp fills in the form as a browser does, and answers what the page says after it.
+// visitor is a browser at an address of its own on the loopback network, since the form lets only so many sign up from one address.
+func (s *stack) visitor(n int) *stack {
+	v := *s
+	client := *s.client
+	client.Transport = &http.Transport{DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(1+n%250))}}).DialContext}
+	v.client = &client
+	return &v
+}
+
+// signUp fills in the form as a browser does.
 func (s *stack) signUp(ctx context.Context, form string, fields url.Values) error {
 	page := fmt.Sprintf("%s/f/%s/%s", s.url, tenant, form)
 	body, err := s.fetch(ctx, http.MethodGet, page, nil, http.Header{"User-Agent": {browser}})
