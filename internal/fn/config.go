@@ -102,17 +102,15 @@ func readConfig(ctx context.Context, cfg any, env envconfig.Lookuper) error {
 	return nil
 }
 
-// reason is the innermost error without the Go fields' names before it, which say nothing to who set the variable, and on one line.
+// reason is an error's text on one line, without the names of Go fields before it, which say nothing to who set the variable.
 func reason(err error) string {
-	for inner := errors.Unwrap(err); inner != nil; inner = errors.Unwrap(err) {
-		if _, ok := inner.(interface{ Unwrap() []error }); ok {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil {
 			break
 		}
-		// strconv's errors repeat the value in their outer layer only
-		if errors.Unwrap(inner) == nil && !strings.HasSuffix(err.Error(), ": "+inner.Error()) {
-			break
-		}
-		if strings.HasPrefix(err.Error(), "strconv.") {
+		field, ok := strings.CutSuffix(err.Error(), ": "+inner.Error())
+		if !ok || strings.ContainsAny(field, " .:") {
 			break
 		}
 		err = inner
