@@ -208,6 +208,9 @@ func (m *Mail) vars(locale string, parts *spec.Parts) (map[string]any, error) {
 		spec.VarUnsubscribeURL: urls.unsubscribe, spec.VarPreferencesURL: urls.preferences, spec.VarWebviewURL: urls.webView,
 		spec.VarConfirmURL: data[spec.VarConfirmURL], // whoever asks for the mail makes it
 	}
+	if urls.pixel == "" {
+		delete(vars, spec.VarPixel) // in Liquid an empty text is true
+	}
 	if e.topic != nil {
 		vars[spec.VarTopic] = map[string]any{"name": e.Topic, "title": e.topic.TitleIn(locale, e.Settings.Locale), "description": e.topic.DescriptionIn(locale, e.Settings.Locale)}
 	}
