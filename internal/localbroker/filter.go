@@ -25,8 +25,7 @@ type filter struct {
 
 // newFilter builds the filter of a valid trigger. It refuses what Knative accepts and then reads otherwise than it is written.
 func newFilter(t *eventingv1.Trigger) (filter, error) {
-	silent := zap.NewNop()
-	f := filter{ctx: logging.WithLogger(context.Background(), silent.Sugar())}
+	f := filter{ctx: logging.WithLogger(context.Background(), zap.NewNop().Sugar())}
 	if len(t.Spec.Filters) == 0 {
 		var wanted map[string]string
 		if t.Spec.Filter != nil {
@@ -40,7 +39,7 @@ func newFilter(t *eventingv1.Trigger) (filter, error) {
 			return f, fmt.Errorf("filters[%d]%w", i, err)
 		}
 	}
-	f.knative = subscriptionsapi.CreateSubscriptionsAPIFilters(silent, t.Spec.Filters)
+	f.knative = compose(t.Spec.Filters)
 	return f, nil
 }
 

@@ -111,8 +111,8 @@ func TestOtherKindsAreIgnored(t *testing.T) {
 	}
 }
 
-// TestFiltersGoroutinesEnd counts on synctest, which fails when a goroutine of the bubble is left.
-func TestFiltersGoroutinesEnd(t *testing.T) {
+// TestNoGoroutineIsLeft counts on synctest, which fails when a goroutine of the bubble is left, such as those that Knative's composed filters start.
+func TestNoGoroutineIsLeft(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		many := trigger("send", `filters: [{exact: {tenant: acme}}, {any: [{exact: {stream: facts}}, {not: {all: [{prefix: {type: a}}, {suffix: {type: b}}]}}]}]`)

@@ -97,7 +97,7 @@ func Load(dir fs.FS) (*Routes, error) {
 	return l.routes, nil
 }
 
-// Close ends the goroutines of the filters. Nothing may be filtered with them afterwards.
+// Close gives back what Knative's filters hold. Nothing may be filtered with them afterwards.
 func (r *Routes) Close() {
 	for _, t := range r.Triggers {
 		t.filter.close()
