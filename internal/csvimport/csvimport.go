@@ -79,7 +79,7 @@ const (
 // the file can be imported again.
 func Import(ctx context.Context, db *postgres.DB, tenant string, r io.Reader, opts Options) (Result, error) {
 	began := time.Now()
-	im := &importer{db: db, tenant: tenant, opts: opts, seen: map[uint64]int{}, seed: maphash.MakeSeed()}
+	im := &importer{db: db, tenant: tenant, opts: opts, seen: map[uint64]int{}, seed: maphash.MakeSeed(), analyzeAt: chunkRows}
 	if im.opts.Cause == "" {
 		im.opts.Cause = "import"
 	}
@@ -99,6 +99,8 @@ type importer struct {
 	rejects *csv.Writer
 	seen    map[uint64]int // hash of an address or external id → row
 	seed    maphash.Seed
+
+	analyzeAt int // how many made contacts
 
 	rows   []contact.Row
 	source []record
@@ -316,6 +318,9 @@ func (im *importer) flush(ctx context.Context) error {
 	im.rows, im.source = im.rows[:0], im.source[:0]
 	if im.opts.OnProgress != nil {
 		im.opts.OnProgress(im.res.Rows)
+	}
+	if err := im.analyze(ctx); err != nil {
+		return im.stopped(err)
 	}
 	return im.flushRejects()
 }
