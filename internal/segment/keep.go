@@ -28,8 +28,8 @@ const (
 	// factsAtOnce are read in one transaction. When they are about more than touchMost contacts, the segments are rebuilt instead.
 	factsAtOnce = 2000
 	touchMost   = 50_000
-	// perContact is how long, for each contact, a segment whose members change by time alone is left as it is: a rebuild costs 10 µs a contact, so that these take a
-	// thirtieth of one processor at most.
+	// perContact is how long, for each contact, a segment whose members change by time alone is left as it is: a rebuild costs 15 µs a contact, so that these take a
+	// twentieth of one processor at most.
 	perContact = 300 * time.Microsecond
 )
 
