@@ -190,8 +190,14 @@ func manifest(entry event.Entry) string {
 		}
 	}
 	attributes := [][3]string{
-		{"specversion", "true", "1.0"}, {"type", "true", entry.Type}, {"source", "true", source}, {"id", "true", ""},
-		{"datacontenttype", "true", "application/json"}, {"time", "false", ""}, {"subject", "false", ""}, {"tenant", "true", ""},
+		{"specversion", "true", "1.0"},
+		{"type", "true", entry.Type},
+		{"source", "true", source},
+		{"id", "true", ""},
+		{"datacontenttype", "true", "application/json"},
+		{"time", "false", ""},
+		{"subject", "false", ""},
+		{"tenant", "true", ""},
 	}
 	if entry.Stream != "" {
 		attributes = append(attributes, [3]string{"stream", "true", entry.Stream})

@@ -74,7 +74,7 @@ func run(ctx context.Context, name string, build Build, env envconfig.Lookuper, 
 	tel.share()
 	in, err := start(ctx, name, build, env, log, tel)
 	if err != nil {
-		return fail(errors.Join(err, tel.Close(context.Background())))
+		return fail(errors.Join(err, tel.Close(context.WithoutCancel(ctx))))
 	}
 	if err := serve(ctx, in); err != nil {
 		return fail(err)

@@ -143,7 +143,8 @@ func (in *Instance) guard(w *recorder, r *http.Request, handle func()) {
 			return
 		}
 		LogError(r.Context(), &panicked{value: v, stack: debug.Stack()})
-		if w.status != 0 || v == http.ErrAbortHandler {
+		err, _ := v.(error)
+		if w.status != 0 || errors.Is(err, http.ErrAbortHandler) {
 			w.broken = true
 			return
 		}

@@ -2,6 +2,7 @@ package fn
 
 import (
 	"context"
+	"errors"
 	"os"
 	"regexp"
 	"strings"
@@ -90,7 +91,8 @@ func (l *line) write(log *zap.Logger, status int, fields ...zap.Field) {
 			level = zapcore.WarnLevel
 		}
 	}
-	if p, ok := l.err.(*panicked); ok {
+	var p *panicked
+	if errors.As(l.err, &p) {
 		fields = append(fields, zap.Any("panic", p.value), zap.ByteString("stack", p.stack))
 	}
 	log.Log(level, "request", fields...)

@@ -85,7 +85,7 @@ func (o *otlp) post(ctx context.Context, request any) error {
 		switch {
 		case res.StatusCode/100 == 2:
 			return nil
-		case res.StatusCode == 429 || res.StatusCode >= 502 && res.StatusCode <= 504:
+		case res.StatusCode == http.StatusTooManyRequests || res.StatusCode >= http.StatusBadGateway && res.StatusCode <= http.StatusGatewayTimeout:
 			return retry.RetryableError(fmt.Errorf("send telemetry: %w", &StatusError{Code: res.StatusCode}))
 		}
 		return fmt.Errorf("send telemetry: %w", &StatusError{Code: res.StatusCode})
@@ -352,6 +352,7 @@ func spanOf(s sdktrace.ReadOnlySpan) otlpSpan {
 		o.Status.Code = 1
 	case codes.Error:
 		o.Status.Code = 2
+	default: // unset
 	}
 	for _, e := range s.Events() {
 		o.Events = append(o.Events, otlpEvent{nano(e.Time), e.Name, attributesOf(e.Attributes)})

@@ -44,8 +44,9 @@ func kindOf(r *http.Request) eventKind {
 		return structured
 	case binding.EncodingBatch:
 		return batch
+	default:
+		return notEvent
 	}
-	return notEvent
 }
 
 // isEventPath tells whether events are taken at a path. Elsewhere the headers of an event mean nothing, so that a public path, such as /v1/emails of a

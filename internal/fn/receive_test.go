@@ -97,7 +97,7 @@ func TestMarksKeepNil(t *testing.T) {
 
 func TestRequestsThatAreNoGoodEvents(t *testing.T) {
 	t.Parallel()
-	good := func(t *testing.T) []string { return binaryHeaders(work(t)) }
+	good := binaryHeaders(work(t))
 	structuredType := []string{"Content-Type", "application/cloudevents+json"}
 	big := strings.Repeat("x", event.MaxSize)
 	for name, c := range map[string]struct {
@@ -109,16 +109,16 @@ func TestRequestsThatAreNoGoodEvents(t *testing.T) {
 	}{
 		"no event":             {"POST", "/", `{"run":1}`, []string{"Content-Type", "application/json"}, 415, "no CloudEvent", false},
 		"a GET":                {"GET", "/", "", nil, 404, "not found", false},
-		"another path":         {"POST", "/other", `{"run":1}`, good(t), 404, "not found", false},
-		"no dead letters here": {"POST", "/dead-letters", `{"run":1}`, good(t), 404, "no events", false},
+		"another path":         {"POST", "/other", `{"run":1}`, good, 404, "not found", false},
+		"no dead letters here": {"POST", "/dead-letters", `{"run":1}`, good, 404, "no events", false},
 		"a batch":              {"POST", "/", `[]`, []string{"Content-Type", "application/cloudevents-batch+json"}, 415, "one by one", false},
 		"structured, broken":   {"POST", "/", `{"specversion":"1.0",`, structuredType, 400, "no valid CloudEvent", true},
 		"structured, empty":    {"POST", "/", ``, structuredType, 400, "no valid CloudEvent", true},
 		"structured, no id":    {"POST", "/", `{"specversion":"1.0","type":"t","source":"/s"}`, structuredType, 400, "no valid CloudEvent", true},
 		"structured, a number": {"POST", "/", `7`, structuredType, 400, "no valid CloudEvent", true},
 		"structured, large":    {"POST", "/", `{"data":"` + big + big + `"}`, structuredType, 400, "more than 65536 bytes", true},
-		"binary, large":        {"POST", "/", big + "x", good(t), 400, "more than 65536 bytes", true},
-		"binary, just large":   {"POST", "/", big, good(t), 400, "more than 65536 bytes", true},
+		"binary, large":        {"POST", "/", big + "x", good, 400, "more than 65536 bytes", true},
+		"binary, just large":   {"POST", "/", big, good, 400, "more than 65536 bytes", true},
 		"binary, no type":      {"POST", "/", `{}`, []string{"Ce-Specversion", "1.0", "Ce-Id", "1", "Ce-Source", "/s"}, 400, "no valid CloudEvent", true},
 		"binary, another spec": {"POST", "/", `{}`, []string{"Ce-Specversion", "7.0", "Ce-Id", "1", "Ce-Source", "/s", "Ce-Type", "t"}, 415, "no CloudEvent", false},
 	} {
@@ -195,7 +195,7 @@ func TestReply(t *testing.T) {
 	if a.status != http.StatusOK {
 		t.Fatalf("answer %+v", a)
 	}
-	got, err := cehttp.NewEventFromHTTPResponse(&http.Response{StatusCode: 200, Header: a.header, Body: http.NoBody})
+	got, err := cehttp.NewEventFromHTTPResponse(&http.Response{StatusCode: http.StatusOK, Header: a.header, Body: http.NoBody})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,13 +16,14 @@ import (
 // cancels those that have not, runs After once more and closes.
 func serve(ctx context.Context, in *Instance) error {
 	// The listening socket is all that readiness needs: nothing has been connected to.
-	listener, err := net.Listen("tcp", ":"+strconv.Itoa(in.cfg.Port))
+	var lc net.ListenConfig
+	listener, err := lc.Listen(context.WithoutCancel(ctx), "tcp", ":"+strconv.Itoa(in.cfg.Port))
 	if err != nil {
-		stop, cancel := context.WithTimeout(context.Background(), in.cfg.Drain)
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), in.cfg.Drain)
 		defer cancel()
 		return errors.Join(fmt.Errorf("PORT: %w", err), in.Stop(stop))
 	}
-	base, cancelRequests := context.WithCancel(context.Background())
+	base, cancelRequests := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancelRequests()
 	server := &http.Server{
 		Handler:           in,
@@ -43,13 +44,13 @@ func serve(ctx context.Context, in *Instance) error {
 	case <-ctx.Done():
 		in.rt.Log.Info("draining", zap.Duration("atMost", in.cfg.Drain))
 	}
-	stop, cancel := context.WithTimeout(context.Background(), in.cfg.Drain)
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), in.cfg.Drain)
 	defer cancel()
 	in.drain()
 	if err := server.Shutdown(stop); err != nil {
 		errs = append(errs, fmt.Errorf("drain: requests were not finished within %s", in.cfg.Drain))
 		cancelRequests()
-		grace, cancel := context.WithTimeout(context.Background(), time.Second)
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		stop = grace
 	}

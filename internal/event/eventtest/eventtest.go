@@ -18,10 +18,10 @@ import (
 
 // Validate fails the test unless e is an event of the catalogue in all that is promised of it: attributes, extensions, size, and data as in its
 // JSON Schema.
-func Validate(t testing.TB, e ce.Event) {
-	t.Helper()
+func Validate(tb testing.TB, e ce.Event) {
+	tb.Helper()
 	if err := Check(e); err != nil {
-		t.Errorf("%v\n%s", err, e)
+		tb.Errorf("%v\n%s", err, e)
 	}
 }
 
@@ -95,38 +95,38 @@ func fromAnyone(entry event.Entry) bool {
 }
 
 // Sample is a valid event of a type of the catalogue, of the tenant acme, with every member that can be there.
-func Sample(t testing.TB, eventType string) ce.Event {
-	t.Helper()
+func Sample(tb testing.TB, eventType string) ce.Event {
+	tb.Helper()
 	entry, ok := event.Lookup(eventType)
 	if !ok {
-		t.Fatalf("sample: %v %q", event.ErrUnknownType, eventType)
+		tb.Fatalf("sample: %v %q", event.ErrUnknownType, eventType)
 	}
-	e, err := event.New("acme", entry.Producers[len(entry.Producers)-1], "", event.DeriveID("sample", eventType), SampleData(t, eventType), event.Correlation(1), event.PartitionKey(1))
+	e, err := event.New("acme", entry.Producers[len(entry.Producers)-1], "", event.DeriveID("sample", eventType), SampleData(tb, eventType), event.Correlation(1), event.PartitionKey(1))
 	if err != nil {
-		t.Fatalf("sample: %v", err)
+		tb.Fatalf("sample: %v", err)
 	}
 	return e
 }
 
 // SampleData is the payload of Sample.
-func SampleData(t testing.TB, eventType string) event.Data {
-	t.Helper()
+func SampleData(tb testing.TB, eventType string) event.Data {
+	tb.Helper()
 	entry, ok := event.Lookup(eventType)
 	if !ok {
-		t.Fatalf("sample: %v %q", event.ErrUnknownType, eventType)
+		tb.Fatalf("sample: %v %q", event.ErrUnknownType, eventType)
 	}
 	shape, err := entry.Shape()
 	if err != nil {
-		t.Fatalf("sample: %v", err)
+		tb.Fatalf("sample: %v", err)
 	}
 	var n int64
 	body, err := json.Marshal(sample(shape, &n))
 	if err != nil {
-		t.Fatalf("sample: %v", err)
+		tb.Fatalf("sample: %v", err)
 	}
 	p := reflect.New(entry.GoType)
 	if err := json.Unmarshal(body, p.Interface()); err != nil {
-		t.Fatalf("sample: %v", err)
+		tb.Fatalf("sample: %v", err)
 	}
 	return p.Elem().Interface().(event.Data)
 }
