@@ -318,16 +318,24 @@ func (t *tour) signUps(ctx context.Context) error {
 	err := wait(ctx, 60*time.Second, "the journeys to go on", func() (bool, error) {
 		var r struct {
 			Graph struct {
-				Ended map[string]int64 `json:"ended"`
+				Nodes []struct {
+					Kind string `json:"kind"`
+					Here int64  `json:"here"`
+				} `json:"nodes"`
 			} `json:"graph"`
 		}
 		err := t.json(&r, "report", journey)
-		return r.Graph.Ended["done"]+r.Graph.Ended["goal"] > 0, err
+		for _, n := range r.Graph.Nodes { // whoever waited for a click in the first mail has gone on
+			if n.Kind == "wait" {
+				return n.Here == 0, err
+			}
+		}
+		return false, err
 	})
 	if err != nil {
 		return err
 	}
-	_, err = t.onda("campaign", "explain", journey, t.to)
+	_, err = t.onda("campaign", "explain", journey, address(2))
 	return err
 }
 

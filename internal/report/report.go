@@ -96,6 +96,9 @@ func (r *Report) Tracked() int64 { return find(r.Tracking, "full") }
 // Bounced is how many came back, of all classes.
 func (r *Report) Bounced() int64 { return sum(r.BouncedBy) }
 
+// Blast tells that the mails were sent in one go, so that there is a rate to speak of.
+func (r *Report) Blast() bool { return r.Kind == "broadcast" && r.Seconds > 0 }
+
 func find(counts []Count, name string) int64 {
 	for _, c := range counts {
 		if c.Name == name {

@@ -23,7 +23,7 @@ func (r *Report) Text(w io.Writer) error {
 			t.sub(by.Name, by.N)
 		}
 	}
-	if r.Seconds > 0 {
+	if r.Blast() {
 		t.line("  %s mails a second, for %s", comma(int64(r.Rate)), duration(r.Seconds))
 	}
 	t.section("WHAT CAME BACK", r.Sent)
