@@ -1,6 +1,6 @@
 # make help lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run test bench lint build fmt generate stop
+.PHONY: help run test lint build fmt generate stop
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -10,9 +10,6 @@ run: ## sets up what it needs and shows the main job: a campaign from contacts t
 
 test: ## sets up what it needs and runs every test that needs no cluster
 	@scripts/test.sh
-
-bench: ## measures the hot paths (ONLY=send for one)
-	@scripts/bench.sh
 
 build: ## builds onda and the functions into bin/
 	@scripts/build.sh
