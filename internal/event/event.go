@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -181,5 +180,5 @@ func Size(e ce.Event) int {
 
 // isTenant tells whether s can be a tenant's, and a function's, name: it stands in the path of a source.
 func isTenant(s string) bool {
-	return len(s) <= 63 && regexp.MustCompile(`^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$`).MatchString(s)
+	return len(s) <= 63 && matches(`^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$`, s)
 }

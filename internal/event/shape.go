@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 )
@@ -275,8 +276,19 @@ func (s Shape) checkString(at string, v any) error {
 	if utf8.RuneCountInString(text) > s.MaxLength {
 		return fmt.Errorf("%s has more than %d characters", at, s.MaxLength)
 	}
-	if !regexp.MustCompile(s.Pattern).MatchString(text) {
+	if !matches(s.Pattern, text) {
 		return fmt.Errorf("%s does not match %s", at, s.Pattern)
 	}
 	return nil
+}
+
+// patterns are those of shapes, compiled: they are few, and to compile one costs more than all else that an event is checked for.
+var patterns sync.Map // of *regexp.Regexp by pattern
+
+func matches(pattern, text string) bool {
+	re, ok := patterns.Load(pattern)
+	if !ok {
+		re, _ = patterns.LoadOrStore(pattern, regexp.MustCompile(pattern))
+	}
+	return re.(*regexp.Regexp).MatchString(text)
 }
