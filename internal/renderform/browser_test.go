@@ -1,0 +1,95 @@
+package renderform
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/onda-run/onda/internal/browsertest"
+	"github.com/onda-run/onda/internal/pgtest"
+)
+
+// A person fills in the form, gets it wrong, puts it right, and confirms: in every browser alike.
+func TestFormInABrowser(t *testing.T) {
+	t.Parallel()
+	b := browsertest.Start(t)
+	for i, v := range browsertest.Visitors() {
+		t.Run(v.Name, func(t *testing.T) { // one after another: a browser has one tab in front
+			w := newWorld(t)
+			address := fmt.Sprintf("visitor%d@example.com", i)
+			tab := b.Open(t, v, w.url+newsletter)
+			tab.Look("form")
+			if browsertest.Eval[bool](tab, `[...document.querySelectorAll("input[type=checkbox]")].some(c => c.checked)`) {
+				t.Error("something is ticked beforehand")
+			}
+			const id = "#onda-newsletter-"
+			tab.Type(id+"email", "nobody@")
+			tab.Type(id+"first_name", "Ada")
+			tab.Submit("button")
+			tab.Look("form with problems")
+			if got := tab.Text(id + "email-problem"); !strings.Contains(got, "complete email address") {
+				t.Errorf("beside the address: %s", got)
+			}
+			if got := tab.Text(".summary"); !strings.Contains(got, "Please tick this") {
+				t.Errorf("summary: %s", got)
+			}
+			if got := browsertest.Eval[string](tab, `document.querySelector("#onda-newsletter-first_name").value`); got != "Ada" {
+				t.Errorf("what was right is lost: %q", got)
+			}
+			tab.Set(id+"email", address)
+			tab.Set(id+"country", "NO")
+			tab.Tick(id+"consent-newsletter", false)
+			tab.Tick(id+"interests-ski", true)
+			tab.Submit("button")
+			tab.Look("form sent")
+			if got := tab.Text("main"); !strings.Contains(got, "Check your inbox") || !strings.Contains(got, "Nearly there.") {
+				t.Fatalf("after it was sent: %s", got)
+			}
+			tab.Go(w.confirmURL("acme"))
+			tab.Look("confirm")
+			if got := w.state("acme"); got != "newsletter=pending" {
+				t.Errorf("before the button: %s", got)
+			}
+			tab.SubmitByKey("button")
+			tab.Look("confirmed")
+			if got := tab.Text("h1"); got != "Thank you, it is confirmed" {
+				t.Errorf("after the button: %s", got)
+			}
+			if got := w.state("acme"); got != "newsletter=granted" {
+				t.Errorf("after the button: %s", got)
+			}
+			if got := pgtest.One[string](t, w.db, "acme", "SELECT fields->>'country' || (fields->'interests')::text FROM contact WHERE email = $1", address); got != `NO["ski"]` {
+				t.Errorf("contact: %s", got)
+			}
+		})
+	}
+}
+
+// The same form stands on another site, in a shadow tree; what it sends is allowed by its origins.
+func TestEmbeddedFormInABrowser(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	shop := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header().Set("Content-Type", "text/html")
+		_, _ = fmt.Fprintf(rw, `<!doctype html><html lang="en"><title>Shop</title><body style="font-family: sans-serif"><h1>Shop</h1><script src="%s%s.js"></script></body></html>`, w.url, newsletter)
+	}))
+	t.Cleanup(shop.Close)
+	pgtest.Exec(t, w.db, "acme", `UPDATE document SET spec = jsonb_set(spec, '{spec,origins}', jsonb_build_array($1::text)) WHERE spec->>'kind' = 'Form' AND spec #>> '{metadata,name}' = 'newsletter'`, shop.URL)
+	tab := browsertest.Start(t).Open(t, browsertest.Visitors()[0], shop.URL)
+	const shadow = `document.querySelector("div").shadowRoot`
+	tab.Until(shadow + `.querySelector("form") !== null`)
+	tab.Look("embedded form")
+	press := func(fill string) {
+		browsertest.Eval[bool](tab, `(() => { const f = `+shadow+`.querySelector("form"); `+fill+` f.querySelector("button").click(); return true; })()`)
+	}
+	press("")
+	tab.Until(shadow + `.querySelector(".summary") !== null`)
+	press(`f.elements["email"].value = "ada@example.com"; f.elements["consent.newsletter"].checked = true;`)
+	tab.Until(shadow + `.textContent.includes("Check your inbox")`)
+	tab.Look("embedded form sent")
+	if got := w.state("acme"); got != "newsletter=pending" {
+		t.Errorf("consent: %s", got)
+	}
+}
