@@ -43,12 +43,15 @@ var server struct {
 }
 
 // Main runs a package's tests and then stops the server that they started: func TestMain(m *testing.M) { pgtest.Main(m) }.
-func Main(m *testing.M) {
+func Main(m *testing.M) { os.Exit(Run(m)) }
+
+// Run is Main for those who have more to do before they exit with the status.
+func Run(m *testing.M) int {
 	code := m.Run()
 	if server.stop != nil {
 		server.stop()
 	}
-	os.Exit(code)
+	return code
 }
 
 // Database is a test's own.
