@@ -238,8 +238,15 @@ func (p *pool) end(proc *process, why string) {
 	proc.terminate(p.cfg.Grace)
 }
 
+// weigh notes the most memory that a process had, while it can be asked: what the system tells of one that has ended counts what it was forked from. p.mu is held.
+func (p *pool) weigh(proc *process) {
+	_, peak := memory(proc.cmd.Process.Pid)
+	p.stats.peakRSS = max(p.stats.peakRSS, peak)
+}
+
 // leave moves a process out of those that take requests. p.mu is held.
 func (p *pool) leave(proc *process, why string) {
+	p.weigh(proc)
 	if proc.why == "" {
 		proc.why = why
 	}
@@ -266,7 +273,6 @@ func (p *pool) gone(proc *process) {
 		}
 	}
 	state := proc.cmd.ProcessState
-	p.stats.peakRSS = max(p.stats.peakRSS, peakRSS(state.SysUsage()))
 	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
 		p.stats.kills++
 		if proc.why == "died" {
@@ -329,6 +335,7 @@ func (p *pool) kill(signal syscall.Signal) (int, error) {
 		if signal == syscall.SIGTERM || signal == syscall.SIGINT {
 			p.leave(proc, signal.String()) // it finishes what it has; what comes goes to another
 		}
+		p.weigh(proc)
 		if err := proc.cmd.Process.Signal(signal); err == nil {
 			n++
 		} else if !errors.Is(err, os.ErrProcessDone) {

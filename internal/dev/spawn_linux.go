@@ -38,12 +38,3 @@ func (s *spawner) close() {
 	close(s.todo)
 	<-s.done
 }
-
-// peakRSS is the most memory that an ended process had in RAM, in bytes.
-func peakRSS(usage any) int64 {
-	u, ok := usage.(*syscall.Rusage)
-	if !ok {
-		return 0
-	}
-	return int64(u.Maxrss) << 10
-}
