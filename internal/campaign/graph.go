@@ -17,6 +17,9 @@ type GraphNode struct {
 	Kind string `json:"kind"`
 	// Label says in a few words what the step does.
 	Label string `json:"label"`
+	// Depth is how many branches it is within, Branch (then or else) which of the last one it begins.
+	Depth  int    `json:"depth"`
+	Branch string `json:"branch,omitempty"`
 	// Here is how many journeys stand at it, Passed how many have done it (a loop counts each time).
 	Here   int64 `json:"here"`
 	Passed int64 `json:"passed"`
@@ -71,6 +74,11 @@ func GetGraph(ctx context.Context, tx *postgres.Tx, name string) (Graph, error) 
 	}
 	for _, node := range v.flow.Nodes {
 		gn := GraphNode{ID: node.ID, Kind: node.Kind, Label: label(node), Here: here[node.ID]}
+		place := strings.Split(node.Step.Path, ".") // such as 3.then.0
+		gn.Depth = len(place) / 2
+		if gn.Depth > 0 && place[len(place)-1] == "0" {
+			gn.Branch = place[len(place)-2]
+		}
 		delete(here, node.ID)
 		for w, n := range ways {
 			if w.step == node.ID && w.branch != goal && w.branch != left {

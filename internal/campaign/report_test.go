@@ -102,8 +102,8 @@ func TestGraphAndStatus(t *testing.T) {
 		Nodes: []GraphNode{
 			{ID: "first", Kind: "send", Label: "send hello", Passed: 4},
 			{ID: "clicked", Kind: "wait", Label: "wait for email.clicked of first, at most 3d", Passed: 4},
-			{ID: "tagged", Kind: "tag", Label: "tag +engaged", Passed: 1},
-			{ID: "second", Kind: "send", Label: "send reminder", Passed: 3},
+			{ID: "tagged", Kind: "tag", Label: "tag +engaged", Depth: 1, Branch: "then", Passed: 1},
+			{ID: "second", Kind: "send", Label: "send reminder", Depth: 1, Branch: "else", Passed: 3},
 			{ID: "later", Kind: "wait", Label: "wait 2d", Here: 3, Passed: 1},
 			{ID: "end", Kind: "exit", Label: "exit finished", Passed: 1},
 		},

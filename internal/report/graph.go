@@ -18,33 +18,12 @@ type graphRow struct {
 // graphRows lists the steps in the order they are written in, indented by branch, with the start before and the ends after them.
 func graphRows(g *campaign.Graph) []graphRow {
 	rows := []graphRow{{Label: "entered", Counts: comma(g.Entered)}}
-	depth, branch, seen := map[string]int{}, map[string]string{}, map[string]bool{}
 	for _, n := range g.Nodes {
-		d := depth[n.ID]
 		label := n.Label
-		if b := branch[n.ID]; b != "" {
-			label = b + ": " + label
+		if n.Branch != "" {
+			label = n.Branch + ": " + label
 		}
-		rows = append(rows, graphRow{Depth: d, Label: label, Here: n.Here, Counts: fmt.Sprintf("%s at it, %s went on", comma(n.Here), comma(n.Passed))})
-		for _, e := range g.Edges {
-			if e.From != n.ID || e.To == "" {
-				continue
-			}
-			to, b := d, ""
-			if e.Label == "then" || e.Label == "else" {
-				to, b = d+1, e.Label
-			}
-			switch {
-			case !seen[e.To]:
-				depth[e.To], branch[e.To] = to, b
-			case to <= depth[e.To]: // where branches meet again
-				depth[e.To] = to
-				if b == "" {
-					branch[e.To] = ""
-				}
-			}
-			seen[e.To] = true
-		}
+		rows = append(rows, graphRow{Depth: n.Depth, Label: label, Here: n.Here, Counts: fmt.Sprintf("%s at it, %s went on", comma(n.Here), comma(n.Passed))})
 	}
 	var ends []string
 	for _, state := range []string{"done", "goal", "left", "cancelled"} {

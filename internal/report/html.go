@@ -77,6 +77,7 @@ type group struct {
 	Hour
 	X      int
 	Label  string
+	Day    string // where a new one begins
 	Sent   column
 	Opens  column
 	Clicks column
@@ -85,9 +86,9 @@ type group struct {
 type column struct{ X, Y, H int }
 
 const (
-	groupWidth = 56
+	groupWidth = 60
 	plotHeight = 160
-	plotFoot   = 28
+	plotFoot   = 40
 )
 
 // newPlot lays out the hours. More than the page can show are the last 72.
@@ -104,7 +105,7 @@ func newPlot(hours []Hour) *plot {
 		at := h.At.UTC()
 		g := group{Hour: h, X: i * groupWidth, Label: at.Format("15h")}
 		if d := at.Format("2 Jan"); d != day {
-			day, g.Label = d, d+" "+g.Label
+			day, g.Day = d, d
 		}
 		bar := func(n, of int64, slot int) column {
 			height := 0
