@@ -47,6 +47,26 @@ func (w *world) call(path, key, body string) answer {
 	return w.send(r)
 }
 
+// A key is taken as a bearer token too, as by the other functions.
+func TestABearerToken(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	sk := w.programKey("acme", token.SecretKey)
+	for header, status := range map[string]int{"Bearer " + sk: 200, "bearer " + sk: 200, "Bearer " + sk[:len(sk)-1]: 401, "Bearer": 401, sk: 401} {
+		r, err := http.NewRequest(http.MethodPost, w.url+"/v1/track", strings.NewReader(`{"userId": "u1", "event": "order.placed"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", header)
+		if a := w.send(r); a.status != status {
+			t.Errorf("a header of %d characters: status %d, want %d: %s", len(header), a.status, status, a.body)
+		}
+	}
+	if n := pgtest.One[int64](t, w.db, "acme", "SELECT count(*) FROM fact WHERE kind = 'event.tracked'"); n != 2 {
+		t.Errorf("%d events, want 2", n)
+	}
+}
+
 func TestProgramsIdentifyAndTrack(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -431,7 +431,7 @@ func (s *server) api(handle func(w http.ResponseWriter, r *http.Request) error) 
 			fn.Problem(w, r, http.StatusRequestEntityTooLarge, "Too large", fmt.Sprintf("a message may have %d KB, a batch %d KB", maxMessage>>10, maxBatch>>10))
 		case errors.Is(err, errUnauthorized):
 			w.Header().Set("WWW-Authenticate", `Basic realm="Onda"`)
-			fn.Problem(w, r, http.StatusUnauthorized, "Unauthorized", "send a key of this tenant as the user name of basic authentication")
+			fn.Problem(w, r, http.StatusUnauthorized, "Unauthorized", "send a key of this tenant as the user name of basic authentication, or as a bearer token")
 		case errors.Is(err, errForbidden):
 			fn.Problem(w, r, http.StatusForbidden, "Forbidden", err.Error())
 		default:
@@ -485,8 +485,11 @@ func (s *server) program(r *http.Request, text string) (tenant string, secret bo
 
 // segment is one call of the Segment HTTP tracking API; the last part of its path says which.
 func (s *server) segment(w http.ResponseWriter, r *http.Request) error {
-	user, _, _ := r.BasicAuth()
-	tenant, secret, err := s.program(r, user)
+	var text string
+	if key, ok := fn.ProgramKey(r); ok {
+		text = key.Reveal()
+	}
+	tenant, secret, err := s.program(r, text)
 	if err != nil {
 		return err
 	}
