@@ -46,8 +46,10 @@ func (c *compiler) compile(toks []token) string {
 		if t.kind != tagToken {
 			continue
 		}
-		first, _, _ := strings.Cut(strings.TrimSpace(t.body), " ")
-		first, _, _ = strings.Cut(first, "=")
+		first := strings.TrimSpace(t.body)
+		if end := strings.IndexAny(first, " \t\r\n="); end >= 0 {
+			first = first[:end]
+		}
 		switch t.name {
 		case "assign", "for":
 			c.assigned[first] = true
@@ -123,12 +125,22 @@ func (c *compiler) output(t token) string {
 		c.fail(t.start, "%s", problem)
 		return "nil"
 	}
+	captured := what.name != "" && c.captured[what.name] && !c.assigned[what.name] && c.isLocal(what.name)
+	if escape == "_url" {
+		switch { // an address is looked at before it is escaped, whatever was asked for
+		case last == "escape" || last == "newline_to_br":
+			return expr[:what.mark] + " | _url"
+		case last == "escape_once" || captured:
+			return expr + " | _escaped_url"
+		}
+		return expr + " | _url"
+	}
 	switch {
 	case last == "escape" || last == "escape_once":
 		return expr
 	case last == "newline_to_br":
 		return expr[:what.mark] + " | _html" + expr[what.mark:]
-	case what.name != "" && c.captured[what.name] && !c.assigned[what.name] && c.isLocal(what.name):
+	case captured:
 		// what was captured was escaped as it was written
 		return expr + " | _text"
 	}

@@ -3,6 +3,7 @@ package liquid
 import (
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 // Name is a variable that a template takes from outside.
@@ -97,7 +98,7 @@ func (p *exprParser) lex(body string, at int) {
 			add('n', i, end)
 			i = end
 		default:
-			n := 1
+			_, n := utf8.DecodeRuneInString(body[i:])
 			for _, two := range []string{"==", "!=", ">=", "<=", ".."} {
 				if strings.HasPrefix(body[i:], two) {
 					n = 2

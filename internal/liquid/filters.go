@@ -236,11 +236,13 @@ func filterTable() map[string]filter {
 		"date": {0, 1, date},
 
 		// those that Parse adds; a template cannot name them
-		"_html":  {0, 0, func(v any) (any, error) { return bounded(html.EscapeString(format(v))) }},
-		"_url":   {0, 0, func(v any) (any, error) { return bounded(html.EscapeString(safeURL(format(v)))) }},
-		"_text":  {0, 0, func(v any) any { return format(v) }},
-		"_int":   {0, 0, func(v any) any { return int(min(max(number(v), -1e9), 1e9)) }},
-		"_items": {0, 0, items},
+		"_html": {0, 0, func(v any) (any, error) { return bounded(html.EscapeString(format(v))) }},
+		"_url":  {0, 0, func(v any) (any, error) { return bounded(html.EscapeString(safeURL(format(v)))) }},
+		// an address that was escaped already
+		"_escaped_url": {0, 0, func(v any) (any, error) { return bounded(html.EscapeString(safeURL(html.UnescapeString(format(v))))) }},
+		"_text":        {0, 0, func(v any) any { return format(v) }},
+		"_int":         {0, 0, func(v any) any { return int(min(max(number(v), -1e9), 1e9)) }},
+		"_items":       {0, 0, items},
 	}
 }
 

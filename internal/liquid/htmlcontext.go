@@ -33,7 +33,7 @@ const (
 )
 
 func urlAttributes() []string {
-	return []string{"href", "src", "action", "formaction", "background", "poster", "cite", "longdesc", "data"}
+	return []string{"href", "xlink:href", "src", "action", "formaction", "background", "poster", "cite", "longdesc", "data"}
 }
 
 // feed goes through literal text.
@@ -136,11 +136,13 @@ func (h *htmlContext) escape() (filter, problem string) {
 	switch h.state {
 	case inDouble, inSingle:
 		if h.empty && slices.Contains(urlAttributes(), h.attr) {
-			h.empty = false
-			return "_url", ""
+			return "_url", "" // still at its beginning afterwards: the value may be empty
 		}
 		if strings.HasPrefix(h.attr, "on") {
 			return "", "a value cannot be part of a script: leave the attribute " + h.attr + " out"
+		}
+		if h.attr == "srcdoc" {
+			return "", "a value cannot be part of a page within the page: leave the attribute srcdoc out"
 		}
 		h.empty = false
 		return "_html", ""

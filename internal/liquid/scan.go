@@ -43,6 +43,7 @@ type token struct {
 type scanner struct {
 	src      string
 	lines    []int // where each line begins
+	counted  struct{ at, line, col int }
 	problems []Problem
 }
 
@@ -62,7 +63,13 @@ func (s *scanner) position(at int) (line, col int) {
 		}
 	}
 	line = sort.SearchInts(s.lines, at+1)
-	return line, 1 + utf8.RuneCountInString(s.src[s.lines[line-1]:at])
+	from, col := s.lines[line-1], 1
+	if last := s.counted; last.line == line && last.at <= at {
+		from, col = last.at, last.col // the whole template may be one line: count on from where it was asked for last
+	}
+	col += utf8.RuneCountInString(s.src[from:at])
+	s.counted = struct{ at, line, col int }{at, line, col}
+	return line, col
 }
 
 // tokens cuts the source. After an opening mark that is never closed the rest is text.
