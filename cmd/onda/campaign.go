@@ -16,6 +16,7 @@ import (
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/segment"
+	"github.com/onda-run/onda/internal/spec"
 )
 
 type campaignCmd struct {
@@ -48,7 +49,10 @@ func (c campaignStartCmd) Run(ctx context.Context, s *session) error {
 	var began time.Time
 	var took time.Duration
 	var needed bool
-	err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
+	err := s.named(ctx, c.Name, runnable(), "", func(ctx context.Context, tx *postgres.Tx) (err error) {
+		if !c.At.IsZero() && c.At.Before(tx.Now().Add(-time.Minute)) {
+			return usageError{fmt.Sprintf("--at %s is over: it is %s for %s", c.At.Format(time.RFC3339), tx.Now().Format(time.RFC3339), tx.Tenant.Name)}
+		}
 		began = time.Now()
 		if p, err = campaign.GetPreflight(ctx, tx, c.Name); err != nil {
 			return err
@@ -66,23 +70,24 @@ func (c campaignStartCmd) Run(ctx context.Context, s *session) error {
 		return err
 	})
 	if errors.Is(err, campaign.ErrRan) {
-		return fmt.Errorf("%w: --again sends it once more", err)
+		return fmt.Errorf("%w (--again)", err)
 	}
 	if err != nil {
 		return err
 	}
-	if ok, err := s.data(map[string]any{"preflight": p, "run": r, "started": r.ID != 0}); ok {
-		if err == nil && needed {
-			return errQuiet
-		}
-		return errors.Join(err, s.ring(ctx))
+	asJSON, err := s.data(map[string]any{"preflight": p, "run": r, "started": r.ID != 0})
+	if err != nil {
+		return err
 	}
-	s.preflight(p, took)
+	if !asJSON {
+		s.preflight(p, took)
+	}
 	switch {
-	case needed:
+	case needed && !c.DryRun && c.Confirm >= 0:
+		return fmt.Errorf("nothing was started: %s would get it, not the %d of --confirm; if that is right, say --confirm %d", count(int(p.Recipients), "recipient"), c.Confirm, p.Recipients)
+	case needed && !c.DryRun:
 		return fmt.Errorf("nothing was started: to send to these %s, say --confirm %d", count(int(p.Recipients), "recipient"), p.Recipients)
-	case c.DryRun:
-		return nil
+	case asJSON, c.DryRun:
 	case r.State == "scheduled":
 		s.print("run %d of %s is scheduled for %s", r.ID, r.Name, r.StartsAt.Format(time.RFC3339))
 	default:
@@ -132,11 +137,19 @@ func (campaignPauseCmd) Help() string {
 
 // Run pauses the open run.
 func (c campaignPauseCmd) Run(ctx context.Context, s *session) error {
-	db, tenant, err := s.database()
+	var r campaign.Run
+	err := s.named(ctx, c.Name, runnable(), noOpenRun(c.Name), func(ctx context.Context, tx *postgres.Tx) (err error) {
+		r, err = campaign.Pause(ctx, tx, c.Name)
+		return err
+	})
 	if err != nil {
 		return err
 	}
-	r, inFlight, err := campaign.PauseNow(ctx, db, tenant, c.Name)
+	var inFlight int64
+	err = s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) { // after the commit, so that marks on their way are counted
+		inFlight, err = campaign.InFlight(ctx, tx, r.ID)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -175,10 +188,14 @@ func (c campaignCancelCmd) Run(ctx context.Context, s *session) error {
 	return s.change(ctx, c.Name, campaign.Cancel)
 }
 
+func noOpenRun(name string) string {
+	return fmt.Sprintf("no run of %s is open: onda campaign start %[1]s starts one, onda campaign status %[1]s tells of the last", name)
+}
+
 // change does one thing to the open run of a campaign.
 func (s *session) change(ctx context.Context, name string, do func(context.Context, *postgres.Tx, string) (campaign.Run, error)) error {
 	var r campaign.Run
-	err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
+	err := s.named(ctx, name, runnable(), noOpenRun(name), func(ctx context.Context, tx *postgres.Tx) (err error) {
 		r, err = do(ctx, tx, name)
 		return err
 	})
@@ -204,7 +221,8 @@ func (campaignStatusCmd) Help() string {
 // Run prints the status.
 func (c campaignStatusCmd) Run(ctx context.Context, s *session) error {
 	var st campaign.Status
-	err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
+	none := fmt.Sprintf("%s has not been started: onda campaign start %[1]s --dry-run tells who would get it", c.Name)
+	err := s.named(ctx, c.Name, runnable(), none, func(ctx context.Context, tx *postgres.Tx) (err error) {
 		st, err = campaign.GetStatus(ctx, tx, c.Name)
 		return err
 	})
@@ -227,7 +245,7 @@ func (c campaignStatusCmd) Run(ctx context.Context, s *session) error {
 		s.print("%.0f mails a second", st.Rate)
 	}
 	for _, j := range st.Journeys {
-		s.print("  %d contacts %s %s", j.N, j.State, strings.TrimSpace(j.Step+" "+j.Outcome))
+		s.print("  %s %s %s", count(int(j.N), "contact"), j.State, strings.TrimSpace(j.Step+" "+j.Outcome))
 	}
 	return nil
 }
@@ -246,6 +264,9 @@ func (campaignExplainCmd) Help() string {
 func (c campaignExplainCmd) Run(ctx context.Context, s *session) error {
 	var journeys []campaign.Journey
 	err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) error {
+		if err := unknown(ctx, tx, c.Name, sort{"campaign", []string{spec.KindCampaign}}); err != nil {
+			return err
+		}
 		id, err := findContact(ctx, tx, c.Contact)
 		if err != nil {
 			return err
@@ -295,7 +316,7 @@ func findContact(ctx context.Context, tx *postgres.Tx, who string) (id int64, er
 	err = tx.QueryRow(ctx, "SELECT coalesce(merged_into, id) FROM contact WHERE email = nullif($1, '') OR external_id = $2 OR id::text = $2 ORDER BY email = $1 DESC NULLS LAST LIMIT 1",
 		email, who).Scan(&id)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return 0, fmt.Errorf("there is no contact %s", who)
+		return 0, fmt.Errorf("there is no contact %s: name it by address, external id or number", who)
 	}
 	return id, err
 }
@@ -311,7 +332,7 @@ func (segmentCmd) Help() string { return "Example:\n  onda --tenant acme segment
 func (c segmentCmd) Run(ctx context.Context, s *session) error {
 	var n segment.Size
 	var took time.Duration
-	err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
+	err := s.named(ctx, c.Name, sort{"segment", []string{spec.KindSegment}}, "", func(ctx context.Context, tx *postgres.Tx) (err error) {
 		began := time.Now()
 		n, err = segment.Count(ctx, tx, c.Name)
 		took = time.Since(began)

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/onda-run/onda/internal/compose"
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/mail"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
 )
 
 type emailCmd struct {
@@ -25,6 +27,8 @@ type emailOf struct {
 	Data string `help:"What the template sees as data.*, as JSON." default:"{}"`
 }
 
+func emails() sort { return sort{"email", []string{spec.KindEmail}} }
+
 // load makes the mail.
 func (e emailOf) load(ctx context.Context, s *session, tx *postgres.Tx) (*compose.Mail, error) {
 	data := map[string]any{}
@@ -33,7 +37,7 @@ func (e emailOf) load(ctx context.Context, s *session, tx *postgres.Tx) (*compos
 	}
 	cfg := compose.Config{LinkURL: s.env("ONDA_LINK_URL"), ReturnPathDomain: s.env("ONDA_RETURN_PATH_DOMAIN")}
 	if cfg.LinkURL == "" {
-		return nil, errors.New("ONDA_LINK_URL: is not set; it is where links of mails lead, such as https://links.example.com")
+		return nil, errors.New("ONDA_LINK_URL is not set: it is where links of mails lead, such as https://links.example.com")
 	}
 	if err := cfg.Check(); err != nil {
 		return nil, err
@@ -61,7 +65,7 @@ func (emailPreviewCmd) Help() string {
 // Run shows the mail.
 func (c emailPreviewCmd) Run(ctx context.Context, s *session) error {
 	var content compose.Content
-	err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) error {
+	err := s.named(ctx, c.Name, emails(), "", func(ctx context.Context, tx *postgres.Tx) error {
 		m, err := c.load(ctx, s, tx)
 		if err != nil {
 			return err
@@ -98,7 +102,7 @@ func (emailTestCmd) Help() string {
 // Run sends the mail.
 func (c emailTestCmd) Run(ctx context.Context, s *session) error {
 	if s.env("ONDA_SMTP_URL") == "" {
-		return errors.New("ONDA_SMTP_URL: is not set; it is the relay, such as smtp://user:password@relay.example.com:587?tls=starttls")
+		return errors.New("ONDA_SMTP_URL is not set: it is the relay, such as smtp://user:password@relay.example.com:587?tls=starttls")
 	}
 	relay, err := mail.ParseURL(s.env("ONDA_SMTP_URL"))
 	if err != nil {
@@ -110,7 +114,7 @@ func (c emailTestCmd) Run(ctx context.Context, s *session) error {
 	}
 	var envelope mail.Envelope
 	var body []byte
-	err = s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) error {
+	err = s.named(ctx, c.Name, emails(), "", func(ctx context.Context, tx *postgres.Tx) error {
 		m, err := c.load(ctx, s, tx)
 		if err != nil {
 			return err
@@ -130,9 +134,27 @@ func (c emailTestCmd) Run(ctx context.Context, s *session) error {
 	pool := mail.NewPool(relay, mail.PoolConfig{Size: 1, MessageLimit: 30 * time.Second})
 	defer func() { _ = pool.Close(context.WithoutCancel(ctx)) }()
 	res := pool.Send(ctx, envelope, body)
-	if res.State != mail.Sent {
-		return fmt.Errorf("%s was not sent: %s %d %s %s %w", c.Name, res.State, res.Code, res.Enhanced, res.Text, res.Err)
+	if err := outcome(res); err != nil {
+		return fmt.Errorf("%s was not sent to %s: %w", c.Name, to, err)
+	}
+	if ok, err := s.data(map[string]string{"email": c.Name, "to": to, "answer": res.Text}); ok {
+		return err
 	}
 	s.print("%s was sent to %s", c.Name, to)
 	return nil
+}
+
+// outcome says why a mail was not sent: in the relay's words, if it had any.
+func outcome(res mail.Result) error {
+	switch {
+	case res.State == mail.Sent:
+		return nil
+	case res.Code != 0:
+		return fmt.Errorf("the relay answers %s", strings.Join(strings.Fields(fmt.Sprint(res.Code, " ", res.Enhanced, " ", res.Text)), " "))
+	case res.State == mail.Unknown:
+		return fmt.Errorf("the relay did not say what became of it; look before it is sent again: %w", res.Err)
+	case res.Err != nil:
+		return fmt.Errorf("%w: check ONDA_SMTP_URL", res.Err)
+	}
+	return errors.New("the relay gives no reason")
 }

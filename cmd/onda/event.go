@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 
 	"github.com/onda-run/onda/internal/event"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
 )
 
 type eventCmd struct {
@@ -39,11 +41,11 @@ func (eventSendCmd) Help() string {
 // Run sends the event.
 func (c eventSendCmd) Run(ctx context.Context, s *session) error {
 	if s.tenant == "" {
-		return usageError{"which tenant? Name it with --tenant or ONDA_TENANT"}
+		return errNoTenant
 	}
 	sink := s.env("K_SINK")
 	if sink == "" {
-		return errors.New("K_SINK: is not set; it is the address of the broker")
+		return errors.New("K_SINK is not set: it is the address of the broker (onda dev sets it for this directory)")
 	}
 	body := []byte(c.Data)
 	if c.Data == "-" {
@@ -52,8 +54,13 @@ func (c eventSendCmd) Run(ctx context.Context, s *session) error {
 			return fmt.Errorf("read standard input: %w", err)
 		}
 	}
-	if !json.Valid(body) {
-		return usageError{"the data is not JSON"}
+	if entry, ok := event.Lookup(c.Type); !ok {
+		return usageError{unknownType(c.Type)}
+	} else if err := json.Unmarshal(body, new(map[string]any)); err != nil {
+		return usageError{fmt.Sprintf("the data is not a JSON object: %v (%s: %s)", err, entry.Type, entry.Description)}
+	}
+	if err := s.inTenant(ctx, func(context.Context, *postgres.Tx) error { return nil }); err != nil { // is it there?
+		return err
 	}
 	e := cloudevents.NewEvent()
 	e.SetType(c.Type)
@@ -75,8 +82,24 @@ func (c eventSendCmd) Run(ctx context.Context, s *session) error {
 	if err := post(ctx, sink, e); err != nil {
 		return err
 	}
+	if ok, err := s.data(map[string]string{"id": id}); ok {
+		return err
+	}
 	s.print("%s", id)
 	return nil
+}
+
+// unknownType says which type may have been meant.
+func unknownType(name string) string {
+	var types []string
+	for _, e := range event.Catalogue() {
+		types = append(types, e.Type)
+	}
+	msg := fmt.Sprintf("there is no event type %q", name)
+	if near := spec.Nearest(name, types); near != "" {
+		return msg + fmt.Sprintf(", did you mean %q?", near)
+	}
+	return msg + ": eventing/eventtypes lists them"
 }
 
 type eventListCmd struct {
@@ -143,33 +166,49 @@ func (c eventReplayCmd) Run(ctx context.Context, s *session) error {
 	if len(c.ID) == 0 && !c.All {
 		return usageError{"which events? Name them by number, or say --all"}
 	}
-	n := 0
-	err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) error {
-		rows, err := tx.Query(ctx, "UPDATE failure SET replayed_at = onda.now() WHERE (id = ANY ($1) OR $2 AND replayed_at IS NULL) RETURNING event", c.ID, c.All)
-		if err != nil {
-			return err
-		}
-		stored, err := pgx.CollectRows(rows, pgx.RowTo[[]byte])
-		if err != nil {
-			return err
-		}
-		for _, b := range stored {
-			e := cloudevents.NewEvent()
-			if err := json.Unmarshal(b, &e); err != nil {
-				return fmt.Errorf("an event is too broken to be replayed: %w", err)
-			}
-			if err := tx.Publish(ctx, "campaign", e); err != nil {
-				return err
-			}
-			n++
-		}
-		return nil
+	var done []int64
+	err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		done, err = c.replay(ctx, tx)
+		return err
 	})
 	if err != nil {
 		return err
 	}
-	s.print("%s replayed", count(n, "event"))
+	if ok, err := s.data(map[string]any{"replayed": done}); ok {
+		return errors.Join(err, s.ring(ctx))
+	}
+	s.print("%s replayed", count(len(done), "event"))
 	return s.ring(ctx)
+}
+
+// replay puts all of them into the outbox, or none, and gives their numbers.
+func (c eventReplayCmd) replay(ctx context.Context, tx *postgres.Tx) ([]int64, error) {
+	rows, err := tx.Query(ctx, `WITH f AS (UPDATE failure SET replayed_at = onda.now() WHERE id = ANY ($1) OR $2 AND replayed_at IS NULL RETURNING id, event)
+		SELECT id, event FROM f ORDER BY id`, c.ID, c.All)
+	if err != nil {
+		return nil, err
+	}
+	done := []int64{}
+	var events []cloudevents.Event
+	var id int64
+	var stored []byte
+	_, err = pgx.ForEachRow(rows, []any{&id, &stored}, func() error {
+		e := cloudevents.NewEvent()
+		if err := json.Unmarshal(stored, &e); err != nil {
+			return fmt.Errorf("event %d is too broken to be replayed, so none was: name the others by number: %w", id, err)
+		}
+		done, events = append(done, id), append(events, e)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range c.ID {
+		if !slices.Contains(done, id) {
+			return nil, fmt.Errorf("there is no failed event %d, so none was replayed: onda event list shows them", id)
+		}
+	}
+	return done, tx.Publish(ctx, "campaign", events...)
 }
 
 // ring posts what this command published, where the broker is known. Otherwise, and when the broker is away, it is left to the function that sweeps the outbox.
@@ -182,7 +221,7 @@ func (s *session) ring(ctx context.Context) error {
 	defer cancel()
 	err := s.db.DrainPending(ctx, func(ctx context.Context, e cloudevents.Event) error { return post(ctx, sink, e) })
 	if err != nil {
-		_, _ = fmt.Fprintf(s.stderr, "onda: done, but the broker could not be told and will be within %v: %v\n", s.tick(), err)
+		_, _ = fmt.Fprintf(s.stderr, "onda: done; but the broker at %s does not take events (%s), so functions see it at their next sweep, within %v\n", sink, innermost(err), s.tick())
 	}
 	return nil
 }

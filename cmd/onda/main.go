@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -22,7 +23,7 @@ const (
 
 type cli struct {
 	Tenant string `help:"Tenant to work in." env:"ONDA_TENANT" placeholder:"NAME"`
-	Output string `help:"How data is printed: ${enum}." enum:"text,json" default:"text" short:"o"`
+	Output string `help:"How data is printed: text or json." enum:"text,json" default:"text" short:"o" placeholder:"text"`
 
 	Dev      devCmd      `cmd:"" help:"Run all of Onda on this machine, each function started at its first request and ended when idle."`
 	Migrate  migrateCmd  `cmd:"" help:"Bring the database to the newest schema."`
@@ -36,13 +37,13 @@ type cli struct {
 	Report   reportCmd   `cmd:"" help:"Report what became of a campaign's mails."`
 	Email    emailCmd    `cmd:"" help:"Preview an email, or send a test of it."`
 	Event    eventCmd    `cmd:"" help:"Send events, list those that failed, and replay them."`
-	TenantC  tenantCmd   `cmd:"" name:"tenant" help:"Make and list tenants."`
+	TenantC  tenantCmd   `cmd:"" name:"tenant" help:"Make and list tenants, make their keys, move their clocks."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
+	context.AfterFunc(ctx, stop) // a second Ctrl-C does not wait for what the first one ends
 	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
@@ -62,7 +63,12 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return exit
 	}
 	if err != nil {
-		_, _ = fmt.Fprintf(stderr, "onda: %v\nTry: onda --help\n", err)
+		var wrong *kong.ParseError
+		at := "onda"
+		if errors.As(err, &wrong) {
+			at = command(wrong.Context)
+		}
+		_, _ = fmt.Fprintf(stderr, "onda: %v\nTry: %s --help\n", err, at)
 		return exitUsage
 	}
 	if err := s.loadEnv(); err != nil {
@@ -79,21 +85,27 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	var usage usageError
 	switch {
 	case errors.As(err, &usage):
-		_, _ = fmt.Fprintf(stderr, "onda: %v\nTry: onda %s --help\n", err, k.Command())
+		_, _ = fmt.Fprintf(stderr, "onda: %v\nTry: %s --help\n", err, command(k))
 		return exitUsage
 	case errors.Is(err, errQuiet):
 		return exitFailed
+	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+		_, _ = fmt.Fprintln(stderr, "onda: interrupted")
+		return exitFailed
 	case err != nil:
-		_, _ = fmt.Fprintf(stderr, "onda: %v\n", err)
+		_, _ = fmt.Fprintf(stderr, "onda: %s\n", s.inWords(err))
 		return exitFailed
 	}
 	return 0
 }
 
-// usageError is an error of the one who typed the command.
-type usageError struct{ msg string }
-
-func (e usageError) Error() string { return e.msg }
-
-// errQuiet ends a command with status 1 when it has said all there is to say.
-var errQuiet = errors.New("failed")
+// command is what was typed of a command, without its arguments.
+func command(k *kong.Context) string {
+	words := []string{"onda"}
+	for _, p := range k.Path {
+		if p.Command != nil {
+			words = append(words, p.Command.Name)
+		}
+	}
+	return strings.Join(words, " ")
+}

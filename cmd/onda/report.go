@@ -28,7 +28,8 @@ func (reportCmd) Help() string {
 // Run prints a report.
 func (c reportCmd) Run(ctx context.Context, s *session) error {
 	var r *report.Report
-	err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
+	none := fmt.Sprintf("%s has not been sent: there is nothing to report", c.Name)
+	err := s.named(ctx, c.Name, reportable(), none, func(ctx context.Context, tx *postgres.Tx) (err error) {
 		r, err = report.Load(ctx, tx, c.Name)
 		return err
 	})

@@ -25,6 +25,7 @@ type session struct {
 	json           bool
 
 	file map[string]string // of the env file that onda dev leaves
+	url  string            // the variable that named the database which was asked for last
 	db   *postgres.DB
 }
 
@@ -65,21 +66,21 @@ func (s *session) env(name string) string {
 	return s.file[name]
 }
 
-// Lookup is env for go-envconfig.
-func (s *session) Lookup(name string) (string, bool) {
-	v := s.env(name)
-	return v, v != ""
+// fromDev tells whether the database is the one that onda dev left its address of.
+func (s *session) fromDev() bool {
+	return os.Getenv(s.url) == "" && s.file[s.url] != ""
 }
 
 // database opens the database as a function would, and checks that a tenant is named.
 func (s *session) database() (*postgres.DB, string, error) {
 	if s.tenant == "" {
-		return nil, "", usageError{"which tenant? Name it with --tenant or ONDA_TENANT"}
+		return nil, "", errNoTenant
 	}
 	if s.db == nil {
-		url := s.env("ONDA_DATABASE_URL")
+		s.url = "ONDA_DATABASE_URL"
+		url := s.env(s.url)
 		if url == "" {
-			return nil, "", errors.New("ONDA_DATABASE_URL: is not set; it is the URL of Postgres, such as postgres://onda_pool@host/onda (onda dev sets it for this directory)")
+			return nil, "", errors.New("ONDA_DATABASE_URL is not set: it is the URL of Postgres, such as postgres://onda_pool@host/onda (onda dev sets it for this directory)")
 		}
 		db, err := postgres.Open(postgres.Config{URL: url, MaxConns: 4, Tick: s.tick()})
 		if err != nil {
@@ -96,18 +97,15 @@ func (s *session) inTenant(ctx context.Context, f func(ctx context.Context, tx *
 	if err != nil {
 		return err
 	}
-	err = db.InTenant(ctx, tenant, f)
-	if errors.Is(err, postgres.ErrUnknownTenant) {
-		return fmt.Errorf("there is no tenant %s; onda tenant list shows them, onda tenant create %s makes it", tenant, tenant)
-	}
-	return err
+	return db.InTenant(ctx, tenant, f)
 }
 
 // admin connects with the rights to make roles and schemas.
 func (s *session) admin(ctx context.Context) (*postgres.Admin, error) {
-	url := s.env("ONDA_ADMIN_DATABASE_URL")
+	s.url = "ONDA_ADMIN_DATABASE_URL"
+	url := s.env(s.url)
 	if url == "" {
-		return nil, errors.New("ONDA_ADMIN_DATABASE_URL: is not set; it is the URL of a login that may make roles and schemas")
+		return nil, errors.New("ONDA_ADMIN_DATABASE_URL is not set: it is the URL of a login that may make roles and schemas")
 	}
 	return postgres.OpenAdmin(ctx, url)
 }

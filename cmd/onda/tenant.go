@@ -6,6 +6,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/token"
 )
 
@@ -30,7 +31,7 @@ func (migrateCmd) Run(ctx context.Context, s *session) error {
 	if ok, err := s.data(m); ok {
 		return err
 	}
-	s.print("shared schema: %d migrations applied; tenants migrated: %d", m.Shared, len(m.Tenants))
+	s.print("%s of the shared schema applied, %s brought up to date", count(m.Shared, "migration"), count(len(m.Tenants), "tenant"))
 	return nil
 }
 
@@ -120,7 +121,7 @@ func (tenantKeyCmd) Help() string {
 // Run makes the key.
 func (c tenantKeyCmd) Run(ctx context.Context, s *session) error {
 	if s.tenant == "" {
-		return usageError{"which tenant? Name it with --tenant or ONDA_TENANT"}
+		return errNoTenant
 	}
 	a, err := s.admin(ctx)
 	if err != nil {
@@ -153,7 +154,7 @@ func (c tenantKeyCmd) Run(ctx context.Context, s *session) error {
 		s.print("%s", key.Reveal())
 		return nil
 	}
-	return fmt.Errorf("there is no tenant %s; onda tenant list shows them", s.tenant)
+	return postgres.ErrUnknownTenant
 }
 
 type tenantClockCmd struct {
@@ -168,7 +169,7 @@ func (tenantClockCmd) Help() string {
 // Run moves the clock.
 func (c tenantClockCmd) Run(ctx context.Context, s *session) error {
 	if s.tenant == "" {
-		return usageError{"which tenant? Name it with --tenant or ONDA_TENANT"}
+		return errNoTenant
 	}
 	a, err := s.admin(ctx)
 	if err != nil {
@@ -177,6 +178,9 @@ func (c tenantClockCmd) Run(ctx context.Context, s *session) error {
 	defer a.Close(ctx)
 	now, err := a.MoveClock(ctx, s.tenant, c.By)
 	if err != nil {
+		return err
+	}
+	if ok, err := s.data(map[string]any{"tenant": s.tenant, "now": now.UTC()}); ok {
 		return err
 	}
 	s.print("it is now %s for %s", now.UTC().Format(time.RFC3339), s.tenant)

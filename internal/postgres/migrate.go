@@ -24,9 +24,16 @@ const migrateLock = 0x6f6e6462
 // Admin is a connection with the rights to make roles and schemas: what onda migrate and onda tenant use, never a function.
 type Admin struct{ conn *pgx.Conn }
 
-// OpenAdmin connects at once.
+// OpenAdmin connects at once, or gives up after five seconds where the URL says no other time.
 func OpenAdmin(ctx context.Context, url string) (*Admin, error) {
-	conn, err := pgx.Connect(ctx, url)
+	cfg, err := pgx.ParseConfig(url)
+	if err != nil {
+		return nil, errors.New("ONDA_ADMIN_DATABASE_URL: not a Postgres URL such as postgres://postgres@host/onda") // the cause would show the password
+	}
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = 5 * time.Second
+	}
+	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("connect to postgres: %w", err)
 	}
@@ -59,14 +66,14 @@ func files(dir string) ([]string, error) {
 // Migrated says what Migrate did.
 type Migrated struct {
 	// Shared migrations that were applied, and Tenants that got at least one.
-	Shared  int
-	Tenants []string
+	Shared  int      `json:"shared"`
+	Tenants []string `json:"tenants"`
 }
 
 // Migrate brings the shared schema and every tenant's to the newest version, each step in a transaction of its own that gives up on a lock
 // after two seconds and is tried again, so that it never stands in the way of mail for longer. To run it again changes nothing.
 func (a *Admin) Migrate(ctx context.Context) (Migrated, error) {
-	var done Migrated
+	done := Migrated{Tenants: []string{}}
 	steps, err := files("shared")
 	if err != nil {
 		return done, err
@@ -242,6 +249,10 @@ func (a *Admin) CreateTenant(ctx context.Context, name string) (made bool, err e
 		for _, sql := range []string{
 			// The role is the server's: another database of it may have made it.
 			fmt.Sprintf("DO $$ BEGIN CREATE ROLE %s NOLOGIN; EXCEPTION WHEN duplicate_object THEN NULL; WHEN unique_violation THEN NULL; END $$", id),
+			// One that is more than a tenant's would give its rights to whoever may enter the tenant.
+			fmt.Sprintf(`DO $$ BEGIN IF EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.rolname = '%s' AND (r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls
+				OR r.rolcanlogin AND NOT pg_catalog.pg_has_role(r.oid, 'onda_tenant', 'MEMBER')))
+				THEN RAISE EXCEPTION 'the server has a role of this name that is not a tenant''s: take another name'; END IF; END $$`, name),
 			fmt.Sprintf("GRANT onda_tenant TO %s", id),
 			fmt.Sprintf("GRANT %s TO onda_pool", id),
 			fmt.Sprintf("CREATE SCHEMA %s AUTHORIZATION %s", id, id),

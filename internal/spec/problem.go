@@ -65,7 +65,7 @@ func (ps Problems) sorted() Problems {
 // unknown says that name is not one of known, and which of them may have been meant.
 func unknown(what, name string, known []string) string {
 	msg := fmt.Sprintf("unknown %s %q", what, name)
-	if near := nearest(name, known); near != "" {
+	if near := Nearest(name, known); near != "" {
 		return msg + fmt.Sprintf(", did you mean %q?", near)
 	}
 	if len(known) > 0 && len(known) <= 12 {
@@ -74,8 +74,8 @@ func unknown(what, name string, known []string) string {
 	return msg
 }
 
-// nearest gives the entry of known that name is most likely a slip of, or "".
-func nearest(name string, known []string) string {
+// Nearest gives the entry of known that name is most likely a slip of, or "".
+func Nearest(name string, known []string) string {
 	best, bestDistance := "", len(name)/3+2
 	for _, k := range known {
 		d := distance(strings.ToLower(name), strings.ToLower(k))
