@@ -133,7 +133,7 @@ func (n *nextChange) crosses(b bound, first time.Time, step time.Duration) {
 	for b(high).Before(target) {
 		high = high.Add(30 * 24 * time.Hour)
 	}
-	for high.Sub(low) > time.Microsecond {
+	for high.Sub(low) > time.Nanosecond { // times are whole microseconds: high is exact at the end
 		if mid := low.Add(high.Sub(low) / 2); b(mid).Before(target) {
 			low = mid
 		} else {
