@@ -1,10 +1,12 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -22,6 +24,7 @@ const (
 	drainLease   = 30 * time.Second // a drainer that died is followed by another after this
 	doorbellPace = time.Second      // a doorbell (an event of items) is posted at most once a second a process
 	doorbellMax  = 500              // items an event carries
+	mergedID     = 64               // bytes at most by which a merged event's attributes may be larger than those of its first
 )
 
 // Publish puts an event into the outbox; it is posted after the commit. The drainer is the function that posts it if this process
@@ -104,17 +107,18 @@ type outboxRow struct {
 	ID    int64
 	Type  string
 	Event []byte
+	Tries int
 }
 
 // Drain leases up to 200 of the drainer's outbox rows, commits, posts them, and deletes those that were taken; n is how many were leased. Doorbells
 // of one type are merged, up to 500 items an event, under an id derived from the rows'. A row whose post fails stays, and is tried again by
-// the next drain after its lease.
+// the next drain, after those that were tried less often: so one that nobody ever takes does not stand before the others.
 func (db *DB) Drain(ctx context.Context, tenant, drainer string, post func(context.Context, cloudevents.Event) error) (n int, err error) {
 	var rows []outboxRow
 	err = db.InTenant(ctx, tenant, func(ctx context.Context, tx *Tx) error {
 		got, err := tx.Query(ctx, `UPDATE outbox SET lease_until = now() + $2, tries = tries + 1 WHERE id IN (
-			SELECT id FROM outbox WHERE drainer = $1 AND lease_until < now() ORDER BY id LIMIT $3 FOR UPDATE SKIP LOCKED)
-			RETURNING id, type, event`, drainer, drainLease, drainRows)
+			SELECT id FROM outbox WHERE drainer = $1 AND lease_until < now() ORDER BY tries, id LIMIT $3 FOR UPDATE SKIP LOCKED)
+			RETURNING id, type, event, tries`, drainer, drainLease, drainRows)
 		if err != nil {
 			return err
 		}
@@ -127,11 +131,14 @@ func (db *DB) Drain(ctx context.Context, tenant, drainer string, post func(conte
 	if len(rows) == 0 {
 		return 0, nil
 	}
-	done := []int64{}
+	slices.SortFunc(rows, func(x, y outboxRow) int { return cmp.Or(cmp.Compare(x.Tries, y.Tries), cmp.Compare(x.ID, y.ID)) })
+	done, refused := []int64{}, []int64{}
 	var failed error
 	for _, g := range merge(rows) {
 		if failed == nil {
-			failed = post(ctx, g.event)
+			if failed = post(ctx, g.event); failed != nil {
+				refused = g.rows
+			}
 			if g.items != nil {
 				db.rung(drain{tenant, drainer})
 			}
@@ -146,8 +153,8 @@ func (db *DB) Drain(ctx context.Context, tenant, drainer string, post func(conte
 			return err
 		}
 		if failed != nil { // not to be waited for by those that come next
-			_, err := tx.Exec(ctx, "UPDATE outbox SET lease_until = '-infinity' WHERE drainer = $1 AND NOT id = ANY ($2) AND id = ANY ($3)",
-				drainer, done, ids(rows))
+			_, err := tx.Exec(ctx, `UPDATE outbox SET lease_until = '-infinity', tries = tries - CASE WHEN id = ANY ($4) THEN 0 ELSE 1 END
+				WHERE drainer = $1 AND NOT id = ANY ($2) AND id = ANY ($3)`, drainer, done, ids(rows), refused)
 			return err
 		}
 		return nil
@@ -174,6 +181,7 @@ type posting struct {
 	event cloudevents.Event
 	rows  []int64
 	items []json.RawMessage
+	size  int // bytes, no less than it has
 }
 
 // merge joins the doorbells of one type: events whose data is nothing but items.
@@ -186,12 +194,13 @@ func merge(rows []outboxRow) []*posting {
 			continue
 		}
 		items := doorbellItems(e.Data())
-		if p := open[r.Type]; items != nil && p != nil && len(p.items)+len(items) <= doorbellMax {
+		if p := open[r.Type]; items != nil && p != nil && len(p.items)+len(items) <= doorbellMax && p.size+len(e.Data()) <= event.MaxSize {
 			p.items = append(p.items, items...)
 			p.rows = append(p.rows, r.ID)
+			p.size += len(e.Data())
 			continue
 		}
-		p := &posting{event: e, rows: []int64{r.ID}, items: items}
+		p := &posting{event: e, rows: []int64{r.ID}, items: items, size: event.Size(e) + mergedID}
 		if items != nil {
 			open[r.Type] = p
 		}

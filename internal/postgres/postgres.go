@@ -182,8 +182,8 @@ func (db *DB) InTenant(ctx context.Context, tenant string, f func(ctx context.Co
 	if !db.Serves(tenant) {
 		return fmt.Errorf("tenant %s: %w", tenant, ErrForeignTenant)
 	}
-	if tenant == "" || reserved(tenant) {
-		return fmt.Errorf("tenant %q: %w", tenant, ErrUnknownTenant)
+	if !validName(tenant) { // no role that is no tenant's is entered, and no text that Postgres would choke on is sent
+		return fmt.Errorf("tenant %.60q: %w", tenant, ErrUnknownTenant)
 	}
 	conn, err := db.pool.Acquire(ctx)
 	if err != nil {

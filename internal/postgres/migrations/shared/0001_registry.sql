@@ -17,9 +17,11 @@ CREATE FUNCTION onda.now() RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE
 $$ SELECT pg_catalog.now() + coalesce(nullif(pg_catalog.current_setting('onda.offset', true), '')::interval, '0') $$;
 
 -- Which server's history this database is on. A restored or failed-over database answers another value than the one
--- that its tenants were armed with, and send leases nothing there.
+-- that its tenants were armed with, and send leases nothing there. The timeline is that of the WAL that is written now: the one
+-- of the control file is of the last checkpoint, which is minutes behind when a standby has just taken over.
 CREATE FUNCTION onda.identity() RETURNS text LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS
-$$ SELECT system_identifier::text || '/' || timeline_id::text FROM pg_control_system(), pg_control_checkpoint() $$;
+$$ SELECT system_identifier::text || '/' || CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
+       ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer END FROM pg_control_system() $$;
 
 CREATE TABLE onda.tenant (
     number     integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,   -- in tokens and Message-IDs; never used again
