@@ -233,9 +233,10 @@ func (l *Lease) Moved(hi int, started time.Time) {
 }
 
 // Release gives the batch back before its lease ends, so that it is leased again at once. Only for a holder that has settled all it marked. It is no error if
-// the batch was taken over meanwhile.
+// the batch was taken over meanwhile. A mark whose commit was never confirmed goes back to the last one that was: nothing beyond that was handed over, and should the
+// commit still be on its way, it finds no lease.
 func (l *Lease) Release(ctx context.Context, tx *postgres.Tx) error {
-	_, err := tx.Exec(ctx, "UPDATE batch SET lease_until = '-infinity' WHERE id = $1 AND fence = $2 AND state = 'open'", l.Batch, l.fence)
+	_, err := tx.Exec(ctx, "UPDATE batch SET lease_until = '-infinity', mark = least(mark, $3) WHERE id = $1 AND fence = $2 AND state = 'open'", l.Batch, l.fence, l.Mark)
 	if err != nil {
 		return fmt.Errorf("release batch %d: %w", l.Batch, err)
 	}

@@ -66,6 +66,30 @@ func TestACrashMakesOnlyTheWindowUnknown(t *testing.T) {
 	}
 }
 
+// A holder whose mark was committed without its knowing hands none of it over, and gives the batch back: nobody is unknown for that.
+func TestAMarkThatWasNeverConfirmedIsTakenBack(t *testing.T) {
+	t.Parallel()
+	f := setUp(t)
+	b := f.plan(6)[0]
+	l := f.take(false)
+	if _, ok := f.advance(l, 2); !ok {
+		t.Fatal("no mark at 2")
+	}
+	f.record(Outcome{Delivery: ID(b.ID, 1), Contact: 1, State: Sent}, Outcome{Delivery: ID(b.ID, 2), Contact: 2, State: Sent})
+	pgtest.In(t, f.db, pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error { // and its Moved never comes
+		_, _, err := l.Advance(ctx, tx, 5)
+		return err
+	})
+	pgtest.In(t, f.db, pgtest.Acme, l.Release)
+	next := f.take(false)
+	if next == nil || next.Mark != 2 {
+		t.Fatalf("the next holder finds %+v, want a mark at 2", next)
+	}
+	if d := cmp.Diff([]State{Sent, Sent, "", "", "", ""}, f.states(b)); d != "" {
+		t.Errorf("after the release (-want +got):\n%s", d)
+	}
+}
+
 func TestUnknownIsSentAgainOnlyWhereTheEmailSaysSo(t *testing.T) {
 	t.Parallel()
 	f := setUp(t)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/onda-run/onda/internal/event"
 	"github.com/onda-run/onda/internal/postgres"
@@ -23,6 +24,7 @@ var (
 	ErrUnknownEmail     = errors.New("there is no such email")
 	ErrNotTransactional = errors.New("the email is not transactional")
 	ErrKeyReused        = errors.New("the key was used for another request")
+	ErrData             = errors.New("a text in the data, or an attachment's name, has the character U+0000, which cannot be stored")
 )
 
 // Attachment is a file that a transactional mail brings. Its content is base64 in JSON.
@@ -57,7 +59,7 @@ func (m TransactionalMail) hash() ([]byte, error) {
 }
 
 // Request stores a transactional mail as a batch of one in its email's standing run, which it makes where there is none, and rings email.requested. A repeat
-// under the same key gives the first's delivery and repeated; another mail under the same key is ErrKeyReused.
+// under the same key gives the first's delivery and repeated; another mail under the same key is ErrKeyReused, and what cannot be stored ErrData.
 func Request(ctx context.Context, tx *postgres.Tx, drainer string, m TransactionalMail) (delivery int64, repeated bool, err error) {
 	hash, err := m.hash()
 	if err != nil {
@@ -83,6 +85,10 @@ func Request(ctx context.Context, tx *postgres.Tx, drainer string, m Transaction
 		m.Key, hash, data, attachments).Scan(&delivery)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return repeatOf(ctx, tx, m.Key, hash)
+	}
+	var pe *pgconn.PgError
+	if errors.As(err, &pe) && pe.Code == "22P05" {
+		return 0, false, ErrData
 	}
 	if err != nil {
 		return 0, false, fmt.Errorf("store request: %w", err)

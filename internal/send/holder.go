@@ -135,7 +135,8 @@ func (h *holder) end(ctx context.Context, stop error) error {
 // advance sets the mark and asks the gate, in one transaction, and gives what may be handed over after its commit. errHeld when the lease is lost, or the run or
 // the tenant is held.
 func (h *holder) advance(ctx context.Context, hi int) (jobs []job, err error) {
-	ctx, cancel := context.WithTimeout(ctx, recordLimit)
+	// The end of the request does not cut a mark off: whether it was set would not be known.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordLimit)
 	defer cancel()
 	started := time.Now()
 	held := false

@@ -228,5 +228,8 @@ func (s *sender) storeEmail(ctx context.Context, tx *postgres.Tx, req emailReque
 	if errors.Is(err, delivery.ErrKeyReused) {
 		return 0, refuse(http.StatusUnprocessableEntity, "Idempotency-Key reused", "the key was used for another request within the last seven days; take a new one")
 	}
+	if errors.Is(err, delivery.ErrData) {
+		return 0, refuse(http.StatusUnprocessableEntity, "Bad data", err.Error())
+	}
 	return id, err
 }

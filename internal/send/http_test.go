@@ -80,6 +80,7 @@ func TestPostEmailRefuses(t *testing.T) {
 		{"an email that is none", `{"to": "a@x.example", "email": "nothing"}`, []string{good}, 422, `no email "nothing"`},
 		{"an email with a topic", `{"to": "a@x.example", "email": "news"}`, []string{good}, 422, "consent"},
 		{"without the data it needs", `{"to": "a@x.example", "email": "password", "data": {"cod": "1"}}`, []string{good}, 422, "data.code"},
+		{"with a character that cannot be stored", `{"to": "a@x.example", "email": "password", "data": {"code": "1\u0000"}}`, []string{good}, 422, "U+0000"},
 		{"an attachment without content", `{"to": "a@x.example", "email": "password", "data": {"code": "1"}, "attachments": [{"name": "a.txt"}]}`, []string{good}, 422, "attachments[0]"},
 		{"an attachment that is not base64", `{"to": "a@x.example", "email": "password", "attachments": [{"name": "a.txt", "content": "!"}]}`, []string{good}, 400, "base64"},
 		{"too large", `{"to": "` + strings.Repeat("a", maxRequest) + `"}`, []string{good}, 413, "10 MiB"},

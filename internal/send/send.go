@@ -161,7 +161,7 @@ func (s *sender) store(ctx context.Context, tenant string, e cloudevents.Event, 
 		})
 		return err
 	})
-	if errors.Is(err, delivery.ErrUnknownEmail) || errors.Is(err, delivery.ErrNotTransactional) || errors.Is(err, delivery.ErrKeyReused) {
+	if errors.Is(err, delivery.ErrUnknownEmail) || errors.Is(err, delivery.ErrNotTransactional) || errors.Is(err, delivery.ErrKeyReused) || errors.Is(err, delivery.ErrData) {
 		return fn.Permanent(err)
 	}
 	return answer(err)
@@ -176,9 +176,7 @@ func (s *sender) sweep(ctx context.Context, tenant string, number int, cause str
 	if err := s.upkeep(ctx, tenant, number, until); err != nil {
 		return err
 	}
-	if err := s.turn(ctx, tenant, number, cause); err != nil {
-		return err
-	}
+	worked := s.turn(ctx, tenant, number, cause)
 	function := delivery.Function(number)
 	for s.rt.Sink != "" && time.Now().Before(until) {
 		n, err := s.db.Drain(ctx, tenant, function, s.rt.Publish)
@@ -189,6 +187,9 @@ func (s *sender) sweep(ctx context.Context, tenant string, number int, cause str
 		if n == 0 {
 			break
 		}
+	}
+	if worked != nil { // the wake-up stays where it is; what waited to be told, of mails that went out before the relay went away, is told
+		return worked
 	}
 	return s.db.Recompute(ctx, tenant, function, func(ctx context.Context, tx *postgres.Tx) (time.Time, error) {
 		return delivery.Due(ctx, tx, number, s.cfg.MessageLimit)
