@@ -18,12 +18,16 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+	cloudevents "github.com/cloudevents/sdk-go/v2"
 	"github.com/jackc/pgx/v5"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/onda-run/onda/internal/event"
 	"github.com/onda-run/onda/internal/fntest"
+	"github.com/onda-run/onda/internal/localbroker"
 	"github.com/onda-run/onda/internal/mailbox"
 	"github.com/onda-run/onda/internal/pgtest"
+	"github.com/onda-run/onda/internal/postgres"
 )
 
 // patience is how long anything may take that a script waits for.
@@ -70,7 +74,7 @@ func TestScript(t *testing.T) {
 					return nil
 				},
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
-					"run": s.run, "sql": s.sql, "json": isJSON, "world": s.world, "settle": s.settle, "got": s.got, "production": s.production,
+					"run": s.run, "sql": s.sql, "json": isJSON, "world": s.world, "settle": s.settle, "events": s.events, "got": s.got, "production": s.production, "confirmed": s.confirmed, "unchecked": s.unchecked,
 					"port": s.port, "take": s.take, "answers": s.answers, "rows": makeRows, "replace": replace, "inbytes": inBytes, "hide": hide,
 				},
 			})
@@ -183,10 +187,10 @@ func isJSON(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// world: starts all functions, the broker and a mailbox, and sets the environment that leads onda to them.
+// world [unchecked]: starts all functions, the broker and a mailbox, and sets the environment that leads onda to them.
 func (s *scripted) world(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 0 {
-		ts.Fatalf("usage: world")
+	if neg || len(args) > 1 {
+		ts.Fatalf("usage: world [unchecked]")
 	}
 	box, err := mailbox.Start(context.Background(), mailbox.Config{Dir: s.t.TempDir(), SMTPAddr: "127.0.0.1:0", Rules: mailbox.DefaultRules()})
 	ts.Check(err)
@@ -194,7 +198,7 @@ func (s *scripted) world(ts *testscript.TestScript, neg bool, args []string) {
 	s.box = box
 	const links = "https://links.example"
 	s.fn = fntest.Start(s.t, fntest.Config{
-		Builds: builds(),
+		Builds: builds(), Unchecked: len(args) == 1,
 		Env: map[string]string{
 			"ONDA_DATABASE_URL": s.db.URL, "ONDA_SMTP_URL": box.SMTPURL(), "ONDA_LINK_URL": links, "ONDA_FORM_URL": links, "ONDA_API_URL": links, "ONDA_TICK": "1m",
 		},
@@ -220,6 +224,18 @@ func (s *scripted) settle(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
+// events off|on: lets the broker drop all of them, or none.
+func (s *scripted) events(ts *testscript.TestScript, neg bool, args []string) {
+	if s.fn == nil || neg || len(args) != 1 {
+		ts.Fatalf("usage: events off|on, after world")
+	}
+	chaos := localbroker.Chaos{}
+	if args[0] == "off" {
+		chaos.Drop = 1
+	}
+	s.fn.SetChaos(chaos)
+}
+
 // got ADDRESS N: how many mails the mailbox has of a recipient.
 func (s *scripted) got(ts *testscript.TestScript, neg bool, args []string) {
 	if s.box == nil || neg || len(args) != 2 {
@@ -231,6 +247,35 @@ func (s *scripted) got(ts *testscript.TestScript, neg bool, args []string) {
 	if n := s.box.CountsTo(args[0]).Received; strconv.Itoa(n) != args[1] {
 		ts.Fatalf("%s got %d mails, want %s", args[0], n, args[1])
 	}
+}
+
+// confirmed FORM ADDRESS: writes the fact that a contact confirmed a form, as render-form does.
+func (s *scripted) confirmed(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: confirmed FORM ADDRESS")
+	}
+	db := s.db.DB(s.t)
+	ts.Check(db.InTenant(context.Background(), pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+		var id int64
+		if err := tx.QueryRow(ctx, "SELECT id FROM contact WHERE email = $1", args[1]).Scan(&id); err != nil {
+			return err
+		}
+		return tx.AddFacts(ctx, postgres.Fact{Kind: "form.confirmed", Contact: id, Name: args[0], Data: json.RawMessage(`{"submission":1}`)})
+	}))
+}
+
+// unchecked TYPE DATA: posts an event to the broker that onda event send would refuse.
+func (s *scripted) unchecked(ts *testscript.TestScript, neg bool, args []string) {
+	if s.fn == nil || neg || len(args) != 2 {
+		ts.Fatalf("usage: unchecked TYPE DATA, after world")
+	}
+	e := cloudevents.NewEvent()
+	e.SetID("unchecked-" + args[0])
+	e.SetType(args[0])
+	e.SetSource("/tenants/" + pgtest.Acme + "/functions/onda")
+	e.SetExtension(event.ExtTenant, pgtest.Acme)
+	ts.Check(e.SetData(cloudevents.ApplicationJSON, json.RawMessage(args[1])))
+	ts.Check(post(context.Background(), s.fn.URL()+"/broker", e))
 }
 
 // production: makes the database one that is not for development.

@@ -2,10 +2,12 @@ package campaign
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/url"
 	"strings"
+	"unicode/utf8"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2"
 	"github.com/jackc/pgx/v5"
@@ -186,6 +188,9 @@ func deadLetterCause(e cloudevents.Event) (function string, cause error) {
 		return s
 	}
 	dest, code, answer := text("knativeerrordest"), text("knativeerrorcode"), text("knativeerrordata")
+	if plain, err := base64.StdEncoding.DecodeString(answer); err == nil && utf8.Valid(plain) { // as Knative gives it; not every broker does
+		answer = string(plain)
+	}
 	if len(answer) > 1000 {
 		answer = strings.ToValidUTF8(answer[:1000], "")
 	}
@@ -195,16 +200,20 @@ func deadLetterCause(e cloudevents.Event) (function string, cause error) {
 	return functionOf(dest), fmt.Errorf("the broker gave up on it: %s: %s", code, strings.Join(strings.Fields(answer), " "))
 }
 
-// functionOf is the name of the function at an address, such as http://send.acme.svc.cluster.local/ or http://127.0.0.1:8080/functions/send.
+// functionOf is the name of the function at an address, such as http://send.acme.svc.cluster.local/ or http://127.0.0.1:8080/functions/send-api. The services
+// send-api and track-events are of the functions send and track, under whose names those keep what they refuse.
 func functionOf(address string) string {
+	function := func(service string) string {
+		return strings.TrimSuffix(strings.TrimSuffix(service, "-api"), "-events")
+	}
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" {
 		return "broker"
 	}
 	if _, after, ok := strings.Cut(u.Path, "/functions/"); ok {
 		name, _, _ := strings.Cut(after, "/")
-		return name
+		return function(name)
 	}
 	name, _, _ := strings.Cut(u.Hostname(), ".")
-	return name
+	return function(name)
 }

@@ -224,7 +224,7 @@ func TestDeadLetters(t *testing.T) {
 	e.SetSource("/tenants/acme/functions/campaign")
 	e.SetExtension("knativeerrordest", "http://127.0.0.1:8080/functions/send")
 	e.SetExtension("knativeerrorcode", "503")
-	e.SetExtension("knativeerrordata", "smtp is away\n")
+	e.SetExtension("knativeerrordata", "c210cCBpcyBhd2F5Cg==") // smtp is away
 	for range 2 {
 		if code := s.post("/dead-letters", e); code/100 != 2 {
 			t.Fatalf("answered %d", code)
@@ -240,12 +240,13 @@ func TestDeadLetters(t *testing.T) {
 func TestFunctionOf(t *testing.T) {
 	t.Parallel()
 	for address, want := range map[string]string{
-		"http://send.acme.svc.cluster.local/":   "send",
-		"http://track-events.onda.svc":          "track-events",
-		"http://127.0.0.1:8080/functions/send/": "send",
-		"http://127.0.0.1:8080/functions/send":  "send",
-		"":                                      "broker",
-		"%":                                     "broker",
+		"http://send.acme.svc.cluster.local/":      "send",
+		"http://track-events.onda.svc":             "track",
+		"http://127.0.0.1:8080/functions/send-api": "send",
+		"http://127.0.0.1:8080/functions/send/":    "send",
+		"http://127.0.0.1:8080/functions/send":     "send",
+		"":                                         "broker",
+		"%":                                        "broker",
 	} {
 		if got := functionOf(address); got != want {
 			t.Errorf("%q: %q, want %q", address, got, want)
