@@ -52,6 +52,10 @@ func (f *form) check(values url.Values, lang string) (entry, []failed) {
 	}
 	var problems []failed
 	for _, in := range f.Inputs {
+		// The address is needed whatever the form says of it: without it a submission would be of nobody.
+		if in.Field == "email" {
+			in.Required, in.ShowIf = true, nil
+		}
 		if in.ShowIf != nil && !f.holds(*in.ShowIf, values) {
 			continue // nobody could see it
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
 )
 
 const newsletter = "/f/acme/newsletter"
@@ -353,6 +354,22 @@ func TestOtherSites(t *testing.T) {
 	for _, left := range []string{"(STYLE)", "= LANG;", "(ACTION", "(FORM"} {
 		if strings.Contains(js.body, left) {
 			t.Errorf("%s was not filled in", left)
+		}
+	}
+	// what comes from the page's own address is never taken for a place to fill in
+	js = w.get(newsletter + ".js?utm=" + url.QueryEscape("(STYLE(ACTION= LANG"))
+	if !strings.Contains(js.body, `value=\"(STYLE(ACTION= LANG\"`) || !strings.Contains(js.body, `sheet.replaceSync("`) || !strings.Contains(js.body, `fetch("http`) || !strings.Contains(js.body, `box.lang = "en";`) {
+		t.Errorf("script with names in a parameter: %s", js.body)
+	}
+}
+
+// A form may leave out that the address is required, or show it only to some: nobody can be subscribed without one.
+func TestNobodySignsUpWithoutAnAddress(t *testing.T) {
+	t.Parallel()
+	for _, input := range []spec.Input{{Field: "email"}, {Field: "email", ShowIf: &spec.Predicate{Field: &spec.FieldTest{Field: "country", Test: spec.Test{Op: spec.OpIs, Values: []spec.Value{{Text: "NO"}}}}}}} {
+		f := &form{Form: &spec.Form{Inputs: []spec.Input{input}}}
+		if _, problems := f.check(url.Values{}, "en"); len(problems) != 1 || problems[0].Text != "form.problem.required" {
+			t.Errorf("problems of %+v: %v", input, problems)
 		}
 	}
 }

@@ -205,16 +205,16 @@ func (s *server) script(w http.ResponseWriter, r *http.Request, tenant string, f
 		return err
 	}
 	action := s.cfg.FormURL + "/f/" + url.PathEscape(tenant) + "/" + url.PathEscape(f.Name)
-	out := s.embed
-	for name, value := range map[string]string{"STYLE": s.pages.Embedded(), "LANG": v.Lang, "ACTION": action, "FORM": html} {
-		text, err := json.Marshal(value)
+	// In one pass: what is put in may have such a name in it, as a text of the form or a parameter of the page.
+	var fill []string
+	for _, part := range []struct{ before, name, value string }{{"(", "STYLE", s.pages.Embedded()}, {"= ", "LANG", v.Lang}, {"(", "ACTION", action}, {"(", "FORM", html}} {
+		text, err := json.Marshal(part.value)
 		if err != nil {
 			return fmt.Errorf("encode the embedded form: %w", err)
 		}
-		// each stands once, after an opening parenthesis or an equals sign, and never in what is put in
-		out = strings.Replace(out, "("+name, "("+string(text), 1)
-		out = strings.Replace(out, "= "+name+";", "= "+string(text)+";", 1)
+		fill = append(fill, part.before+part.name, part.before+string(text))
 	}
+	out := strings.NewReplacer(fill...).Replace(s.embed)
 	h := w.Header()
 	h.Set("Content-Type", "text/javascript; charset=utf-8")
 	h.Set("Cache-Control", "no-store")
@@ -462,6 +462,9 @@ func (s *server) claims(r *http.Request) (tenant string, c token.Claims, submiss
 		return "", c, 0, err
 	}
 	keys, err := s.db.Keys(r.Context(), tenant)
+	if errors.Is(err, postgres.ErrUnknownTenant) || errors.Is(err, postgres.ErrForeignTenant) {
+		return "", c, 0, errNotFound
+	}
 	if err != nil {
 		return "", c, 0, err
 	}

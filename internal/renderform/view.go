@@ -74,7 +74,7 @@ func (f *form) view(lang string, values url.Values, problems []failed, text func
 
 func (f *form) input(in spec.Input, lang string, values url.Values, text func(key string, pairs ...any) string) inputView {
 	key := in.Key()
-	i := inputView{Name: key, Value: values.Get(key), Required: in.Required && in.ShowIf == nil, Max: in.MaxLength, Kind: string(in.As)}
+	i := inputView{Name: key, Value: values.Get(key), Required: in.Required && in.ShowIf == nil || in.Field == "email", Max: in.MaxLength, Kind: string(in.As)}
 	if in.Hidden != "" {
 		i.Kind = "hidden"
 		return i
