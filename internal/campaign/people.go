@@ -127,6 +127,9 @@ func audience(ctx context.Context, tx *postgres.Tx, b *spec.Broadcast, after int
 	if err != nil {
 		return nil, err
 	}
+	if b.To.Segment != "" { // else the members before are read again by each chunk
+		from += " AND m.contact > $1"
+	}
 	rows, err := tx.Query(ctx, `SELECT c.id, coalesce(c.fields ->> $3, '') FROM `+from+` AND c.id > $1 AND NOT `+excluded+` ORDER BY c.id LIMIT $2`,
 		append([]any{after, limit, spec.ZoneField}, args...)...)
 	if err != nil {

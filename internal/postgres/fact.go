@@ -66,29 +66,37 @@ func (tx *Tx) AddFacts(ctx context.Context, facts ...Fact) error {
 // ErrBusy: another process reads with the same cursor at this moment, and does the work.
 var ErrBusy = errors.New("another holder is doing this")
 
-// ReadFacts reads up to limit facts after the consumer's cursor, of which it gives those of the kinds asked for (a kind, or a
-// prefix that ends in a dot), and moves the cursor in this transaction: so the caller writes the effect in the same one. n is how many were
-// passed over in all; n == limit says that there may be more. ErrBusy when another holds the cursor.
+// FactLimit bounds what is read in one transaction: how many facts, and how many contacts or deliveries they are about in all (a little more
+// may be read, since a fact is not parted), so that neither memory nor the time of a transaction grows with an audience.
+type FactLimit struct{ Facts, Items int }
+
+// ReadFacts reads facts after the consumer's cursor up to a limit, of which it gives those of the kinds asked for (a kind, or a
+// prefix that ends in a dot), and moves the cursor in this transaction: so the caller writes the effect in the same one. more says that
+// there may be further ones. ErrBusy when another holds the cursor.
 //
 // Only facts of transactions that all are over are read, since ids become visible in another order than they are given.
-func (tx *Tx) ReadFacts(ctx context.Context, consumer string, limit int, kinds ...string) (facts []Fact, n int, err error) {
+func (tx *Tx) ReadFacts(ctx context.Context, consumer string, limit FactLimit, kinds ...string) (facts []Fact, more bool, err error) {
 	var xid, id int64
 	err = tx.QueryRow(ctx, "SELECT xid::text::bigint, id FROM cursor WHERE name = $1 FOR UPDATE SKIP LOCKED", consumer).Scan(&xid, &id)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, 0, ErrBusy
+		return nil, false, ErrBusy
 	}
 	if err != nil {
-		return nil, 0, fmt.Errorf("read cursor %s: %w", consumer, err)
+		return nil, false, fmt.Errorf("read cursor %s: %w", consumer, err)
 	}
 	rows, err := tx.Query(ctx, `SELECT xid::text::bigint, id, kind, name, coalesce(contact, 0), coalesce(visitor, 0), coalesce(run, 0), contacts, deliveries, data, at
-		FROM fact WHERE (xid, id) > ($1::text::xid8, $2) AND xid < pg_snapshot_xmin(pg_current_snapshot())
-		ORDER BY xid, id LIMIT $3`, fmt.Sprint(xid), id, limit)
+		FROM (SELECT xid, id, kind, name, contact, visitor, run, contacts, deliveries, data, at, sum(items) OVER (ORDER BY xid, id) - items AS before
+			FROM (SELECT xid, id, kind, name, contact, visitor, run, contacts, deliveries, data, at, coalesce(cardinality(contacts), cardinality(deliveries), 1) AS items
+				FROM fact WHERE (xid, id) > ($1::text::xid8, $2) AND xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY xid, id LIMIT $3) f) f
+		WHERE before < $4 ORDER BY xid, id`, fmt.Sprint(xid), id, limit.Facts, limit.Items)
 	if err != nil {
-		return nil, 0, fmt.Errorf("read facts: %w", err)
+		return nil, false, fmt.Errorf("read facts: %w", err)
 	}
 	var f Fact
+	var n, items int
 	_, err = pgx.ForEachRow(rows, []any{&f.XID, &f.ID, &f.Kind, &f.Name, &f.Contact, &f.Visitor, &f.Run, &f.Contacts, &f.Deliveries, &f.Data, &f.At}, func() error {
 		n++
+		items += max(len(f.Contacts), len(f.Deliveries), 1)
 		xid, id = f.XID, f.ID
 		for _, k := range kinds {
 			if f.Kind == k || strings.HasSuffix(k, ".") && strings.HasPrefix(f.Kind, k) {
@@ -100,15 +108,15 @@ func (tx *Tx) ReadFacts(ctx context.Context, consumer string, limit int, kinds .
 		return nil
 	})
 	if err != nil {
-		return nil, 0, fmt.Errorf("read facts: %w", err)
+		return nil, false, fmt.Errorf("read facts: %w", err)
 	}
 	if n == 0 {
-		return nil, 0, nil
+		return nil, false, nil
 	}
 	if _, err := tx.Exec(ctx, "UPDATE cursor SET xid = $2::text::xid8, id = $3 WHERE name = $1", consumer, fmt.Sprint(xid), id); err != nil {
-		return nil, 0, fmt.Errorf("move cursor %s: %w", consumer, err)
+		return nil, false, fmt.Errorf("move cursor %s: %w", consumer, err)
 	}
-	return facts, n, nil
+	return facts, n == limit.Facts || items >= limit.Items, nil
 }
 
 // FactsDue is when the consumer should look again: soon, when facts are unread (also those that a transaction under way still

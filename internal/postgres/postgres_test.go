@@ -138,12 +138,22 @@ func TestClockMovesForOneTenant(t *testing.T) {
 	}
 }
 
+// readable waits until no transaction on the server, of another test say, holds back the facts that acme has.
+func readable(t *testing.T, db *postgres.DB) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !pgtest.One[bool](t, db, "acme", "SELECT bool_and(xid < pg_snapshot_xmin(pg_current_snapshot())) FROM fact"); {
+		if time.Now().After(deadline) {
+			t.Fatal("facts are held back for a minute")
+		}
+	}
+}
+
 func TestFactsAreReadOnceAndNoneIsLostThatCommitsLate(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t).DB(t)
 	read := func() (kinds []string) {
 		pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
-			facts, _, err := tx.ReadFacts(ctx, "segment", 100, "email.")
+			facts, _, err := tx.ReadFacts(ctx, "segment", postgres.FactLimit{Facts: 100, Items: 1000}, "email.")
 			for _, f := range facts {
 				kinds = append(kinds, f.Kind)
 			}
@@ -178,6 +188,7 @@ func TestFactsAreReadOnceAndNoneIsLostThatCommitsLate(t *testing.T) {
 	})
 	close(commit)
 	wg.Wait()
+	readable(t, db)
 	if got := read(); !cmp.Equal(got, []string{"email.opened", "email.clicked"}) {
 		t.Errorf("read %v", got)
 	}
@@ -186,15 +197,45 @@ func TestFactsAreReadOnceAndNoneIsLostThatCommitsLate(t *testing.T) {
 	}
 }
 
+// Facts about many contacts at once are read in parts, none twice and none left out.
+func TestFactsOfALargeAudienceAreReadInParts(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	pgtest.Exec(t, db, "acme", "INSERT INTO fact (kind, contacts) SELECT 'segment.joined', ARRAY(SELECT i FROM generate_series(g * 500, g * 500 + 499) i) FROM generate_series(0, 9) g")
+	pgtest.Exec(t, db, "acme", "INSERT INTO fact (kind, deliveries) SELECT 'email.sent', ARRAY(SELECT i FROM generate_series(1, 100) i) FROM generate_series(1, 10)")
+	readable(t, db)
+	var parts []int
+	seen := map[int64]bool{}
+	for more := true; more; {
+		items := 0
+		pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+			facts, further, err := tx.ReadFacts(ctx, "campaign", postgres.FactLimit{Facts: 18, Items: 1400}, "segment.", "email.")
+			for _, f := range facts {
+				items += len(f.Contacts) + len(f.Deliveries)
+				if seen[f.ID] {
+					t.Errorf("fact %d is read twice", f.ID)
+				}
+				seen[f.ID] = true
+			}
+			more = further
+			return err
+		})
+		parts = append(parts, items)
+	}
+	if diff := cmp.Diff([]int{1500, 1500, 1500, 1400, 100}, parts); diff != "" || len(seen) != 20 {
+		t.Errorf("read %d facts, of items %s", len(seen), diff)
+	}
+}
+
 func TestOnlyOneReadsWithACursor(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t).DB(t)
 	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
-		if _, _, err := tx.ReadFacts(ctx, "segment", 10, "email."); err != nil {
+		if _, _, err := tx.ReadFacts(ctx, "segment", postgres.FactLimit{Facts: 10, Items: 1000}, "email."); err != nil {
 			return err
 		}
 		err := db.InTenant(ctx, "acme", func(ctx context.Context, tx *postgres.Tx) error {
-			_, _, err := tx.ReadFacts(ctx, "segment", 10, "email.")
+			_, _, err := tx.ReadFacts(ctx, "segment", postgres.FactLimit{Facts: 10, Items: 1000}, "email.")
 			return err
 		})
 		if !errors.Is(err, postgres.ErrBusy) {

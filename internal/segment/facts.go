@@ -19,14 +19,15 @@ func kinds() []string {
 // facts reads the next facts and computes the segments anew for the contacts that they are about. more says that there may be further ones.
 func (k *keeper) facts(ctx context.Context, tenant string, failed map[string]bool) (more bool, err error) {
 	err = k.in(ctx, tenant, failed, func(ctx context.Context, t *turn) error {
-		facts, n, err := t.tx.ReadFacts(ctx, "segment", factsAtOnce, kinds()...)
+		// more than touchMost, so that read sees when a rebuild is what it takes
+		facts, further, err := t.tx.ReadFacts(ctx, "segment", postgres.FactLimit{Facts: factsAtOnce, Items: 2 * touchMost}, kinds()...)
 		if errors.Is(err, postgres.ErrBusy) {
 			return errBusy
 		}
 		if err != nil {
 			return err
 		}
-		more = n == factsAtOnce
+		more = further
 		if err := t.read(ctx, facts); err != nil {
 			return err
 		}
