@@ -1,6 +1,6 @@
 # make help lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run test lint build fmt generate stop
+.PHONY: help run test lint build fmt generate stop bench
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -14,11 +14,14 @@ test: ## sets up what it needs and runs every test that needs no cluster
 build: ## builds onda and the functions into bin/
 	@scripts/build.sh
 
+bench: ## measures the main paths against bare references; ONLY=send for one (send, track, segment, campaign)
+	@scripts/bench.sh
+
 lint: ## linters
 	@scripts/lint.sh
 
 fmt: ## formats
-	@gofmt -w cmd internal functions eventing examples
+	@gofmt -w cmd internal functions eventing examples test
 
 generate: ## makes schemas, event types and READMEs' tables anew from the code
 	@go test ./internal/event ./functions -run 'Generate|README' -update

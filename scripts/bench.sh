@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Measures the main paths against bare references (test/bench): ONLY=send measures one of them. Arguments go to the program.
+# It runs on a private Postgres that commits as in production, unless ONDA_BENCH_DATABASE_URL names another.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/need.sh
+need_go
+if [ -z "${ONDA_BENCH_DATABASE_URL:-}" ]; then
+  need_postgres
+  export ONDA_HOME=$PWD/.onda/bench
+  trap 'scripts/postgres.sh stop' EXIT
+  ONDA_BENCH_DATABASE_URL=$(scripts/postgres.sh start)
+  export ONDA_BENCH_DATABASE_URL
+fi
+go build -o bin/bench ./test/bench
+bin/bench "$@"

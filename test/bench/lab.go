@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"testing/fstest"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onda-run/onda/internal/apply"
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+// tenant is whose paths are measured.
+const tenant = "bench"
+
+// lab is a database for one path, and what belongs to it until the path is measured.
+type lab struct {
+	url      string // of the database, as superuser: the references use it
+	poolURL  string // as functions enter it
+	sink     string // takes the events that functions publish
+	profiles string
+	db       *postgres.DB
+	side     *side
+	closers  []func() error // run in reverse
+}
+
+func newLab(ctx context.Context, server, profiles string) (l *lab, err error) {
+	l = &lab{profiles: profiles}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.close())
+		}
+	}()
+	u, err := url.Parse(server)
+	if err != nil || u.Scheme == "" {
+		return l, errors.New("ONDA_BENCH_DATABASE_URL: not a URL such as postgres://postgres@host/postgres")
+	}
+	conn, err := pgx.Connect(ctx, server)
+	if err != nil {
+		return l, fmt.Errorf("connect to postgres: %w", err)
+	}
+	l.closers = append(l.closers, func() error { return conn.Close(context.Background()) })
+	name := fmt.Sprintf("onda_bench_%d", os.Getpid())
+	for _, sql := range []string{"DROP DATABASE IF EXISTS " + name + " WITH (FORCE)", "CREATE DATABASE " + name + " TEMPLATE template0"} {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return l, fmt.Errorf("make a database: %w", err)
+		}
+	}
+	l.closers = append(l.closers, func() error {
+		_, err := conn.Exec(context.Background(), "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)")
+		return err
+	})
+	u.Path = "/" + name
+	l.url = u.String()
+	u.User = url.User("onda_pool")
+	l.poolURL = u.String()
+	admin, err := postgres.OpenAdmin(ctx, l.url)
+	if err != nil {
+		return l, err
+	}
+	defer func() { err = errors.Join(err, admin.Close(context.Background())) }()
+	if _, err := admin.Migrate(ctx); err != nil {
+		return l, err
+	}
+	if _, err := admin.CreateTenant(ctx, tenant); err != nil {
+		return l, err
+	}
+	if l.db, err = postgres.Open(postgres.Config{URL: l.poolURL, MaxConns: 2}); err != nil {
+		return l, err
+	}
+	l.closers = append(l.closers, func() error { l.db.Close(); return nil })
+	return l, l.takeEvents(ctx)
+}
+
+// takeEvents is a broker that takes every event and does nothing with it: so publishing costs what it does.
+func (l *lab) takeEvents(ctx context.Context) error {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return fmt.Errorf("listen for events: %w", err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusAccepted) }), ReadHeaderTimeout: time.Minute}
+	go func() { _ = server.Serve(listener) }()
+	l.sink = "http://" + listener.Addr().String()
+	l.closers = append(l.closers, server.Close)
+	return nil
+}
+
+// close gives everything back, the side's process first.
+func (l *lab) close() error {
+	var errs []error
+	if l.side != nil {
+		_, err := l.side.end()
+		errs = append(errs, err)
+	}
+	for i := len(l.closers) - 1; i >= 0; i-- {
+		errs = append(errs, l.closers[i]())
+	}
+	l.closers = nil
+	return errors.Join(errs...)
+}
+
+// exec runs statements of the tenant, each in a transaction of its own.
+func (l *lab) exec(ctx context.Context, statements ...string) error {
+	for _, sql := range statements {
+		err := l.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+			_, err := tx.Exec(ctx, sql)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("%.80s: %w", strings.Join(strings.Fields(sql), " "), err)
+		}
+	}
+	return nil
+}
+
+// one reads a number.
+func (l *lab) one(ctx context.Context, sql string, args ...any) (n int64, err error) {
+	err = l.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error { return tx.QueryRow(ctx, sql, args...).Scan(&n) })
+	return n, err
+}
+
+// timed runs one statement of the tenant and gives how long it took, the commit included.
+func (l *lab) timed(ctx context.Context, sql string, args ...any) (rows int64, took time.Duration, err error) {
+	began := time.Now()
+	err = l.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		tag, err := tx.Exec(ctx, sql, args...)
+		rows = tag.RowsAffected()
+		return err
+	})
+	return rows, time.Since(began), err
+}
+
+// apply stores documents as onda apply does.
+func (l *lab) apply(ctx context.Context, documents string) error {
+	return l.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		set, err := apply.Load(ctx, tx, fstest.MapFS{"all.yaml": {Data: []byte(documents)}})
+		if err != nil {
+			return err
+		}
+		_, err = apply.Apply(ctx, tx, set)
+		return err
+	})
+}
+
+// refresh does what autovacuum would have done by the time.
+func (l *lab) refresh(ctx context.Context) error {
+	conn, err := pgx.Connect(ctx, l.url)
+	if err != nil {
+		return fmt.Errorf("connect to postgres: %w", err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	if _, err := conn.Exec(ctx, "VACUUM ANALYZE"); err != nil {
+		return fmt.Errorf("vacuum: %w", err)
+	}
+	return nil
+}

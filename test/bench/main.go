@@ -1,0 +1,174 @@
+// Command bench measures Onda's main paths, each against a bare loop that does no more than the machine must for the same work. Both are measured in the same
+// run, in turns, and medians are compared: so a ratio says the same on a slow machine, or on one that others use at the same time.
+//
+// It needs the URL of a Postgres superuser in ONDA_BENCH_DATABASE_URL, on a server that commits as in production; make bench starts a private one. Each path
+// gets a database of its own there, which is dropped at the end.
+//
+// What is ours runs in a process of its own, as it does in a pod, whose peak of resident memory is shown.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+// gogc is what functions run with where nothing else is set (see internal/fn); the references get the same.
+const gogc = 400
+
+// path is one thing that is measured.
+type path struct {
+	name string
+	// unit is what is counted: the figures are of it a second.
+	unit string
+	// goal is the least ratio of ours to the reference.
+	goal float64
+	// prepare makes what is measured, on an empty database.
+	prepare func(ctx context.Context, l *lab) (rounds, error)
+}
+
+// rounds are the two sides of a path. Each call is one round and gives how many units a second.
+type rounds struct {
+	ours, reference func(ctx context.Context) (float64, error)
+}
+
+func paths() []path {
+	return []path{
+		{name: "send", unit: "mails/s", goal: 0.3, prepare: prepareSend},
+		{name: "track", unit: "hits/s", goal: 1, prepare: prepareTrack},
+		{name: "segment", unit: "contacts/s", goal: 0.3, prepare: prepareSegment},
+		{name: "campaign", unit: "recipients/s", goal: 1, prepare: prepareCampaign},
+	}
+}
+
+func main() {
+	if name := os.Getenv(sideEnv); name != "" {
+		debug.SetGCPercent(gogc)
+		if err := serveSide(name, os.Stdin, os.Stdout); err != nil {
+			_, _ = fmt.Fprintf(os.Stderr, "bench: %s: %v\n", name, err)
+			os.Exit(1)
+		}
+		return
+	}
+	if err := run(); err != nil {
+		_, _ = fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	only := flag.String("only", os.Getenv("ONLY"), "measure these `paths` alone, separated by commas")
+	n := flag.Int("rounds", 3, "how many `rounds` each side has")
+	profiles := flag.String("profile", "", "write the CPU profile of each function to this `directory`")
+	verbose := flag.Bool("v", false, "show every round")
+	flag.Parse()
+	url := os.Getenv("ONDA_BENCH_DATABASE_URL")
+	if url == "" {
+		return errors.New("ONDA_BENCH_DATABASE_URL: is not set; make bench does it")
+	}
+	if *n < 1 {
+		return fmt.Errorf("-rounds: %d is not at least 1", *n)
+	}
+	todo, err := choose(paths(), *only)
+	if err != nil {
+		return err
+	}
+	debug.SetGCPercent(gogc)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	fmt.Println(header)
+	for _, p := range todo {
+		m, err := measure(ctx, p, url, *profiles, *n, *verbose)
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+		fmt.Println(m.line(p))
+	}
+	return nil
+}
+
+// choose gives the paths that are asked for.
+func choose(all []path, only string) ([]path, error) {
+	if only == "" {
+		return all, nil
+	}
+	var out []path
+	var names []string
+	for _, p := range all {
+		names = append(names, p.name)
+	}
+	for name := range strings.SplitSeq(only, ",") {
+		i := slices.Index(names, strings.TrimSpace(name))
+		if i < 0 {
+			return nil, fmt.Errorf("ONLY: there is no path %q; there are: %s", name, strings.Join(names, ", "))
+		}
+		out = append(out, all[i])
+	}
+	return out, nil
+}
+
+// measure runs the rounds of a path, ours and the reference's in turns.
+func measure(ctx context.Context, p path, url, profiles string, n int, verbose bool) (m measured, err error) {
+	l, err := newLab(ctx, url, profiles)
+	if err != nil {
+		return m, err
+	}
+	defer func() { err = errors.Join(err, l.close()) }()
+	r, err := p.prepare(ctx, l)
+	if err != nil {
+		return m, err
+	}
+	for i := range n {
+		for _, side := range []struct {
+			name string
+			do   func(context.Context) (float64, error)
+			to   *[]float64
+		}{{"ours", r.ours, &m.ours}, {"reference", r.reference, &m.reference}} {
+			rate, err := side.do(ctx)
+			if err != nil {
+				return m, fmt.Errorf("round %d of %s: %w", i+1, side.name, err)
+			}
+			if verbose {
+				fmt.Printf("  %s, round %d, %s: %.0f %s\n", p.name, i+1, side.name, rate, p.unit)
+			}
+			*side.to = append(*side.to, rate)
+		}
+	}
+	m.memory, err = l.side.end()
+	return m, err
+}
+
+// measured is what became of a path.
+type measured struct {
+	ours, reference []float64
+	memory          int64 // bytes, the peak of ours
+}
+
+const header = "path           ours  reference                 ratio   goal   peak RSS"
+
+func (m measured) ratio() float64 { return median(m.ours) / median(m.reference) }
+
+// line is what is printed of a path.
+func (m measured) line(p path) string {
+	verdict := "ok"
+	if m.ratio() < p.goal {
+		verdict = "short"
+	}
+	return fmt.Sprintf("%-10s %8.0f   %8.0f %-14s %5.2f x %5.2f x %6.1f MB  %s",
+		p.name, median(m.ours), median(m.reference), p.unit, m.ratio(), p.goal, float64(m.memory)/1e6, verdict)
+}
+
+func median(of []float64) float64 {
+	s := slices.Sorted(slices.Values(of))
+	if len(s) == 0 {
+		return 0
+	}
+	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
+}

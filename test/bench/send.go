@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	gomail "github.com/wneessen/go-mail"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/onda-run/onda/internal/delivery"
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+const (
+	mailCount   = 10_000
+	connections = 16
+)
+
+// mailFields are those of a contact that the mail names.
+func mailFields() []string {
+	return []string{"first_name", "last_name", "city", "company", "plan", "seat"}
+}
+
+const paragraph = "The regatta begins at nine, wind permitting, and ends where the harbour wall turns towards the old lighthouse. Bring a warm jacket, " +
+	"something to drink and the good temper that you had last year; everything else is on board and has been looked after through the winter. "
+
+// mailHTML is the mail: with six fields and eight links some 10 KB once it is built with its text.
+func mailHTML() string {
+	var b strings.Builder
+	b.WriteString("<h1>Dear {{ contact.first_name }} {{ contact.last_name }}</h1>\n<p>There is news from {{ contact.city }} for {{ contact.company }}, on plan {{ contact.plan }}, seat {{ contact.seat }}.</p>\n")
+	for i := range 8 {
+		fmt.Fprintf(&b, "<p>%s<a href=\"https://example.com/stories/%d\">Read on</a>.</p>\n", paragraph, i)
+	}
+	b.WriteString("<p><a href=\"{{ unsubscribe_url }}\">Unsubscribe</a></p>\n")
+	return b.String()
+}
+
+func mailDocuments() string {
+	var b strings.Builder
+	b.WriteString("apiVersion: onda/v1\nkind: Topic\nmetadata: {name: news}\nspec: {optIn: single}\n")
+	for _, f := range mailFields() {
+		fmt.Fprintf(&b, "---\napiVersion: onda/v1\nkind: Field\nmetadata: {name: %s}\nspec: {type: text}\n", f)
+	}
+	b.WriteString("---\napiVersion: onda/v1\nkind: Email\nmetadata: {name: news}\nspec:\n  topic: news\n  from: \"Harbour <news@harbour.example>\"\n" +
+		"  subject: \"News for {{ contact.first_name }}\"\n  html: |\n    " + strings.ReplaceAll(mailHTML(), "\n", "\n    ") + "\n")
+	return b.String()
+}
+
+// prepareSend measures the way of a mail that is planned: leased, marked, past the gate, rendered with its signed links, handed over, its outcome committed.
+// The reference builds the same mail with go-mail for each recipient and hands it over on as many connections, without any database.
+func prepareSend(ctx context.Context, l *lab) (r rounds, err error) {
+	to, err := startSink(ctx)
+	if err != nil {
+		return r, err
+	}
+	l.closers = append(l.closers, to.close)
+	if err := l.apply(ctx, mailDocuments()); err != nil {
+		return r, err
+	}
+	err = l.exec(ctx,
+		`INSERT INTO contact (email, fields) SELECT 'u' || n || '@example.org', jsonb_build_object('first_name', 'Grace', 'last_name', 'Hopper' || n, 'city', 'Lisbon',
+			'company', 'Company ' || n, 'plan', 'paid', 'seat', 'A' || n) FROM generate_series(1, `+strconv.Itoa(mailCount)+`) n`,
+		`INSERT INTO subscription (contact, purpose, state, consent, at) SELECT id, p, 'granted', 0, onda.now() FROM contact, unnest('{news,tracking.email}'::text[]) p`,
+		`INSERT INTO run (kind, entity, document, state) SELECT 'broadcast', e.id, e.current, 'running' FROM entity e WHERE e.kind = 'Email'`)
+	if err != nil {
+		return r, err
+	}
+	if err := l.refresh(ctx); err != nil {
+		return r, err
+	}
+	err = l.start(ctx, "send", "ONDA_LANE=bulk", "ONDA_SMTP_URL=smtp://"+to.addr().String()+"?tls=none", "ONDA_SMTP_CONNECTIONS="+strconv.Itoa(connections))
+	if err != nil {
+		return r, err
+	}
+	var ours int64 // size of one of our mails
+	r.ours = func(ctx context.Context) (float64, error) {
+		if err := planMails(ctx, l); err != nil {
+			return 0, err
+		}
+		took, err := l.side.do(task{Until: "SELECT NOT EXISTS (SELECT FROM batch WHERE state = 'open')"})
+		if err != nil {
+			return 0, err
+		}
+		n, size := to.take()
+		ours = size
+		sent, err := l.one(ctx, "SELECT count(*) FROM delivery WHERE state = 'sent' AND id >> 9 IN (SELECT id FROM batch ORDER BY id DESC LIMIT $1)", (mailCount+delivery.MaxBatch-1)/delivery.MaxBatch)
+		if err != nil {
+			return 0, err
+		}
+		if n != mailCount || sent != mailCount {
+			return 0, fmt.Errorf("%d mails came and %d are recorded as sent, of %d", n, sent, mailCount)
+		}
+		return mailCount / took.Seconds(), nil
+	}
+	r.reference = func(ctx context.Context) (float64, error) {
+		took, err := bareLoop(ctx, to.addr().Port)
+		if err != nil {
+			return 0, err
+		}
+		n, size := to.take()
+		if n != mailCount {
+			return 0, fmt.Errorf("%d of %d mails came", n, mailCount)
+		}
+		if size > ours*11/10 || size < ours*9/10 {
+			return 0, fmt.Errorf("its mails have %d bytes, ours %d: that compares nothing", size, ours)
+		}
+		return mailCount / took.Seconds(), nil
+	}
+	return r, nil
+}
+
+// planMails plans the mail to everybody.
+func planMails(ctx context.Context, l *lab) error {
+	return l.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		rows, err := tx.Query(ctx, "SELECT id FROM contact ORDER BY id")
+		if err != nil {
+			return fmt.Errorf("read contacts: %w", err)
+		}
+		contacts, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+		if err != nil {
+			return fmt.Errorf("read contacts: %w", err)
+		}
+		p := delivery.Plan{Step: "send", Contacts: contacts, Cause: "bench"}
+		if err := tx.QueryRow(ctx, "SELECT id, document FROM run").Scan(&p.Run, &p.Email); err != nil {
+			return fmt.Errorf("read the run: %w", err)
+		}
+		_, err = delivery.Enqueue(ctx, tx, p)
+		return err
+	})
+}
+
+// bareLoop sends as many mails of the same size as ours, built by go-mail, and gives how long it took, the dialling included.
+func bareLoop(ctx context.Context, port int) (time.Duration, error) {
+	began := time.Now()
+	g, ctx := errgroup.WithContext(ctx)
+	for c := range connections {
+		g.Go(func() error {
+			client, err := gomail.NewClient("127.0.0.1", gomail.WithPort(port), gomail.WithTLSPolicy(gomail.NoTLS), gomail.WithHELO("localhost"), gomail.WithoutNoop())
+			if err != nil {
+				return err
+			}
+			if err := client.DialWithContext(ctx); err != nil {
+				return err
+			}
+			for n := c; n < mailCount; n += connections {
+				m, err := bareMail(n)
+				if err != nil {
+					return err
+				}
+				if err := client.Send(m); err != nil {
+					return err
+				}
+			}
+			return client.Close()
+		})
+	}
+	err := g.Wait()
+	return time.Since(began), err
+}
+
+// bareMail is the same mail, made for one recipient by putting texts in the place of others.
+func bareMail(n int) (*gomail.Msg, error) {
+	var pairs []string
+	id := strconv.Itoa(n)
+	for i, f := range mailFields() {
+		pairs = append(pairs, "{{ contact."+f+" }}", []string{"Grace", "Hopper" + id, "Lisbon", "Company " + id, "paid", "A" + id}[i])
+	}
+	html := strings.NewReplacer(append(pairs, "{{ unsubscribe_url }}", "http://localhost:8080/u/abcdefghijklmnopqrstuvwxyz0123456789", "https://example.com/stories/", "http://localhost:8080/c/abcdefghijklmnopqrstuvwxyz0123456789abcdef")...).Replace(mailHTML())
+	text := strings.NewReplacer("<p>", "", "</p>", "\r\n", "<h1>", "", "</h1>", "\r\n", "<a href=\"", "", "\">", " ", "</a>", "").Replace(html)
+	m := gomail.NewMsg(gomail.WithNoDefaultUserAgent())
+	if err := m.From("Harbour <news@harbour.example>"); err != nil {
+		return nil, err
+	}
+	if err := m.To("u" + id + "@example.org"); err != nil {
+		return nil, err
+	}
+	m.Subject("News for Grace")
+	m.SetDate()
+	m.SetMessageID()
+	m.SetGenHeader(gomail.HeaderListUnsubscribe, "<http://localhost:8080/u/abcdefghijklmnopqrstuvwxyz0123456789>")
+	m.SetGenHeader(gomail.HeaderListUnsubscribePost, "List-Unsubscribe=One-Click")
+	m.SetBodyString(gomail.TypeTextPlain, text)
+	m.AddAlternativeString(gomail.TypeTextHTML, html)
+	return m, nil
+}

@@ -1,0 +1,250 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/pprof"
+	"strconv"
+	"syscall"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2"
+	"github.com/sethvargo/go-envconfig"
+	"go.uber.org/zap"
+
+	"github.com/onda-run/onda/internal/campaign"
+	"github.com/onda-run/onda/internal/event"
+	"github.com/onda-run/onda/internal/fn"
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/segment"
+	"github.com/onda-run/onda/internal/send"
+	"github.com/onda-run/onda/internal/track"
+)
+
+// The environment by which this program becomes the process of a function.
+const (
+	sideEnv    = "ONDA_BENCH_SIDE"
+	profileEnv = "ONDA_BENCH_PROFILE"
+)
+
+// task is one round, as the function's process is asked for it.
+type task struct {
+	// Until is SQL that tells, of the tenant, whether the function has done everything; it is called by schedule.due until then.
+	Until string
+	// Between is SQL that is run between two calls, and not measured.
+	Between string
+	// Clicks, when not 0, asks track for as many clicks instead, by as many clients at once.
+	Clicks, Clients int
+}
+
+// report is its answer.
+type report struct {
+	Seconds float64
+	Err     string
+}
+
+// side is a function in a process of its own.
+type side struct {
+	cmd     *exec.Cmd
+	in      io.WriteCloser
+	answers *json.Decoder
+	ended   bool
+	peak    int64
+}
+
+// start starts the process of a function; settings are its environment beside what all have.
+func (l *lab) start(ctx context.Context, name string, settings ...string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	cmd := exec.CommandContext(ctx, self)
+	cmd.Env = append([]string{sideEnv + "=" + name, "ONDA_DATABASE_URL=" + l.poolURL, "K_SINK=" + l.sink, "ONDA_LINK_URL=http://localhost:8080"}, settings...)
+	if l.profiles != "" {
+		cmd.Env = append(cmd.Env, profileEnv+"="+filepath.Join(l.profiles, name+".pprof"))
+	}
+	cmd.Stderr = os.Stderr
+	s := &side{cmd: cmd}
+	if s.in, err = cmd.StdinPipe(); err != nil {
+		return fmt.Errorf("start %s: %w", name, err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return fmt.Errorf("start %s: %w", name, err)
+	}
+	s.answers = json.NewDecoder(out)
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", name, err)
+	}
+	l.side = s
+	return nil
+}
+
+// do has the process do a task and gives how long it took.
+func (s *side) do(t task) (time.Duration, error) {
+	if err := json.NewEncoder(s.in).Encode(t); err != nil {
+		return 0, fmt.Errorf("ask the function's process: %w", err)
+	}
+	var r report
+	if err := s.answers.Decode(&r); err != nil {
+		return 0, fmt.Errorf("the function's process did not answer: %w", err)
+	}
+	if r.Err != "" {
+		return 0, errors.New(r.Err)
+	}
+	return time.Duration(r.Seconds * float64(time.Second)), nil
+}
+
+// end ends the process and gives the most memory that it had resident, in bytes.
+func (s *side) end() (int64, error) {
+	if s.ended {
+		return s.peak, nil
+	}
+	s.ended = true
+	err := errors.Join(s.in.Close(), s.cmd.Wait())
+	if usage, ok := s.cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
+		s.peak = usage.Maxrss << 10 // Linux counts in KiB
+	}
+	return s.peak, err
+}
+
+// function is what runs in the process.
+type function struct {
+	name   string
+	in     *fn.Instance
+	db     *postgres.DB
+	events int
+	tokens []string // of clicks
+}
+
+// serveSide is the process of a function: it does task after task until its input ends.
+func serveSide(name string, in io.Reader, out io.Writer) (err error) {
+	build, ok := map[string]fn.Build{"send": send.Build, "track": track.Build, "segment": segment.Build, "campaign": campaign.Build}[name]
+	if !ok {
+		return errors.New("there is no such function")
+	}
+	if to := os.Getenv(profileEnv); to != "" {
+		f, err := os.Create(to)
+		if err != nil {
+			return err
+		}
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer func() {
+			pprof.StopCPUProfile()
+			_ = f.Close()
+		}()
+	}
+	ctx := context.Background()
+	f := &function{name: name}
+	cfg := zap.NewProductionConfig() // to standard error
+	cfg.Level = zap.NewAtomicLevelAt(zap.WarnLevel)
+	log, err := cfg.Build()
+	if err != nil {
+		return err
+	}
+	if f.in, err = fn.Start(ctx, name, build, envconfig.OsLookuper(), log); err != nil {
+		return err
+	}
+	defer func() {
+		stop, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		err = errors.Join(err, f.in.Stop(stop))
+	}()
+	if f.db, err = postgres.Open(postgres.Config{URL: os.Getenv("ONDA_DATABASE_URL"), MaxConns: 1}); err != nil {
+		return err
+	}
+	defer f.db.Close()
+	tasks, answers := json.NewDecoder(bufio.NewReader(in)), json.NewEncoder(out)
+	for {
+		var t task
+		if err := tasks.Decode(&t); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		took, err := f.do(ctx, t)
+		r := report{Seconds: took.Seconds()}
+		if err != nil {
+			r.Err = err.Error()
+		}
+		if err := answers.Encode(r); err != nil {
+			return err
+		}
+	}
+}
+
+func (f *function) do(ctx context.Context, t task) (time.Duration, error) {
+	if t.Clicks > 0 {
+		return f.clicks(ctx, t.Clicks, t.Clients)
+	}
+	const most = 200 // calls
+	var took time.Duration
+	for range most {
+		began := time.Now()
+		err := f.call(ctx)
+		took += time.Since(began)
+		if err != nil {
+			return took, err
+		}
+		var done bool
+		err = f.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+			if err := tx.QueryRow(ctx, t.Until).Scan(&done); err != nil || done || t.Between == "" {
+				return err
+			}
+			_, err := tx.Exec(ctx, t.Between)
+			return err
+		})
+		if err != nil || done {
+			return took, err
+		}
+	}
+	return took, fmt.Errorf("%s has not done everything after %d calls", f.name, most)
+}
+
+// call is schedule's post to the function.
+func (f *function) call(ctx context.Context) error {
+	f.events++
+	e, err := event.New(tenant, "schedule", "", event.DeriveID("bench", f.name, strconv.Itoa(f.events)), event.ScheduleDue{Function: f.name})
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(e)
+	if err != nil {
+		return fmt.Errorf("encode an event: %w", err)
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "/", bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	r.Header.Set("Content-Type", cloudevents.ApplicationCloudEventsJSON)
+	w := newAnswer()
+	f.in.ServeHTTP(w, r)
+	if w.status/100 != 2 {
+		return fmt.Errorf("%s answered %d to schedule.due: %s", f.name, w.status, w.body.String())
+	}
+	return nil
+}
+
+// answer is what a handler answered.
+type answer struct {
+	header http.Header
+	status int
+	body   bytes.Buffer
+}
+
+func newAnswer() *answer { return &answer{header: http.Header{}, status: http.StatusOK} }
+
+func (a *answer) Header() http.Header         { return a.header }
+func (a *answer) WriteHeader(status int)      { a.status = status }
+func (a *answer) Write(b []byte) (int, error) { return a.body.Write(b) }
