@@ -20,7 +20,7 @@ import (
 )
 
 // patience is how long one page may take altogether.
-const patience = 60 * time.Second
+const patience = 2 * time.Minute
 
 // Visitor is how somebody looks at a page.
 type Visitor struct {
@@ -217,23 +217,30 @@ func (tab *Tab) Look(name string) {
 		tab.t.Errorf("%s, %s: %s", name, tab.Name, p)
 	}
 	tab.mu.Lock()
-	defer tab.mu.Unlock()
-	for _, m := range tab.messages {
+	messages := tab.messages
+	tab.messages = nil
+	tab.mu.Unlock() // the listener takes it while a picture is made
+	for _, m := range messages {
 		if !strings.Contains(m, "422") { // a form with problems
 			tab.t.Errorf("%s, %s: the browser says: %s", name, tab.Name, m)
 		}
 	}
-	tab.messages = nil
+	tab.Keep(name)
+}
+
+// Keep puts a picture of the page into the directory that ONDA_TEST_SCREENSHOTS names, if it does, to be looked at.
+func (tab *Tab) Keep(name string) {
+	tab.t.Helper()
 	dir := os.Getenv("ONDA_TEST_SCREENSHOTS")
 	if dir == "" {
 		return
 	}
 	png, err := chromedp.Run(tab.ctx, chromedp.FullScreenshot(100))
-	if err != nil {
-		tab.t.Fatal(err)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, strings.NewReplacer(" ", "-", ",", "").Replace(name+" "+tab.Name)+".png"), png, 0o600)
 	}
-	if err := os.WriteFile(filepath.Join(dir, strings.NewReplacer(" ", "-", ",", "").Replace(name+" "+tab.Name)+".png"), png, 0o600); err != nil {
-		tab.t.Fatal(err)
+	if err != nil {
+		tab.t.Fatalf("%s: keep a picture: %v", tab.Name, err)
 	}
 }
 

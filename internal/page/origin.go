@@ -10,7 +10,7 @@ import (
 // an entry at the end of X-Forwarded-For, and what stands before those anybody can write. An IPv6 address is cut to its /64, which is one connection. Empty when there is none.
 func Origin(r *http.Request, proxies int) string {
 	s := r.RemoteAddr
-	if list := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ","); proxies > 0 && list[0] != "" {
+	if list := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ","); proxies > 0 && len(r.Header.Values("X-Forwarded-For")) > 0 {
 		s = strings.TrimSpace(list[max(0, len(list)-proxies)])
 	}
 	if ap, err := netip.ParseAddrPort(s); err == nil {

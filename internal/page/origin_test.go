@@ -23,6 +23,8 @@ func TestOriginIsWhatOurOwnProxySaw(t *testing.T) {
 		{"[2001:db8:1:2:3:4:5:6]:80", nil, 1, "2001:db8:1:2::/64"},
 		{"[::ffff:192.0.2.1]:80", nil, 1, "192.0.2.1"},
 		{"10.0.0.1:1234", []string{"unknown"}, 1, ""},
+		{"10.0.0.1:1234", []string{"", "203.0.113.9"}, 1, "203.0.113.9"},
+		{"10.0.0.1:1234", []string{", 203.0.113.9"}, 1, "203.0.113.9"},
 		{"@", nil, 1, ""},
 	} {
 		r := httptest.NewRequest(http.MethodGet, "/", nil)

@@ -1,0 +1,61 @@
+package track
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/onda-run/onda/internal/browsertest"
+	"github.com/onda-run/onda/internal/pgtest"
+	"github.com/onda-run/onda/internal/token"
+)
+
+// A person chooses what to get, leaves, and reads a mail in the browser: in every browser alike.
+func TestPagesInABrowser(t *testing.T) {
+	t.Parallel()
+	b := browsertest.Start(t)
+	for _, v := range browsertest.Visitors() {
+		t.Run(v.Name, func(t *testing.T) { // one after another: a browser has one tab in front
+			w := newWorld(t)
+			id, d := w.sent("acme", "ada@example.com", time.Hour)
+			pgtest.Exec(t, w.db, "acme", `UPDATE contact SET fields = '{"first_name": "Ada"}'`)
+			topic := w.topicID("acme", "newsletter")
+
+			tab := b.Open(t, v, w.url+"/p/"+w.token("acme", token.Claims{Purpose: token.Preferences, Contact: id, Topic: topic}))
+			tab.Look("preferences")
+			tab.Tick("#t1", false)
+			tab.Tick("#tracking", true)
+			tab.Submit("button")
+			tab.Look("preferences saved")
+			if got := tab.Text(".notice"); got != "Your choice is saved." {
+				t.Errorf("notice: %s", got)
+			}
+			if got := w.states("acme", id); got != "newsletter=granted offers=granted tracking.email=granted" {
+				t.Errorf("preferences: %s", got)
+			}
+
+			tab.Go(w.url + "/u/" + w.token("acme", token.Claims{Purpose: token.Unsubscribe, Contact: id, Topic: topic}))
+			tab.Look("unsubscribe")
+			tab.SubmitByKey("button")
+			tab.Look("unsubscribed")
+			if got := tab.Text("h1"); got != "You are unsubscribed" {
+				t.Errorf("heading: %s", got)
+			}
+			if got := w.states("acme", id); !strings.HasPrefix(got, "newsletter=withdrawn offers=granted") {
+				t.Errorf("unsubscribed: %s", got)
+			}
+
+			tab.Go(w.url + "/nothing")
+			if got := tab.Text("h1"); got != "There is nothing here" {
+				t.Errorf("error page: %s", got)
+			}
+			tab.Keep("not found")
+
+			tab.Go(w.url + "/w/" + w.token("acme", token.Claims{Purpose: token.WebView, Delivery: d}))
+			if got := tab.Text("body"); !strings.Contains(got, "Hello Ada") {
+				t.Errorf("web view: %s", got)
+			}
+			tab.Keep("web view")
+		})
+	}
+}
