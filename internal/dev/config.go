@@ -152,6 +152,7 @@ func (c Config) environment(s Service, base string) map[string]string {
 	maps.Copy(env, c.Env)
 	maps.Copy(env, c.ServiceEnv[s.Name])
 	maps.Copy(env, map[string]string{
+		"ONDA_HOST":         "127.0.0.1",
 		"K_SINK":            base + "/broker",
 		"K_SERVICE":         s.Name,
 		"K_REVISION":        s.Name + "-dev",

@@ -47,6 +47,8 @@ func TestControl(t *testing.T) {
 		{"another site's page", "POST", "/dev/kill", `{"service":"echo"}`, []string{"Sec-Fetch-Site", "cross-site", "Origin", "https://evil.example"}, 403, ""},
 		{"a name of elsewhere that leads here", "POST", "/dev/kill", `{"service":"echo"}`, []string{"Host", "evil.example"}, 404, ""},
 		{"the page under such a name", "GET", "/", "", []string{"Host", "evil.example"}, 404, ""},
+		{"a function under such a name", "GET", "/functions/echo/pid", "", []string{"Host", "evil.example"}, 404, ""},
+		{"the broker under such a name", "OPTIONS", "/broker", "", []string{"Host", "evil.example"}, 404, ""},
 		{"GET does not kill", "GET", "/dev/kill", "", nil, 405, ""},
 		{"kill", "POST", "/dev/kill", `{"service":"echo","signal":"SIGKILL"}`, nil, 200, `{"processes":1}`},
 	} {

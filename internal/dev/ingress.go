@@ -39,18 +39,19 @@ func (g *ingress) handler() (_ http.Handler, err error) {
 		for _, path := range s.Paths {
 			mux.Handle(path, to)
 		}
-		mux.Handle("/functions/"+s.Name, http.StripPrefix("/functions/"+s.Name, rooted(to)))
-		mux.Handle("/functions/"+s.Name+"/", http.StripPrefix("/functions/"+s.Name, to))
+		// What a cluster keeps to itself is for this machine only, also when a name of elsewhere leads here.
+		mux.Handle("/functions/"+s.Name, local(http.StripPrefix("/functions/"+s.Name, rooted(to))))
+		mux.Handle("/functions/"+s.Name+"/", local(http.StripPrefix("/functions/"+s.Name, to)))
 	}
 	mux.HandleFunc("/functions/", func(w http.ResponseWriter, r *http.Request) {
 		name, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/functions/"), "/")
 		fn.Problem(w, r, http.StatusNotFound, "No such function", fmt.Sprintf("There is no service %q here.", name))
 	})
-	mux.Handle("/broker", http.StripPrefix("/broker", g.dev.broker))
-	mux.Handle("/broker/", http.StripPrefix("/broker", g.dev.broker))
+	mux.Handle("/broker", local(http.StripPrefix("/broker", g.dev.broker)))
+	mux.Handle("/broker/", local(http.StripPrefix("/broker", g.dev.broker)))
 	g.dev.control(mux)
 	for pattern, h := range g.dev.cfg.Routes {
-		mux.Handle(pattern, h)
+		mux.Handle(pattern, local(h))
 	}
 	return mux, nil
 }

@@ -15,6 +15,8 @@ import (
 type Config struct {
 	// Port is the TCP port to listen on; 0 takes any.
 	Port int `env:"PORT, default=8080"`
+	// Host is the IP address to listen on; empty for all. On a developer's machine nobody else may reach a function.
+	Host string `env:"ONDA_HOST"`
 	// Serve tells what is answered: "http", "events" or "both". The rest is 404.
 	Serve string `env:"ONDA_SERVE, default=both"`
 	// Tenant is the one tenant that is served; empty for all.

@@ -225,6 +225,29 @@ func TestPortInUse(t *testing.T) {
 	}
 }
 
+func TestListensWhereItIsTold(t *testing.T) {
+	t.Parallel()
+	p := &process{t: t, cmd: exec.CommandContext(t.Context(), os.Args[0])}
+	p.cmd.Env = append(os.Environ(), envHelper+"=1", "PORT=0", "ONDA_HOST=127.0.0.1", "ONDA_LOG=json")
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p.lines = bufio.NewScanner(out)
+	if address, _ := p.until("serving")["address"].(string); !strings.HasPrefix(address, "127.0.0.1:") {
+		t.Errorf("listens on %s", address)
+	}
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestTelemetryIsPushed runs a function with a collector: traces and metrics of the last request arrive although the process ends at once.
 func TestTelemetryIsPushed(t *testing.T) {
 	t.Parallel()

@@ -17,7 +17,7 @@ import (
 func serve(ctx context.Context, in *Instance) error {
 	// The listening socket is all that readiness needs: nothing has been connected to.
 	var lc net.ListenConfig
-	listener, err := lc.Listen(context.WithoutCancel(ctx), "tcp", ":"+strconv.Itoa(in.cfg.Port))
+	listener, err := lc.Listen(context.WithoutCancel(ctx), "tcp", net.JoinHostPort(in.cfg.Host, strconv.Itoa(in.cfg.Port)))
 	if err != nil {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), in.cfg.Drain)
 		defer cancel()

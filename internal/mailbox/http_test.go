@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
@@ -190,6 +191,13 @@ func TestClearOverHTTP(t *testing.T) {
 			if a := ask(t, s, method, path, origin...); a.status != http.StatusForbidden {
 				t.Errorf("%s from %s: %d", method, origin[1], a.status)
 			}
+		}
+	}
+	for host, status := range map[string]int{"evil.example": http.StatusMisdirectedRequest, "evil.example:8025": http.StatusMisdirectedRequest, "localhost:8025": 200, "[::1]:8025": 200} {
+		r := httptest.NewRequest(http.MethodGet, "http://"+host+"/", nil)
+		w := httptest.NewRecorder()
+		if s.Handler().ServeHTTP(w, r); w.Code != status {
+			t.Errorf("%s: %d", host, w.Code)
 		}
 	}
 	if s.Counts().Received != 1 {
