@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -31,6 +32,11 @@ const (
 
 // startStack starts onda dev and waits until it answers.
 func startStack(ctx context.Context) (*stack, error) {
+	for _, p := range []int{port, smtpPort, mailboxPort} {
+		if err := free(ctx, p); err != nil {
+			return nil, err
+		}
+	}
 	s := &stack{
 		url: fmt.Sprintf("http://127.0.0.1:%d", port), mailbox: fmt.Sprintf("http://127.0.0.1:%d", mailboxPort),
 		client: &http.Client{
@@ -62,6 +68,15 @@ func startStack(ctx context.Context) (*stack, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// free tells whether a port can be had: else another onda dev would answer for the one of this tour, which then would kill and count what is not its own.
+func free(ctx context.Context, port int) error {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		return fmt.Errorf("the tour needs port %d: end what listens there, perhaps another make run or onda dev: %w", port, err)
+	}
+	return l.Close()
 }
 
 func (s *stack) stop() {
