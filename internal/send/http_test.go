@@ -185,6 +185,8 @@ func TestEventsThatCanNeverSucceedAreKept(t *testing.T) {
 	for name, d := range map[string]event.EmailRequested{
 		"no such email":     {Email: "nothing", Contact: 1, Key: "a"},
 		"not transactional": {Email: "news", Contact: 1, Key: "b"},
+		"without its data":  {Email: "password", Contact: 1, Key: "c"},
+		"not to be stored":  {Email: "password", Contact: 1, Key: "d", Data: map[string]any{"code": "\x00"}},
 	} {
 		e, err := event.New(pgtest.Acme, "shop", "", event.DeriveID(name), d)
 		if err != nil {
@@ -194,8 +196,11 @@ func TestEventsThatCanNeverSucceedAreKept(t *testing.T) {
 			t.Errorf("%s: status %d", name, status)
 		}
 	}
-	if n := w.count("SELECT count(*) FROM failure WHERE function = 'send'"); n != 2 {
-		t.Errorf("%d failures are kept, want 2", n)
+	if n := w.count("SELECT count(*) FROM failure WHERE function = 'send'"); n != 4 {
+		t.Errorf("%d failures are kept, want 4", n)
+	}
+	if n := w.count("SELECT count(*) FROM batch"); n != 0 {
+		t.Errorf("%d mails were planned", n)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2"
@@ -156,16 +157,28 @@ func answer(err error) error {
 // store keeps a transactional mail that another program asks for with an event; its key makes a repeat the same mail.
 func (s *sender) store(ctx context.Context, tenant string, e cloudevents.Event, d event.EmailRequested) error {
 	err := s.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		_, _, err := delivery.Request(ctx, tx, delivery.Function(delivery.Transactional), delivery.TransactionalMail{
+		email, err := s.composer.ByName(ctx, tx, d.Email)
+		if err != nil && !errors.Is(err, compose.ErrUnknown) && !errors.Is(err, compose.ErrBroken) { // of these Request, and each mail, says more
+			return err
+		}
+		if email != nil && email.Transactional {
+			if missing := email.MissingData(d.Data); len(missing) > 0 {
+				return fmt.Errorf("%w: %s", errMissing, strings.Join(missing, ", "))
+			}
+		}
+		_, _, err = delivery.Request(ctx, tx, delivery.Function(delivery.Transactional), delivery.TransactionalMail{
 			Email: d.Email, Contact: d.Contact, Data: d.Data, Key: "event:" + d.Key, Cause: e.ID(),
 		})
 		return err
 	})
-	if errors.Is(err, delivery.ErrUnknownEmail) || errors.Is(err, delivery.ErrNotTransactional) || errors.Is(err, delivery.ErrKeyReused) || errors.Is(err, delivery.ErrData) {
+	if errors.Is(err, delivery.ErrUnknownEmail) || errors.Is(err, delivery.ErrNotTransactional) || errors.Is(err, delivery.ErrKeyReused) || errors.Is(err, delivery.ErrData) ||
+		errors.Is(err, errMissing) {
 		return fn.Permanent(err)
 	}
 	return answer(err)
 }
+
+var errMissing = errors.New("the email needs data that the event does not bring")
 
 // sweep does all that is due in a lane, publishes what was left in its outbox, and sets the lane's wake-up anew.
 func (s *sender) sweep(ctx context.Context, tenant string, number int, cause string) error {
