@@ -97,7 +97,7 @@ func prepareSend(ctx context.Context, l *lab) (r rounds, err error) {
 		return mailCount / took.Seconds(), nil
 	}
 	r.reference = func(ctx context.Context) (float64, error) {
-		took, err := bareLoop(ctx, to.addr().Port)
+		took, err := bareLoop(ctx, to.addr().Port, mailCount, connections)
 		if err != nil {
 			return 0, err
 		}
@@ -133,8 +133,8 @@ func planMails(ctx context.Context, l *lab) error {
 	})
 }
 
-// bareLoop sends as many mails of the same size as ours, built by go-mail, and gives how long it took, the dialling included.
-func bareLoop(ctx context.Context, port int) (time.Duration, error) {
+// bareLoop sends mails of the same size as ours, built by go-mail, on a number of connections, and gives how long it took, the dialling included.
+func bareLoop(ctx context.Context, port, mails, connections int) (time.Duration, error) {
 	began := time.Now()
 	g, ctx := errgroup.WithContext(ctx)
 	for c := range connections {
@@ -146,7 +146,7 @@ func bareLoop(ctx context.Context, port int) (time.Duration, error) {
 			if err := client.DialWithContext(ctx); err != nil {
 				return err
 			}
-			for n := c; n < mailCount; n += connections {
+			for n := c; n < mails; n += connections {
 				m, err := bareMail(n)
 				if err != nil {
 					return err
