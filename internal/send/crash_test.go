@@ -31,7 +31,7 @@ func (w *world) spawn(settings ...string) *process {
 	for k, v := range w.env {
 		cmd.Env = append(cmd.Env, k+"="+v)
 	}
-	cmd.Env = append(cmd.Env, "ONDA_LEASE=300ms", "ONDA_MESSAGE_LIMIT=200ms")
+	cmd.Env = append(cmd.Env, "ONDA_LEASE=1s", "ONDA_MESSAGE_LIMIT=1s") // a takeover is soon, and a busy machine within the limit
 	cmd.Env = append(cmd.Env, settings...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	stderr, err := cmd.StderrPipe()
@@ -67,8 +67,8 @@ func (w *world) count(sql string, args ...any) int {
 // finish lets a sender go on until every batch is closed and every retry done.
 func (w *world) finish() {
 	w.t.Helper()
-	p := w.spawn()
-	wait(w.t, 60*time.Second, "every batch to be closed", func() bool {
+	p := w.spawn("ONDA_MESSAGE_LIMIT=5s")
+	wait(w.t, 3*time.Minute, "every batch to be closed", func() bool {
 		return w.count("SELECT (SELECT count(*) FROM batch WHERE state = 'open') + (SELECT count(*) FROM delivery WHERE state = 'deferred')") == 0
 	})
 	p.kill()
@@ -173,7 +173,7 @@ func TestTerminatedWhileSending(t *testing.T) {
 	w.plan(w.people(n), 500)
 	for k := range 5 {
 		before := len(w.smtp.Mails())
-		p := w.spawn()
+		p := w.spawn("ONDA_LEASE=60s", "ONDA_MESSAGE_LIMIT=30s") // nothing is to run out
 		wait(t, 60*time.Second, "some mails", func() bool { return len(w.smtp.Mails()) > before+rand.IntN(200) || len(w.smtp.Mails()) == n })
 		if err := p.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)

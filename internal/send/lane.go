@@ -173,8 +173,11 @@ func (w *worker) hold(ctx context.Context) {
 	}
 }
 
-// take leases the next batch of the tenant and loads its email. Nil when there is none.
+// take leases the next batch of the tenant and loads its email. Nil when there is none. The end of the request does not cut it off: a lease that nobody knows of would
+// have to run out.
 func (l *lane) take(ctx context.Context, tenant string) (*holder, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordLimit)
+	defer cancel()
 	h := &holder{lane: l, tenant: tenant}
 	started := time.Now()
 	err := l.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
