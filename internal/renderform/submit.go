@@ -102,7 +102,7 @@ func (f *form) insert(ctx context.Context, tx *postgres.Tx, s sent, who int64, s
 	}
 	for _, t := range []*time.Time{until, expiry} {
 		if t != nil {
-			tx.Wake("track", *t) // who forgets
+			tx.Wake(drainer, *t) // campaign forgets
 		}
 	}
 	return id, nil

@@ -21,8 +21,7 @@ type limit struct {
 	forget, oldest string
 }
 
-// limits are what the tenant keeps for how long. Messages are kept two days to be told from their repeats. What an address of origin proves is blanked when the
-// entry says so. A contact that was made by a form and never confirmed goes, with what it sent.
+// limits are what the tenant keeps for how long. Messages are kept two days to be told from their repeats. What belongs to contacts and forms is for campaign to forget.
 func (t *Tracker) limits(ctx context.Context, tx *postgres.Tx) ([]limit, error) {
 	settings, err := readSettings(ctx, tx)
 	if err != nil {
@@ -56,16 +55,6 @@ func (t *Tracker) limits(ctx context.Context, tx *postgres.Tx) ([]limit, error) 
 			"messages", now.Add(-48 * time.Hour),
 			"DELETE FROM allowance WHERE (kind, contact, period) IN (SELECT kind, contact, period FROM allowance WHERE kind LIKE 'message:%' AND period <= $1 LIMIT $2)",
 			"SELECT min(period) FROM allowance WHERE kind LIKE 'message:%'",
-		},
-		{
-			"unconfirmed submissions", now,
-			"UPDATE submission SET state = 'expired', data = '{}', origin = NULL WHERE id IN (SELECT id FROM submission WHERE state = 'pending' AND expires_at <= $1 ORDER BY expires_at LIMIT $2)",
-			"SELECT min(expires_at) FROM submission WHERE state = 'pending'",
-		},
-		{
-			"submissions", now,
-			"DELETE FROM submission WHERE id IN (SELECT id FROM submission WHERE keep_until <= $1 ORDER BY keep_until LIMIT $2)",
-			"SELECT min(keep_until) FROM submission",
 		},
 	}, nil
 }
