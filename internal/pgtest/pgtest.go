@@ -172,6 +172,9 @@ func at(login, database string) string {
 	if login != "" {
 		u.User = url.User(login)
 	}
+	q := u.Query()
+	q.Set("connect_timeout", "30") // a busy machine decides no test
+	u.RawQuery = q.Encode()
 	return u.String()
 }
 

@@ -180,6 +180,16 @@ func (a *Admin) inTx(ctx context.Context, f func(tx pgx.Tx) error) error {
 	return fmt.Errorf("no lock after %d tries: %w", tries, err)
 }
 
+// InProduction tells whether the database has tenants and was never marked as one for development.
+func (a *Admin) InProduction(ctx context.Context) (bool, error) {
+	var ours, serious bool
+	if err := a.conn.QueryRow(ctx, "SELECT to_regclass('onda.database') IS NOT NULL").Scan(&ours); err != nil || !ours {
+		return false, err
+	}
+	err := a.conn.QueryRow(ctx, "SELECT NOT (SELECT development FROM onda.database) AND EXISTS (SELECT FROM onda.tenant)").Scan(&serious)
+	return serious, err
+}
+
 // MarkDevelopment says that this database is for development: the clock of its tenants may be moved.
 func (a *Admin) MarkDevelopment(ctx context.Context) error {
 	if _, err := a.conn.Exec(ctx, "UPDATE onda.database SET development = true"); err != nil {
@@ -188,7 +198,7 @@ func (a *Admin) MarkDevelopment(ctx context.Context) error {
 	return nil
 }
 
-// MoveClock moves the tenant's clock by d from where it stands, and wakes all functions, since what is due has changed. Refused in a
+// MoveClock moves the tenant's clock by d from where it stands; wake-ups are compared with it, so what became due is found at the next tick. Refused in a
 // database that is not for development.
 func (a *Admin) MoveClock(ctx context.Context, tenant string, d time.Duration) (now time.Time, err error) {
 	err = pgx.BeginFunc(ctx, a.conn, func(tx pgx.Tx) error {
@@ -285,7 +295,9 @@ func (a *Admin) CreateTenant(ctx context.Context, name string) (made bool, err e
 
 // AddProgramKey stores the SHA-256 of a program's key; kind is pk or sk.
 func (a *Admin) AddProgramKey(ctx context.Context, tenant, kind, name string, sum []byte) error {
-	sql := fmt.Sprintf("INSERT INTO %s.key (kind, secret, name) VALUES ($1, $2, $3)", pgx.Identifier{tenant}.Sanitize())
+	// Ids up to 255 are for the keys of tokens, which name them in one byte.
+	table := pgx.Identifier{tenant}.Sanitize() + ".key"
+	sql := fmt.Sprintf("INSERT INTO %s (id, kind, secret, name) OVERRIDING SYSTEM VALUE SELECT greatest(1000, max(id) + 1), $1, $2, $3 FROM %s", table, table)
 	if _, err := a.conn.Exec(ctx, sql, kind, sum, name); err != nil {
 		return fmt.Errorf("add a program's key to tenant %s: %w", tenant, err)
 	}

@@ -230,14 +230,15 @@ func doorbellItems(data []byte) []json.RawMessage {
 	return items
 }
 
-// outboxDue is when the drainer's outbox should be looked at: soon while it has rows.
+// outboxDue is when the drainer's outbox should be looked at: within a tick while it has rows, and less and less often while they are refused.
 func (tx *Tx) outboxDue(ctx context.Context, drainer string) (time.Time, error) {
-	var any bool
-	if err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM outbox WHERE drainer = $1)", drainer).Scan(&any); err != nil {
+	var tries *int
+	if err := tx.QueryRow(ctx, "SELECT min(tries) FROM outbox WHERE drainer = $1", drainer).Scan(&tries); err != nil {
 		return Never, fmt.Errorf("look into outbox: %w", err)
 	}
-	if any {
-		return tx.now.Add(tx.db.tick), nil
+	if tries == nil {
+		return Never, nil
 	}
-	return Never, nil
+	const doublings = 6
+	return tx.now.Add(tx.db.tick << min(*tries, doublings)), nil
 }

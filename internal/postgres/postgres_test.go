@@ -510,3 +510,39 @@ func TestCreateTenantTwiceIsOnce(t *testing.T) {
 		t.Errorf("migrate again: %+v %v", m, err)
 	}
 }
+
+func TestProgramsKeysLeaveTheIdsOfTokensKeys(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	admin := d.Admin(t)
+	for i := range 300 {
+		if err := admin.AddProgramKey(context.Background(), "acme", "sk", "shop", []byte{byte(i), byte(i >> 8)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	db := d.DB(t)
+	pgtest.Exec(t, db, "acme", "INSERT INTO key (kind, secret) VALUES ('hmac', '0123456789abcdef0123456789abcdef')")
+	k, err := db.Keys(context.Background(), "acme")
+	if err != nil || len(k.Tokens) != 2 {
+		t.Errorf("%d keys of tokens, %v", len(k.Tokens), err)
+	}
+}
+
+func TestARefusedOutboxIsLookedAtLessAndLess(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	var waits []time.Duration
+	for _, tries := range []int{0, 1, 3, 50} {
+		pgtest.Exec(t, db, "acme", "DELETE FROM outbox")
+		pgtest.Exec(t, db, "acme", "INSERT INTO outbox (drainer, type, event, tries) VALUES ('send', 'x', '{}', $1)", tries)
+		var now time.Time
+		err := db.Recompute(context.Background(), "acme", "send", func(_ context.Context, tx *postgres.Tx) (time.Time, error) { now = tx.Now(); return postgres.Never, nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		waits = append(waits, pgtest.One[time.Time](t, db, "acme", "SELECT at FROM onda.wakeup WHERE function = 'send'").Sub(now))
+	}
+	if diff := cmp.Diff([]time.Duration{time.Minute, 2 * time.Minute, 8 * time.Minute, 64 * time.Minute}, waits); diff != "" {
+		t.Error(diff)
+	}
+}
