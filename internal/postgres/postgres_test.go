@@ -536,7 +536,10 @@ func TestARefusedOutboxIsLookedAtLessAndLess(t *testing.T) {
 		pgtest.Exec(t, db, "acme", "DELETE FROM outbox")
 		pgtest.Exec(t, db, "acme", "INSERT INTO outbox (drainer, type, event, tries) VALUES ('send', 'x', '{}', $1)", tries)
 		var now time.Time
-		err := db.Recompute(context.Background(), "acme", "send", func(_ context.Context, tx *postgres.Tx) (time.Time, error) { now = tx.Now(); return postgres.Never, nil })
+		err := db.Recompute(context.Background(), "acme", "send", func(_ context.Context, tx *postgres.Tx) (time.Time, error) {
+			now = tx.Now()
+			return postgres.Never, nil
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
