@@ -26,7 +26,8 @@ func mailFields() []string {
 }
 
 const paragraph = "The regatta begins at nine, wind permitting, and ends where the harbour wall turns towards the old lighthouse. Bring a warm jacket, " +
-	"something to drink and the good temper that you had last year; everything else is on board and has been looked after through the winter. "
+	"something to drink and the good temper that you had last year; everything else is on board and has been looked after through the winter. " +
+	"Whoever would rather watch finds a place on the terrace, where coffee is served from eight, and can follow each boat on the large screen by the door until the last one is home. "
 
 // mailHTML is the mail: with six fields and eight links some 10 KB once it is built with its text.
 func mailHTML() string {
