@@ -34,12 +34,12 @@ func TestKilledAtRandomMoments(t *testing.T) {
 	const kills = 20
 	random := seed(t)
 	f := newFleet(t, pgtest.New(t), localbroker.Chaos{Drop: .2, Repeat: .2, Reorder: .2, Seed: random.Uint64()})
-	tenants := map[string]int{pgtest.Acme: 2600, pgtest.Brava: 1400}
+	tenants := map[string]int{pgtest.Acme: 2000, pgtest.Brava: 1000}
 	f.audiences(tenants)
 	killed, processes := 0, 0
 	for at := 0; killed < kills; killed++ {
 		// Not as a share of all: those of unknown outcome may never have come.
-		at += random.IntN(120)
+		at += random.IntN(80)
 		over := false
 		wait(t, "mails to come", func() bool {
 			over = f.over(tenants)
