@@ -26,7 +26,10 @@ func (c applyCmd) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	return s.printChanges(changes, false)
+	if err := s.printChanges(changes, false); err != nil {
+		return err
+	}
+	return s.ring(ctx)
 }
 
 type diffCmd struct {
@@ -81,10 +84,7 @@ func (s *session) documents(ctx context.Context, dir string, do func(context.Con
 		_, _ = fmt.Fprintf(s.stderr, "%s in %s; nothing was applied\n", count(len(problems), "problem"), dir)
 		return nil, errQuiet
 	}
-	if err != nil {
-		return nil, err
-	}
-	return changes, s.ring(ctx)
+	return changes, err
 }
 
 func (s *session) printChanges(changes []apply.Change, would bool) error {

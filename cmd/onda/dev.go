@@ -1,32 +1,30 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"net/http"
+	"net"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/onda-run/onda/internal/apply"
-	"github.com/onda-run/onda/internal/bounce"
 	"github.com/onda-run/onda/internal/dev"
 	"github.com/onda-run/onda/internal/localbroker"
-	"github.com/onda-run/onda/internal/mail"
 	"github.com/onda-run/onda/internal/mailbox"
 	"github.com/onda-run/onda/internal/postgres"
-	"github.com/onda-run/onda/internal/token"
 )
 
 type devCmd struct {
@@ -34,22 +32,22 @@ type devCmd struct {
 	SMTPPort    int           `name:"smtp-port" default:"1025" help:"Port of the mailbox server's SMTP."`
 	MailboxPort int           `default:"8025" help:"Port of the mailbox server's pages."`
 	Docs        string        `type:"existingdir" help:"Directory of documents: applied at start and whenever one is edited." placeholder:"DIR"`
-	State       string        `default:".onda" help:"Directory for what is kept between runs." placeholder:"DIR"`
+	State       string        `default:".onda" help:"Directory for mails and logs, kept between runs." placeholder:"DIR"`
 	Binaries    string        `type:"existingdir" help:"Use these binaries of functions and watch no code." placeholder:"DIR"`
 	OneProcess  bool          `help:"Run all functions in this process, for a debugger."`
 	Idle        time.Duration `default:"10s" help:"How long a function may be idle before it is ended."`
 	Tick        time.Duration `default:"1s" help:"How often work that is due is looked for."`
-	Drop        float64       `help:"Share of events that the broker drops, 0 to 1."`
-	Repeat      float64       `help:"Share of events that it repeats."`
-	Delay       float64       `help:"Share of events that it delays."`
-	Reorder     float64       `help:"Share of events that it reorders."`
+	Drop        float64       `help:"Share of events that the broker drops, 0 to 1." placeholder:"SHARE"`
+	Repeat      float64       `help:"Share of events that it repeats." placeholder:"SHARE"`
+	Delay       float64       `help:"Share of events that it delays." placeholder:"SHARE"`
+	Reorder     float64       `help:"Share of events that it reorders." placeholder:"SHARE"`
 }
 
 // Help is shown by --help.
 func (devCmd) Help() string {
-	return `Starts each function's own binary at its first request and ends it when it is idle, as Knative would; routes events with the files in eventing/; and delivers
-mails to a mailbox server that comes along. Without ONDA_ADMIN_DATABASE_URL it uses a private Postgres under .onda/. While it runs, other commands in this
-directory work on it. The tenant is made if it is missing; it is "demo" if none is named.
+	return `Starts each function's own binary at its first request and ends it when it is idle, as Knative would; routes events with the files in eventing/; and delivers mails to a mailbox server that comes along. ` +
+		`Without ONDA_ADMIN_DATABASE_URL it uses a private Postgres under .onda/, which goes on when onda dev ends (scripts/postgres.sh stop ends it). ` +
+		`While it runs, other commands in this directory work on it. The tenant is made if it is missing; it is "demo" if none is named.
 
 Example:
   onda dev --docs examples/company`
@@ -61,28 +59,158 @@ const (
 	devMessage = 3 * time.Second
 )
 
+// Validate finds what is wrong with the options before anything is started.
+func (c devCmd) Validate() error {
+	taken := map[int]string{}
+	for _, p := range c.ports() {
+		if p.number < 1 || p.number > 65535 {
+			return fmt.Errorf("%s %d is not a port from 1 to 65535", p.flag, p.number)
+		}
+		if other := taken[p.number]; other != "" {
+			return fmt.Errorf("%s and %s are both %d", other, p.flag, p.number)
+		}
+		taken[p.number] = p.flag
+	}
+	if c.Idle <= 0 || c.Tick <= 0 {
+		return errors.New("--idle and --tick must be longer than 0s")
+	}
+	if err := c.chaos().Check(); err != nil {
+		return fmt.Errorf("--%w", err)
+	}
+	return nil
+}
+
+type devPort struct {
+	flag   string
+	number int
+	what   string
+}
+
+func (c devCmd) ports() []devPort {
+	return []devPort{{"--port", c.Port, "the ingress"}, {"--smtp-port", c.SMTPPort, "the mailbox's SMTP"}, {"--mailbox-port", c.MailboxPort, "the mailbox's pages"}}
+}
+
+func (c devCmd) chaos() localbroker.Chaos {
+	return localbroker.Chaos{Drop: c.Drop, Repeat: c.Repeat, Delay: c.Delay, Reorder: c.Reorder, DelayMax: 2 * time.Second}
+}
+
+func (c devCmd) base() string { return fmt.Sprintf("http://127.0.0.1:%d", c.Port) }
+
+// free finds out which ports are taken, all at once, before Postgres is bothered.
+func (c devCmd) free(ctx context.Context) error {
+	var errs []error
+	for _, p := range c.ports() {
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", p.number))
+		switch {
+		case errors.Is(err, syscall.EADDRINUSE):
+			errs = append(errs, fmt.Errorf("port %d for %s is in use: end what listens there, or choose another with %s", p.number, p.what, p.flag))
+		case err != nil:
+			errs = append(errs, fmt.Errorf("port %d for %s: %w; choose another with %s", p.number, p.what, err, p.flag))
+		default:
+			_ = l.Close()
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// alone makes sure that no other onda dev works in this directory: the two would write over each other's env file.
+func alone() (release func(), err error) {
+	if err := os.MkdirAll(filepath.Dir(envFile), 0o755); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(filepath.Dir(envFile), "dev.lock")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		pid, _ := io.ReadAll(f) // it only helps to find it
+		_ = f.Close()
+		return nil, fmt.Errorf("another onda dev (process %s) works in this directory: end it, or start this one in another checkout", strings.TrimSpace(string(pid)))
+	}
+	err = errors.Join(f.Truncate(0), func() error { _, err := fmt.Fprintln(f, os.Getpid()); return err }())
+	return func() { _ = f.Close() }, err
+}
+
 // Run runs everything until it is interrupted.
-func (c devCmd) Run(ctx context.Context, s *session) error {
+func (c devCmd) Run(ctx context.Context, s *session) (err error) {
 	if s.tenant == "" {
 		s.tenant = "demo"
 	}
-	log := zap.NewNop()
-	env, err := c.prepare(ctx, s)
+	if _, err := os.Stat("eventing"); err != nil {
+		return errors.New("there is no directory eventing here: start onda dev in a checkout of Onda, whose functions and routes it runs")
+	}
+	release, err := alone()
 	if err != nil {
 		return err
 	}
-	base := fmt.Sprintf("http://127.0.0.1:%d", c.Port)
+	defer release()
+	if err := c.free(ctx); err != nil {
+		return err
+	}
+	env, private, err := c.prepare(ctx, s)
+	if err != nil {
+		return err
+	}
+	db, _, err := s.database() // here, so that pages and edits find it open
+	if err != nil {
+		return err
+	}
+	logs := filepath.Join(c.State, "logs")
+	if err := os.MkdirAll(logs, 0o755); err != nil {
+		return err
+	}
+	log, err := devLog(filepath.Join(logs, "dev.log"))
+	if err != nil {
+		return err
+	}
+	keys := &devKeys{path: filepath.Join(c.State, "keys"), adminURL: s.file["ONDA_ADMIN_DATABASE_URL"]}
+	if s.file["ONDA_DEV_KEY"], err = keys.of(ctx, s.tenant); err != nil {
+		return err
+	}
+	// It ends after the functions, which may be in the middle of a mail when ctx ends.
+	box, err := mailbox.Start(context.WithoutCancel(ctx), mailbox.Config{
+		Dir: filepath.Join(c.State, "mailbox"), SMTPAddr: fmt.Sprintf("127.0.0.1:%d", c.SMTPPort), HTTPAddr: fmt.Sprintf("127.0.0.1:%d", c.MailboxPort),
+		Rules: mailbox.DefaultRules(), OnMail: newComesBack(c.base(), s.tenant, db, keys).take, Log: log.Named("mailbox"),
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, box.Close()) }()
+	if c.Docs != "" {
+		c.apply(ctx, s)
+	}
+	if err := writeEnv(envFile, s.file); err != nil {
+		return err
+	}
+	h, err := dev.Start(ctx, c.config(s, env, logs, log))
+	if err != nil {
+		return err
+	}
+	err = s.ring(ctx) // what the documents changed
+	if err == nil {
+		s.print("onda is at %s/, the mailbox at http://127.0.0.1:%d/, logs in %s/; Ctrl-C ends it", h.URL(), c.MailboxPort, logs)
+		<-ctx.Done()
+		s.print("ending: functions finish what they are at")
+	}
+	err = errors.Join(err, h.Stop(context.WithoutCancel(ctx)))
+	if private {
+		s.print("Postgres goes on; scripts/postgres.sh stop ends it")
+	}
+	return err
+}
+
+func (c devCmd) config(s *session, env map[string]string, logs string, log *zap.Logger) dev.Config {
 	cfg := dev.Config{
 		Addr: fmt.Sprintf("127.0.0.1:%d", c.Port), Binaries: c.Binaries, Env: env,
 		ServiceEnv: map[string]map[string]string{
 			"schedule": {"ONDA_DATABASE_URL": login(s.file["ONDA_DATABASE_URL"], "onda_schedule"), "ONDA_SPREAD": "0s"},
 			"send-api": {"ONDA_LANE": "transactional"}, "send": {"ONDA_LANE": "bulk"},
 		},
-		Idle: c.Idle, Tick: c.Tick, Logs: filepath.Join(c.State, "logs"), Output: s.stderr, Log: log,
-		Chaos: localbroker.Chaos{Drop: c.Drop, Repeat: c.Repeat, Delay: c.Delay, Reorder: c.Reorder, DelayMax: 2 * time.Second},
+		Idle: c.Idle, Tick: c.Tick, Logs: logs, Output: s.stderr, Log: log, Chaos: c.chaos(),
 		Links: []dev.Link{
 			{Title: "Mailbox", URL: fmt.Sprintf("http://127.0.0.1:%d/", c.MailboxPort), Text: "every mail that was delivered"},
-			{Title: "Reports", URL: base + "/reports/" + s.tenant, Text: "what became of each campaign's mails, and the graph of a campaign"},
+			{Title: "Reports", URL: c.base() + "/reports/" + s.tenant, Text: "what became of each campaign's mails, and the graph of a campaign"},
 		},
 		Routes: reportRoutes(s),
 	}
@@ -91,119 +219,118 @@ func (c devCmd) Run(ctx context.Context, s *session) error {
 	}
 	if c.Docs != "" {
 		cfg.Documents = []string{c.Docs}
-		cfg.OnDocuments = func(ctx context.Context, dir string) error { return c.apply(ctx, s, dir) }
-		if err := c.apply(ctx, s, c.Docs); err != nil {
-			return err
+		cfg.OnDocuments = func(ctx context.Context, _ string) error {
+			c.apply(ctx, s)
+			return s.ring(ctx)
 		}
 	}
-	if err := os.MkdirAll(cfg.Logs, 0o755); err != nil {
-		return err
-	}
-	box, err := mailbox.Start(ctx, mailbox.Config{
-		Dir: filepath.Join(c.State, "mailbox"), SMTPAddr: fmt.Sprintf("127.0.0.1:%d", c.SMTPPort), HTTPAddr: fmt.Sprintf("127.0.0.1:%d", c.MailboxPort),
-		Rules: mailbox.DefaultRules(), OnMail: comesBack(base, s.tenant, s.file["ONDA_DEV_KEY"]), Log: log,
-	})
-	if err != nil {
-		return err
-	}
-	defer box.Close()
-	h, err := dev.Start(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	s.print("onda is at %s/, the mailbox at http://127.0.0.1:%d/; Ctrl-C ends it", h.URL(), c.MailboxPort)
-	<-ctx.Done()
-	return h.Stop(context.WithoutCancel(ctx))
+	return cfg
 }
 
-// prepare brings up the database and the tenant, and writes the env file for other commands. It answers what functions need.
-func (c devCmd) prepare(ctx context.Context, s *session) (map[string]string, error) {
-	adminURL := s.env("ONDA_ADMIN_DATABASE_URL")
-	if adminURL == "" || s.file["ONDA_ADMIN_DATABASE_URL"] == adminURL { // the private one may have been stopped since
-		var err error
+// devLog keeps what the broker and the mailbox have to tell: the terminal is for what is said once.
+func devLog(path string) (*zap.Logger, error) {
+	cfg := zap.NewProductionConfig()
+	cfg.OutputPaths, cfg.ErrorOutputPaths = []string{path}, []string{path}
+	cfg.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	cfg.DisableStacktrace, cfg.Sampling = true, nil
+	log, err := cfg.Build()
+	if err != nil {
+		return nil, fmt.Errorf("open the log: %w", err)
+	}
+	return log, nil
+}
+
+// prepare brings up the database and the tenant, and knows afterwards what functions and other commands need: env is for functions, s.file for commands.
+// private: the database is of this checkout.
+func (c devCmd) prepare(ctx context.Context, s *session) (env map[string]string, private bool, err error) {
+	adminURL := os.Getenv("ONDA_ADMIN_DATABASE_URL")
+	if private = adminURL == ""; private {
 		if adminURL, err = privatePostgres(ctx, s.stderr); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if adminURL, err = ensureDatabase(ctx, adminURL); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
+	s.url = "ONDA_ADMIN_DATABASE_URL"
 	a, err := postgres.OpenAdmin(ctx, adminURL)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer a.Close(ctx)
+	if serious, err := a.InProduction(ctx); err != nil || serious {
+		if serious {
+			err = errors.New("the database in ONDA_ADMIN_DATABASE_URL has tenants and is not for development: onda dev sends all mail to its own mailbox and lets clocks be moved; name another")
+		}
+		return nil, false, err
+	}
 	if _, err := a.Migrate(ctx); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if err := a.MarkDevelopment(ctx); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if _, err := a.CreateTenant(ctx, s.tenant); err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	key, err := c.key(ctx, a, s)
-	if err != nil {
-		return nil, err
+	dbURL := os.Getenv("ONDA_DATABASE_URL")
+	if dbURL == "" || private {
+		dbURL = login(adminURL, "onda_pool")
 	}
-	base := fmt.Sprintf("http://127.0.0.1:%d", c.Port)
-	env := map[string]string{
-		"ONDA_DATABASE_URL": login(adminURL, "onda_pool"), "ONDA_SMTP_URL": fmt.Sprintf("smtp://127.0.0.1:%d?tls=none", c.SMTPPort),
-		"ONDA_LINK_URL": base, "ONDA_FORM_URL": base, "ONDA_API_URL": base, "ONDA_TICK": c.Tick.String(),
+	for _, url := range []string{dbURL, login(dbURL, "onda_schedule")} {
+		if err := logsIn(ctx, url); err != nil {
+			return nil, false, err
+		}
+	}
+	env = map[string]string{
+		"ONDA_DATABASE_URL": dbURL, "ONDA_SMTP_URL": fmt.Sprintf("smtp://127.0.0.1:%d?tls=none", c.SMTPPort),
+		"ONDA_LINK_URL": c.base(), "ONDA_FORM_URL": c.base(), "ONDA_API_URL": c.base(), "ONDA_TICK": c.Tick.String(),
 		"ONDA_LEASE": devLease.String(), "ONDA_MESSAGE_LIMIT": devMessage.String(), "ONDA_HIT_HOLD": "2s",
+		"ONDA_TENANT": "", // of this process it is the tenant that is made; a function with it would serve no other
 	}
 	s.file = maps.Clone(env)
 	maps.Copy(s.file, map[string]string{
-		"ONDA_ADMIN_DATABASE_URL": adminURL, "ONDA_TENANT": s.tenant, "K_SINK": base + "/broker", "ONDA_DEV_KEY": key, "ONDA_DEV_URL": base,
+		"ONDA_ADMIN_DATABASE_URL": adminURL, "ONDA_TENANT": s.tenant, "K_SINK": c.base() + "/broker", "ONDA_DEV_URL": c.base(),
 		"ONDA_MAILBOX_URL": fmt.Sprintf("http://127.0.0.1:%d", c.MailboxPort),
 	})
-	var file bytes.Buffer
-	for _, k := range slices.Sorted(maps.Keys(s.file)) {
-		fmt.Fprintf(&file, "%s=%s\n", k, s.file[k])
-	}
-	if err := os.MkdirAll(filepath.Dir(envFile), 0o755); err != nil {
-		return nil, err
-	}
-	return env, os.WriteFile(envFile, file.Bytes(), 0o600) // it holds a key
+	return env, private, nil
 }
 
-// key is a secret key of the tenant's for the mailbox server, which hands back bounces: the one of the last run if it is still there.
-func (c devCmd) key(ctx context.Context, a *postgres.Admin, s *session) (string, error) {
-	tenants, err := a.Tenants(ctx)
+// logsIn makes sure that functions will be let in: a login has no password of its own.
+func logsIn(ctx context.Context, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	cfg, err := pgx.ParseConfig(url)
 	if err != nil {
-		return "", err
+		return errors.New("ONDA_DATABASE_URL: not a Postgres URL such as postgres://onda_pool@host/onda") // the cause would show the password
 	}
-	i := slices.IndexFunc(tenants, func(t postgres.TenantInfo) bool { return t.Name == s.tenant })
-	if old, err := token.ParseProgramKey(s.file["ONDA_DEV_KEY"]); err == nil && old.Tenant == tenants[i].Number {
-		sum := old.Hash()
-		if ok, err := a.HasProgramKey(ctx, s.tenant, sum[:]); err != nil || ok {
-			return old.Reveal(), err
-		}
-	}
-	k, err := token.NewProgramKey(token.SecretKey, tenants[i].Number)
-	if err != nil {
-		return "", err
-	}
-	sum := k.Hash()
-	return k.Reveal(), a.AddProgramKey(ctx, s.tenant, string(token.SecretKey), "onda dev", sum[:])
-}
-
-func (c devCmd) apply(ctx context.Context, s *session, dir string) error {
-	changes, err := s.documents(ctx, dir, apply.Apply)
-	if errors.Is(err, errQuiet) {
-		return nil // the problems are on the terminal; what is in force stays
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	var refusal *pgconn.PgError
+	if errors.As(err, &refusal) {
+		return fmt.Errorf("Postgres does not let the login %s in, which functions use: %s; let it in by pg_hba.conf, or give it a password and put that in PGPASSWORD or ~/.pgpass", cfg.User, refusal.Message) //nolint:staticcheck // a name
 	}
 	if err != nil {
 		return err
 	}
-	return s.printChanges(slices.DeleteFunc(changes, func(c apply.Change) bool { return c.Action == apply.Keep }), false)
+	return conn.Close(ctx)
+}
+
+// apply applies the documents. What is wrong with them is said, and what was in force stays in force.
+func (c devCmd) apply(ctx context.Context, s *session) {
+	changes, err := s.documents(ctx, c.Docs, apply.Apply)
+	if err == nil {
+		err = s.printChanges(changes, false)
+	}
+	if err != nil && !errors.Is(err, errQuiet) {
+		_, _ = fmt.Fprintf(s.stderr, "onda: the documents were not applied: %s\n", s.inWords(err))
+	}
 }
 
 // privatePostgres starts the Postgres of this checkout and answers its superuser's URL.
 func privatePostgres(ctx context.Context, stderr io.Writer) (string, error) {
 	script := "scripts/postgres.sh"
 	if _, err := os.Stat(script); err != nil {
-		return "", errors.New("ONDA_ADMIN_DATABASE_URL: is not set; outside of a checkout of Onda there is no Postgres that could be started for you")
+		return "", errors.New("ONDA_ADMIN_DATABASE_URL is not set, and there is no scripts/postgres.sh here that could start one: start onda dev in a checkout of Onda, or name a Postgres")
 	}
 	cmd := exec.CommandContext(ctx, script, "start")
 	cmd.Stderr = stderr
@@ -246,31 +373,4 @@ func login(dbURL, user string) string {
 	}
 	u.User = url.User(user)
 	return u.String()
-}
-
-// comesBack hands mails to a return path, or to the address of List-Unsubscribe, to the bounce function, as a relay's pipe would.
-func comesBack(base, tenant, key string) func(ctx context.Context, rcpt string, raw []byte) (bool, error) {
-	client := &http.Client{Timeout: 20 * time.Second}
-	return func(ctx context.Context, rcpt string, raw []byte) (bool, error) {
-		_, bounced := mail.ReturnPathToken(rcpt)
-		if !bounced && !strings.HasPrefix(rcpt, "u+") {
-			return false, nil
-		}
-		r, err := http.NewRequestWithContext(ctx, http.MethodPost, base+"/bounces/"+tenant, bytes.NewReader(raw))
-		if err != nil {
-			return true, err
-		}
-		r.Header.Set("Content-Type", "message/rfc822")
-		r.Header.Set(bounce.RecipientHeader, rcpt)
-		r.SetBasicAuth(key, "")
-		resp, err := client.Do(r)
-		if err != nil {
-			return true, fmt.Errorf("hand over to bounce: %w", err)
-		}
-		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return true, fmt.Errorf("bounce answers %s", resp.Status)
-		}
-		return true, nil
-	}
 }

@@ -1,15 +1,14 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/mattn/go-isatty"
 	"github.com/schollz/progressbar/v3"
@@ -39,17 +38,13 @@ func (s *session) loadEnv() error {
 		return err
 	}
 	for {
-		f, err := os.Open(filepath.Join(dir, envFile))
+		file, err := readEnv(filepath.Join(dir, envFile))
 		if err == nil {
-			defer f.Close()
-			s.file = map[string]string{}
-			lines := bufio.NewScanner(f)
-			for lines.Scan() {
-				if k, v, ok := strings.Cut(lines.Text(), "="); ok {
-					s.file[k] = v
-				}
-			}
-			return lines.Err()
+			s.file = file
+			return nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
 		}
 		up := filepath.Dir(dir)
 		if up == dir {
