@@ -8,8 +8,8 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
-	"testing/fstest"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -139,9 +139,17 @@ func (l *lab) timed(ctx context.Context, sql string, args ...any) (rows int64, t
 }
 
 // apply stores documents as onda apply does.
-func (l *lab) apply(ctx context.Context, documents string) error {
+func (l *lab) apply(ctx context.Context, documents string) (err error) {
+	dir, err := os.MkdirTemp("", "onda-bench-")
+	if err != nil {
+		return fmt.Errorf("make a directory of documents: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if err := os.WriteFile(filepath.Join(dir, "all.yaml"), []byte(documents), 0o600); err != nil {
+		return fmt.Errorf("write documents: %w", err)
+	}
 	return l.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		set, err := apply.Load(ctx, tx, fstest.MapFS{"all.yaml": {Data: []byte(documents)}})
+		set, err := apply.Load(ctx, tx, os.DirFS(dir))
 		if err != nil {
 			return err
 		}
@@ -157,7 +165,7 @@ func (l *lab) refresh(ctx context.Context) error {
 		return fmt.Errorf("connect to postgres: %w", err)
 	}
 	defer func() { _ = conn.Close(context.Background()) }()
-	if _, err := conn.Exec(ctx, "VACUUM ANALYZE"); err != nil {
+	if _, err := conn.Exec(ctx, "VACUUM (ANALYZE)"); err != nil { //nolint:misspell // SQL spells it so
 		return fmt.Errorf("vacuum: %w", err)
 	}
 	return nil
