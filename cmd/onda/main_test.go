@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/mail"
+	"net/smtp"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -74,7 +75,7 @@ func TestScript(t *testing.T) {
 					return nil
 				},
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
-					"run": s.run, "sql": s.sql, "json": isJSON, "world": s.world, "settle": s.settle, "events": s.events, "got": s.got, "production": s.production, "confirmed": s.confirmed, "unchecked": s.unchecked,
+					"run": s.run, "sql": s.sql, "json": isJSON, "world": s.world, "settle": s.settle, "events": s.events, "got": s.got, "production": s.mark(false), "development": s.mark(true), "until": until, "bounced": bounced, "confirmed": s.confirmed, "unchecked": s.unchecked,
 					"port": s.port, "take": s.take, "answers": s.answers, "rows": makeRows, "replace": replace, "inbytes": inBytes, "hide": hide,
 				},
 			})
@@ -278,14 +279,88 @@ func (s *scripted) unchecked(ts *testscript.TestScript, neg bool, args []string)
 	ts.Check(post(context.Background(), s.fn.URL()+"/broker", e))
 }
 
-// production: makes the database one that is not for development.
-func (s *scripted) production(ts *testscript.TestScript, _ bool, _ []string) {
-	ctx := context.Background()
-	conn, err := pgx.Connect(ctx, s.db.AdminURL)
-	ts.Check(err)
-	defer conn.Close(ctx)
-	_, err = conn.Exec(ctx, "UPDATE onda.database SET development = false")
-	ts.Check(err)
+// production: makes the database one that is not for development; development: one that is.
+func (s *scripted) mark(development bool) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, _ bool, _ []string) {
+		ctx := context.Background()
+		conn, err := pgx.Connect(ctx, s.db.AdminURL)
+		ts.Check(err)
+		defer conn.Close(ctx)
+		_, err = conn.Exec(ctx, "UPDATE onda.database SET development = $1", development)
+		ts.Check(err)
+	}
+}
+
+// until PATTERN|0 COMMAND ARG...: runs a command until it ends with 0 and, unless that is enough, says something that matches.
+func until(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: until PATTERN|0 COMMAND ARG...")
+	}
+	pattern := regexp.MustCompile(args[0])
+	if args[0] == "0" {
+		pattern = regexp.MustCompile("")
+	}
+	for end := time.Now().Add(patience); time.Now().Before(end); {
+		if err := ts.Exec(args[1], args[2:]...); err == nil && pattern.MatchString(ts.ReadFile("stdout")) {
+			return
+		}
+		<-time.After(50 * time.Millisecond)
+	}
+	ts.Fatalf("%s never said %q", strings.Join(args[1:], " "), pattern)
+}
+
+// bounced PAGES SMTP ADDRESS: lets the newest mail of the mailbox to an address come back to its return path, as a server would that has no such user.
+func bounced(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: bounced PAGES SMTP ADDRESS")
+	}
+	get := func(path string, v any) {
+		resp, err := http.Get("http://127.0.0.1:" + args[0] + path)
+		ts.Check(err)
+		defer resp.Body.Close()
+		ts.Check(json.NewDecoder(resp.Body).Decode(v))
+	}
+	type mail struct {
+		ID         int64  `json:"id"`
+		To         string `json:"to"`
+		ReturnPath string `json:"returnPath"`
+	}
+	var list struct {
+		Mails []mail `json:"mails"`
+	}
+	get("/api/mails", &list)
+	var newest mail
+	for _, m := range list.Mails {
+		if m.To == args[2] && m.ID > newest.ID {
+			newest = m
+		}
+	}
+	if newest.ID == 0 {
+		ts.Fatalf("there is no mail to %s among %d", args[2], len(list.Mails))
+	}
+	report := strings.NewReplacer("TO", newest.ReturnPath, "WHO", args[2], "\n", "\r\n").Replace(`From: <mailer@example.com>
+To: <TO>
+Subject: Undelivered
+MIME-Version: 1.0
+Content-Type: multipart/report; report-type=delivery-status; boundary="x"
+
+--x
+Content-Type: text/plain
+
+No such user.
+--x
+Content-Type: message/delivery-status
+
+Reporting-MTA: dns; mx.example.com
+
+Final-Recipient: rfc822; WHO
+Action: failed
+Status: 5.1.1
+Diagnostic-Code: smtp; 550 5.1.1 no such user
+
+--x--
+`)
+	ts.Check(smtp.SendMail("127.0.0.1:"+args[1], nil, "mailer@example.com", []string{newest.ReturnPath}, []byte(report)))
 }
 
 // port NAME...: puts a port that nobody listens on into each variable.
