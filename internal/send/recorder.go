@@ -45,6 +45,7 @@ type recorder struct {
 	once  sync.Once
 	ctx   context.Context
 	abort context.CancelFunc
+	stuck sync.WaitGroup // writes that are tried again, beside the others
 }
 
 func newRecorder(db *postgres.DB, log *zap.Logger, drainer string, counter metric.Int64Counter) *recorder {
@@ -73,7 +74,10 @@ func (r *recorder) close(ctx context.Context) error {
 }
 
 func (r *recorder) loop() {
-	defer close(r.ended)
+	defer func() {
+		r.stuck.Wait()
+		close(r.ended)
+	}()
 	for {
 		var some []entry
 		select {
@@ -115,12 +119,13 @@ func (r *recorder) flush(some []entry) {
 		byTenant[e.tenant] = append(byTenant[e.tenant], e)
 	}
 	for tenant, es := range byTenant {
-		r.write(tenant, es)
+		r.write(tenant, es, false)
 	}
 }
 
-// write goes on until the outcomes are committed, or the process ends. One that Postgres will never take is told apart from the others.
-func (r *recorder) write(tenant string, es []entry) {
+// write goes on until the outcomes are committed, or the process ends. One that Postgres will never take is told apart from the others; what it does not take now is tried
+// again aside, so that a tenant whose tables are locked stops nobody else's outcomes.
+func (r *recorder) write(tenant string, es []entry, aside bool) {
 	for r.ctx.Err() == nil {
 		err := r.commit(tenant, es)
 		if err == nil {
@@ -130,10 +135,10 @@ func (r *recorder) write(tenant string, es []entry) {
 			}
 			return
 		}
-		if isMistake(err) {
+		if isMistake(err) || errors.Is(err, postgres.ErrUnknownTenant) {
 			if len(es) > 1 {
 				for _, e := range es {
-					r.write(tenant, []entry{e})
+					r.write(tenant, []entry{e}, aside)
 				}
 				return
 			}
@@ -142,6 +147,10 @@ func (r *recorder) write(tenant string, es []entry) {
 			return
 		}
 		r.log.Warn("outcomes are not recorded yet", zap.String("tenant", tenant), zap.Int("outcomes", len(es)), zap.Error(err))
+		if !aside {
+			r.stuck.Go(func() { r.write(tenant, es, true) })
+			return
+		}
 		select {
 		case <-r.ctx.Done():
 		case <-time.After(recordAgain):

@@ -147,7 +147,7 @@ CREATE TABLE batch (
     fence       bigint NOT NULL DEFAULT 0,
     lease_until timestamptz NOT NULL DEFAULT '-infinity',
     not_before  timestamptz NOT NULL DEFAULT onda.now(),
-    expires_at  timestamptz NOT NULL DEFAULT 'infinity',
+    expires_at  timestamptz NOT NULL DEFAULT onda.now() + interval '24 hours',
     state       text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'closed')),
     sent        integer NOT NULL DEFAULT 0,                      -- counts are written when the batch closes
     deferred    integer NOT NULL DEFAULT 0,
