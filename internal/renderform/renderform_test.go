@@ -98,7 +98,7 @@ spec:
       fr: {title: La neige dans votre boîte, intro: "Deux fois par mois, de la neige, des sorties et du matériel.", submit: M’inscrire, email: Adresse e-mail, first_name: Prénom, country: Pays, company: Entreprise, interests: Qu’aimez-vous ?, interests.ski: Ski, interests.sail: Voile, message: Autre chose ?, news: "Oui, envoyez-moi la lettre.", tracking: Vous pouvez voir ce que j’ouvre., thanks: C’est presque fait.}
   inputs:
     - {field: email, required: true}
-    - {field: first_name, hideWhenKnown: true}
+    - {field: first_name}
     - {field: country, as: select}
     - {field: company, required: true, showIf: {field: country, in: [FR, BE]}}
     - {field: interests}

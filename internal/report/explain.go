@@ -2,6 +2,7 @@ package report
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,11 +17,11 @@ import (
 
 // Consent is an entry of the ledger.
 type Consent struct {
-	ID    int64     `json:"id"`
-	State string    `json:"state"`
-	Basis string    `json:"basis"`
-	Proof []byte    `json:"-"`
-	At    time.Time `json:"at"`
+	ID    int64           `json:"id"`
+	State string          `json:"state"`
+	Basis string          `json:"basis"`
+	Proof json.RawMessage `json:"proof"`
+	At    time.Time       `json:"at"`
 }
 
 // Event is something that became of a delivery.

@@ -71,16 +71,14 @@ type Input struct {
 	Consent string // a topic, tracking.email or tracking.web; never ticked beforehand
 	Hidden  string // of the submission, not shown
 
-	As            InputType // how it is shown; "" for what fits the field's type
-	Label         string    // a key of the texts: the field's or input's name unless given
-	Help          string    // a key of the texts, or ""
-	Options       []string  // of a Name with select or radio
-	Required      bool
-	HideWhenKnown bool
-	ShowIf        *Predicate
-	MaxLength     int
-	Keep          Duration // of this value; zero: as the form's
-	From          string   // of Hidden: query (the parameter of that name) or referrer
+	As        InputType // how it is shown; "" for what fits the field's type
+	Label     string    // a key of the texts: the field's or input's name unless given
+	Help      string    // a key of the texts, or ""
+	Options   []string  // of a Name with select or radio
+	Required  bool
+	ShowIf    *Predicate
+	MaxLength int
+	From      string // of Hidden: query (the parameter of that name) or referrer
 }
 
 // Key gives the name under which the input is posted and its problems are shown.
@@ -170,7 +168,7 @@ func inputRule() rule[Input] {
 		variant[Input]{"field", func(o *object, i *Input) {
 			get(o, "field", fieldReference(), &i.Field, required)
 			get(o, "as", choice(shown...), &i.As, optional)
-			get(o, "hideWhenKnown", boolean(), &i.HideWhenKnown, optional)
+			o.notYet("hideWhenKnown")
 			get(o, "maxLength", whole(1, 100_000), &i.MaxLength, optional)
 			common(o, i)
 			o.check(func(d *decoder, n *node) {
@@ -204,7 +202,7 @@ func inputRule() rule[Input] {
 		variant[Input]{"hidden", func(o *object, i *Input) {
 			get(o, "hidden", textKey(), &i.Hidden, required)
 			get(o, "from", choice("query", "referrer"), &i.From, required)
-			get(o, "keep", durationRule(), &i.Keep, optional)
+			o.notYet("keep")
 		}},
 		variant[Input]{"name", func(o *object, i *Input) {
 			get(o, "name", scalar("a name of small letters, digits and _", fieldNamePattern, asText), &i.Name, required)
@@ -212,7 +210,7 @@ func inputRule() rule[Input] {
 			get(o, "type", choice(shown...), &i.As, optional)
 			get(o, "options", list(optionRule(), 1), &i.Options, optional)
 			get(o, "maxLength", whole(1, 100_000), &i.MaxLength, optional)
-			get(o, "keep", durationRule(), &i.Keep, optional)
+			o.notYet("keep")
 			common(o, i)
 			o.check(func(d *decoder, n *node) {
 				selects := i.As == InputSelect || i.As == InputRadio

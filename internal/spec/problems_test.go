@@ -333,12 +333,12 @@ func goodDocs() []string {
 		head("Email", "full", "  {topic: news, from: \"N <a@x.example>\", replyTo: b@x.example, layout: lay, unknown: resend, subject: \"{{ topic.title }}\", preheader: p, markdown: \"[u]({{ unsubscribe_url }})\", text: t, locales: {fr: {subject: x}, pt-BR: {html: \"{{ unsubscribe_url }}\"}}}\n"),
 		form(`  inputs:
     - {field: email, required: true, as: email, label: email, help: ok}
-    - {field: country, as: select, hideWhenKnown: true, showIf: {field: score, gte: 3}}
-    - {name: size, type: radio, options: [s, m], label: ok, keep: 90d}
+    - {field: country, as: select, showIf: {field: score, gte: 3}}
+    - {name: size, type: radio, options: [s, m], label: ok}
     - {name: msg, type: textarea, maxLength: 10, label: ok}
     - {consent: tracking.web, label: ok, required: false}
     - {consent: tips, label: ok}
-    - {hidden: utm, from: query, keep: 3d}
+    - {hidden: utm, from: query}
   protect: {honeypot: false, perAddress: 10/15m, blockDomains: [x.example]}
   confirm: {email: confirm, expires: 7d}
   submitted: [{tag: {add: [web]}}, {update: {plan: free}}]
