@@ -223,7 +223,7 @@ func appendLedger(ctx context.Context, tx *postgres.Tx, entries []Consent) ([]in
 	// Repeats within the call are found by DISTINCT ON, those of before by NOT EXISTS. An import is refused, not written, where it would have no effect.
 	rows, err := tx.Query(ctx, `WITH u AS (
 		SELECT n, contact, purpose, state, basis, proof::jsonb, origin, origin_until, at,
-		       row_number() OVER (PARTITION BY contact, purpose, state, basis, proof::jsonb, CASE WHEN basis = 'import' THEN NULL ELSE at END ORDER BY n) AS nth,
+		       row_number() OVER (PARTITION BY contact, purpose, state, basis, proof::jsonb, CASE WHEN basis = 'import' AND state <> 'withdrawn' THEN NULL ELSE at END ORDER BY n) AS nth,
 		       CASE WHEN basis = 'import' THEN proof::jsonb - '{file,row}'::text[] ELSE proof::jsonb END AS told
 		  FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bytea[], $7::timestamptz[], $8::timestamptz[])
 		       WITH ORDINALITY u(contact, purpose, state, basis, proof, origin, origin_until, at, n)
@@ -231,7 +231,7 @@ func appendLedger(ctx context.Context, tx *postgres.Tx, entries []Consent) ([]in
 		SELECT u.* FROM u LEFT JOIN subscription p USING (contact, purpose)
 		 WHERE nth = 1
 		   AND NOT EXISTS (SELECT FROM consent o WHERE o.contact = u.contact AND o.purpose = u.purpose AND o.state = u.state AND o.basis = u.basis AND (o.proof = u.proof OR u.basis = 'import' AND o.proof - '{file,row}'::text[] = u.told)
-		                      AND (o.at = u.at OR u.basis = 'import' OR u.at IS NULL AND p.state = u.state))
+		                      AND (o.at = u.at OR u.basis = 'import' AND u.state <> 'withdrawn' OR u.at IS NULL AND p.state = u.state))
 		   AND NOT (u.basis = 'import' AND u.state <> 'withdrawn' AND (coalesce(p.state, '') = 'withdrawn' OR `+inComplaint("u.contact", "u.purpose")+`))
 	), made AS (
 		SELECT n, nextval(pg_get_serial_sequence('consent', 'id')) AS id, contact, purpose, state, basis, proof, origin, origin_until, at FROM fresh ORDER BY n

@@ -40,7 +40,7 @@ const (
 	maxSource     = 512 << 10              // bytes of a template
 	maxOutput     = 4 << 20                // bytes that are written
 	maxIterations = 20_000                 // of all loops together
-	maxTime       = 500 * time.Millisecond // from begin to end
+	maxTime       = 2 * time.Second // from begin to end
 )
 
 // Template is a template that was parsed.
