@@ -97,6 +97,10 @@ func (c campaignStartCmd) Run(ctx context.Context, s *session) error {
 }
 
 func (s *session) preflight(p campaign.Preflight, took time.Duration) {
+	if p.Kind == "campaign" && p.Email == "" && p.Audience == 0 {
+		s.print("  contacts enter it by events; nobody is in it at its start")
+		return
+	}
 	w := tabwriter.NewWriter(s.stdout, 0, 8, 2, ' ', tabwriter.AlignRight)
 	row := func(n int64, what string) { _, _ = fmt.Fprintf(w, "  %d\t  %s\n", n, what) }
 	row(p.Audience, "in the segment")

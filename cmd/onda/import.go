@@ -80,7 +80,7 @@ func (c importCmd) Run(ctx context.Context, s *session) error {
 	if ok, err := s.data(out); ok {
 		return errors.Join(err, s.ring(ctx))
 	}
-	s.print("%d rows: %d new, %d updated, %d unchanged, %d rejected (%.1f s)", res.Rows, res.Made, res.Updated, res.Unchanged, res.Rejected, res.Took.Seconds())
+	s.print("%s: %d new, %d updated, %d unchanged, %d rejected (%.1f s)", count(res.Rows, "row"), res.Made, res.Updated, res.Unchanged, res.Rejected, res.Took.Seconds())
 	if res.Granted > 0 {
 		s.print("%s new", count(res.Granted, "consent"))
 	}
