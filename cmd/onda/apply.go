@@ -59,8 +59,8 @@ func (schemaCmd) Help() string {
 
 // Run prints the JSON Schema of the documents.
 func (schemaCmd) Run(s *session) error {
-	s.print("%s", spec.JSONSchema())
-	return nil
+	_, err := fmt.Fprintf(s.stdout, "%s\n", spec.JSONSchema())
+	return err
 }
 
 // documents loads a directory and does one thing with it, in one transaction. What is wrong with the documents is printed, a line each.

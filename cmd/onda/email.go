@@ -59,7 +59,7 @@ type emailPreviewCmd struct {
 
 // Help is shown by --help.
 func (emailPreviewCmd) Help() string {
-	return "Example:\n  onda --tenant acme email preview welcome --as ada@example.com --html welcome.html"
+	return "Example:\n  onda --tenant acme email preview welcome --as nl-1001 --html welcome.html"
 }
 
 // Run shows the mail.
@@ -96,7 +96,7 @@ type emailTestCmd struct {
 // Help is shown by --help.
 func (emailTestCmd) Help() string {
 	return "Needs ONDA_SMTP_URL. The mail is no delivery: it is in no report, and its links are not tracked.\n\n" +
-		"Example:\n  onda --tenant acme email test welcome --as ada@example.com --to me@example.com"
+		"Example:\n  onda --tenant acme email test welcome --as nl-1001 --to me@example.com"
 }
 
 // Run sends the mail.

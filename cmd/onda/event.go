@@ -35,7 +35,7 @@ type eventSendCmd struct {
 // Help is shown by --help.
 func (eventSendCmd) Help() string {
 	return "Needs K_SINK, the broker's address. The data is checked against the catalogue first.\n\n" +
-		"Example:\n  onda --tenant acme event send onda.segment.rebuild.requested.v1 '{\"segment\": \"nordic-readers\"}'"
+		"Example:\n  onda --tenant acme event send onda.segment.rebuild.requested.v1 \\\n    '{\"segment\": \"nordic\"}'"
 }
 
 // Run sends the event.

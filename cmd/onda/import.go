@@ -23,7 +23,7 @@ type importCmd struct {
 // Help is shown by --help.
 func (importCmd) Help() string {
 	return "Columns are the names of fields, and email, external_id and tags. To import a file again changes nothing. " +
-		"Rows that cannot be imported are written, with the reason, to a file that can be corrected and imported again.\n\nExample:\n  onda --tenant acme import people.csv --consent newsletter --proof 'sign-up sheet of the fair, 12 May'"
+		"Rows that cannot be imported are written, with the reason, to a file that can be corrected and imported again.\n\nExample:\n  onda --tenant acme import people.csv --tag fair\n  onda --tenant acme import a.csv --consent newsletter --proof 'fair, 12 May'"
 }
 
 // Run imports a file.

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -499,7 +500,7 @@ func TestEveryCommandHasAnExample(t *testing.T) {
 			if c.Type != kong.CommandNode {
 				continue
 			}
-			at := append(path[:len(path):len(path)], c.Name)
+			at := slices.Concat(path, []string{c.Name})
 			if c.Leaf() {
 				commands = append(commands, at)
 			}
@@ -522,7 +523,7 @@ func TestEveryCommandHasAnExample(t *testing.T) {
 				t.Errorf("no example of onda %s in its help:\n%s", strings.Join(c, " "), &out)
 			}
 			for line := range strings.Lines(out.String()) {
-				if n := len([]rune(strings.TrimRight(line, "\n"))); n > 80 && !strings.HasPrefix(line, "    ") {
+				if n := len([]rune(strings.TrimRight(line, "\n"))); n > 80 {
 					t.Errorf("%d columns: %s", n, line)
 				}
 			}
