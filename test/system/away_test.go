@@ -116,16 +116,22 @@ func TestPostgresAndRelayGoAwayAndComeBack(t *testing.T) {
 		wait(t, "a few ticks", func() bool { return f.requests("schedule") >= ticks+3 })
 		trouble.back()
 		troubles++
+		f.later(10*time.Minute, tenants) // what was put off meanwhile is tried again
 		t.Logf("trouble %d over after %d mails", troubles, f.received())
-	}
-	f.admin = data.Admin(t) // the one before lost its connection
-	for tenant := range tenants {
-		if _, err := f.admin.MoveClock(t.Context(), tenant, 10*time.Minute); err != nil { // what the relay put off is tried again
-			t.Fatal(err)
-		}
 	}
 	wait(t, "the broadcasts to be over", func() bool { return f.over(tenants) })
 	f.audit(tenants, troubles*batches*window)
+}
+
+// later moves the clocks of tenants. The connection of an earlier time may be gone with its server.
+func (f *fleet) later(d time.Duration, tenants map[string]int) {
+	f.t.Helper()
+	f.admin = f.data.Admin(f.t)
+	for tenant := range tenants {
+		if _, err := f.admin.MoveClock(f.t.Context(), tenant, d); err != nil {
+			f.t.Fatal(err)
+		}
+	}
 }
 
 // requests is how many a service has been given.
