@@ -1,6 +1,7 @@
 package system
 
 import (
+	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
@@ -99,21 +100,31 @@ func TestPostgresAndRelayGoAwayAndComeBack(t *testing.T) {
 		t.Helper()
 		wait(t, "mails to come", func() bool { return f.received() >= n })
 	}
+	come(1)
+	pixel := strings.TrimPrefix(f.letters()[0].pixel, linkURL)
 	troubles := 0
 	for _, trouble := range []struct {
-		after int // so many mails
-		away  func()
-		back  func()
+		after      int // so many mails
+		relayOnly  bool
+		away, back func()
 	}{
-		{150, s.crash, func() { s.script("start") }},
-		{400, f.closeBox, f.openBox},
-		{700, func() { s.script("stop") }, func() { s.script("start") }},
-		{1000, func() { f.closeBox(); s.crash() }, func() { f.openBox(); s.script("start") }},
+		{150, false, s.crash, func() { s.script("start") }},
+		{400, true, f.closeBox, f.openBox},
+		{700, false, func() { s.script("stop") }, func() { s.script("start") }},
+		{1000, false, func() { f.closeBox(); s.crash() }, func() { f.openBox(); s.script("start") }},
 	} {
 		come(trouble.after)
 		trouble.away()
-		ticks := f.requests("schedule")
-		wait(t, "a few ticks", func() bool { return f.requests("schedule") >= ticks+3 })
+		if trouble.relayOnly {
+			ticks := f.requests("schedule")
+			wait(t, "a few ticks", func() bool { return f.requests("schedule") >= ticks+3 })
+		} else {
+			for _, page := range []string{"/f/acme/newsletter", "/f/brava/newsletter", pixel} { // nothing is answered that was not stored or read
+				if status, err := get(t.Context(), f.world, f.dev.URL()+page); err != nil || status != http.StatusServiceUnavailable {
+					t.Errorf("%s while Postgres is away: status %d, %v", page[:3], status, err)
+				}
+			}
+		}
 		trouble.back()
 		troubles++
 		f.later(10*time.Minute, tenants) // what was put off meanwhile is tried again

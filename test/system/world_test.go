@@ -43,6 +43,7 @@ type world struct {
 	keys   map[string]token.ProgramKey // secret ones, by tenant
 	client *http.Client
 	rounds int
+	opened []letter // that were read, by id
 }
 
 // newWorld starts the functions; what they do not read from env is as in production, but for the shorter hold of hits.
