@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -293,11 +294,19 @@ func initdb() (admin string, stop func(), err error) {
 	pg := exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-k", dir, "-c", "listen_addresses=", "-c", "fsync=off", "-c", "synchronous_commit=off",
 		"-c", "full_page_writes=off", "-c", "max_connections=300", "-c", "shared_buffers=64MB", "-c", "max_wal_size=256MB")
 	pg.SysProcAttr, pg.Dir, pg.Stdout, pg.Stderr = attr, dir, log, log
-	if err := pg.Start(); err != nil {
+	started, ended := make(chan error), make(chan struct{})
+	go func() {
+		defer close(ended)
+		runtime.LockOSThread() // the kernel ends the server with the thread that started it, so this one is nobody else's to end
+		err := pg.Start()
+		started <- err
+		if err == nil {
+			_ = pg.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
 		return "", stop, err
 	}
-	ended := make(chan struct{})
-	go func() { _ = pg.Wait(); close(ended) }()
 	stop = func() {
 		_ = pg.Process.Signal(syscall.SIGQUIT) // nothing in it is worth a shutdown
 		<-ended
