@@ -66,7 +66,7 @@ func newServer(t testing.TB) (*server, *pgtest.Database) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer a.Close(t.Context())
+	defer func() { _ = a.Close(t.Context()) }()
 	if _, err := a.Migrate(t.Context()); err != nil {
 		t.Fatal(err)
 	}

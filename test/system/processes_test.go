@@ -21,6 +21,7 @@ import (
 	"github.com/onda-run/onda/internal/localbroker"
 	"github.com/onda-run/onda/internal/mail"
 	"github.com/onda-run/onda/internal/pgtest"
+	"github.com/onda-run/onda/internal/postgres"
 )
 
 // binaries builds all functions as scripts/build.sh does, once a run of the tests. They stay where they are: what has not changed is not linked again.
@@ -68,7 +69,7 @@ func newFleet(t testing.TB, data *pgtest.Database, chaos localbroker.Chaos) *fle
 		t.Fatal(err)
 	}
 	f := &fleet{t: t, data: data, dir: t.TempDir(), at: "127.0.0.1:0"}
-	f.world = &world{t: t, data: data, db: data.DB(t), admin: data.Admin(t), client: newClient()}
+	f.world = &world{t: t, data: data, db: data.Open(t, postgres.Config{MaxConns: 8, Tick: tick}), admin: data.Admin(t), client: newClient()}
 	f.openBox()
 	f.at = f.box.SMTPAddr()
 	env := map[string]string{
@@ -180,7 +181,7 @@ func (f *fleet) over(tenants map[string]int) bool {
 	if err != nil {
 		return false
 	}
-	defer conn.Close(context.WithoutCancel(f.t.Context()))
+	defer func() { _ = conn.Close(context.WithoutCancel(f.t.Context())) }()
 	for tenant := range tenants {
 		var open int
 		if err := conn.QueryRow(f.t.Context(), "SELECT count(*) FROM "+tenant+".run WHERE state <> 'completed'").Scan(&open); err != nil || open > 0 {
@@ -237,7 +238,7 @@ func (f *fleet) audit(tenants map[string]int, maxUnknown int) {
 	if unknown > maxUnknown {
 		t.Errorf("%d are unknown, more than the windows that were in flight, %d", unknown, maxUnknown)
 	}
-	t.Logf("lost 0, repeated 0 unless said above; unknown %d, bound %d", unknown, maxUnknown)
+	t.Logf("unknown %d, bound %d", unknown, maxUnknown)
 }
 
 // mailsByDelivery counts the mails that came, by tenant and delivery.

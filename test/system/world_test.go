@@ -227,7 +227,7 @@ func (w *world) request(method, url string, header http.Header, body string) (in
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	text, err := io.ReadAll(resp.Body)
 	if err != nil {
 		w.t.Fatal(err)
@@ -259,9 +259,9 @@ func local(address string) string {
 }
 
 // all reads one text column in a tenant.
-func (w *world) all(tenant, sql string, args ...any) []string {
+func (w *world) all(tenant, sql string) []string {
 	w.t.Helper()
-	return pgtest.All[string](w.t, w.db, tenant, sql, args...)
+	return pgtest.All[string](w.t, w.db, tenant, sql)
 }
 
 func (w *world) count(tenant, sql string, args ...any) int {
