@@ -34,12 +34,8 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 	}
 	s := &service{db: db, log: rt.Log}
 	return fn.Handler{
-		HTTP: s.routes(),
-		After: func(ctx context.Context) {
-			if err := db.DrainPending(ctx, rt.Publish); err != nil {
-				rt.Log.Warn("events are left to the sweep", zap.Error(err))
-			}
-		},
+		HTTP:  s.routes(),
+		After: rt.Publishes(db),
 		Close: func(context.Context) error { db.Close(); return nil },
 	}, nil
 }

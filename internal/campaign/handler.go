@@ -45,25 +45,13 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 		return fn.Handler{}, err
 	}
 	f := &function{rt: rt, db: db, engine: &engine{db: db, docs: &documents{}, share: cfg.Share, stop: rt.Draining()}}
-	h := fn.Handler{
+	return fn.Handler{
 		Event:      f.event,
 		DeadLetter: f.deadLetter,
-		Failed: func(ctx context.Context, e cloudevents.Event, cause error) {
-			tenant, _ := event.Tenant(e) // an event without one is kept all the same
-			if err := db.KeepFailure(ctx, rt.Name, tenant, e, cause); err != nil {
-				rt.Log.Error("keep a failed event", zap.String("id", e.ID()), zap.Error(err))
-			}
-		},
-		Close: func(context.Context) error { db.Close(); return nil },
-	}
-	if rt.Sink != "" {
-		h.After = func(ctx context.Context) {
-			if err := db.DrainPending(ctx, rt.Publish); err != nil {
-				rt.Log.Warn("publish", zap.Error(err))
-			}
-		}
-	}
-	return h, nil
+		Failed:     rt.Keeps(db),
+		After:      rt.Publishes(db),
+		Close:      func(context.Context) error { db.Close(); return nil },
+	}, nil
 }
 
 // function answers events.

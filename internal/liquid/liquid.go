@@ -37,9 +37,9 @@ const (
 
 // The limits of one rendering. They are far above what mails need.
 const (
-	maxSource     = 512 << 10              // bytes of a template
-	maxOutput     = 4 << 20                // bytes that are written
-	maxIterations = 20_000                 // of all loops together
+	maxSource     = 512 << 10       // bytes of a template
+	maxOutput     = 4 << 20         // bytes that are written
+	maxIterations = 20_000          // of all loops together
 	maxTime       = 2 * time.Second // from begin to end
 )
 

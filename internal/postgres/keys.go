@@ -133,3 +133,15 @@ func (tx *Tx) ProgramKey(ctx context.Context, sum []byte) (secret, ok bool, err 
 	}
 	return kind == "sk", true, nil
 }
+
+// HashOrigin is what is kept of the address that a request came from: a hash under the tenant's pepper, nil where none is known.
+func (db *DB) HashOrigin(ctx context.Context, tenant, from string) ([]byte, error) {
+	if from == "" {
+		return nil, nil
+	}
+	keys, err := db.Keys(ctx, tenant)
+	if err != nil {
+		return nil, err
+	}
+	return keys.HashAddress("origin " + from), nil
+}

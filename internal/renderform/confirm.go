@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onda-run/onda/internal/contact"
+	"github.com/onda-run/onda/internal/page"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
 	"github.com/onda-run/onda/internal/token"
@@ -46,7 +47,7 @@ func find(ctx context.Context, tx *postgres.Tx, c token.Claims, submission int64
 	if o.state == "pending" && c.Expired(tx.Now()) {
 		o.state = "expired"
 	}
-	o.address = mask(email)
+	o.address = page.Mask(email)
 	for _, g := range e.Consents {
 		if strings.HasPrefix(g.Purpose, "tracking.") {
 			continue
@@ -97,18 +98,4 @@ func topicTitle(ctx context.Context, tx *postgres.Tx, name, lang, fallback strin
 		return "", err
 	}
 	return t.TitleIn(lang, fallback), nil
-}
-
-// mask shows enough of an address to tell which of one's own it is: a link may have been passed on.
-func mask(email string) string {
-	local, domain, ok := strings.Cut(email, "@")
-	if !ok {
-		return "…"
-	}
-	for i := range local {
-		if i > 0 {
-			return local[:i] + "…@" + domain
-		}
-	}
-	return "…@" + domain
 }

@@ -326,7 +326,7 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 	}
 	lang := f.lang(r, values.Get(langInput))
 	in := sent{once: readOnce(values.Get(onceInput))}
-	if in.origin, err = s.origin(r, tenant); err != nil {
+	if in.origin, err = s.db.HashOrigin(r.Context(), tenant, page.Origin(r, s.cfg.Proxies)); err != nil {
 		return err
 	}
 	var problems []failed
@@ -356,19 +356,6 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 		return s.showProblems(w, r, f, s.formView(f, tenant, lang, values, problems))
 	}
 	return s.showResult(w, r, f, lang)
-}
-
-// origin is the hash of where a request came from.
-func (s *server) origin(r *http.Request, tenant string) ([]byte, error) {
-	from := page.Origin(r, s.cfg.Proxies)
-	if from == "" {
-		return nil, nil
-	}
-	keys, err := s.db.Keys(r.Context(), tenant)
-	if err != nil {
-		return nil, err
-	}
-	return keys.HashAddress("origin " + from), nil
 }
 
 // reply is what the embedded form and programs get.
@@ -502,7 +489,7 @@ func (s *server) confirmNow(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	origin, err := s.origin(r, tenant)
+	origin, err := s.db.HashOrigin(r.Context(), tenant, page.Origin(r, s.cfg.Proxies))
 	if err != nil {
 		return err
 	}

@@ -11,8 +11,6 @@ import (
 	"net/url"
 	"strings"
 
-	"go.uber.org/zap"
-
 	"github.com/onda-run/onda/internal/fn"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
@@ -66,14 +64,7 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 	if err != nil {
 		return fn.Handler{}, err
 	}
-	h := fn.Handler{Close: func(context.Context) error { db.Close(); return nil }}
-	if rt.Sink != "" {
-		h.After = func(ctx context.Context) {
-			if err := db.DrainPending(ctx, rt.Publish); err != nil {
-				rt.Log.Warn("publish events", zap.Error(err))
-			}
-		}
-	}
+	h := fn.Handler{After: rt.Publishes(db), Close: func(context.Context) error { db.Close(); return nil }}
 	if h.HTTP, err = New(cfg, db).Handler(); err != nil {
 		return fn.Handler{}, err
 	}

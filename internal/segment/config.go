@@ -8,10 +8,6 @@ package segment
 import (
 	"context"
 
-	cloudevents "github.com/cloudevents/sdk-go/v2"
-	"go.uber.org/zap"
-
-	"github.com/onda-run/onda/internal/event"
 	"github.com/onda-run/onda/internal/fn"
 	"github.com/onda-run/onda/internal/postgres"
 )
@@ -32,22 +28,10 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 		return fn.Handler{}, err
 	}
 	f := &function{rt: rt, db: db, keeper: &keeper{db: db, docs: &documents{}, log: rt.Log, stop: rt.Draining()}}
-	h := fn.Handler{
-		Event: f.event,
-		Failed: func(ctx context.Context, e cloudevents.Event, cause error) {
-			tenant, _ := event.Tenant(e) // an event without one is kept all the same
-			if err := db.KeepFailure(ctx, rt.Name, tenant, e, cause); err != nil {
-				rt.Log.Error("keep a failed event", zap.String("id", e.ID()), zap.Error(err))
-			}
-		},
-		Close: func(context.Context) error { db.Close(); return nil },
-	}
-	if rt.Sink != "" {
-		h.After = func(ctx context.Context) {
-			if err := db.DrainPending(ctx, rt.Publish); err != nil {
-				rt.Log.Warn("publish", zap.Error(err))
-			}
-		}
-	}
-	return h, nil
+	return fn.Handler{
+		Event:  f.event,
+		Failed: rt.Keeps(db),
+		After:  rt.Publishes(db),
+		Close:  func(context.Context) error { db.Close(); return nil },
+	}, nil
 }

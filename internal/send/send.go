@@ -42,18 +42,10 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 		return fn.Handler{}, err
 	}
 	return fn.Handler{
-		Event: s.event,
-		HTTP:  s.routes(),
-		Failed: func(ctx context.Context, e cloudevents.Event, cause error) {
-			tenant, err := event.Tenant(e)
-			if err != nil {
-				tenant = ""
-			}
-			if err := db.KeepFailure(ctx, rt.Name, tenant, e, cause); err != nil {
-				rt.Log.Error("keep an event that can never succeed", zap.Error(err))
-			}
-		},
-		After: s.publish,
+		Event:  s.event,
+		HTTP:   s.routes(),
+		Failed: rt.Keeps(db),
+		After:  rt.Publishes(db),
 		Close: func(ctx context.Context) error {
 			err := s.close(ctx)
 			db.Close()
@@ -97,16 +89,6 @@ func (s *sender) close(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// publish drains the outboxes that this process wrote to, where there is somewhere to publish.
-func (s *sender) publish(ctx context.Context) {
-	if s.rt.Sink == "" {
-		return
-	}
-	if err := s.db.DrainPending(ctx, s.rt.Publish); err != nil {
-		s.rt.Log.Warn("events stay in the outbox", zap.Error(err))
-	}
 }
 
 // event does the work that an event announces: all that is due in its lane, whatever it says, for as long as a turn is.

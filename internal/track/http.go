@@ -146,22 +146,9 @@ func (s *server) claims(r *http.Request, tok string, want token.Purpose) (string
 	return tenant, c, nil
 }
 
-// origin is the hash of where a request came from.
-func (s *server) origin(r *http.Request, tenant string) ([]byte, error) {
-	from := page.Origin(r, s.cfg.Proxies)
-	if from == "" {
-		return nil, nil
-	}
-	keys, err := s.db.Keys(r.Context(), tenant)
-	if err != nil {
-		return nil, err
-	}
-	return keys.HashAddress("origin " + from), nil
-}
-
 // store stores a hit of a request.
 func (s *server) store(r *http.Request, tenant string, h hit) error {
-	origin, err := s.origin(r, tenant)
+	origin, err := s.db.HashOrigin(r.Context(), tenant, page.Origin(r, s.cfg.Proxies))
 	if err != nil {
 		return err
 	}
@@ -260,7 +247,7 @@ func (s *server) unsubscribeNow(w http.ResponseWriter, r *http.Request) error {
 	if _, err := readForm(w, r); err != nil {
 		return err
 	}
-	origin, err := s.origin(r, tenant)
+	origin, err := s.db.HashOrigin(r.Context(), tenant, page.Origin(r, s.cfg.Proxies))
 	if err != nil {
 		return err
 	}
@@ -341,7 +328,7 @@ func (s *server) preferencesSave(w http.ResponseWriter, r *http.Request) error {
 	if form.Has("everything") {
 		a.ticked, a.trackingShown = nil, false
 	}
-	if a.origin, err = s.origin(r, tenant); err != nil {
+	if a.origin, err = s.db.HashOrigin(r.Context(), tenant, page.Origin(r, s.cfg.Proxies)); err != nil {
 		return err
 	}
 	var refused bool

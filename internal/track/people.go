@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onda-run/onda/internal/contact"
+	"github.com/onda-run/onda/internal/page"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
 	"github.com/onda-run/onda/internal/token"
@@ -42,22 +43,8 @@ func readPerson(ctx context.Context, tx *postgres.Tx, id int64) (person, error) 
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return p, fmt.Errorf("look for the contact of a token: %w", err)
 	}
-	p.address = mask(email)
+	p.address = page.Mask(email)
 	return p, nil
-}
-
-// mask shows enough of an address to tell which of one's own it is.
-func mask(email string) string {
-	local, domain, ok := strings.Cut(email, "@")
-	if !ok {
-		return "…"
-	}
-	for i := range local {
-		if i > 0 {
-			return local[:i] + "…@" + domain
-		}
-	}
-	return "…@" + domain
 }
 
 // topic is one that a person may have subscribed to.

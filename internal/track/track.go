@@ -86,21 +86,9 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 	}
 	t := New(cfg, db, rt.Log)
 	h := fn.Handler{
-		After: func(ctx context.Context) {
-			if err := db.DrainPending(ctx, rt.Publish); err != nil && rt.Sink != "" {
-				rt.Log.Warn("publish events", zap.Error(err))
-			}
-		},
-		Failed: func(ctx context.Context, e cloudevents.Event, cause error) {
-			tenant, _ := event.Tenant(e)
-			if err := db.KeepFailure(ctx, "track", tenant, e, cause); err != nil {
-				rt.Log.Error("keep a failed event", zap.Error(err))
-			}
-		},
-		Close: func(context.Context) error { db.Close(); return nil },
-	}
-	if rt.Sink == "" {
-		h.After = nil
+		After:  rt.Publishes(db),
+		Failed: rt.Keeps(db),
+		Close:  func(context.Context) error { db.Close(); return nil },
 	}
 	if rt.ServesHTTP {
 		if h.HTTP, err = t.Handler(); err != nil {
