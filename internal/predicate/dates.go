@@ -221,7 +221,7 @@ func (c *compiler) property(data string, p spec.Property) (string, error) {
 		return c.words(words, t)
 	}
 	if kind(spec.NumberValue) {
-		return c.numbers(asNumber(value), t)
+		return c.numbers(asLooseNumber(value, text), t)
 	}
 	days, err := c.dates(asDate(text), t)
 	if err != nil {

@@ -61,6 +61,12 @@ func asNumber(value string) string {
 	return "(CASE WHEN jsonb_typeof(" + value + ") = 'number' THEN (" + value + ")::numeric END)"
 }
 
+// asLooseNumber also takes a number that was sent as text, as programs do with properties, which have no type. It is bounded, so that no text is too large a number.
+func asLooseNumber(value, text string) string {
+	return "(CASE jsonb_typeof(" + value + ") WHEN 'number' THEN (" + value + ")::numeric WHEN 'string' THEN CASE WHEN (" + text +
+		") ~ '^-?[0-9]{1,30}([.][0-9]{1,30})?$' THEN (" + text + ")::numeric END END)"
+}
+
 // asDate stays text: in its one form it sorts as a date.
 func asDate(text string) string {
 	return "(CASE WHEN (" + text + ") ~ '" + dateForm + "$' THEN (" + text + ") END)"
