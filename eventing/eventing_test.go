@@ -194,7 +194,7 @@ func checkDelivery(t *testing.T, at string, timeout bool, sink *duckv1.Destinati
 // functionOf is the function whose image a service runs.
 func functionOf(service string) string {
 	switch service {
-	case "send-api":
+	case "send-api", "send-api-events":
 		return "send"
 	case "track-events":
 		return "track"

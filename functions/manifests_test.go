@@ -76,7 +76,7 @@ func TestKnativeTakesThem(t *testing.T) {
 // TestServices holds the Services to what the design asks of each.
 func TestServices(t *testing.T) {
 	t.Parallel()
-	public := []string{"track", "render-form", "bounce"}
+	public := []string{"track", "render-form", "bounce", "send-api"}
 	known := []string{
 		"autoscaling.knative.dev/min-scale", "autoscaling.knative.dev/max-scale", "autoscaling.knative.dev/target", // a misspelt key is not refused by Knative
 	}
@@ -108,9 +108,8 @@ func TestServices(t *testing.T) {
 			if n, err := strconv.Atoi(meta.Annotations["autoscaling.knative.dev/max-scale"]); err != nil || n < 1 {
 				t.Errorf("%s has no bound to its scale", s.Name)
 			}
-			minimum := meta.Annotations["autoscaling.knative.dev/min-scale"]
-			if want := map[bool]string{true: "1", false: "0"}[s.Name == "track"]; minimum != want {
-				t.Errorf("%s: min-scale %s, want %s", s.Name, minimum, want)
+			if minimum := meta.Annotations["autoscaling.knative.dev/min-scale"]; minimum != "0" {
+				t.Errorf("%s: min-scale %s: what is idle is to cost nothing", s.Name, minimum)
 			}
 			drain, err := time.ParseDuration(env(s, "ONDA_DRAIN"))
 			if err != nil || spec.TimeoutSeconds == nil || drain.Seconds() > float64(*spec.TimeoutSeconds)-2 {
@@ -132,12 +131,12 @@ func TestServices(t *testing.T) {
 			}
 		}
 	}
-	for _, name := range []string{"send", "send-api", "track", "track-events", "segment", "render-form", "campaign", "schedule", "bounce"} {
+	for _, name := range []string{"send", "send-api", "send-api-events", "track", "track-events", "segment", "render-form", "campaign", "schedule", "bounce"} {
 		if !seen[name] {
 			t.Errorf("there is no service %s", name)
 		}
 	}
-	if len(seen) != 9 {
+	if len(seen) != 10 {
 		t.Errorf("%d services", len(seen))
 	}
 }

@@ -46,6 +46,8 @@ type TransactionalMail struct {
 	Key string
 	// Cause is the id of the event or request that caused it.
 	Cause string
+	// Silent is true when the caller sends it itself: no event rings for it then.
+	Silent bool
 }
 
 // hash tells a repeat from a reuse of the key. encoding/json sorts keys.
@@ -98,6 +100,9 @@ func Request(ctx context.Context, tx *postgres.Tx, drainer string, m Transaction
 		return 0, false, fmt.Errorf("plan a transactional mail: %w", err)
 	}
 	tx.Wake(Function(Transactional), now)
+	if m.Silent {
+		return delivery, false, nil
+	}
 	id := strconv.FormatInt(delivery, 10)
 	opts := []event.Option{event.Correlation(run), event.PartitionKey(m.Contact)}
 	if m.Cause != "" {

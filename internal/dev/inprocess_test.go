@@ -256,7 +256,7 @@ func TestRouting(t *testing.T) {
 	for _, s := range h.Status().Services {
 		names = append(names, s.Service)
 	}
-	want := []string{"send", "send-api", "track", "track-events", "segment", "render-form", "campaign", "schedule", "bounce"}
+	want := []string{"send", "send-api", "send-api-events", "track", "track-events", "segment", "render-form", "campaign", "schedule", "bounce"}
 	if diff := cmp.Diff(want, names); diff != "" {
 		t.Errorf("services (-want +got):\n%s", diff)
 	}

@@ -22,7 +22,8 @@ type Service struct {
 func Services() []Service {
 	return []Service{
 		{Name: "send", Function: "send", Serve: "events", Concurrency: 4},
-		{Name: "send-api", Function: "send", Serve: "both", Paths: []string{"/v1/emails"}, Concurrency: 20},
+		{Name: "send-api", Function: "send", Serve: "http", Paths: []string{"/v1/emails"}},
+		{Name: "send-api-events", Function: "send", Serve: "events", Concurrency: 4},
 		{Name: "track", Function: "track", Serve: "http", Paths: []string{
 			"/o/", "/c/", "/u/", "/p/", "/w/", "/onda.js", "/e",
 			"/v1/identify", "/v1/track", "/v1/page", "/v1/group", "/v1/alias", "/v1/batch",

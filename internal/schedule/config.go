@@ -35,8 +35,8 @@ func (c *Config) Check() error {
 
 // url is a function's address. What track has due is done by the service that takes its events.
 func (c Config) url(function string) string {
-	if function == "track" {
-		function = "track-events"
+	if function == "track" || function == "send-api" { // public, and so takes no events
+		function += "-events"
 	}
 	return strings.NewReplacer("{function}", function, "{namespace}", c.Namespace).Replace(c.FunctionURL)
 }

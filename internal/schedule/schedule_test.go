@@ -142,7 +142,7 @@ func TestSweepsEveryTenantOnceADay(t *testing.T) {
 	d := pgtest.New(t)
 	tick, f := start(t, d, nil)
 	tick(time.Date(2026, 11, 24, 0, minuteOf("acme"), 30, 0, time.UTC))
-	want := []string{"campaign for acme", "segment for acme", "send for acme", "send-api for acme", "track-events for acme"}
+	want := []string{"campaign for acme", "segment for acme", "send for acme", "send-api-events for acme", "track-events for acme"}
 	if diff := cmp.Diff(want, f.take()); diff != "" {
 		t.Error(diff)
 	}

@@ -52,10 +52,10 @@ func refuse(status int, title, detail string) error {
 	return &problemError{status, title, detail}
 }
 
-// postEmail stores one transactional mail and answers with its delivery, once it is committed. The mail goes out afterwards: its event rings, and the sweep
-// comes by should nobody hear it.
+// postEmail stores one transactional mail and answers with its delivery, once it is committed. This process sends it afterwards, and the sweep comes by should
+// it end before.
 func (s *sender) postEmail(w http.ResponseWriter, r *http.Request) {
-	id, err := s.takeEmail(w, r)
+	tenant, id, err := s.takeEmail(w, r)
 	var p *problemError
 	switch {
 	case errors.As(err, &p):
@@ -72,31 +72,32 @@ func (s *sender) postEmail(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusAccepted)
 	_ = json.NewEncoder(w).Encode(map[string]string{"delivery": strconv.FormatInt(id, 10)})
+	s.accepted.take(tenant)
 }
 
-func (s *sender) takeEmail(w http.ResponseWriter, r *http.Request) (id int64, err error) {
+func (s *sender) takeEmail(w http.ResponseWriter, r *http.Request) (tenant string, id int64, err error) {
 	key, err := programKey(r)
 	if err != nil {
-		return 0, err
+		return "", 0, err
 	}
-	tenant, err := s.db.TenantByNumber(r.Context(), key.Tenant)
+	tenant, err = s.db.TenantByNumber(r.Context(), key.Tenant)
 	if errors.Is(err, postgres.ErrUnknownTenant) {
-		return 0, errUnauthorized()
+		return "", 0, errUnauthorized()
 	}
 	if err != nil {
-		return 0, err
+		return "", 0, err
 	}
 	if err := s.proveKey(r.Context(), tenant, key); err != nil {
-		return 0, err
+		return "", 0, err
 	}
 	fn.LogTenant(r.Context(), tenant)
 	idempotency := r.Header.Get("Idempotency-Key")
 	if len(idempotency) > maxKey || strings.ContainsFunc(idempotency, func(c rune) bool { return c < ' ' || c > '~' }) {
-		return 0, refuse(http.StatusBadRequest, "Bad Idempotency-Key", fmt.Sprintf("want at most %d characters of ASCII", maxKey))
+		return "", 0, refuse(http.StatusBadRequest, "Bad Idempotency-Key", fmt.Sprintf("want at most %d characters of ASCII", maxKey))
 	}
 	req, err := readEmail(w, r)
 	if err != nil {
-		return 0, err
+		return "", 0, err
 	}
 	if idempotency != "" {
 		idempotency = "api:" + idempotency // apart from the keys of events and forms
@@ -105,7 +106,7 @@ func (s *sender) takeEmail(w http.ResponseWriter, r *http.Request) (id int64, er
 		id, err = s.storeEmail(ctx, tx, req, idempotency)
 		return err
 	})
-	return id, err
+	return tenant, id, err
 }
 
 func errUnauthorized() error {
@@ -224,6 +225,7 @@ func (s *sender) storeEmail(ctx context.Context, tx *postgres.Tx, req emailReque
 	}
 	id, _, err := delivery.Request(ctx, tx, delivery.Function(delivery.Transactional), delivery.TransactionalMail{
 		Email: req.Email, Contact: to, Data: req.Data, Attachments: req.Attachments, Key: key, Cause: "POST /v1/emails",
+		Silent: s.lanes[delivery.Transactional] != nil,
 	})
 	if errors.Is(err, delivery.ErrKeyReused) {
 		return 0, refuse(http.StatusUnprocessableEntity, "Idempotency-Key reused", "the key was used for another request within the last seven days; take a new one")

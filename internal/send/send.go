@@ -61,6 +61,7 @@ type sender struct {
 	rt       *fn.Runtime
 	composer *compose.Composer
 	lanes    [2]*lane // by number; nil where this process does not serve it
+	accepted *accepted
 }
 
 func newSender(cfg Config, db *postgres.DB, rt *fn.Runtime) (*sender, error) {
@@ -78,10 +79,14 @@ func newSender(cfg Config, db *postgres.DB, rt *fn.Runtime) (*sender, error) {
 			s.lanes[n] = newLane(n, cfg, relay, db, s.composer, rt, outcomes)
 		}
 	}
+	s.accepted = newAccepted(rt.Log, func(ctx context.Context, tenant, cause string) error {
+		return s.sweep(ctx, tenant, delivery.Transactional, cause)
+	})
 	return s, nil
 }
 
 func (s *sender) close(ctx context.Context) error {
+	s.accepted.close(ctx)
 	var errs []error
 	for _, l := range s.lanes {
 		if l != nil {
