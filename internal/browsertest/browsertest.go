@@ -46,8 +46,8 @@ func Visitors() []Visitor {
 type Browser struct{ allocator context.Context }
 
 // Start starts Chromium, and ends it with the test. There being none is a failure: make test installs Debian's.
-func Start(t testing.TB) *Browser {
-	t.Helper()
+func Start(tb testing.TB) *Browser {
+	tb.Helper()
 	path := ""
 	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
 		if p, err := exec.LookPath(name); err == nil {
@@ -56,16 +56,16 @@ func Start(t testing.TB) *Browser {
 		}
 	}
 	if path == "" {
-		t.Fatal("no Chromium on the path: install Debian's package chromium (make test does)")
+		tb.Fatal("no Chromium on the path: install Debian's package chromium (make test does)")
 	}
 	ctx, cancel := chromedp.NewExecAllocator(context.Background(), chromedp.ExecPath(path), chromedp.Headless, chromedp.NoSandbox, chromedp.DisableGPU, chromedp.NoFirstRun,
 		chromedp.WSURLReadTimeout(patience), chromedp.Flag("disable-quic", true), chromedp.Flag("disable-component-update", true),
 		chromedp.Flag("disable-background-networking", true), chromedp.Flag("disable-sync", true), chromedp.Flag("hide-scrollbars", true))
-	t.Cleanup(cancel)
+	tb.Cleanup(cancel)
 	b, stop := chromedp.NewContext(ctx)
-	t.Cleanup(stop)
+	tb.Cleanup(stop)
 	if err := chromedp.Do(b); err != nil {
-		t.Fatalf("start Chromium: %v", err)
+		tb.Fatalf("start Chromium: %v", err)
 	}
 	return &Browser{b}
 }
@@ -81,13 +81,13 @@ type Tab struct {
 }
 
 // Open opens a page.
-func (b *Browser) Open(t testing.TB, v Visitor, url string) *Tab {
-	t.Helper()
-	tab := &Tab{Visitor: v, t: t}
+func (b *Browser) Open(tb testing.TB, v Visitor, url string) *Tab {
+	tb.Helper()
+	tab := &Tab{Visitor: v, t: tb}
 	ctx, cancel := chromedp.NewContext(b.allocator, chromedp.WithNewBrowserContext(), chromedp.WithListener(tab.listen))
-	t.Cleanup(cancel)
+	tb.Cleanup(cancel)
 	ctx, stop := context.WithTimeout(ctx, patience)
-	t.Cleanup(stop)
+	tb.Cleanup(stop)
 	tab.ctx = ctx
 	view := []chromedp.EmulateViewportOption{}
 	if v.Width < 700 {

@@ -84,11 +84,11 @@ type bench struct {
 	c  *Composer
 }
 
-func setUp(t testing.TB) *bench {
-	t.Helper()
-	b := &bench{t: t, db: pgtest.New(t).DB(t), c: New(Config{LinkURL: "https://links.example.com/", ReturnPathDomain: "bounce.example.com"})}
+func setUp(tb testing.TB) *bench {
+	tb.Helper()
+	b := &bench{t: tb, db: pgtest.New(tb).DB(tb), c: New(Config{LinkURL: "https://links.example.com/", ReturnPathDomain: "bounce.example.com"})}
 	// A key that is always the same, so that tokens are.
-	pgtest.Exec(t, b.db, pgtest.Acme, "UPDATE key SET secret = decode(repeat('0b', 32), 'hex') WHERE kind = 'hmac'")
+	pgtest.Exec(tb, b.db, pgtest.Acme, "UPDATE key SET secret = decode(repeat('0b', 32), 'hex') WHERE kind = 'hmac'")
 	b.apply(documents)
 	return b
 }

@@ -18,27 +18,27 @@ import (
 func day(n int) time.Time { return time.Date(2026, 11, n, 12, 0, 0, 0, time.UTC) }
 
 // person makes a contact.
-func person(t testing.TB, db *postgres.DB, tenant, email string) (id int64) {
-	t.Helper()
-	pgtest.In(t, db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+func person(tb testing.TB, db *postgres.DB, tenant, email string) (id int64) {
+	tb.Helper()
+	pgtest.In(tb, db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
 		id, _, err = contact.Ensure(ctx, tx, email)
 		return err
 	})
 	return id
 }
 
-func record(t testing.TB, db *postgres.DB, tenant string, entries ...contact.Consent) (out []contact.Recorded) {
-	t.Helper()
-	pgtest.In(t, db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+func record(tb testing.TB, db *postgres.DB, tenant string, entries ...contact.Consent) (out []contact.Recorded) {
+	tb.Helper()
+	pgtest.In(tb, db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
 		out, err = contact.Record(ctx, tx, "track", entries...)
 		return err
 	})
 	return out
 }
 
-func suppress(t testing.TB, db *postgres.DB, tenant string, list ...contact.Suppression) (n int) {
-	t.Helper()
-	pgtest.In(t, db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+func suppress(tb testing.TB, db *postgres.DB, tenant string, list ...contact.Suppression) (n int) {
+	tb.Helper()
+	pgtest.In(tb, db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
 		n, err = contact.Suppress(ctx, tx, "campaign", list...)
 		return err
 	})
@@ -187,9 +187,9 @@ func TestSuppressionOutlivesItsContact(t *testing.T) {
 	}
 }
 
-func gate(t testing.TB, db *postgres.DB, tenant string, who int64, topic string) (reason string) {
-	t.Helper()
-	pgtest.In(t, db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+func gate(tb testing.TB, db *postgres.DB, tenant string, who int64, topic string) (reason string) {
+	tb.Helper()
+	pgtest.In(tb, db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		got, err := contact.Gate(ctx, tx, []int64{who}, topic)
 		for _, r := range got {
 			reason += r.Reason

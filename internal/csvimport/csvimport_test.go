@@ -19,28 +19,28 @@ import (
 
 func TestMain(m *testing.M) { pgtest.Main(m) }
 
-func newDB(t testing.TB) *postgres.DB {
-	db := pgtest.New(t).DB(t)
+func newDB(tb testing.TB) *postgres.DB {
+	db := pgtest.New(tb).DB(tb)
 	for name, spec := range map[string]string{
 		"first_name": `{"type": "text"}`, "score": `{"type": "number"}`, "birthday": `{"type": "date"}`, "country": `{"type": "country"}`,
 		"interests": `{"type": "multiselect", "options": ["ski", "sail"]}`, "note": `{"type": "text"}`,
 	} {
-		apply(t, db, "Field", name, spec)
+		apply(tb, db, "Field", name, spec)
 	}
-	apply(t, db, "Topic", "newsletter", `{}`)
+	apply(tb, db, "Topic", "newsletter", `{}`)
 	return db
 }
 
-func apply(t testing.TB, db *postgres.DB, kind, name, spec string) {
-	t.Helper()
-	pgtest.Exec(t, db, "acme", `WITH e AS (INSERT INTO entity (kind, name) VALUES ($1, $2) RETURNING id)
+func apply(tb testing.TB, db *postgres.DB, kind, name, spec string) {
+	tb.Helper()
+	pgtest.Exec(tb, db, "acme", `WITH e AS (INSERT INTO entity (kind, name) VALUES ($1, $2) RETURNING id)
 		INSERT INTO document (entity, version, spec, hash) SELECT id, 1,
 		       jsonb_build_object('apiVersion', 'onda/v1', 'kind', $1::text, 'metadata', jsonb_build_object('name', $2::text), 'spec', $3::jsonb), '' FROM e`, kind, name, spec)
-	pgtest.Exec(t, db, "acme", "UPDATE entity e SET current = d.id FROM document d WHERE d.entity = e.id")
+	pgtest.Exec(tb, db, "acme", "UPDATE entity e SET current = d.id FROM document d WHERE d.entity = e.id")
 }
 
-func run(t testing.TB, db *postgres.DB, file string, opts csvimport.Options) (csvimport.Result, string) {
-	t.Helper()
+func run(tb testing.TB, db *postgres.DB, file string, opts csvimport.Options) (csvimport.Result, string) {
+	tb.Helper()
 	var rejects bytes.Buffer
 	opts.Rejects = &rejects
 	if opts.Name == "" {
@@ -48,22 +48,22 @@ func run(t testing.TB, db *postgres.DB, file string, opts csvimport.Options) (cs
 	}
 	res, err := csvimport.Import(context.Background(), db, "acme", strings.NewReader(file), opts)
 	if err != nil {
-		t.Fatalf("import: %v", err)
+		tb.Fatalf("import: %v", err)
 	}
 	res.Took = 0
 	return res, rejects.String()
 }
 
-func contacts(t testing.TB, db *postgres.DB) []string {
-	t.Helper()
-	return pgtest.All[string](t, db, "acme", "SELECT concat_ws(' ', email, external_id, fields, tags) FROM contact ORDER BY id")
+func contacts(tb testing.TB, db *postgres.DB) []string {
+	tb.Helper()
+	return pgtest.All[string](tb, db, "acme", "SELECT concat_ws(' ', email, external_id, fields, tags) FROM contact ORDER BY id")
 }
 
-func count(t testing.TB, db *postgres.DB, tenant string) map[string]int {
-	t.Helper()
+func count(tb testing.TB, db *postgres.DB, tenant string) map[string]int {
+	tb.Helper()
 	out := map[string]int{}
 	for _, table := range []string{"contact", "consent", "subscription", "fact", "outbox"} {
-		out[table] = pgtest.One[int](t, db, tenant, "SELECT count(*) FROM "+table)
+		out[table] = pgtest.One[int](tb, db, tenant, "SELECT count(*) FROM "+table)
 	}
 	return out
 }

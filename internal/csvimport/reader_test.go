@@ -10,8 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func readAll(t testing.TB, file string) (rows [][]string, problems int) {
-	t.Helper()
+func readAll(tb testing.TB, file string) (rows [][]string, problems int) {
+	tb.Helper()
 	r, err := newReader(strings.NewReader(file))
 	if err != nil {
 		return nil, 0
@@ -22,7 +22,7 @@ func readAll(t testing.TB, file string) (rows [][]string, problems int) {
 			return rows, problems
 		}
 		if err != nil {
-			t.Fatalf("%q: %v", file, err)
+			tb.Fatalf("%q: %v", file, err)
 		}
 		if rec.problem != "" {
 			problems++

@@ -71,10 +71,10 @@ type World struct {
 const patience = 2 * time.Minute
 
 // Start runs the functions until the test ends.
-func Start(t testing.TB, cfg Config) *World {
-	t.Helper()
+func Start(tb testing.TB, cfg Config) *World {
+	tb.Helper()
 	if cfg.Eventing == "" {
-		cfg.Eventing = filepath.Join(root(t), "eventing")
+		cfg.Eventing = filepath.Join(root(tb), "eventing")
 	}
 	if cfg.Hurry == 0 {
 		cfg.Hurry = 100
@@ -86,29 +86,29 @@ func Start(t testing.TB, cfg Config) *World {
 	if cfg.Level != nil {
 		level = *cfg.Level
 	}
-	w := &World{t: t, cfg: cfg}
+	w := &World{t: tb, cfg: cfg}
 	builds := map[string]fn.Build{}
 	for _, s := range dev.Services() {
 		builds[s.Function] = absent
 	}
 	for name := range cfg.Builds {
 		if builds[name] == nil {
-			t.Fatalf("no service runs function %q; there are: %s", name, strings.Join(slices.Sorted(maps.Keys(builds)), ", "))
+			tb.Fatalf("no service runs function %q; there are: %s", name, strings.Join(slices.Sorted(maps.Keys(builds)), ", "))
 		}
 	}
 	maps.Copy(builds, cfg.Builds)
-	h, err := dev.Start(t.Context(), dev.Config{
+	h, err := dev.Start(tb.Context(), dev.Config{
 		Addr: "127.0.0.1:0", Eventing: cfg.Eventing, Builds: builds, RebuildEach: cfg.RebuildEach, Env: cfg.Env, ServiceEnv: cfg.ServiceEnv,
 		Tick: -1, Idle: patience, Chaos: cfg.Chaos, Clock: localbroker.FastClock{Factor: cfg.Hurry}, OnEvent: w.see, Routes: cfg.Routes,
-		Output: io.Discard, Log: zaptest.NewLogger(t, zaptest.Level(level)),
+		Output: io.Discard, Log: zaptest.NewLogger(tb, zaptest.Level(level)),
 	})
 	if err != nil {
-		t.Fatalf("start the functions: %v", err)
+		tb.Fatalf("start the functions: %v", err)
 	}
 	w.dev = h
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := h.Stop(context.Background()); err != nil {
-			t.Errorf("end the functions: %v", err)
+			tb.Errorf("end the functions: %v", err)
 		}
 	})
 	return w
@@ -123,21 +123,21 @@ func absent(context.Context, *fn.Runtime) (fn.Handler, error) {
 }
 
 // root is the directory of the module that the test is in.
-func root(t testing.TB) string {
-	t.Helper()
+func root(tb testing.TB) string {
+	tb.Helper()
 	dir, err := os.Getwd()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for {
 		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
 			return dir
 		} else if !errors.Is(err, fs.ErrNotExist) {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		parent := filepath.Dir(dir)
 		if parent == dir {
-			t.Fatal("no go.mod above the test's directory")
+			tb.Fatal("no go.mod above the test's directory")
 		}
 		dir = parent
 	}

@@ -93,15 +93,15 @@ func (l *ledger) schedule(_ context.Context, rt *fn.Runtime) (fn.Handler, error)
 	}}, nil
 }
 
-func (l *ledger) world(t testing.TB, cfg Config) *World {
-	t.Helper()
+func (l *ledger) world(tb testing.TB, cfg Config) *World {
+	tb.Helper()
 	cfg.Pending = func(context.Context) (int, error) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		return len(l.outbox), nil
 	}
 	cfg.Builds = map[string]fn.Build{"campaign": l.campaign, "send": l.send, "schedule": l.schedule}
-	return Start(t, cfg)
+	return Start(tb, cfg)
 }
 
 func (l *ledger) counts() (runs, times int) {

@@ -11,8 +11,8 @@ import (
 	"github.com/onda-run/onda/internal/liquid"
 )
 
-func vars(t testing.TB) map[string]any {
-	t.Helper()
+func vars(tb testing.TB) map[string]any {
+	tb.Helper()
 	var v map[string]any
 	err := json.Unmarshal([]byte(`{
 		"contact": {"first_name": "Åse <b>", "score": 1234567, "ratio": 0.5, "interests": ["ski", "sail"], "birthday": "1990-05-17",
@@ -20,7 +20,7 @@ func vars(t testing.TB) map[string]any {
 		"data": {"items": [{"name": "Skins", "price": 129.5}, {"name": "Wax", "price": 9}], "n": 3, "map": {"b": 2, "a": 1}},
 		"unsubscribe_url": "https://l.example/u/abc"}`), &v)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return v
 }

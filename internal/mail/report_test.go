@@ -14,17 +14,17 @@ import (
 	"github.com/onda-run/onda/internal/mail"
 )
 
-func reports(t testing.TB) map[string][]byte {
-	t.Helper()
+func reports(tb testing.TB) map[string][]byte {
+	tb.Helper()
 	paths, err := filepath.Glob("testdata/report_*.eml")
 	if err != nil || len(paths) < 14 {
-		t.Fatalf("%d reports, %v", len(paths), err)
+		tb.Fatalf("%d reports, %v", len(paths), err)
 	}
 	all := map[string][]byte{}
 	for _, p := range paths {
 		raw, err := os.ReadFile(p)
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		all[strings.TrimSuffix(filepath.Base(p), ".eml")] = raw
 	}

@@ -23,34 +23,34 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func start(t testing.TB, config mailbox.Config) *mailbox.Server {
-	t.Helper()
+func start(tb testing.TB, config mailbox.Config) *mailbox.Server {
+	tb.Helper()
 	if config.Dir == "" {
-		config.Dir = t.TempDir()
+		config.Dir = tb.TempDir()
 	}
 	config.SMTPAddr, config.HTTPAddr = "127.0.0.1:0", "127.0.0.1:0"
-	s, err := mailbox.Start(context.WithoutCancel(t.Context()), config)
+	s, err := mailbox.Start(context.WithoutCancel(tb.Context()), config)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := s.Close(); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	return s
 }
 
-func sender(t testing.TB, s *mailbox.Server, size int) *mail.Pool {
-	t.Helper()
+func sender(tb testing.TB, s *mailbox.Server, size int) *mail.Pool {
+	tb.Helper()
 	relay, err := mail.ParseURL(s.SMTPURL())
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	p := mail.NewPool(relay, mail.PoolConfig{Size: size, MaxMessages: 1 << 30})
-	t.Cleanup(func() {
-		if err := p.Close(context.WithoutCancel(t.Context())); err != nil {
-			t.Error(err)
+	tb.Cleanup(func() {
+		if err := p.Close(context.WithoutCancel(tb.Context())); err != nil {
+			tb.Error(err)
 		}
 	})
 	return p
@@ -64,11 +64,11 @@ func body(id, subject string) []byte {
 	return []byte("From: =?utf-8?q?Mar=C3=A9?= <news@acme.example>\r\nSubject: " + subject + "\r\nMessage-ID: <" + id + "@acme.example>\r\n\r\nhello\r\n.dot\r\n")
 }
 
-func send(t testing.TB, p *mail.Pool, to string, raw []byte) mail.Result {
-	t.Helper()
-	res := p.Send(t.Context(), envelope(to), raw)
+func send(tb testing.TB, p *mail.Pool, to string, raw []byte) mail.Result {
+	tb.Helper()
+	res := p.Send(tb.Context(), envelope(to), raw)
 	if res.State == mail.NotTried || res.State == mail.Unknown {
-		t.Fatalf("%s: %+v, %v", to, res, res.Err)
+		tb.Fatalf("%s: %+v, %v", to, res, res.Err)
 	}
 	return res
 }

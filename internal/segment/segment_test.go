@@ -36,9 +36,9 @@ type world struct {
 	keeper *keeper
 }
 
-func newWorld(t testing.TB) *world {
-	pg := pgtest.New(t)
-	w := &world{TB: t, pg: pg, db: pg.Open(t, postgres.Config{MaxConns: 8, Tick: time.Second})}
+func newWorld(tb testing.TB) *world {
+	pg := pgtest.New(tb)
+	w := &world{TB: tb, pg: pg, db: pg.Open(tb, postgres.Config{MaxConns: 8, Tick: time.Second})}
 	w.keeper = &keeper{db: w.db, docs: &documents{}, log: zap.NewNop()}
 	for _, tenant := range []string{"acme", "brava"} {
 		w.apply(tenant, "Field", "plan", `{"type": "text"}`)

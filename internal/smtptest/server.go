@@ -120,11 +120,11 @@ type Server struct {
 }
 
 // Start runs a server on a free port of loopback until the test ends.
-func Start(t testing.TB, config Config) *Server {
-	t.Helper()
-	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+func Start(tb testing.TB, config Config) *Server {
+	tb.Helper()
+	listener, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatalf("smtptest: %v", err)
+		tb.Fatalf("smtptest: %v", err)
 	}
 	if config.Extensions == nil {
 		config.Extensions = []string{"PIPELINING", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES"}
@@ -133,14 +133,14 @@ func Start(t testing.TB, config Config) *Server {
 		config.Auth = "PLAIN LOGIN"
 	}
 	s := &Server{
-		t: t, config: config, listener: listener, stop: make(chan struct{}), changed: make(chan struct{}),
+		t: tb, config: config, listener: listener, stop: make(chan struct{}), changed: make(chan struct{}),
 		scripts: map[string][]Script{}, conns: map[net.Conn]struct{}{},
 	}
 	if config.TLS != NoTLS {
 		s.makeCertificate()
 	}
 	s.running.Go(s.accept)
-	t.Cleanup(s.Close)
+	tb.Cleanup(s.Close)
 	return s
 }
 
