@@ -4,7 +4,7 @@ package eventing
 
 import "embed"
 
-// Files are the manifests and JSON Schemas of this directory: broker.yaml, sources.yaml, triggers/, eventtypes/ and schemas/.
+// Files are the manifests and JSON Schemas of this directory: broker.yaml, sources/tick.yaml, triggers/, eventtypes/ and schemas/.
 //
-//go:embed broker.yaml sources.yaml triggers/*.yaml eventtypes/*.yaml schemas/*.json
+//go:embed broker.yaml sources/tick.yaml triggers/*.yaml eventtypes/*.yaml schemas/*.json
 var Files embed.FS

@@ -210,7 +210,7 @@ func manifest(entry event.Entry) string {
 	fmt.Fprintf(&b, "apiVersion: eventing.knative.dev/v1beta3\nkind: EventType\nmetadata:\n  name: %s\n  namespace: onda\n", entry.Type)
 	fmt.Fprintf(&b, "spec:\n")
 	if !entry.Direct {
-		b.WriteString("  reference:\n    apiVersion: eventing.knative.dev/v1\n    kind: Broker\n    name: onda\n    namespace: onda\n")
+		b.WriteString("  reference:\n    apiVersion: eventing.knative.dev/v1\n    kind: Broker\n    name: onda\n")
 	}
 	fmt.Fprintf(&b, "  description: %q\n  attributes:\n", entry.Description)
 	for _, a := range attributes {
