@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"path"
 	"slices"
@@ -63,6 +64,10 @@ func loadFiles(fsys fs.FS, files []string) (*Set, error) {
 	texts := map[string]bool{} // directories of forms' texts
 	for _, file := range files {
 		src, err := readFile(fsys, file)
+		if errors.Is(err, errTooLarge) || errors.Is(err, errNotRegular) {
+			all = append(all, parsed{file: file, bad: Problems{{File: file, Line: 1, Col: 1, Msg: err.Error()}}})
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("reading documents: %w", err)
 		}
@@ -104,15 +109,30 @@ func loadFiles(fsys fs.FS, files []string) (*Set, error) {
 	return set, problems.Err()
 }
 
+var (
+	errTooLarge   = fmt.Errorf("the file is larger than %d KiB: divide it into several", maxFile>>10)
+	errNotRegular = errors.New("this is no regular file, but a directory, a pipe or a device: put a file of text here, or give it another name")
+)
+
+// readFile reads a file up to maxFile. What is no regular file is not opened: a pipe would wait for ever for its writer.
 func readFile(fsys fs.FS, name string) ([]byte, error) {
 	info, err := fs.Stat(fsys, name)
 	if err != nil {
 		return nil, err
 	}
-	if info.Size() > maxFile {
-		return nil, fmt.Errorf("%s: the file is larger than %d KiB", name, maxFile>>10)
+	if !info.Mode().IsRegular() {
+		return nil, errNotRegular
 	}
-	return fs.ReadFile(fsys, name)
+	f, err := fsys.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }() // it was only read
+	src, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(src) > maxFile {
+		err = errTooLarge
+	}
+	return src, err
 }
 
 func nameOf(n *node) (ref, bool) {

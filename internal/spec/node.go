@@ -17,6 +17,8 @@ import (
 // maxDepth bounds how deep lists and objects may be nested.
 const maxDepth = 100
 
+var tooDeep = fmt.Sprintf("nested deeper than %d: write it flatter", maxDepth)
+
 type nodeKind int
 
 const (
@@ -165,7 +167,7 @@ func parseJSON(src []byte) (*node, error) {
 
 func readJSON(dec *json.Decoder, depth int) (*node, error) {
 	if depth > maxDepth {
-		return nil, fmt.Errorf("nested deeper than %d", maxDepth)
+		return nil, errors.New(tooDeep)
 	}
 	tok, err := dec.Token()
 	if err != nil {

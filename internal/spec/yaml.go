@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"regexp"
 	"strings"
 	"unicode/utf8"
@@ -11,11 +12,22 @@ import (
 	yaml "github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/scanner"
 	"github.com/goccy/go-yaml/token"
 )
 
 // maxFile bounds a file of documents, a template and a file of texts, in bytes.
 const maxFile = 1 << 20
+
+// What the YAML library is given is bounded before it parses: its scanner goes
+// through a file once, but its parser takes time by the square of a document's
+// depth, of its keys and of the length of keys around others.
+const (
+	maxFileTokens     = 200_000 // words and marks
+	maxDocumentTokens = 20_000
+	maxDocumentKeys   = 3_000
+	maxKey            = 256 // bytes
+)
 
 // number is what a plain scalar must look like to be a number: JSON's grammar,
 // and so neither 0612345678 nor +33 nor 1_000 nor 0x1F.
@@ -26,29 +38,110 @@ var number = regexp.MustCompile(`^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?
 // scalar is true, false, null or ~, a number of JSON, or text.
 func parseYAML(file string, src []byte) (docs []*node, problems Problems) {
 	if len(src) > maxFile {
-		return nil, Problems{{File: file, Line: 1, Col: 1, Msg: fmt.Sprintf("the file is larger than %d KiB", maxFile>>10)}}
+		return nil, Problems{{File: file, Line: 1, Col: 1, Msg: errTooLarge.Error()}}
 	}
 	if !utf8.Valid(src) {
 		return nil, Problems{{File: file, Line: 1 + bytes.Count(validPrefix(src), []byte("\n")), Col: 1, Msg: "the file is not UTF-8"}}
 	}
-	defer func() {
-		// the parser is not ours: what it cannot read must not end the program
-		if r := recover(); r != nil {
-			docs, problems = nil, append(problems, Problem{File: file, Line: 1, Col: 1, Msg: fmt.Sprintf("not readable as YAML: %v", r)})
+	parts, problems := scanYAML(file, src)
+	r := yamlReader{file: file, lines: strings.Split(strings.ReplaceAll(string(src), "\r\n", "\n"), "\n"), problems: problems}
+	for _, tokens := range parts {
+		if n := r.document(tokens); n != nil {
+			docs = append(docs, n)
 		}
-	}()
-	parsed, err := parser.ParseBytes(src, 0)
-	if err != nil {
-		return nil, Problems{syntaxProblem(file, err)}
-	}
-	r := yamlReader{file: file, lines: strings.Split(strings.ReplaceAll(string(src), "\r\n", "\n"), "\n")}
-	for _, d := range parsed.Docs {
-		if d.Body == nil {
-			continue
-		}
-		docs = append(docs, r.read(d.Body, 0))
 	}
 	return docs, r.problems
+}
+
+// scanYAML cuts a file into the words and marks of each of its documents. It
+// gives none when one of them, or all together, are too much.
+func scanYAML(file string, src []byte) (parts []token.Tokens, problems Problems) {
+	var s scanner.Scanner
+	defer func() {
+		// the scanner is not ours: what it cannot read must not end the program
+		if r := recover(); r != nil {
+			parts, problems = nil, Problems{{File: file, Line: 1, Col: 1, Msg: fmt.Sprintf("not readable as YAML: %v", r)}}
+		}
+	}()
+	s.Init(string(src))
+	var doc documentScan
+	total := 0
+	for {
+		tokens, err := s.Scan()
+		if errors.Is(err, io.EOF) {
+			return append(parts, doc.tokens), nil
+		}
+		for _, tk := range tokens {
+			if tk.Type == token.DocumentHeaderType {
+				parts, doc = append(parts, doc.tokens), documentScan{}
+			}
+			msg := doc.add(tk)
+			if total++; total > maxFileTokens {
+				msg = fmt.Sprintf("the file has more than %d words and marks of YAML: divide it into several", maxFileTokens)
+			}
+			if msg != "" {
+				return nil, Problems{{File: file, Line: max(tk.Position.Line, 1), Col: max(tk.Position.Column, 1), Msg: msg}}
+			}
+			if tk.Type == token.DocumentEndType {
+				parts, doc = append(parts, doc.tokens), documentScan{}
+			}
+		}
+	}
+}
+
+// documentScan is what there is of a document so far.
+type documentScan struct {
+	tokens  token.Tokens
+	keys    int
+	flow    int   // how many [ and { are open
+	columns []int // where the lists and objects begin that are open by their indent
+}
+
+// add takes one more word or mark, and gives what is too much of it.
+func (d *documentScan) add(tk *token.Token) (problem string) {
+	var last *token.Token
+	if len(d.tokens) > 0 {
+		last = d.tokens[len(d.tokens)-1]
+	}
+	d.tokens.Add(tk)
+	switch tk.Type {
+	case token.MappingStartType, token.SequenceStartType:
+		d.flow++
+	case token.MappingEndType, token.SequenceEndType:
+		d.flow = max(d.flow-1, 0)
+	case token.SequenceEntryType:
+		d.indent(tk)
+	case token.MappingValueType:
+		if d.keys++; last != nil {
+			d.indent(last)
+		}
+		if last != nil && len(last.Value) > maxKey {
+			return fmt.Sprintf("a key is longer than %d bytes: the text of it belongs into a value", maxKey)
+		}
+	}
+	switch {
+	case d.flow+len(d.columns) > maxDepth:
+		return tooDeep
+	case d.keys > maxDocumentKeys:
+		return fmt.Sprintf("the document has more than %d keys: divide it into several", maxDocumentKeys)
+	case len(d.tokens) > maxDocumentTokens:
+		return fmt.Sprintf("the document has more than %d words and marks of YAML: divide it into several", maxDocumentTokens)
+	}
+	return ""
+}
+
+// indent notes that a list or an object has an entry that begins here.
+func (d *documentScan) indent(tk *token.Token) {
+	if d.flow > 0 {
+		return
+	}
+	at := tk.Position.Column
+	for len(d.columns) > 0 && d.columns[len(d.columns)-1] > at {
+		d.columns = d.columns[:len(d.columns)-1]
+	}
+	if len(d.columns) == 0 || d.columns[len(d.columns)-1] < at {
+		d.columns = append(d.columns, at)
+	}
 }
 
 func validPrefix(b []byte) []byte {
@@ -63,13 +156,16 @@ func validPrefix(b []byte) []byte {
 }
 
 func syntaxProblem(file string, err error) Problem {
-	p := Problem{File: file, Line: 1, Col: 1, Msg: "not readable as YAML: " + err.Error()}
+	p := Problem{File: file, Line: 1, Col: 1}
 	var at yaml.Error
-	if errors.As(err, &at) {
-		p.Msg = "not readable as YAML: " + at.GetMessage()
-		if tk := at.GetToken(); tk != nil {
-			p.Line, p.Col = max(tk.Position.Line, 1), max(tk.Position.Column, 1)
-		}
+	if !errors.As(err, &at) {
+		p.Msg = "not readable as YAML: " + err.Error()
+		return p
+	}
+	// the text of the error itself would draw the source, which takes long where that is long
+	p.Msg = "not readable as YAML: " + at.GetMessage()
+	if tk := at.GetToken(); tk != nil {
+		p.Line, p.Col = max(tk.Position.Line, 1), max(tk.Position.Column, 1)
 	}
 	return p
 }
@@ -78,6 +174,28 @@ type yamlReader struct {
 	file     string
 	lines    []string
 	problems Problems
+}
+
+// document parses the words and marks of one document; nil when it is empty or cannot be read.
+func (r *yamlReader) document(tokens token.Tokens) (doc *node) {
+	defer func() {
+		// nor is the parser ours
+		if v := recover(); v != nil {
+			doc = nil
+			r.problems = append(r.problems, Problem{File: r.file, Line: 1, Col: 1, Msg: fmt.Sprintf("not readable as YAML: %v", v)})
+		}
+	}()
+	parsed, err := parser.Parse(tokens, 0)
+	if err != nil {
+		r.problems = append(r.problems, syntaxProblem(r.file, err))
+		return nil
+	}
+	for _, d := range parsed.Docs {
+		if d.Body != nil {
+			return r.read(d.Body, 0)
+		}
+	}
+	return nil
 }
 
 func (r *yamlReader) position(tk *token.Token) position {
@@ -98,7 +216,7 @@ func (r *yamlReader) read(n ast.Node, depth int) *node {
 		return &node{position: position{file: r.file, line: 1, col: 1}, kind: nullNode}
 	}
 	if depth > maxDepth {
-		return r.refuse(n, fmt.Sprintf("nested deeper than %d", maxDepth))
+		return r.refuse(n, tooDeep)
 	}
 	out := &node{position: r.position(n.GetToken())}
 	switch n := n.(type) {
