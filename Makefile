@@ -1,9 +1,9 @@
 # make help lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run test lint build fmt generate stop bench
+.PHONY: help run test lint build fmt generate stop bench deploy e2e
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 run: ## sets up what it needs and shows the main job: a campaign from contacts to tracked mails, with a report
 	@scripts/run.sh
@@ -16,6 +16,12 @@ build: ## builds onda and the functions into bin/
 
 bench: ## measures the main paths against bare references; ONLY=send for one (send, track, segment, campaign)
 	@scripts/bench.sh
+
+e2e: ## runs Onda on the cluster of the present kubeconfig and puts it to the proof; ONLY=Campaign for some of it
+	@scripts/e2e.sh
+
+deploy: ## builds and deploys one function: FN=send TENANT=dev-ana, or FN=send RING=next
+	@scripts/deploy.sh
 
 lint: ## linters
 	@scripts/lint.sh

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# A private Postgres under .onda/ of this checkout, reached over a socket only.
+# A private Postgres under .onda/ (or ONDA_HOME) of this checkout, reached over a socket only.
 #   scripts/postgres.sh start   starts it if it does not run, and prints the URL of its superuser
 #   scripts/postgres.sh stop    stops it
+# With ONDA_POSTGRES_LISTEN=ADDRESS:PORT it is also reached there, with passwords: what a cluster's functions need.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/need.sh
@@ -51,16 +52,21 @@ start)
     if [ "$(id -u)" -eq 0 ]; then chown postgres: "$data.new"; fi
     as_server "$bin/initdb" -D "$data.new" -U onda_admin -A trust -E UTF8 --locale=C.UTF-8 >"$home/initdb.log" 9>&- ||
       { cat "$home/initdb.log" >&2; exit 1; }
+    echo 'host all all 0.0.0.0/0 scram-sha-256' | as_server tee -a "$data.new/pg_hba.conf" >/dev/null # counts where it listens on more than its socket
     mv "$data.new" "$data"
   fi
   make_socket
   if ! running; then
+    listen=${ONDA_POSTGRES_LISTEN:-}
+    port=${listen##*:}
     # Off the terminal's process group, so that an interrupt of what uses it does not end it first.
     as_server setsid "$bin/pg_ctl" -D "$data" -l "$data/server.log" -w -t 30 start -o \
-      "-c listen_addresses='' -k $socket -c max_connections=200 -c shared_buffers=256MB -c max_wal_size=2GB" >/dev/null 9>&- ||
+      "-c listen_addresses='${listen%:*}' -c port=${port:-5432} -k $socket -c max_connections=${ONDA_POSTGRES_CONNECTIONS:-200} \
+       -c shared_buffers=256MB -c max_wal_size=2GB" >/dev/null 9>&- ||
       { tail -n 20 "$data/server.log" >&2; echo "Postgres did not start; its log is $data/server.log" >&2; exit 1; }
   fi
-  echo "postgres://onda_admin@/postgres?host=$socket"
+  port=$(sed -n 4p "$data/postmaster.pid")
+  echo "postgres://onda_admin@/postgres?host=$socket$([ "$port" = 5432 ] || echo "&port=$port")"
   ;;
 stop)
   bin=$(postgres_bin) || bin=

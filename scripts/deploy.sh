@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Builds one function and deploys it where a tenant has it, or to a ring of the pool; waits until it serves, and says how to go back.
+#   make deploy FN=send TENANT=dev-ana
+#   make deploy FN=send [REGION=local] [RING=stable]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/cluster.sh
+
+fn=${FN:-}
+functions=$(cd functions && printf '%s ' */)
+functions=${functions//\//}
+[[ -n $fn && " $functions" == *" $fn "* ]] || { echo "FN is \"$fn\": name one of $functions" >&2; exit 2; }
+if [ -n "${TENANT:-}" ]; then
+  entry=config/tenants/$TENANT
+  [ -e "$entry/tenant.yaml" ] || { echo "TENANT is \"$TENANT\": there is no $entry/tenant.yaml; onda tenant create $TENANT --functions $fn makes it" >&2; exit 2; }
+  [ -e "$entry/kustomization.yaml" ] || { echo "$TENANT is pooled, so it has no functions of its own: deploy to a ring (RING=next), or make a tenant with --functions $fn" >&2; exit 2; }
+elif [ "$fn" = schedule ]; then
+  entry=config/regions/${REGION:-local}/system
+else
+  entry=config/regions/${REGION:-local}/${RING:-stable}
+fi
+[ -e "$entry/kustomization.yaml" ] || { echo "there is no $entry/kustomization.yaml: see config/regions for the regions and rings" >&2; exit 2; }
+need_cluster
+
+began=$(date +%s%N)
+selected=$(mktemp)
+trap 'rm -f "$selected"' EXIT
+# The function's services, and the settings they take. A first pod has to be ready before requests go to the new revision, and before this ends: where
+# revisions begin at zero, being Ready would prove nothing.
+kubectl kustomize "$entry" | awk -v image="image: ko://github.com/onda-run/onda/functions/$fn" 'BEGIN { RS = "---\n"; ORS = "---\n" }
+  index($0, image "\n") || (/\nkind: ConfigMap\n/ && /\n  name: onda-/)' |
+  sed 's|^\( *\)autoscaling.knative.dev/max-scale:.*|\1autoscaling.knative.dev/initial-scale: "1"\n&|' >"$selected"
+grep -q '^kind: Service$' "$selected" || { echo "$entry has no function $fn of its own" >&2; exit 2; }
+namespace=$(sed -n 's/^  namespace: //p' "$selected" | head -n 1)
+kubectl get namespace "$namespace" >/dev/null 2>&1 || { echo "there is no namespace $namespace: apply $entry as a whole first (kubectl kustomize $entry | ko apply -f -)" >&2; exit 1; }
+mapfile -t services < <(awk 'BEGIN { RS = "---\n" } /kind: Service\n/ { if (match($0, /\n  name: [a-z-]+\n/)) { s = substr($0, RSTART + 9, RLENGTH - 10); print s } }' "$selected")
+revision() { kubectl -n "$namespace" get ksvc "$1" -o jsonpath="{.status.latest${2}RevisionName}" 2>/dev/null || true; }
+declare -A before
+for s in "${services[@]}"; do before[$s]=$(revision "$s" Ready); done
+
+ko apply --platform "$(platform)" -f "$selected"
+
+for s in "${services[@]}"; do
+  generation=$(kubectl -n "$namespace" get ksvc "$s" -o jsonpath='{.metadata.generation}')
+  { kubectl -n "$namespace" wait --for=jsonpath='{.status.observedGeneration}'="$generation" "ksvc/$s" --timeout=60s &&
+    kubectl -n "$namespace" wait --for=condition=Ready "ksvc/$s" --timeout=180s; } >/dev/null ||
+    { echo "$namespace/$s is not ready, and the revision before goes on serving:" >&2
+      kubectl -n "$namespace" get ksvc "$s" -o jsonpath='{range .status.conditions[?(@.status!="True")]}  {.type}: {.message}{"\n"}{end}' >&2; exit 1; }
+done
+took=$((($(date +%s%N) - began) / 1000000))
+for s in "${services[@]}"; do
+  now=$(revision "$s" Ready)
+  echo "$namespace/$s serves $now"
+  if [ -n "${before[$s]}" ] && [ "${before[$s]}" != "$now" ]; then
+    echo "  to go back: kubectl -n $namespace patch ksvc $s --type=merge -p '{\"spec\":{\"traffic\":[{\"revisionName\":\"${before[$s]}\",\"percent\":100}]}}'"
+  fi
+done
+echo "deployed in $((took / 1000)).$(printf %03d $((took % 1000))) s"
