@@ -20,8 +20,7 @@ func (im *importer) analyze(ctx context.Context) error {
 		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '100ms'"); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, "ANALYZE contact, consent, subscription, fact")
-		return err
+		return tx.UpdateStatistics(ctx)
 	})
 	var pe *pgconn.PgError
 	if errors.As(err, &pe) && pe.Code == "55P03" { // another is at it

@@ -3,6 +3,7 @@
 package pgtest
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -33,6 +34,9 @@ const (
 	Brava = "brava"
 )
 
+// managed is the login that makes databases and tenants: not a superuser.
+const managed = "onda_managed"
+
 // server is the package run's: tests cannot hand it from one to another in any other way.
 var server struct {
 	once  sync.Once
@@ -57,8 +61,9 @@ func Run(m *testing.M) int {
 
 // Database is a test's own.
 type Database struct {
-	// URL is for functions (login onda_pool), ScheduleURL for schedule's login, AdminURL for a superuser.
-	URL, ScheduleURL, AdminURL string
+	// URL is for functions (login onda_pool), ScheduleURL for schedule's login, AdminURL for a superuser, ManagedURL for the login that made it, with no more than
+	// managed servers give: CREATEROLE, CREATEDB and the database itself.
+	URL, ScheduleURL, AdminURL, ManagedURL string
 }
 
 // New clones the template for one test; the clone is dropped with the test.
@@ -70,7 +75,7 @@ func New(t testing.TB) *Database {
 	}
 	ctx := context.Background()
 	name := fmt.Sprintf("onda_test_%d_%d", os.Getpid(), server.n.Add(1))
-	run(t, "CREATE DATABASE "+name+" TEMPLATE "+server.name)
+	run(t, "CREATE DATABASE "+name+" TEMPLATE "+server.name+" OWNER "+managed)
 	t.Cleanup(func() {
 		conn, err := pgx.Connect(ctx, server.admin)
 		if err != nil {
@@ -79,7 +84,7 @@ func New(t testing.TB) *Database {
 		defer conn.Close(ctx)
 		_, _ = conn.Exec(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)")
 	})
-	return &Database{URL: at("onda_pool", name), ScheduleURL: at("onda_schedule", name), AdminURL: at("", name)}
+	return &Database{URL: at("onda_pool", name), ScheduleURL: at("onda_schedule", name), AdminURL: at("", name), ManagedURL: at(managed, name)}
 }
 
 // DB opens the database as functions do, and closes it with the test.
@@ -102,15 +107,31 @@ func (d *Database) Open(t testing.TB, cfg postgres.Config) *postgres.DB {
 	return db
 }
 
-// Admin connects as superuser, with the rights that onda migrate and onda tenant need.
+// Admin connects with the rights that onda migrate and onda tenant need, and no others where there is such a login.
 func (d *Database) Admin(t testing.TB) *postgres.Admin {
 	t.Helper()
-	a, err := postgres.OpenAdmin(context.Background(), d.AdminURL)
+	a, err := postgres.OpenAdmin(context.Background(), cmp.Or(d.ManagedURL, d.AdminURL))
 	if err != nil {
 		t.Fatalf("pgtest: %v", err)
 	}
 	t.Cleanup(func() { _ = a.Close(context.Background()) })
 	return a
+}
+
+// Own runs statements in the tenant's schema as its owner: what a tenant's role may not do, such as make a table.
+func (d *Database) Own(t testing.TB, tenant string, statements ...string) {
+	t.Helper()
+	ctx := context.Background()
+	conn, err := pgx.Connect(ctx, d.AdminURL)
+	if err != nil {
+		t.Fatalf("pgtest: %v", err)
+	}
+	defer conn.Close(ctx)
+	for _, sql := range append([]string{"SET ROLE onda_owner", "SET search_path = " + pgx.Identifier{tenant}.Sanitize()}, statements...) {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			t.Fatalf("in the schema of %s: %s: %v", tenant, sql, err)
+		}
+	}
 }
 
 // In runs f in a transaction of the tenant and fails the test on an error.
@@ -217,10 +238,19 @@ func template() (string, error) {
 	if _, err := conn.Exec(ctx, "DROP DATABASE IF EXISTS "+making); err != nil {
 		return "", err
 	}
-	if _, err := conn.Exec(ctx, "CREATE DATABASE "+making+" TEMPLATE template0"); err != nil {
+	var login bool
+	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", managed).Scan(&login); err != nil {
 		return "", err
 	}
-	a, err := postgres.OpenAdmin(ctx, at("", making))
+	if !login {
+		if _, err := conn.Exec(ctx, "CREATE ROLE "+managed+" LOGIN CREATEROLE CREATEDB"); err != nil {
+			return "", err
+		}
+	}
+	if _, err := conn.Exec(ctx, "CREATE DATABASE "+making+" TEMPLATE template0 OWNER "+managed); err != nil {
+		return "", err
+	}
+	a, err := postgres.OpenAdmin(ctx, at(managed, making))
 	if err != nil {
 		return "", err
 	}

@@ -57,9 +57,12 @@ func (db *DB) published(rang map[drain]struct{}) {
 	}
 }
 
+// Post posts one event to the broker in the namespace of its tenant's functions.
+type Post = func(ctx context.Context, namespace string, e cloudevents.Event) error
+
 // DrainPending posts what this process published and has not posted yet. A function calls it after its answer. It returns the first
 // error; rows that were not posted stay for their drainer's sweep.
-func (db *DB) DrainPending(ctx context.Context, post func(context.Context, cloudevents.Event) error) error {
+func (db *DB) DrainPending(ctx context.Context, post Post) error {
 	db.mu.Lock()
 	todo := make([]drain, 0, len(db.pending))
 	for d := range db.pending {
@@ -113,9 +116,11 @@ type outboxRow struct {
 // Drain leases up to 200 of the drainer's outbox rows, commits, posts them, and deletes those that were taken; n is how many were leased. Doorbells
 // of one type are merged, up to 500 items an event, under an id derived from the rows'. A row whose post fails stays, and is tried again by
 // the next drain, after those that were tried less often: so one that nobody ever takes does not stand before the others.
-func (db *DB) Drain(ctx context.Context, tenant, drainer string, post func(context.Context, cloudevents.Event) error) (n int, err error) {
+func (db *DB) Drain(ctx context.Context, tenant, drainer string, post Post) (n int, err error) {
 	var rows []outboxRow
+	var namespace string
 	err = db.InTenant(ctx, tenant, func(ctx context.Context, tx *Tx) error {
+		namespace = tx.Tenant.Namespace
 		got, err := tx.Query(ctx, `UPDATE outbox SET lease_until = now() + $2, tries = tries + 1 WHERE id IN (
 			SELECT id FROM outbox WHERE drainer = $1 AND lease_until < now() ORDER BY tries, id LIMIT $3 FOR UPDATE SKIP LOCKED)
 			RETURNING id, type, event, tries`, drainer, drainLease, drainRows)
@@ -136,7 +141,7 @@ func (db *DB) Drain(ctx context.Context, tenant, drainer string, post func(conte
 	var failed error
 	for _, g := range merge(rows) {
 		if failed == nil {
-			if failed = post(ctx, g.event); failed != nil {
+			if failed = post(ctx, namespace, g.event); failed != nil {
 				refused = g.rows
 			}
 			if g.items != nil {

@@ -131,6 +131,8 @@ type Tenant struct {
 	State string
 	// Armed tells whether this is the server, and the history of it, that the tenant was armed with; see onda tenant rearm.
 	Armed bool
+	// Namespace is where its functions and its broker are: a ring of the pool's, or its own.
+	Namespace string
 }
 
 // Tx is a transaction in a tenant's schema, under its role. It is used by one goroutine at a time.
@@ -222,7 +224,7 @@ func (tx *Tx) run(ctx context.Context, f func(ctx context.Context, tx *Tx) error
 }
 
 // enter needs no schema on the search path: it is parsed before the role is set.
-const enter = `SELECT number, name, state, schema, armed = onda.identity(),
+const enter = `SELECT number, name, state, schema, armed = onda.identity(), namespace,
        set_config('onda.offset', "offset"::text, true) IS NOT NULL,
        pg_catalog.now() + "offset"
   FROM onda.tenant WHERE name = $1`
@@ -234,7 +236,7 @@ func (tx *Tx) begin(ctx context.Context, tenant string) error {
 	var schema int
 	var moved bool
 	b.Queue(enter, tenant).QueryRow(func(row pgx.Row) error {
-		return row.Scan(&tx.Tenant.Number, &tx.Tenant.Name, &tx.Tenant.State, &schema, &tx.Tenant.Armed, &moved, &tx.now)
+		return row.Scan(&tx.Tenant.Number, &tx.Tenant.Name, &tx.Tenant.State, &schema, &tx.Tenant.Armed, &tx.Tenant.Namespace, &moved, &tx.now)
 	})
 	err := tx.conn.SendBatch(ctx, b).Close()
 	var pe *pgconn.PgError

@@ -248,8 +248,9 @@ func TestOnlyOneReadsWithACursor(t *testing.T) {
 // A writer that sets a wake-up and the owner that computes it anew never end at never while work is due.
 func TestWakeupsAreNeverLost(t *testing.T) {
 	t.Parallel()
-	db := pgtest.New(t).DB(t)
-	pgtest.Exec(t, db, "acme", "CREATE TABLE work (at timestamptz)")
+	d := pgtest.New(t)
+	d.Own(t, "acme", "CREATE TABLE work (at timestamptz)")
+	db := d.DB(t)
 	ctx := context.Background()
 	var wg sync.WaitGroup
 	for range 4 {
@@ -306,7 +307,7 @@ func TestOutboxPostsAfterTheCommitAndUntilItIsTaken(t *testing.T) {
 	}
 	ring(command)
 	away := errors.New("broker away")
-	if err := db.DrainPending(ctx, func(context.Context, cloudevents.Event) error { return away }); !errors.Is(err, away) {
+	if err := db.DrainPending(ctx, func(context.Context, string, cloudevents.Event) error { return away }); !errors.Is(err, away) {
 		t.Errorf("drain: %v", err)
 	}
 	if n := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM outbox"); n != 1 {
@@ -317,7 +318,7 @@ func TestOutboxPostsAfterTheCommitAndUntilItIsTaken(t *testing.T) {
 	}
 	other := d.DB(t) // the sweep, in another process
 	var got []string
-	n, err := other.Drain(ctx, "acme", "campaign", func(_ context.Context, e cloudevents.Event) error { got = append(got, e.ID()); return nil })
+	n, err := other.Drain(ctx, "acme", "campaign", func(_ context.Context, _ string, e cloudevents.Event) error { got = append(got, e.ID()); return nil })
 	if err != nil || n != 1 || !cmp.Equal(got, []string{command.ID()}) {
 		t.Errorf("drained %d %v %v", n, got, err)
 	}
@@ -346,7 +347,7 @@ func TestDoorbellsAreMerged(t *testing.T) {
 		return nil
 	})
 	var sizes []int
-	err := db.DrainPending(context.Background(), func(_ context.Context, e cloudevents.Event) error {
+	err := db.DrainPending(context.Background(), func(_ context.Context, _ string, e cloudevents.Event) error {
 		d, err := event.Decode(e)
 		if err == nil {
 			sizes = append(sizes, len(d.(event.EventTracked).Items))
@@ -386,7 +387,7 @@ func TestOneBadEventHoldsNothingUp(t *testing.T) {
 	var runs []int64
 	items := 0
 	for range 2 {
-		_, err := db.Drain(context.Background(), "acme", "campaign", func(_ context.Context, e cloudevents.Event) error {
+		_, err := db.Drain(context.Background(), "acme", "campaign", func(_ context.Context, _ string, e cloudevents.Event) error {
 			d, err := event.Decode(e)
 			if err != nil {
 				t.Errorf("post: %v", err)
@@ -438,13 +439,10 @@ func TestAnyEventThatFailsIsKept(t *testing.T) {
 
 func TestPartitionsAreMadeAhead(t *testing.T) {
 	t.Parallel()
-	db := pgtest.New(t).DB(t)
-	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
-		if _, err := tx.Exec(ctx, "SELECT setval(pg_get_serial_sequence('batch', 'id'), 40000), setval(pg_get_serial_sequence('fact', 'id'), 16777000)"); err != nil {
-			return err
-		}
-		return tx.EnsurePartitions(ctx)
-	})
+	d := pgtest.New(t)
+	d.Own(t, "acme", "SELECT setval(pg_get_serial_sequence('batch', 'id'), 40000), setval(pg_get_serial_sequence('fact', 'id'), 16777000)")
+	db := d.DB(t)
+	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error { return tx.EnsurePartitions(ctx) })
 	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
 		if err := tx.EnsurePartitions(ctx); err != nil {
 			return err

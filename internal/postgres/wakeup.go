@@ -70,11 +70,16 @@ func (db *DB) Recompute(ctx context.Context, tenant, function string, due func(c
 type Due struct {
 	Tenant, Function string
 	At               time.Time
+	// Namespace is where the function is that works for the tenant; empty for the pool's, of a sandbox.
+	Namespace string
 }
+
+// namespaceOf is where a wake-up's function is. send-api is a service of the function send.
+const namespaceOf = `CASE WHEN t.own IS NULL OR replace(w.function, '-api', '') = ANY (t.own) THEN t.namespace ELSE '' END`
 
 // Due lists who has work due by now plus ahead, on each tenant's own clock, oldest first. Used by schedule, with a login of its own.
 func (db *DB) Due(ctx context.Context, ahead time.Duration) ([]Due, error) {
-	rows, err := db.pool.Query(ctx, `SELECT w.tenant, w.function, w.at FROM onda.wakeup w JOIN onda.tenant t ON t.name = w.tenant
+	rows, err := db.pool.Query(ctx, `SELECT w.tenant, w.function, w.at, ` + namespaceOf + ` FROM onda.wakeup w JOIN onda.tenant t ON t.name = w.tenant
 		WHERE w.at < 'infinity' AND w.at <= now() + t."offset" + $1::interval AND t.state IN ('active', 'suspended') ORDER BY w.at, w.tenant, w.function`, ahead)
 	if err != nil {
 		return nil, fmt.Errorf("read who has work due: %w", err)

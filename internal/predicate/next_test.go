@@ -66,8 +66,9 @@ func TestNextChange(t *testing.T) {
 // Until the next change, no answer changes.
 func TestNextChangeIsNeverLate(t *testing.T) {
 	t.Parallel()
-	db := pgtest.New(t).DB(t)
-	pgtest.Exec(t, db, "acme", "ALTER TABLE contact DROP CONSTRAINT contact_email_key")
+	d := pgtest.New(t)
+	d.Own(t, "acme", "ALTER TABLE contact DROP CONSTRAINT contact_email_key")
+	db := d.DB(t)
 	rolledBack := fmt.Errorf("rolled back")
 	timed := rapid.Custom(func(t *rapid.T) any {
 		if rapid.Bool().Draw(t, "event") {

@@ -740,8 +740,9 @@ func store(ctx context.Context, tx *postgres.Tx, people []*person) error {
 
 func TestSQLAgreesWithANaiveReading(t *testing.T) {
 	t.Parallel()
-	db := pgtest.New(t).DB(t)
-	pgtest.Exec(t, db, "acme", "ALTER TABLE contact DROP CONSTRAINT contact_email_key")
+	d := pgtest.New(t)
+	d.Own(t, "acme", "ALTER TABLE contact DROP CONSTRAINT contact_email_key")
+	db := d.DB(t)
 	rolledBack := fmt.Errorf("rolled back")
 	rapid.Check(t, func(t *rapid.T) {
 		people := rapid.SliceOfN(rapid.Custom(drawPerson), 1, 12).Draw(t, "people")

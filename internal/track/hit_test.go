@@ -277,8 +277,9 @@ func TestALockedTenantStopsNobodyElse(t *testing.T) {
 // Many hits at once are few commits, and each is answered by its own.
 func TestGatherCommitsTogether(t *testing.T) {
 	t.Parallel()
-	db := pgtest.New(t).DB(t)
-	pgtest.Exec(t, db, "acme", "CREATE TABLE thing (n integer CHECK (n <> 13))")
+	d := pgtest.New(t)
+	d.Own(t, "acme", "CREATE TABLE thing (n integer CHECK (n <> 13))")
+	db := d.DB(t)
 	var commits atomic.Int32
 	writing, gate := make(chan struct{}, 1_000), make(chan struct{})
 	g := newGather(db, 1, func(ctx context.Context, tx *postgres.Tx, items []int32) error {

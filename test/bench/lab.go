@@ -121,6 +121,21 @@ func (l *lab) exec(ctx context.Context, statements ...string) error {
 	return nil
 }
 
+// own runs statements in the tenant's schema as its owner: a tenant's role makes and truncates no table.
+func (l *lab) own(ctx context.Context, statements ...string) error {
+	conn, err := pgx.Connect(ctx, l.url)
+	if err != nil {
+		return fmt.Errorf("connect to postgres: %w", err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	for _, sql := range append([]string{"SET ROLE onda_owner", "SET search_path = " + tenant}, statements...) {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return fmt.Errorf("%s: %w", sql, err)
+		}
+	}
+	return nil
+}
+
 // one reads a number.
 func (l *lab) one(ctx context.Context, sql string, args ...any) (n int64, err error) {
 	err = l.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error { return tx.QueryRow(ctx, sql, args...).Scan(&n) })

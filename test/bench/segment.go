@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 )
 
@@ -20,7 +21,7 @@ func prepareSegment(ctx context.Context, l *lab) (r rounds, err error) {
 	if err != nil {
 		return r, err
 	}
-	if err := l.exec(ctx, makeContacts, "CREATE TABLE plain_member (LIKE member INCLUDING ALL)"); err != nil {
+	if err := errors.Join(l.exec(ctx, makeContacts), l.own(ctx, "CREATE TABLE plain_member (LIKE member INCLUDING ALL)")); err != nil {
 		return r, err
 	}
 	if err := l.refresh(ctx); err != nil {
@@ -32,7 +33,7 @@ func prepareSegment(ctx context.Context, l *lab) (r rounds, err error) {
 	round, members := 0, int64(0)
 	r.ours = func(ctx context.Context) (float64, error) {
 		round++ // a segment of its own, so that all its members join
-		if err := l.exec(ctx, "TRUNCATE member"); err != nil {
+		if err := l.own(ctx, "TRUNCATE member"); err != nil {
 			return 0, err
 		}
 		err := l.apply(ctx, fmt.Sprintf("apiVersion: onda/v1\nkind: Segment\nmetadata: {name: paying%d}\nspec: {where: {all: [{field: plan, is: paid}, {field: score, gte: 10}]}}\n", round))
@@ -47,7 +48,7 @@ func prepareSegment(ctx context.Context, l *lab) (r rounds, err error) {
 		return contactCount / took.Seconds(), err
 	}
 	r.reference = func(ctx context.Context) (float64, error) {
-		if err := l.exec(ctx, "TRUNCATE plain_member"); err != nil {
+		if err := l.own(ctx, "TRUNCATE plain_member"); err != nil {
 			return 0, err
 		}
 		n, took, err := l.timed(ctx, `INSERT INTO plain_member (segment, contact) SELECT 1, id FROM contact

@@ -1,8 +1,8 @@
 -- What all tenants of a database share: who they are, at which hosts they answer, and when each function has
 -- work for them. Row-level security keeps a tenant's role to its own rows; tenants' own data needs none, since it
--- is in schemas of their own.
-
-CREATE SCHEMA onda;
+-- is in schemas of their own. Run as onda_owner, like all migrations.
+--
+-- No function here is SECURITY DEFINER, and bodies are parsed when they are made, so that no caller's search_path decides what is run.
 
 -- One row. A clock may be moved only in a database that says it is for development.
 CREATE TABLE onda.database (
@@ -13,15 +13,15 @@ INSERT INTO onda.database DEFAULT VALUES;
 
 -- Due dates are compared with this clock and never with now(), so that a test or a demo can move it. The setting is
 -- local to a transaction, and '' (not NULL) in the transaction after one that set it.
-CREATE FUNCTION onda.now() RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE AS
-$$ SELECT pg_catalog.now() + coalesce(nullif(pg_catalog.current_setting('onda.offset', true), '')::interval, '0') $$;
+CREATE FUNCTION onda.now() RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE
+RETURN pg_catalog.now() + coalesce(nullif(current_setting('onda.offset', true), '')::interval, '0');
 
 -- Which server's history this database is on. A restored or failed-over database answers another value than the one
 -- that its tenants were armed with, and send leases nothing there. The timeline is that of the WAL that is written now: the one
 -- of the control file is of the last checkpoint, which is minutes behind when a standby has just taken over.
-CREATE FUNCTION onda.identity() RETURNS text LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS
-$$ SELECT system_identifier::text || '/' || CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
-       ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer END FROM pg_control_system() $$;
+CREATE FUNCTION onda.identity() RETURNS text LANGUAGE sql STABLE
+RETURN (SELECT system_identifier::text || '/' || CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
+       ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer END FROM pg_control_system());
 
 CREATE TABLE onda.tenant (
     number     integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,   -- in tokens and Message-IDs; never used again
@@ -30,10 +30,13 @@ CREATE TABLE onda.tenant (
     schema     integer NOT NULL DEFAULT 0,                          -- the newest migration its schema has had
     "offset"   interval NOT NULL DEFAULT '0',                       -- how far its clock is moved
     armed      text NOT NULL DEFAULT onda.identity(),
-    created_at timestamptz NOT NULL DEFAULT now()
+    namespace  text NOT NULL DEFAULT 'onda',                        -- where its functions and its broker are: a ring of the pool's, or its own
+    own        text[],                                              -- of a sandbox, the functions that are there; the rest are the pool's. NULL: all of them
+    created_at timestamptz NOT NULL DEFAULT now(),
+    deleted_at timestamptz CHECK ((deleted_at IS NULL) = (state <> 'deleted'))
 );
 
-CREATE FUNCTION onda.refuse_offset() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+CREATE FUNCTION onda.refuse_offset() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NOT (SELECT development FROM onda.database) THEN
         RAISE EXCEPTION 'the clock of tenant % cannot be moved: this database is not marked as one for development', NEW.name
@@ -70,25 +73,14 @@ CREATE TABLE onda.failure (
     at       timestamptz NOT NULL DEFAULT now()
 );
 
--- Roles belong to the server, not to the database, so they may exist already.
-DO $$ BEGIN CREATE ROLE onda_tenant NOLOGIN; EXCEPTION WHEN duplicate_object THEN NULL; WHEN unique_violation THEN NULL; END $$;
-DO $$ BEGIN CREATE ROLE onda_pool LOGIN NOINHERIT; EXCEPTION WHEN duplicate_object THEN NULL; WHEN unique_violation THEN NULL; END $$;
-DO $$ BEGIN CREATE ROLE onda_schedule LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; WHEN unique_violation THEN NULL; END $$;
-
--- A process that is stopped in the middle of a transaction must not hold back every cursor on the server.
-ALTER ROLE onda_pool SET search_path = "$user";
-ALTER ROLE onda_pool SET idle_in_transaction_session_timeout = '10s';
-ALTER ROLE onda_pool SET max_parallel_workers_per_gather = 0;
-ALTER ROLE onda_pool SET jit = off;
-
-REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA onda TO onda_tenant, onda_pool, onda_schedule;
 GRANT SELECT ON onda.database TO onda_tenant, onda_pool, onda_schedule;
 GRANT SELECT ON onda.tenant, onda.host TO onda_tenant, onda_pool, onda_schedule;
 GRANT INSERT, DELETE ON onda.host TO onda_tenant;
-GRANT SELECT, INSERT, UPDATE ON onda.wakeup TO onda_tenant;
+-- Neither a row nor a function's name: schedule makes an address of it.
+GRANT SELECT, UPDATE (at) ON onda.wakeup TO onda_tenant;
 GRANT SELECT ON onda.wakeup TO onda_schedule;
-GRANT INSERT ON onda.failure TO onda_pool;
+GRANT INSERT ON onda.failure TO onda_tenant, onda_pool;
 
 ALTER TABLE onda.tenant ENABLE ROW LEVEL SECURITY;
 ALTER TABLE onda.host ENABLE ROW LEVEL SECURITY;

@@ -1,4 +1,5 @@
--- One tenant's schema. Run as the tenant's role with its schema alone on the search path, so names are bare.
+-- One tenant's schema. Run as onda_owner with the schema first on the search path, so names are bare. The tenant's role owns nothing: it may
+-- read and write what tables and sequences hold, by default privileges that internal/postgres sets, and make nothing.
 -- Text with CHECK and no enum, domain or composite type: another schema's cached plan would fail on them.
 
 -- Documents: what marketers write. A version is immutable; entity.current is the one in force (NULL: taken away).
@@ -335,9 +336,46 @@ CREATE TABLE failure (
     replayed_at timestamptz
 );
 
--- The first partitions. Further ones are made ahead by internal/postgres EnsurePartitions. EXCLUDING IDENTITY: the parent's counts, and
--- Postgres 17 refuses to attach a table that has one of its own.
-CREATE TABLE delivery_0 (LIKE delivery INCLUDING ALL EXCLUDING IDENTITY);
-ALTER TABLE delivery ATTACH PARTITION delivery_0 FOR VALUES FROM (0) TO (16777216);
-CREATE TABLE fact_0 (LIKE fact INCLUDING ALL EXCLUDING IDENTITY);
-ALTER TABLE fact ATTACH PARTITION fact_0 FOR VALUES FROM (0) TO (16777216);
+-- What only an owner may do and functions need in the middle of their work. These two run as onda_owner, so they take no names and no values from their
+-- caller, and look names up in this schema alone.
+
+-- Makes the next partition of deliveries and of facts when the present one is half used, so that no writer ever finds none.
+CREATE FUNCTION ensure_partitions() RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    width CONSTANT bigint := 1 << 24;                            -- in ids
+    parent text;
+    counter text;
+    used bigint;
+    lo bigint;
+    hi bigint;
+    recipients bigint;
+BEGIN
+    FOREACH parent IN ARRAY '{delivery,fact}'::text[] LOOP
+        -- A batch has 512 delivery ids, however few its recipients are.
+        counter := pg_get_serial_sequence(CASE parent WHEN 'delivery' THEN 'batch' ELSE parent END, 'id');
+        used := coalesce(pg_sequence_last_value(counter::regclass), 0) * CASE parent WHEN 'delivery' THEN 512 ELSE 1 END;
+        FOR look IN 1..2 LOOP
+            SELECT coalesce(max(substring(b FROM 'FROM \(''?(\d+)''?\)')::bigint), 0), coalesce(max(substring(b FROM 'TO \(''?(\d+)''?\)')::bigint), 0) INTO lo, hi
+              FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid, pg_get_expr(c.relpartbound, c.oid) b WHERE i.inhparent = parent::regclass;
+            EXIT WHEN hi > 0 AND used < lo + (hi - lo) / 2;
+            IF look = 1 THEN                                     -- another may make it meanwhile; no reader or writer is kept waiting
+                EXECUTE format('LOCK TABLE %I IN SHARE UPDATE EXCLUSIVE MODE', parent);
+                CONTINUE;
+            END IF;
+            recipients := 512;
+            IF parent = 'delivery' THEN                          -- wider by how far batches are from full
+                SELECT coalesce(avg(n)::bigint, 512) INTO recipients FROM (SELECT cardinality(contacts) n FROM batch ORDER BY id DESC LIMIT 1000) b;
+            END IF;
+            -- LIKE and ATTACH, since PARTITION OF waits for every reader of the table. EXCLUDING IDENTITY: the parent's counts, and Postgres 17 refuses to
+            -- attach a table that has one of its own.
+            EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL EXCLUDING IDENTITY)', parent || '_' || hi, parent);
+            EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%s) TO (%s)', parent, parent || '_' || hi, hi,
+                greatest(hi, used) + width * 512 / greatest(recipients, 1));
+        END LOOP;
+    END LOOP;
+END $$;
+SELECT ensure_partitions();
+
+-- Tells Postgres how large an import has made the tables.
+CREATE FUNCTION update_statistics() RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path FROM CURRENT AS
+$$ ANALYZE contact, consent, subscription, fact $$;

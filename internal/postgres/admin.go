@@ -1,0 +1,107 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Admin is a connection with the rights to make roles and schemas: what onda migrate and onda tenant use, never a function. Its login needs CREATEROLE
+// and CREATE on the database, as managed servers give it, and need not be a superuser.
+//
+// Everything is owned by the role onda_owner, which no tenant's role and no function's login is a member of, and what an Admin reads and writes it does
+// as that role, with a search path of Postgres's own names alone. So nothing that a tenant can make is run by it: tenants make no triggers, rules,
+// defaults, operators or functions, since they own nothing to make them on and no schema to make them in. To take the tenant's role instead would not
+// do, whatever it were called: code of the tenant's could RESET it.
+type Admin struct{ conn *pgx.Conn }
+
+// OpenAdmin connects at once, or gives up after five seconds where the URL says no other time.
+func OpenAdmin(ctx context.Context, url string) (*Admin, error) {
+	cfg, err := pgx.ParseConfig(url)
+	if err != nil {
+		return nil, errors.New("ONDA_ADMIN_DATABASE_URL: not a Postgres URL such as postgres://postgres@host/onda") // the cause would show the password
+	}
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = 5 * time.Second
+	}
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connect to postgres: %w", err)
+	}
+	return &Admin{conn}, nil
+}
+
+// Close ends the connection.
+func (a *Admin) Close(ctx context.Context) error { return a.conn.Close(ctx) }
+
+// inTx runs f as onda_owner in a transaction that gives up on a lock after two seconds, so that it never stands in the way of mail for longer, and is tried
+// again. Nobody can keep it from others for good: locks that it takes to be alone are on tables that tenants cannot lock.
+func (a *Admin) inTx(ctx context.Context, f func(tx pgx.Tx) error) error {
+	return a.asLogin(ctx, func(tx pgx.Tx) error {
+		if err := asOwner(ctx, tx); err != nil {
+			return err
+		}
+		return f(tx)
+	})
+}
+
+// asLogin is inTx with the login's own rights.
+func (a *Admin) asLogin(ctx context.Context, f func(tx pgx.Tx) error) error {
+	const tries = 10
+	var err error
+	for range tries {
+		err = pgx.BeginFunc(ctx, a.conn, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL lock_timeout = '2s'; SET LOCAL ROLE NONE"); err != nil {
+				return err
+			}
+			return f(tx)
+		})
+		var pe *pgconn.PgError
+		switch {
+		case !errors.As(err, &pe):
+			return err
+		case pe.Code == "42501":
+			return fmt.Errorf("the login %s may not: %w; it needs CREATEROLE, CREATE on the database, and where another login made Onda's roles, those of "+
+				"onda_owner, onda_tenant, onda_pool, onda_schedule and the tenants granted WITH ADMIN OPTION", a.conn.Config().User, err)
+		case pe.Code != "55P03":
+			return err
+		}
+	}
+	return fmt.Errorf("no lock after %d tries: %w", tries, err)
+}
+
+func asOwner(ctx context.Context, tx pgx.Tx) error {
+	_, err := tx.Exec(ctx, "SET LOCAL ROLE onda_owner")
+	return err
+}
+
+// InProduction tells whether the database has tenants and was never marked as one for development.
+func (a *Admin) InProduction(ctx context.Context) (serious bool, err error) {
+	var ours bool
+	err = a.conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_catalog.pg_tables WHERE schemaname = 'onda' AND tablename = 'database' AND tableowner = 'onda_owner')").Scan(&ours)
+	if err == nil && ours {
+		err = a.inTx(ctx, func(tx pgx.Tx) error {
+			return tx.QueryRow(ctx, "SELECT NOT (SELECT development FROM onda.database) AND EXISTS (SELECT FROM onda.tenant)").Scan(&serious)
+		})
+	}
+	if err != nil {
+		return false, fmt.Errorf("look whether the database is for development: %w", err)
+	}
+	return serious, nil
+}
+
+// MarkDevelopment says that this database is for development: the clock of its tenants may be moved.
+func (a *Admin) MarkDevelopment(ctx context.Context) error {
+	err := a.inTx(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, "UPDATE onda.database SET development = true")
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("mark database as one for development: %w", err)
+	}
+	return nil
+}

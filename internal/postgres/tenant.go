@@ -1,0 +1,397 @@
+package postgres
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// States of a tenant. Active ones are served in full. Of suspended ones nothing is sent, and all else is served: unsubscribing, preferences and bounces
+// above all. Moving ones answer ErrMoving, since what they would write could be left behind. Deleted ones are unknown to functions.
+const (
+	Active    = "active"
+	Suspended = "suspended"
+	Moving    = "moving"
+	Deleted   = "deleted"
+)
+
+// Grace is how long a deleted tenant can be resumed, and cannot be purged.
+const Grace = 30 * 24 * time.Hour
+
+// ErrSending: the tenant is sending, so that it cannot be deleted or moved yet. The error's text says what it sends and the remedy.
+var ErrSending = errors.New("it is sending")
+
+// TenantInfo is a tenant's row in the registry.
+type TenantInfo struct {
+	Number  int32         `json:"number"`
+	Name    string        `json:"name"`
+	State   string        `json:"state"`
+	Schema  int           `json:"schema"`
+	Offset  time.Duration `json:"offset"`
+	Created time.Time     `json:"created"`
+	// Deleted is when it was, nil in every other state.
+	Deleted *time.Time `json:"deleted,omitempty"`
+	// Armed tells whether it may send on this server's history; see Rearm.
+	Armed bool `json:"armed"`
+	// Login tells whether it has a login of its own, Pooled whether the pool's may enter it.
+	Login  bool `json:"login"`
+	Pooled bool `json:"pooled"`
+}
+
+// Tenants lists all tenants by name.
+func (a *Admin) Tenants(ctx context.Context) (list []TenantInfo, err error) {
+	err = a.inTx(ctx, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, `SELECT t.number, t.name, t.state, t.schema, t."offset", t.created_at, t.deleted_at, t.armed = onda.identity(), coalesce(r.rolcanlogin, false),
+			EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles p ON p.oid = m.member WHERE m.roleid = r.oid AND p.rolname = 'onda_pool')
+			FROM onda.tenant t LEFT JOIN pg_roles r ON r.rolname = t.name ORDER BY t.name`)
+		if err != nil {
+			return err
+		}
+		list, err = pgx.CollectRows(rows, pgx.RowToStructByPos[TenantInfo])
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list tenants: %w", err)
+	}
+	return list, nil
+}
+
+// Size is how many bytes the tenant's tables and indexes take on disk.
+func (a *Admin) Size(ctx context.Context, tenant string) (n int64, err error) {
+	err = a.inTx(ctx, func(tx pgx.Tx) error {
+		return tx.QueryRow(ctx, `SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+			WHERE n.nspname = $1 AND c.relkind IN ('r', 'S')`, tenant).Scan(&n)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("measure tenant %s: %w", tenant, err)
+	}
+	return n, nil
+}
+
+func reserved(name string) bool {
+	return name == "onda" || name == "public" || name == "postgres" || strings.HasPrefix(name, "pg_") || strings.HasPrefix(name, "onda_") || strings.HasPrefix(name, "onda-")
+}
+
+func validName(name string) bool {
+	if name == "" || len(name) > 40 || name[0] < 'a' || name[0] > 'z' || reserved(name) {
+		return false
+	}
+	for _, c := range []byte(name) {
+		if c != '-' && (c < '0' || c > '9') && (c < 'a' || c > 'z') {
+			return false
+		}
+	}
+	return true
+}
+
+// CreateTenant makes a tenant's role, schema, keys and wake-ups in one transaction, or finds that they are there: made tells which. Of two at once one makes it
+// and both succeed. The role of a tenant that is there is made where the server has none, as after a restore into another.
+func (a *Admin) CreateTenant(ctx context.Context, name string) (made bool, err error) {
+	if !validName(name) {
+		return false, fmt.Errorf("tenant %q: a name is 1 to 40 of a-z, 0-9 and -, begins with a letter, and is none of onda, public, postgres, pg_*, onda-*", name)
+	}
+	steps, err := files("tenant")
+	if err != nil {
+		return false, err
+	}
+	err = a.inTx(ctx, func(tx pgx.Tx) error {
+		ct, err := tx.Exec(ctx, "INSERT INTO onda.tenant (name) VALUES ($1) ON CONFLICT (name) DO NOTHING", name)
+		if err != nil {
+			return err
+		}
+		made = ct.RowsAffected() == 1
+		if !made {
+			if t, err := lockTenant(ctx, tx, name); err != nil {
+				return err
+			} else if t.state == Deleted {
+				return fmt.Errorf("there is one of this name that was deleted: onda tenant resume %s takes it back, onda tenant purge %[1]s removes it after %s", name, day(t.deleted.Add(Grace)))
+			}
+		}
+		if err := ensureRole(ctx, tx, name, made); err != nil || !made {
+			return err
+		}
+		for v, sql := range steps {
+			if err := stepTenant(ctx, tx, name, v+1, sql); err != nil {
+				return err
+			}
+		}
+		if _, err := tx.Exec(ctx, "INSERT INTO onda.wakeup (tenant, function) SELECT $1, unnest($2::text[])", name, Functions()); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, fmt.Sprintf("INSERT INTO %s.key (kind, secret) VALUES ('hmac', $1), ('pepper', $2)", quote(name)), secret(), secret())
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("create tenant %s: %w", name, err)
+	}
+	return made, nil
+}
+
+// ensureRole makes the tenant's role where there is none, with the schema of a tenant that is new, and lets it use what is in the schema and what migrations
+// will make there. Roles are the server's: another database of it may have made it.
+func ensureRole(ctx context.Context, tx pgx.Tx, name string, schema bool) error {
+	// A role of this name that is no tenant's would give its rights to every process that may enter the tenant.
+	var there, ours bool
+	err := tx.QueryRow(ctx, `SELECT count(*) > 0, coalesce(bool_and(NOT (r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls)
+			AND EXISTS (SELECT FROM pg_auth_members m WHERE m.member = r.oid AND m.roleid = 'onda_tenant'::regrole)), true)
+		FROM pg_roles r WHERE r.rolname = $1`, name).Scan(&there, &ours)
+	if err != nil {
+		return err
+	}
+	if !ours {
+		return errors.New("the server has a role of this name that is not a tenant's: take another name")
+	}
+	if there && !schema {
+		return nil
+	}
+	id := quote(name)
+	var asLogin, owners []string
+	asLogin = append(asLogin, "SET LOCAL ROLE NONE")
+	if !there {
+		asLogin = append(asLogin, "CREATE ROLE "+id+" NOLOGIN")
+	}
+	asLogin = append(asLogin, fmt.Sprintf("GRANT onda_tenant TO %s", id), fmt.Sprintf("GRANT %s TO onda_pool", id))
+	if schema {
+		asLogin = append(asLogin, fmt.Sprintf("CREATE SCHEMA %s AUTHORIZATION onda_owner", id))
+	}
+	for _, on := range []string{"ALTER DEFAULT PRIVILEGES IN SCHEMA %s GRANT %s ON %s TO %[1]s", "GRANT %[2]s ON ALL %[3]s IN SCHEMA %[1]s TO %[1]s"} {
+		owners = append(owners, fmt.Sprintf(on, id, "SELECT, INSERT, UPDATE, DELETE", "TABLES"), fmt.Sprintf(on, id, "SELECT, USAGE", "SEQUENCES"))
+	}
+	owners = append(owners, fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %[1]s", id))
+	for _, sql := range append(append(asLogin, "SET LOCAL ROLE onda_owner"), owners...) {
+		if _, err := tx.Exec(ctx, sql); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tenantRow is what a change of a tenant depends on.
+type tenantRow struct {
+	number  int32
+	state   string
+	deleted *time.Time
+}
+
+// lockTenant reads the tenant's row and keeps it from other changes until the transaction ends.
+func lockTenant(ctx context.Context, tx pgx.Tx, name string) (t tenantRow, err error) {
+	err = tx.QueryRow(ctx, "SELECT number, state, deleted_at FROM onda.tenant WHERE name = $1 FOR UPDATE", name).Scan(&t.number, &t.state, &t.deleted)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return t, fmt.Errorf("tenant %.60q: %w", name, ErrUnknownTenant)
+	}
+	return t, err
+}
+
+// Suspend lets nothing of the tenant be sent any more; all else is served. With moving it is not served at all, until Resume: its data is about to be copied,
+// and what is in hand must be over by then. inHand is how many batches were being sent at that moment: what was handed over of them gets its outcome, and no
+// more than a window each can follow. Repeating it changes nothing.
+func (a *Admin) Suspend(ctx context.Context, tenant string, moving bool) (inHand int, err error) {
+	state := Suspended
+	if moving {
+		state = Moving
+	}
+	err = a.inTx(ctx, func(tx pgx.Tx) error {
+		t, err := lockTenant(ctx, tx, tenant)
+		if err != nil {
+			return err
+		}
+		if t.state == Deleted {
+			return fmt.Errorf("it was deleted: onda tenant resume %s first", tenant)
+		}
+		if moving && t.state != Moving {
+			if err := notSending(ctx, tx, tenant, t.state); err != nil {
+				return err
+			}
+		}
+		_, err = tx.Exec(ctx, "UPDATE onda.tenant SET state = $2 WHERE name = $1", tenant, state)
+		return err
+	})
+	if err == nil {
+		// In a transaction of its own, which waits for every mark that did not see the change.
+		err = a.inTx(ctx, func(tx pgx.Tx) error {
+			ct, err := tx.Exec(ctx, fmt.Sprintf("SELECT FROM %s.batch WHERE state = 'open' AND lease_until > now() ORDER BY id FOR UPDATE", quote(tenant)))
+			inHand = int(ct.RowsAffected())
+			return err
+		})
+	}
+	if err != nil {
+		return 0, fmt.Errorf("suspend tenant %s: %w", tenant, err)
+	}
+	return inHand, nil
+}
+
+// Resume makes a tenant active again that was suspended, moving, or deleted and not yet purged. Work that became due meanwhile is found at the next tick.
+func (a *Admin) Resume(ctx context.Context, tenant string) (changed bool, err error) {
+	err = a.inTx(ctx, func(tx pgx.Tx) error {
+		t, err := lockTenant(ctx, tx, tenant)
+		if err != nil || t.state == Active {
+			return err
+		}
+		changed = true
+		if _, err := tx.Exec(ctx, "UPDATE onda.tenant SET state = 'active', deleted_at = NULL WHERE name = $1", tenant); err != nil {
+			return err
+		}
+		return wakeAll(ctx, tx, tenant)
+	})
+	if err != nil {
+		return false, fmt.Errorf("resume tenant %s: %w", tenant, err)
+	}
+	return changed, nil
+}
+
+// wakeAll lets every function look after the tenant at the next tick. Like any writer of wake-ups it takes the lock first: see wakeup.go.
+func wakeAll(ctx context.Context, tx pgx.Tx, tenant string) error {
+	_, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock_shared($2, number) FROM onda.tenant WHERE name = $1", tenant, wakeLock)
+	if err == nil {
+		_, err = tx.Exec(ctx, `UPDATE onda.wakeup w SET at = now() + t."offset" FROM onda.tenant t WHERE t.name = $1 AND w.tenant = t.name AND w.at > now() + t."offset"`, tenant)
+	}
+	return err
+}
+
+// Delete makes the tenant unknown to functions; its data stays until Purge, for which the time comes back. An ErrSending where it is sending: pause or suspend it
+// first. Repeating it changes nothing.
+func (a *Admin) Delete(ctx context.Context, tenant string) (purge time.Time, err error) {
+	err = a.inTx(ctx, func(tx pgx.Tx) error {
+		t, err := lockTenant(ctx, tx, tenant)
+		if err != nil {
+			return err
+		}
+		if t.state == Deleted {
+			purge = t.deleted.Add(Grace)
+			return nil
+		}
+		if err := notSending(ctx, tx, tenant, t.state); err != nil {
+			return err
+		}
+		if err := tx.QueryRow(ctx, "UPDATE onda.tenant SET state = 'deleted', deleted_at = now() WHERE name = $1 RETURNING deleted_at", tenant).Scan(&purge); err != nil {
+			return err
+		}
+		purge = purge.Add(Grace)
+		return nil
+	})
+	if err != nil {
+		return time.Time{}, fmt.Errorf("delete tenant %s: %w", tenant, err)
+	}
+	return purge, nil
+}
+
+// notSending gives an ErrSending while batches of the tenant are leased, or were until a moment ago, so that outcomes are on their way; and where it is active,
+// while a run of it goes on.
+func notSending(ctx context.Context, tx pgx.Tx, tenant, state string) error {
+	var held int
+	var runs []string
+	id := quote(tenant)
+	err := tx.QueryRow(ctx, fmt.Sprintf(`SELECT (SELECT count(*) FROM %s.batch WHERE state = 'open' AND lease_until > now() - interval '1 minute'),
+		ARRAY(SELECT e.name FROM %[1]s.run r JOIN %[1]s.entity e ON e.id = r.entity WHERE r.state IN ('scheduled', 'running') AND r.kind <> 'standing' ORDER BY e.name)`, id)).Scan(&held, &runs)
+	switch {
+	case err != nil:
+		return err
+	case held > 0 && state == Active:
+		return fmt.Errorf("%w: %d batches of it are in hand; onda tenant suspend %s first, and try again a minute later", ErrSending, held, tenant)
+	case held > 0:
+		return fmt.Errorf("%w: %d batches of it are in hand; try again a minute later", ErrSending, held)
+	case len(runs) > 0 && state == Active:
+		return fmt.Errorf("%w: %s; pause or cancel what runs, or onda tenant suspend %s first", ErrSending, strings.Join(runs, ", "), tenant)
+	}
+	return nil
+}
+
+// Purge removes a deleted tenant for good when its grace is over: schema, keys, hosts, wake-ups, registry row and role. Its number is never given again. roleKept
+// tells that another database of the server still uses the role.
+func (a *Admin) Purge(ctx context.Context, tenant string) (roleKept bool, err error) {
+	err = a.inTx(ctx, func(tx pgx.Tx) error {
+		t, err := lockTenant(ctx, tx, tenant)
+		if err != nil {
+			return err
+		}
+		if t.state != Deleted {
+			return fmt.Errorf("it is %s: onda tenant delete %s first", t.state, tenant)
+		}
+		if ends := t.deleted.Add(Grace); time.Now().Before(ends) {
+			return fmt.Errorf("it was deleted at %s and can be taken back until %s: purge it after that", day(*t.deleted), day(ends))
+		}
+		if _, err := tx.Exec(ctx, fmt.Sprintf("DROP SCHEMA %s CASCADE", quote(tenant))); err != nil {
+			return err
+		}
+		for _, sql := range []string{"DELETE FROM onda.host WHERE tenant = $1", "DELETE FROM onda.wakeup WHERE tenant = $1", "DELETE FROM onda.tenant WHERE name = $1"} {
+			if _, err := tx.Exec(ctx, sql, tenant); err != nil {
+				return err
+			}
+		}
+		roleKept, err = dropRole(ctx, tx, tenant)
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("purge tenant %s: %w", tenant, err)
+	}
+	return roleKept, nil
+}
+
+func dropRole(ctx context.Context, tx pgx.Tx, name string) (kept bool, err error) {
+	err = pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, "SET LOCAL ROLE NONE; DROP ROLE IF EXISTS "+quote(name))
+		return err
+	})
+	var pe *pgconn.PgError
+	if errors.As(err, &pe) && pe.Code == "2BP01" {
+		return true, nil
+	}
+	return false, err
+}
+
+// MoveClock moves the tenant's clock by d from where it stands; wake-ups are compared with it, so what became due is found at the next tick. Refused in a
+// database that is not for development.
+func (a *Admin) MoveClock(ctx context.Context, tenant string, d time.Duration) (now time.Time, err error) {
+	err = a.inTx(ctx, func(tx pgx.Tx) error {
+		err := tx.QueryRow(ctx, `UPDATE onda.tenant SET "offset" = "offset" + $2::interval WHERE name = $1 RETURNING now() + "offset"`, tenant, d).Scan(&now)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return fmt.Errorf("tenant %s: %w", tenant, ErrUnknownTenant)
+		}
+		return err
+	})
+	if err != nil {
+		return now, fmt.Errorf("move the clock: %w", err)
+	}
+	return now, nil
+}
+
+// AddProgramKey stores the SHA-256 of a program's key; kind is pk or sk.
+func (a *Admin) AddProgramKey(ctx context.Context, tenant, kind, name string, sum []byte) error {
+	// Ids up to 255 are for the keys of tokens, which name them in one byte.
+	table := quote(tenant) + ".key"
+	sql := fmt.Sprintf("INSERT INTO %s (id, kind, secret, name) OVERRIDING SYSTEM VALUE SELECT greatest(1000, max(id) + 1), $1, $2, $3 FROM %s", table, table)
+	err := a.inTx(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, sql, kind, sum, name)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("add a program's key to tenant %s: %w", tenant, err)
+	}
+	return nil
+}
+
+// HasProgramKey tells whether the tenant has a program's key in force, by its SHA-256.
+func (a *Admin) HasProgramKey(ctx context.Context, tenant string, sum []byte) (ok bool, err error) {
+	sql := fmt.Sprintf("SELECT EXISTS (SELECT FROM %s.key WHERE secret = $1 AND kind IN ('pk', 'sk') AND retired_at IS NULL)", quote(tenant))
+	err = a.inTx(ctx, func(tx pgx.Tx) error { return tx.QueryRow(ctx, sql, sum).Scan(&ok) })
+	if err != nil {
+		return false, fmt.Errorf("look for a program's key of tenant %s: %w", tenant, err)
+	}
+	return ok, nil
+}
+
+func secret() []byte {
+	b := make([]byte, 32)
+	_, _ = rand.Read(b) // never fails: crypto/rand ends the program instead
+	return b
+}
+
+func quote(name string) string { return pgx.Identifier{name}.Sanitize() }
+
+func day(t time.Time) string { return t.UTC().Format(time.DateTime) + " UTC" }
