@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // compiler checks a template and writes it anew for the engine: each output
@@ -14,7 +15,7 @@ type compiler struct {
 	filters map[string]filter
 	names   []Name
 
-	locals   []string        // names that the template has made so far, loops' as long as they last
+	locals   map[string]bool // names that the template has made so far, but for loops'
 	assigned map[string]bool // names that are assigned or looped over anywhere
 	captured map[string]bool // names that are captured anywhere
 	blocks   []block
@@ -24,9 +25,11 @@ type compiler struct {
 type block struct {
 	tag     string // if unless case for capture
 	at      int
-	locals  int // how many there were before
+	loop    string // the variable of a for
+	keeps   string // that of a capture
 	ctx     htmlContext
-	first   *htmlContext // at the end of the first branch
+	ends    *htmlContext // where the branches so far end
+	branch  string       // the tag that began the present one
 	sawElse bool
 }
 
@@ -37,11 +40,15 @@ func (c *compiler) sorted() []Problem {
 	return c.problems
 }
 
-func (c *compiler) isLocal(name string) bool { return slices.Contains(c.locals, name) }
+func (c *compiler) isLocal(name string) bool {
+	return c.locals[name] || slices.ContainsFunc(c.blocks, func(b block) bool {
+		return b.loop != "" && (name == b.loop || name == "forloop")
+	})
+}
 
 // compile gives the template for the engine.
 func (c *compiler) compile(toks []token) string {
-	c.assigned, c.captured = map[string]bool{}, map[string]bool{}
+	c.locals, c.assigned, c.captured = map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, t := range toks {
 		if t.kind != tagToken {
 			continue
@@ -58,10 +65,23 @@ func (c *compiler) compile(toks []token) string {
 		}
 	}
 	var b strings.Builder
-	for _, t := range toks {
+	for i, t := range toks {
+		if len(c.problems) >= maxProblems {
+			break
+		}
 		switch t.kind {
 		case textToken:
+			// what is trimmed is left out here, and not by the engine, which would trim values too
+			if i > 0 && toks[i-1].trimRight {
+				t.src = strings.TrimLeftFunc(t.src, unicode.IsSpace)
+			}
+			if i+1 < len(toks) && toks[i+1].trimLeft {
+				t.src = strings.TrimRightFunc(t.src, unicode.IsSpace)
+			}
 			c.ctx.feed(t.src)
+			if brace, ok := strings.CutSuffix(t.src, "{"); ok && i+1 < len(toks) {
+				t.src = brace + "{{ '{' }}" // else the engine would take it with the mark that now follows it
+			}
 			b.WriteString(t.src)
 		case rawToken:
 			c.ctx.feed(t.src)
@@ -69,10 +89,10 @@ func (c *compiler) compile(toks []token) string {
 				b.WriteString("{% raw %}" + t.src + "{% endraw %}")
 			}
 		case outputToken:
-			b.WriteString(c.wrap(t, "{{", c.output(t), "}}"))
+			b.WriteString("{{ " + c.output(t) + " }}")
 		case tagToken:
 			if out := c.tag(t); out != "" {
-				b.WriteString(c.wrap(t, "{%", out, "%}"))
+				b.WriteString("{% " + out + " %}")
 				if t.name == "for" {
 					b.WriteString("{% _tick %}")
 				}
@@ -83,16 +103,6 @@ func (c *compiler) compile(toks []token) string {
 		c.fail(open.at, "{%% %s %%} is never closed: put {%% end%s %%} after it", open.tag, open.tag)
 	}
 	return b.String()
-}
-
-func (c *compiler) wrap(t token, open, body, closing string) string {
-	if t.trimLeft {
-		open += "-"
-	}
-	if t.trimRight {
-		closing = "-" + closing
-	}
-	return open + " " + body + " " + closing
 }
 
 // output gives an output with its escaping.
@@ -172,12 +182,16 @@ func (c *compiler) tag(t token) string {
 			return ""
 		}
 		c.push(t)
+		c.blocks[len(c.blocks)-1].keeps = name
 		return "_capture " + name
 	case "break", "continue":
-		if !slices.ContainsFunc(c.blocks, func(b block) bool { return b.tag == "for" }) {
-			c.fail(t.start, "{%% %s %%} is for loops", t.name)
+		for _, b := range slices.Backward(c.blocks) {
+			if b.tag == "for" {
+				c.endsWhereItBegan(&b, t)
+				return t.name
+			}
 		}
-		return t.name
+		c.fail(t.start, "{%% %s %%} is for loops", t.name)
 	case "endif", "endunless", "endcase", "endfor", "endcapture":
 		return c.pop(t)
 	case "cycle", "tablerow", "include", "render", "increment", "decrement", "ifchanged", "layout":
@@ -194,7 +208,7 @@ func (c *compiler) push(t token) {
 	if len(c.blocks) == maxNesting {
 		c.fail(t.start, "tags are nested deeper than %d", maxNesting)
 	}
-	c.blocks = append(c.blocks, block{tag: t.name, at: t.start, locals: len(c.locals), ctx: c.ctx})
+	c.blocks = append(c.blocks, block{tag: t.name, branch: t.name, at: t.start, ctx: c.ctx})
 }
 
 func (c *compiler) pop(t token) string {
@@ -212,21 +226,46 @@ func (c *compiler) pop(t token) string {
 	}
 	b := c.blocks[len(c.blocks)-1]
 	c.blocks = c.blocks[:len(c.blocks)-1]
-	if b.first != nil {
-		c.ctx = *b.first
+	c.endBranch(&b, t)
+	if !b.sawElse && (want == "if" || want == "unless" || want == "case") { // there may be no branch to take
+		c.ctx, b.branch = b.ctx, "else"
+		c.endBranch(&b, t)
 	}
-	switch want {
-	case "for":
-		c.locals = c.locals[:b.locals]
-	case "capture":
-		// the name is there from here on
-		body := c.src[b.at:]
-		mark, _ := (&scanner{src: body}).mark(0)
-		c.locals = append(c.locals, strings.Trim(strings.TrimSpace(mark.body), `"'`))
-		c.ctx = b.ctx
+	c.ctx = *b.ends
+	if want == "capture" {
+		c.locals[b.keeps] = true // from here on
 		return "end_capture"
 	}
 	return t.name
+}
+
+// endBranch notes where a branch ends. Whichever is taken, the HTML must go on
+// from one place, else no value after them could be escaped for where it stands.
+func (c *compiler) endBranch(b *block, t token) {
+	at := c.ctx
+	switch {
+	case b.branch == "case": // what is before the first when is never put out
+		return
+	case b.branch == "for" || b.branch == "capture": // put out any number of times, or elsewhere
+		c.endsWhereItBegan(b, t)
+		at = b.ctx
+	}
+	if b.ends == nil {
+		b.ends = &at
+		return
+	}
+	joined, ok := b.ends.join(at)
+	if !ok && c.mode == HTML {
+		c.fail(t.start, "the branches of this {%% %s %%} end at different places of the HTML, one %s and one %s: close in each what it opens", b.tag, b.ends.where(), at.where())
+	}
+	b.ends = &joined
+}
+
+func (c *compiler) endsWhereItBegan(b *block, t token) {
+	joined, ok := b.ctx.join(c.ctx)
+	if (!ok || joined != b.ctx.place()) && c.mode == HTML {
+		c.fail(t.start, "what is in this {%% %s %%} begins %s and ends %s: close in it what it opens", b.tag, b.ctx.where(), c.ctx.where())
+	}
 }
 
 func (c *compiler) condition(t token) string {
@@ -254,11 +293,8 @@ func (c *compiler) clause(t token) string {
 		c.fail(t.start, "{%% %s %%} after {%% else %%} is never reached", t.name)
 		return ""
 	}
-	if b.first == nil && b.tag != "case" || b.tag == "case" && t.name != "when" && b.first == nil {
-		at := c.ctx
-		b.first = &at
-	}
-	c.ctx = b.ctx
+	c.endBranch(b, t)
+	c.ctx, b.branch = b.ctx, t.name
 	switch t.name {
 	case "else":
 		b.sawElse = true
@@ -270,7 +306,10 @@ func (c *compiler) clause(t token) string {
 		return "elsif " + c.condition(t)
 	}
 	p := c.expression(t.body, t.bodyStart)
-	for {
+	for n := 1; ; n++ {
+		if value := p.peek(); n > maxValues {
+			p.fail(value, "a when has more than %d values: write several", maxValues)
+		}
 		p.primary()
 		if p.bad || !p.accept(",") && !p.accept("or") {
 			break
@@ -314,7 +353,7 @@ func (c *compiler) loop(t token) string {
 	}
 	p.end()
 	c.push(t)
-	c.locals = append(c.locals, name.text, "forloop")
+	c.blocks[len(c.blocks)-1].loop = name.text
 	return "for " + p.out.String()
 }
 
@@ -335,7 +374,7 @@ func (c *compiler) assign(t token) string {
 	p.write(name.text, " = ")
 	p.cond()
 	p.end()
-	c.locals = append(c.locals, name.text)
+	c.locals[name.text] = true
 	return "assign " + p.out.String()
 }
 

@@ -38,6 +38,11 @@ const maxNesting = 50
 
 func (c *compiler) expression(body string, at int) *exprParser {
 	p := &exprParser{c: c}
+	if len(body) > maxExpression {
+		c.fail(at, "an expression is longer than %d KiB: {%% assign %%} parts of it to names first", maxExpression>>10)
+		p.bad = true
+		return p
+	}
 	p.lex(body, at)
 	return p
 }

@@ -35,9 +35,13 @@ const (
 	Header
 )
 
-// The limits of one rendering. They are far above what mails need.
+// The limits of a template and of one rendering. They are far above what mails need.
 const (
 	maxSource     = 512 << 10       // bytes of a template
+	maxMarks      = 10_000          // {{ }} and {% %} of a template
+	maxExpression = 4 << 10         // bytes between the marks
+	maxValues     = 100             // of one when
+	maxProblems   = 100             // that are told at once
 	maxOutput     = 4 << 20         // bytes that are written
 	maxIterations = 20_000          // of all loops together
 	maxTime       = 2 * time.Second // from begin to end
@@ -65,6 +69,16 @@ func Parse(src string, mode Mode) (*Template, []Problem) {
 		return nil, []Problem{{Line: 1, Col: 1, Msg: "the template is not UTF-8"}}
 	}
 	toks := c.tokens()
+	marks := 0
+	for _, t := range toks {
+		if t.kind == textToken {
+			continue
+		}
+		if marks++; marks > maxMarks {
+			c.fail(t.start, "the template has more than %d tags and outputs: divide it", maxMarks)
+			return nil, c.problems
+		}
+	}
 	safe := c.compile(toks)
 	if len(c.problems) > 0 {
 		return nil, c.sorted()

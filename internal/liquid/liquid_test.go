@@ -75,6 +75,19 @@ func TestRender(t *testing.T) {
 		{"captured, then assigned after a tab", liquid.HTML, "{% capture x %}a{% endcapture %}{% assign x\t= contact.lines %}{{ x }}", "a\nb&lt;"},
 		{"after the start of a href", liquid.HTML, `<a href="https://x.example/{{ contact.evil }}">`, `<a href="https://x.example/javascript:alert(1)">`},
 		{"branches of a tag", liquid.HTML, `<a href="{% if contact.vip %}{{ contact.evil }}{% else %}{{ contact.site }}{% endif %}">{{ contact.vip }}</a>`, `<a href="#">true</a>`},
+		{"an attribute in a branch", liquid.HTML, `<option {% if contact.vip %}selected{% endif %} value="{{ contact.site }}">{{ contact.first_name }}`, `<option selected value="https://a.example/?a=1&amp;b=2">Åse &lt;b&gt;`},
+		{"one tag or another", liquid.HTML, `{% if contact.vip %}<a href="{{ contact.evil }}"{% else %}<b {% endif %} class="{{ contact.evil }}">{{ contact.first_name }}`, `<a href="#" class="javascript:alert(1)">Åse &lt;b&gt;`},
+		{"an address that may begin in a branch", liquid.HTML, `<a href="{% if contact.none %}https://x.example/{% endif %}{{ contact.evil }}">`, `<a href="#">`},
+		{"classes in branches", liquid.HTML, `<p class="a{% if contact.vip %} b{% elsif contact.none %} c{% endif %}">{{ contact.first_name }}`, `<p class="a b">Åse &lt;b&gt;`},
+		{"elements in branches", liquid.HTML, `{% if contact.vip %}<a href="{{ contact.site }}">{% endif %}x{% if contact.vip %}</a>{% endif %}`, `<a href="https://a.example/?a=1&amp;b=2">x</a>`},
+		{"before the first when", liquid.HTML, `{% case data.n %}<a {% when 3 %}b{% endcase %}{{ contact.first_name }}`, `bÅse &lt;b&gt;`},
+		{"only one program's comment", liquid.HTML, `<!--[if mso]><a href="{{ contact.evil }}"><![endif]--><!-- {{ contact.evil }} --><a href="{{ contact.evil }}">`, `<!--[if mso]><a href="#"><![endif]--><!-- javascript:alert(1) --><a href="#">`},
+		{"the end of a comment in two pieces", liquid.HTML, `<!-- --{% comment %}{% endcomment %}><a href="{{ contact.evil }}">`, `<!-- --><a href="#">`},
+		{"a tag in two pieces", liquid.HTML, `<{% comment %}{% endcomment %}a href="{{ contact.evil }}">`, `<a href="#">`},
+		{"a trimmed tag", liquid.HTML, `<a {%- assign x = 1 -%} href="x">{{ x }}`, `<ahref="x">1`},
+		{"trimmed to a brace", liquid.HTML, "{ {{- data.n -}} }{ {%- if data.n -%} }} {%- endif %}", "{3}{}}"},
+		{"values are not trimmed", liquid.Text, "{% assign x = ' a ' %}{{ x }}{%- if true -%}{{ x }}{%- endif -%}{{ x }}", " a  a  a "},
+		{"assigned in a loop", liquid.HTML, "{% for i in (1..3) %}{% assign last = i %}{% endfor %}{{ last }}", "3"},
 		{"date with a width", liquid.HTML, "{{ contact.birthday | date: '%099999999d %-d' }}", "17 17"},
 		{"truncate", liquid.HTML, "{{ 'Ærlig talt' | truncate: 6 }} {{ 'a b c' | truncatewords: 2 }} {{ 'abc' | slice: 10, 2 }}{{ 'abc' | slice: -2, 2 }}", "Ærl... a b... bc"},
 		{"sort and map", liquid.HTML, "{{ data.items | sort: 'price' | map: 'name' | join: ' ' }} {{ data.items | where: 'price', 9 | map: 'name' }}", "Wax Skins Wax"},
@@ -132,6 +145,27 @@ func TestParseProblems(t *testing.T) {
 		{"{{ " + strings.Repeat("(", 100) + "1 }}", `1:54: brackets are nested deeper than 50`},
 		{strings.Repeat("{% if a %}", 60), `1:1: {% if %} is never closed`},
 		{"{% assign in = 1 %}", `1:11: "in" cannot be the name of a variable of {% assign %}`},
+		{`<a {% if a %}>{% endif %}`, `1:15: the branches of this {% if %} end at different places of the HTML, one in text and one in a tag: close in each what it opens`},
+		{`<a {% if a %}title="{% else %}href="{% endif %}{{ x }}">`, `1:48: a value cannot be put into an attribute whose name depends on {% if %}: write the whole attribute in each branch`},
+		{`<a {% if a %}title{% else %}href{% endif %}="{{ x }}">`, `1:46: a value cannot be put into an attribute whose name depends on {% if %}`},
+		{`<a {% if a %}data-{% endif %}href="{{ x }}">`, `1:36: a value cannot be put into an attribute whose name depends on {% if %}`},
+		{`<p title="{% unless a %}">{% endunless %}`, `1:27: the branches of this {% unless %} end at different places of the HTML, one in text and one in the value of an attribute`},
+		{`{% case a %}{% when 1 %}<script>{% when 2 %}{% endcase %}`, `1:45: the branches of this {% case %} end at different places of the HTML, one in a script and one in text`},
+		{`{% if a %}<!--{% elsif b %}<style>{% else %}{% endif %}`, `1:35: the branches of this {% if %} end at different places of the HTML, one in a comment and one in a style`},
+		{`{% if a %}<s{% else %}<b{% endif %}cript>{{ x }}`, `1:25: the branches of this {% if %} end at different places of the HTML, one in a tag and one in a tag`},
+		{`{% if a %}<script {% else %}<b {% endif %}>{{ x }}`, `1:32: the branches of this {% if %} end at different places of the HTML`},
+		{`<{% if a %}b{% endif %}`, `1:13: the branches of this {% if %} end at different places of the HTML, one in a tag and one right after <`},
+		{`{% for i in a %}<a href="{% endfor %}`, `1:26: what is in this {% for %} begins in text and ends in the value of an attribute: close in it what it opens`},
+		{`<a href="x{% for i in a %}{{ i }}">b</a><a href="{% endfor %}">`, `1:50: what is in this {% for %} begins in the value of an attribute and ends in the value of an attribute`},
+		{`{% for i in a %}<a href="{% break %}">{% endfor %}`, `1:26: what is in this {% for %} begins in text and ends in the value of an attribute`},
+		{`{% capture x %}<a title="{% endcapture %}{{ x }}`, `1:26: what is in this {% capture %} begins in text and ends in the value of an attribute`},
+		{`<{{ x }}>`, `1:2: a value cannot come right after <, where it would name a tag: write &lt; for the character`},
+		{`<a x/onclick="{{ x }}">`, `1:15: a value cannot be part of a script: leave the attribute onclick out`},
+		{`<script/x>{{ x }}</script>`, `1:11: a value cannot be part of a script`},
+		{`<!--[if mso]><a onclick="{{ x }}"><![endif]-->`, `1:26: a value cannot be part of a script: leave the attribute onclick out`},
+		{"{% case a %}{% when 1" + strings.Repeat(", 1", 100) + " %}{% endcase %}", `1:321: a when has more than 100 values: write several`},
+		{"{{ a" + strings.Repeat(" | upcase", 500) + " }}", `1:3: an expression is longer than 4 KiB: {% assign %} parts of it to names first`},
+		{strings.Repeat("{{a}}", 10_001), `1:50001: the template has more than 10000 tags and outputs: divide it`},
 		{"{{ a | size > 3 }}", `1:13: what a filter gives cannot be compared here: {% assign %} it to a name first`},
 	}
 	for _, tt := range tests {
@@ -146,6 +180,25 @@ func TestParseProblems(t *testing.T) {
 				t.Errorf("Parse(%q)\n got %s\nwant %s", tt.src, got, tt.want)
 			}
 		})
+	}
+}
+
+// What is trimmed away is not there: a name of a tag grows by what follows it.
+func TestTrimmedHTML(t *testing.T) {
+	t.Parallel()
+	_, problems := liquid.Parse(`<a {%- if a -%} title="{{ x }}"{% endif %}>`, liquid.HTML)
+	if len(problems) == 0 || !strings.HasPrefix(problems[0].Msg, "a value cannot be part of a tag") {
+		t.Errorf("problems %v", problems)
+	}
+}
+
+// In text there is no HTML, and branches may end anywhere.
+func TestBranchesOfText(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []liquid.Mode{liquid.Text, liquid.Header} {
+		if _, problems := liquid.Parse(`{% if a %}<a href="{% endif %}<{{ x }}{% for i in b %}<!--{% endfor %}`, mode); problems != nil {
+			t.Error(problems)
+		}
 	}
 }
 
@@ -257,6 +310,9 @@ func TestMask(t *testing.T) {
 	}
 	if got := m.Restore(m.Text); got != src {
 		t.Errorf("Restore(Mask(%q)) = %q", src, got)
+	}
+	if named := liquid.Mask("ondaliquid0q {{ x }}"); named.Restore(named.Text) != "ondaliquid0q {{ x }}" || named.Has("ondaliquid0q") {
+		t.Errorf("a text with a mark in it: %q", named.Text)
 	}
 	if got := len(m.Tags()); got != 4 {
 		t.Errorf("%d tags, want 4", got)

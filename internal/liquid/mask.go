@@ -1,6 +1,7 @@
 package liquid
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"strings"
 )
@@ -18,8 +19,8 @@ type Masked struct {
 // Mask takes the Liquid out of a template.
 func Mask(src string) *Masked {
 	prefix := "ondaliquid"
-	for n := 0; strings.Contains(src, prefix); n++ {
-		prefix = fmt.Sprintf("ondaliquid%dx", n)
+	if strings.Contains(src, prefix) { // by chance or on purpose: no text has its own hash in it
+		prefix += fmt.Sprintf("%xx", sha256.Sum256([]byte(src)))
 	}
 	s := scanner{src: src}
 	m := &Masked{prefix: prefix}

@@ -47,6 +47,7 @@ type scanner struct {
 	problems []Problem
 }
 
+// fail notes what is wrong at a place of the source.
 func (s *scanner) fail(at int, format string, args ...any) {
 	line, col := s.position(at)
 	s.problems = append(s.problems, Problem{Line: line, Col: col, Msg: fmt.Sprintf(format, args...)})
