@@ -30,9 +30,10 @@ type Handler struct {
 	DeadLetter func(ctx context.Context, e ce.Event) error
 	// HTTP answers every other request but the probes. Nil answers 404.
 	HTTP http.Handler
-	// Failed keeps an event that can never succeed, since not every broker dead-letters it. It is called before the answer. What could not be read of
-	// the event is missing in e: the data of one that is too large, everything of one that is no JSON.
-	Failed func(ctx context.Context, e ce.Event, err error)
+	// Failed keeps an event that can never succeed, since not every broker dead-letters it. It is called before the answer: an event that could not be
+	// kept is answered 503, not 400, so that it comes again. What could not be read of the event is missing in e: the data of one that is too large,
+	// everything of one that is no JSON.
+	Failed func(ctx context.Context, e ce.Event, err error) error
 	// After runs when an answer was written: it publishes what the outbox holds. It never runs twice at once, several requests may share one run, and it
 	// runs once more when the function drains.
 	After func(ctx context.Context)

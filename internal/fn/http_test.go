@@ -33,6 +33,21 @@ func TestLogOfARequestOverHTTP(t *testing.T) {
 	}
 }
 
+// TestACallersMistakeIsNoError holds that nobody is woken by a wrong key or a path that is not there.
+func TestACallersMistakeIsNoError(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{400, 401, 403, 404, 409, 413, 422} {
+		w := newWorld(t, nil, Handler{HTTP: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			LogError(r.Context(), errors.New("the key is not known"))
+			Problem(w, r, status, http.StatusText(status), "")
+		})})
+		w.must("POST", "/v1/emails", "{}")
+		if line := w.requestLog(); line["level"] != "info" || line["error"] != "the key is not known" {
+			t.Errorf("%d: log %v", status, line)
+		}
+	}
+}
+
 func TestFail(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -40,11 +55,12 @@ func TestFail(t *testing.T) {
 		status int
 		detail string
 		retry  string
+		level  string
 	}{
-		"permanent":   {Permanent(errors.New("email is missing")), 400, "email is missing", ""},
-		"throttled":   {Throttled(errors.New("quota"), time.Minute), 429, "no room for this now; try again later", "60"},
-		"unavailable": {Unavailable(errors.New("secret")), 503, "something this needs is away; try again", ""},
-		"other":       {errors.New("secret"), 500, "internal error; the log has more", ""},
+		"permanent":   {Permanent(errors.New("email is missing")), 400, "email is missing", "", "info"},
+		"throttled":   {Throttled(errors.New("quota"), time.Minute), 429, "no room for this now; try again later", "60", "warn"},
+		"unavailable": {Unavailable(errors.New("secret")), 503, "something this needs is away; try again", "", "warn"},
+		"other":       {errors.New("secret"), 500, "internal error; the log has more", "", "error"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -63,7 +79,7 @@ func TestFail(t *testing.T) {
 			if a.header.Get("Content-Type") != "application/problem+json" || a.header.Get("Retry-After") != c.retry {
 				t.Errorf("header %v", a.header)
 			}
-			if line := w.requestLog(); line["error"] != c.err.Error() {
+			if line := w.requestLog(); line["error"] != c.err.Error() || line["level"] != c.level {
 				t.Errorf("log %v", line)
 			}
 		})

@@ -98,6 +98,7 @@ func (in *Instance) serve(rec *recorder, r *http.Request) {
 	if kind := kindOf(r); kind == notEvent || !isEventPath(r.URL.Path) {
 		what, fields = in.serveHTTP(rec, r)
 	} else {
+		l.event = true
 		what, fields = in.serveEvent(rec, r, l, kind)
 	}
 	l.write(in.rt.Log, rec.code(), fields...)
@@ -107,22 +108,35 @@ func (in *Instance) serve(rec *recorder, r *http.Request) {
 
 // serveHTTP hands a request that is no event to the function's own handler. The log gets the route's pattern, never the path, which may hold a token.
 func (in *Instance) serveHTTP(w *recorder, r *http.Request) (what string, fields []zap.Field) {
+	method := methodLabel(r)
 	switch {
 	case in.handler.HTTP != nil && in.rt.ServesHTTP:
-		ctx, span := in.rt.Tracer.Start(r.Context(), r.Method, trace.WithSpanKind(trace.SpanKindServer))
+		ctx, span := in.rt.Tracer.Start(r.Context(), method, trace.WithSpanKind(trace.SpanKindServer))
 		r = r.WithContext(ctx)
 		defer span.End()
 		in.guard(w, r, func() { in.handler.HTTP.ServeHTTP(w, r) })
 		if r.Pattern != "" {
 			span.SetName(r.Pattern)
 		}
-		span.SetAttributes(attribute.Int("http.response.status_code", w.code()), attribute.String("http.route", r.Pattern))
+		span.SetAttributes(attribute.String("http.request.method", method), attribute.Int("http.response.status_code", w.code()), attribute.String("http.route", route(r)))
 	case in.rt.ServesEvents && r.Method == http.MethodPost && isEventPath(r.URL.Path):
 		http.Error(w, "this is no CloudEvent in binary or structured mode", http.StatusUnsupportedMediaType)
 	default:
 		http.Error(w, "not found", http.StatusNotFound)
 	}
-	return r.Method + " " + route(r), []zap.Field{zap.String("method", r.Method), zap.String("route", route(r))}
+	return method + " " + route(r), []zap.Field{zap.String("method", method), zap.String("route", route(r))}
+}
+
+// otherLabel is what OpenTelemetry's semantic conventions call the values of an attribute that are not of its closed list.
+const otherLabel = "_OTHER"
+
+// methodLabel is a request's method as metrics, spans and logs name it: a caller may send any word for one.
+func methodLabel(r *http.Request) string {
+	switch r.Method {
+	case http.MethodConnect, http.MethodDelete, http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPatch, http.MethodPost, http.MethodPut, http.MethodTrace:
+		return r.Method
+	}
+	return otherLabel
 }
 
 // route is the pattern that matched, without its method.

@@ -3,6 +3,7 @@ package fn
 import (
 	"context"
 	"errors"
+	"net/http"
 	"os"
 	"regexp"
 	"strings"
@@ -44,6 +45,7 @@ func newLogger(name string, cfg Config, out *os.File) (*zap.Logger, error) {
 // line is the log line of one request while it is collected.
 type line struct {
 	start time.Time
+	event bool // and not a request over HTTP
 
 	mu     sync.Mutex
 	tenant string
@@ -75,7 +77,8 @@ func LogError(ctx context.Context, err error) {
 	}
 }
 
-// write logs the line: what it was, how it ended and how long it took. Errors that pass by themselves are warnings.
+// write logs the line: what it was, how it ended and how long it took. Errors that pass by themselves are warnings, and so is an event that can never
+// succeed. What a caller did wrong over HTTP, such as a wrong key, is for the caller to mend.
 func (l *line) write(log *zap.Logger, status int, fields ...zap.Field) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -86,8 +89,12 @@ func (l *line) write(log *zap.Logger, status int, fields ...zap.Field) {
 	level := zapcore.InfoLevel
 	if l.err != nil {
 		fields = append(fields, zap.String("error", scrub(l.err.Error())))
-		level = zapcore.ErrorLevel
-		if status == 429 || status == 503 || status < 400 {
+		switch {
+		case status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable || status < 400:
+			level = zapcore.WarnLevel
+		case status >= 500:
+			level = zapcore.ErrorLevel
+		case l.event:
 			level = zapcore.WarnLevel
 		}
 	}

@@ -1,6 +1,7 @@
 package fn
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -12,13 +13,19 @@ import (
 	"testing"
 	"time"
 
+	ce "github.com/cloudevents/sdk-go/v2/event"
+	"github.com/google/go-cmp/cmp"
+	"github.com/sethvargo/go-envconfig"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 	metricspb "go.opentelemetry.io/proto/otlp/metrics/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"go.uber.org/zap"
 	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/onda-run/onda/internal/event"
 )
 
 // collector takes what an OTLP receiver would, by the messages of the protocol's own definition: a field of another name or type is an error.
@@ -210,6 +217,57 @@ func TestMetricsInOTLP(t *testing.T) {
 		if got["z"].GetHistogram().GetDataPoints()[0].GetSum() != 9 {
 			t.Errorf("%s: histogram of integers %v", preference, got["z"])
 		}
+	}
+}
+
+// TestLabelsAreFew sends methods and types that nobody knows, with which a caller could make metrics without end.
+func TestLabelsAreFew(t *testing.T) {
+	t.Parallel()
+	c := newCollector(t)
+	tel := withTelemetry(t, Config{OTLPEndpoint: c.URL, OTLPTimeout: 5000})
+	mux := http.NewServeMux()
+	mux.HandleFunc("/x", func(http.ResponseWriter, *http.Request) {})
+	in, err := start(t.Context(), "send", func(context.Context, *Runtime) (Handler, error) {
+		return Handler{HTTP: mux, Event: func(context.Context, ce.Event) (*ce.Event, error) { return nil, nil }}, nil
+	}, envconfig.MapLookuper(nil), zap.NewNop(), tel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, method := range []string{"GET", "BREW", "PROPFIND"} {
+		in.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(method, "/x", nil))
+	}
+	for _, of := range []string{"a.b", "c.d", event.TypeEmailSendRequested} {
+		r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader("{}"))
+		for k, v := range map[string]string{"Ce-Specversion": "1.0", "Ce-Id": "1", "Ce-Source": "/s", "Ce-Type": of} {
+			r.Header.Set(k, v)
+		}
+		in.ServeHTTP(httptest.NewRecorder(), r)
+	}
+	if err := in.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	labels := map[string]bool{}
+	for _, m := range c.metrics {
+		for _, p := range m.GetHistogram().GetDataPoints() {
+			for _, a := range p.Attributes {
+				if a.Key == "onda.request" {
+					labels[a.Value.GetStringValue()] = true
+				}
+			}
+		}
+	}
+	want := map[string]bool{"GET /x": true, "_OTHER /x": true, "_OTHER": true, event.TypeEmailSendRequested: true}
+	if diff := cmp.Diff(want, labels); diff != "" {
+		t.Error(diff)
+	}
+	spans := map[string]int{}
+	for _, s := range c.spans {
+		spans[s.Name]++
+	}
+	if spans["process _OTHER"] != 2 || spans["/x"] != 3 || len(spans) != 3 {
+		t.Errorf("spans %v", spans)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strconv"
+	"strings"
 
 	"github.com/cloudevents/sdk-go/v2/binding"
 	ce "github.com/cloudevents/sdk-go/v2/event"
@@ -22,6 +23,9 @@ import (
 )
 
 const pathDeadLetters = "/dead-letters"
+
+// typeTick is the type of the events of Knative's PingSource.
+const typeTick = "dev.knative.sources.ping"
 
 // eventKind tells how a request carries an event (CloudEvents 1.0.2, "HTTP Protocol Binding", section 3).
 type eventKind int
@@ -67,12 +71,14 @@ func (in *Instance) serveEvent(w *recorder, r *http.Request, l *line, kind event
 		return "event", nil
 	}
 	e, err := readEvent(r, kind)
-	if err == nil {
-		err = in.checkTenant(e, l)
-	} else if IsPermanent(err) {
-		in.keep(r.Context(), e, err)
+	switch {
+	case err == nil:
+		err = in.checkTenant(r.Context(), e, l)
+	case IsPermanent(err):
+		err = in.keep(r.Context(), e, err)
 	}
-	ctx, span := in.rt.Tracer.Start(extract(r.Context(), &e), "process "+e.Type(), trace.WithSpanKind(trace.SpanKindConsumer))
+	what = typeLabel(e.Type())
+	ctx, span := in.rt.Tracer.Start(extract(r.Context(), &e), "process "+what, trace.WithSpanKind(trace.SpanKindConsumer))
 	defer span.End()
 	var reply *ce.Event
 	if err == nil {
@@ -87,7 +93,15 @@ func (in *Instance) serveEvent(w *recorder, r *http.Request, l *line, kind event
 	if deadLetter {
 		fields = append(fields, zap.Bool("deadLetter", true))
 	}
-	return e.Type(), fields
+	return what, fields
+}
+
+// typeLabel is an event's type as metrics and spans name it: a sender must not be able to make as many as it likes.
+func typeLabel(of string) string {
+	if _, ok := event.Lookup(of); ok || of == typeTick {
+		return of
+	}
+	return otherLabel
 }
 
 // readEvent reads the event that a request carries. What cannot be read is a permanent error, except for a body that did not arrive whole.
@@ -121,16 +135,21 @@ func readEvent(r *http.Request, kind eventKind) (ce.Event, error) {
 	return *e, nil
 }
 
-// checkTenant refuses events of other tenants, where the process serves only one.
-func (in *Instance) checkTenant(e ce.Event, l *line) error {
+// checkTenant refuses events whose source and extension disagree about the tenant, and those of other tenants where the process serves only one, which
+// are not its to keep.
+func (in *Instance) checkTenant(ctx context.Context, e ce.Event, l *line) error {
 	tenant, err := event.Tenant(e)
 	if err == nil {
 		l.setTenant(tenant)
 	}
-	if in.rt.Tenant == "" || tenant == in.rt.Tenant {
+	switch {
+	case err == nil && (in.rt.Tenant == "" || tenant == in.rt.Tenant):
 		return nil
-	}
-	if err == nil {
+	case in.rt.Tenant == "" && e.Extensions()[event.ExtTenant] == nil && !strings.HasPrefix(e.Source(), "/tenants/"): // such as a tick
+		return nil
+	case in.rt.Tenant == "":
+		return in.keep(ctx, e, Permanent(err))
+	case err == nil:
 		err = errors.New("the event is of a tenant that is not served here")
 	}
 	return Permanent(err)
@@ -148,22 +167,25 @@ func (in *Instance) handle(ctx context.Context, e ce.Event, deadLetter bool) (re
 	}
 	reply, err = in.handler.Event(ctx, e)
 	if err != nil && IsPermanent(err) {
-		in.keep(ctx, e, err)
+		err = in.keep(ctx, e, err)
 	}
 	return reply, err
 }
 
-// keep gives a permanent failure to the function to store.
-func (in *Instance) keep(ctx context.Context, e ce.Event, err error) {
+// keep gives a permanent failure to the function to store, and gives it back; or one that passes, where it could not be kept: the event has to come again.
+func (in *Instance) keep(ctx context.Context, e ce.Event, failure error) (kept error) {
 	if in.handler.Failed == nil {
-		return
+		return failure
 	}
 	defer func() {
 		if v := recover(); v != nil {
-			in.rt.Log.Error("keep a failed event", zap.String("id", e.ID()), zap.Any("panic", v), zap.ByteString("stack", debug.Stack()))
+			kept = &panicked{value: v, stack: debug.Stack()}
 		}
 	}()
-	in.handler.Failed(ctx, e, err)
+	if err := in.handler.Failed(ctx, e, failure); err != nil {
+		return Unavailable(fmt.Errorf("keep an event that can never succeed (%w): %w", failure, err))
+	}
+	return failure
 }
 
 // answer writes the status that the error maps to. A success has an empty body or one event: a broker takes anything else for a failure.

@@ -33,9 +33,9 @@ func TestAnswersOfErrors(t *testing.T) {
 		level  string
 	}{
 		"nothing":          {nil, 202, "", "", false, "info"},
-		"permanent":        {Permanent(errors.New("data.run is missing")), 400, "data.run is missing\n", "", true, "error"},
-		"wrapped":          {fmt.Errorf("work: %w", Permanent(errors.New("no such run"))), 400, "work: no such run\n", "", true, "error"},
-		"an address in it": {Permanent(errors.New("no contact <ada@example.com>")), 400, "no contact <[address]>\n", "", true, "error"},
+		"permanent":        {Permanent(errors.New("data.run is missing")), 400, "data.run is missing\n", "", true, "warn"},
+		"wrapped":          {fmt.Errorf("work: %w", Permanent(errors.New("no such run"))), 400, "work: no such run\n", "", true, "warn"},
+		"an address in it": {Permanent(errors.New("no contact <ada@example.com>")), 400, "no contact <[address]>\n", "", true, "warn"},
 		"throttled":        {Throttled(errors.New("quota"), 1500*time.Millisecond), 429, "no room for this now; try again later\n", "2", false, "warn"},
 		"throttled, 0":     {Throttled(errors.New("quota"), 0), 429, "no room for this now; try again later\n", "1", false, "warn"},
 		"unavailable":      {Unavailable(errors.New("smtp away")), 503, "something this needs is away; try again\n", "", false, "warn"},
@@ -46,14 +46,14 @@ func TestAnswersOfErrors(t *testing.T) {
 		"lock not given":   {&pgconn.PgError{Code: "55P03"}, 503, "something this needs is away; try again\n", "", false, "warn"},
 		"a broken query":   {&pgconn.PgError{Code: "42703", Message: "column ada"}, 500, "internal error; the log has more\n", "", false, "error"},
 		"any other":        {errors.New("secret"), 500, "internal error; the log has more\n", "", false, "error"},
-		"permanent over":   {Permanent(context.DeadlineExceeded), 400, "context deadline exceeded\n", "", true, "error"},
+		"permanent over":   {Permanent(context.DeadlineExceeded), 400, "context deadline exceeded\n", "", true, "warn"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var kept error
 			w := newWorld(t, nil, Handler{
 				Event:  func(context.Context, ce.Event) (*ce.Event, error) { return nil, c.err },
-				Failed: func(_ context.Context, _ ce.Event, err error) { kept = err },
+				Failed: func(_ context.Context, _ ce.Event, err error) error { kept = err; return nil },
 			})
 			a := w.post("/", work(t))
 			if a.status != c.status || a.body != c.body || a.header.Get("Retry-After") != c.retry {
@@ -130,7 +130,7 @@ func TestRequestsThatAreNoGoodEvents(t *testing.T) {
 					t.Error("the handler saw it")
 					return nil, nil
 				},
-				Failed: func(context.Context, ce.Event, error) { kept++ },
+				Failed: func(context.Context, ce.Event, error) error { kept++; return nil },
 			})
 			a := w.must(c.method, c.path, c.body, c.headers...)
 			if a.status != c.status || !strings.Contains(a.body, c.text) || len(a.body) > 400 {
@@ -152,7 +152,7 @@ func TestTooLargeKeepsItsName(t *testing.T) {
 	var kept ce.Event
 	w := newWorld(t, nil, Handler{
 		Event:  func(context.Context, ce.Event) (*ce.Event, error) { return nil, nil },
-		Failed: func(_ context.Context, e ce.Event, _ error) { kept = e },
+		Failed: func(_ context.Context, e ce.Event, _ error) error { kept = e; return nil },
 	})
 	w.must(http.MethodPost, "/", strings.Repeat(" ", event.MaxSize+1), binaryHeaders(work(t))...)
 	if kept.ID() != work(t).ID() || kept.Type() != event.TypeEmailSendRequested || kept.Extensions()["tenant"] != "acme" || len(kept.Data()) != 0 {
@@ -221,8 +221,11 @@ func TestTenantOfTheProcess(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, map[string]string{"ONDA_TENANT": "acme"}, Handler{
-				Event:  func(context.Context, ce.Event) (*ce.Event, error) { return nil, nil },
-				Failed: func(context.Context, ce.Event, error) { t.Error("another tenant's event is not ours to keep") },
+				Event: func(context.Context, ce.Event) (*ce.Event, error) { return nil, nil },
+				Failed: func(context.Context, ce.Event, error) error {
+					t.Error("another tenant's event is not ours to keep")
+					return nil
+				},
 			})
 			e := work(t)
 			e.SetSource("/tenants/" + c.tenant + "/functions/send")
@@ -307,17 +310,73 @@ func TestPanics(t *testing.T) {
 	}
 }
 
-func TestPanicInFailedIsNotTheAnswer(t *testing.T) {
+// TestWhatCouldNotBeKeptComesAgain holds that no event is answered as done with before it is kept.
+func TestWhatCouldNotBeKeptComesAgain(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, nil, Handler{
-		Event:  func(context.Context, ce.Event) (*ce.Event, error) { return nil, Permanent(errors.New("no")) },
-		Failed: func(context.Context, ce.Event, error) { panic("boom") },
-	})
-	if a := w.post("/", work(t)); a.status != 400 {
-		t.Errorf("answer %+v", a)
+	for name, c := range map[string]struct {
+		failed func() error
+		status int
+		level  string
+		log    string
+	}{
+		"Postgres is away": {func() error { return errors.New("no connection") }, 503, "warn", "keep an event that can never succeed (no such run): no connection"},
+		"a defect":         {func() error { panic("boom") }, 500, "error", "panic"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			handler := Handler{
+				Event:  func(context.Context, ce.Event) (*ce.Event, error) { return nil, Permanent(errors.New("no such run")) },
+				Failed: func(context.Context, ce.Event, error) error { return c.failed() },
+			}
+			w := newWorld(t, nil, handler)
+			if a := w.post("/", work(t)); a.status != c.status {
+				t.Errorf("answer %+v", a)
+			}
+			if line := w.requestLog(); line["level"] != c.level || line["error"] != c.log {
+				t.Errorf("log %v", line)
+			}
+			if a := newWorld(t, nil, handler).must(http.MethodPost, "/", `{`, "Content-Type", "application/cloudevents+json"); a.status != c.status {
+				t.Errorf("one that cannot be read: answer %+v", a)
+			}
+		})
 	}
-	if w.logs.FilterMessage("keep a failed event").Len() != 1 {
-		t.Error("the panic was not logged")
+}
+
+// TestSourceAndTenantAgree holds that nobody rings for one tenant in the name of another.
+func TestSourceAndTenantAgree(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		source, tenant string
+		status         int
+	}{
+		"agree":                         {"/tenants/acme/functions/send", "acme", 202},
+		"a program's own source":        {"/shop", "acme", 202},
+		"of no tenant":                  {"/apis/v1/namespaces/onda-system/pingsources/tick", "", 202},
+		"disagree":                      {"/tenants/brava/functions/send", "acme", 400},
+		"a source that is none of ours": {"/tenants/", "acme", 400},
+		"only in the source":            {"/tenants/acme/functions/send", "", 400},
+		"no tenant's name":              {"/shop", "../acme", 400},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			kept := 0
+			w := newWorld(t, nil, Handler{
+				Event:  func(context.Context, ce.Event) (*ce.Event, error) { return nil, nil },
+				Failed: func(context.Context, ce.Event, error) error { kept++; return nil },
+			})
+			e := work(t)
+			e.SetSource(c.source)
+			e.SetExtension(event.ExtTenant, nil)
+			if c.tenant != "" {
+				e.SetExtension(event.ExtTenant, c.tenant)
+			}
+			if a := w.post("/", e); a.status != c.status {
+				t.Errorf("answer %+v, want %d", a, c.status)
+			}
+			if (kept == 1) != (c.status == 400) {
+				t.Errorf("kept %d times", kept)
+			}
+		})
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 
 // Store is where a function's events wait to be published and where those that can never succeed are kept: a *postgres.DB.
 type Store interface {
-	DrainPending(ctx context.Context, post func(context.Context, ce.Event) error) error
+	DrainPending(ctx context.Context, post func(ctx context.Context, namespace string, e ce.Event) error) error
 	KeepFailure(ctx context.Context, function, tenant string, e ce.Event, cause error) error
 }
 
@@ -28,14 +28,12 @@ func (rt *Runtime) Publishes(s Store) func(ctx context.Context) {
 }
 
 // Keeps gives a Handler's Failed: the event is kept in the store, also one of which the tenant cannot be told.
-func (rt *Runtime) Keeps(s Store) func(ctx context.Context, e ce.Event, cause error) {
-	return func(ctx context.Context, e ce.Event, cause error) {
+func (rt *Runtime) Keeps(s Store) func(ctx context.Context, e ce.Event, cause error) error {
+	return func(ctx context.Context, e ce.Event, cause error) error {
 		tenant, err := event.Tenant(e)
 		if err != nil {
 			tenant = ""
 		}
-		if err := s.KeepFailure(ctx, rt.Name, tenant, e, cause); err != nil {
-			rt.Log.Error("keep an event that can never succeed", zap.String("id", e.ID()), zap.Error(err))
-		}
+		return s.KeepFailure(ctx, rt.Name, tenant, e, cause)
 	}
 }

@@ -18,7 +18,7 @@ type kept struct {
 	err     error
 }
 
-func (k *kept) DrainPending(context.Context, func(context.Context, ce.Event) error) error {
+func (k *kept) DrainPending(context.Context, func(context.Context, string, ce.Event) error) error {
 	k.drained++
 	return k.err
 }
@@ -45,8 +45,12 @@ func TestWhatIsPublishedAndKept(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		rt.Keeps(k)(t.Context(), e, errors.New("no such run"))
-		rt.Keeps(k)(t.Context(), ce.Event{}, errors.New("no event at all"))
+		if err := rt.Keeps(k)(t.Context(), e, errors.New("no such run")); !errors.Is(err, away) {
+			t.Errorf("keeping gives %v, want %v", err, away)
+		}
+		if err := rt.Keeps(k)(t.Context(), ce.Event{}, errors.New("no event at all")); !errors.Is(err, away) {
+			t.Errorf("keeping gives %v, want %v", err, away)
+		}
 		if len(k.tenants) != 2 || k.tenants[0] != "send acme" || k.tenants[1] != "send " {
 			t.Errorf("kept for %q", k.tenants)
 		}
