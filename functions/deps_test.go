@@ -63,7 +63,7 @@ func TestFunctionsLinkLittle(t *testing.T) {
 	denied := []string{
 		"k8s.io/", "sigs.k8s.io/", "knative.dev/eventing", "knative.dev/serving", "knative.dev/pkg/injection", "knative.dev/pkg/apis",
 		"testing", "github.com/santhosh-tekuri/jsonschema", "github.com/alecthomas/kong", "github.com/chromedp/", "pgregory.net/rapid",
-		module + "/internal/localbroker", module + "/internal/dev", module + "/internal/pgtest", module + "/internal/smtptest", module + "/internal/mailbox",
+		module + "/internal/localbroker", module + "/internal/manifest", module + "/internal/dev", module + "/internal/pgtest", module + "/internal/smtptest", module + "/internal/mailbox",
 		module + "/internal/apply", module + "/cmd",
 	}
 	for name, p := range list(t, mains(t)...) {
@@ -126,18 +126,29 @@ func TestArrows(t *testing.T) {
 	}
 }
 
-// TestKnativeEventingHasOneImporter keeps Knative's eventing packages, and with them client-go, in one place.
-func TestKnativeEventingHasOneImporter(t *testing.T) {
+// TestKnativeEventingHasTwoImporters keeps Knative's eventing packages, and with them client-go, in two places: what routes in onda dev, and what tests read
+// manifests with. The command line links the first alone, and kustomize not at all.
+func TestKnativeEventingHasTwoImporters(t *testing.T) {
 	t.Parallel()
 	found := map[string]bool{}
-	for name, p := range list(t, "-test=false", module+"/internal/...", module+"/cmd/...") {
+	packages := list(t, "-test=false", module+"/internal/...", module+"/cmd/...")
+	for name, p := range packages {
 		for _, i := range p.Imports {
 			if strings.HasPrefix(i, "knative.dev/eventing") {
 				found[name] = true
 			}
 		}
 	}
-	if got := slices.Sorted(maps.Keys(found)); !slices.Equal(got, []string{module + "/internal/localbroker"}) {
+	if got := slices.Sorted(maps.Keys(found)); !slices.Equal(got, []string{module + "/internal/localbroker", module + "/internal/manifest"}) {
 		t.Errorf("knative.dev/eventing is imported by %q", got)
+	}
+	onda := packages[module+"/cmd/onda"].Deps
+	if !slices.Contains(onda, module+"/internal/localbroker") {
+		t.Error("onda dev routes by no broker")
+	}
+	for _, dep := range onda {
+		if dep == module+"/internal/manifest" || strings.HasPrefix(dep, "sigs.k8s.io/kustomize/") || strings.HasPrefix(dep, "knative.dev/serving/") {
+			t.Errorf("the command line links %s", dep)
+		}
 	}
 }
