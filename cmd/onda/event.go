@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onda-run/onda/internal/event"
+	"github.com/onda-run/onda/internal/fn"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
 )
@@ -219,7 +220,9 @@ func (s *session) ring(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	err := s.db.DrainPending(ctx, func(ctx context.Context, e cloudevents.Event) error { return post(ctx, sink, e) })
+	err := s.db.DrainPending(ctx, func(ctx context.Context, namespace string, e cloudevents.Event) error {
+		return post(ctx, fn.SinkIn(sink, namespace), e)
+	})
 	if err != nil {
 		_, _ = fmt.Fprintf(s.stderr, "onda: done; but the broker at %s does not take events (%s), so functions see it at their next sweep, within %v\n", sink, innermost(err), s.tick())
 	}

@@ -21,7 +21,7 @@ type Config struct {
 	Serve string `env:"ONDA_SERVE, default=both"`
 	// Tenant is the one tenant that is served; empty for all.
 	Tenant string `env:"ONDA_TENANT"`
-	// Sink is the URL that events are published to.
+	// Sink is the URL that events are published to; {namespace} in it stands for that of the tenant's functions.
 	Sink string `env:"K_SINK"`
 	// Drain is how long requests may go on after SIGTERM. It must be shorter than the pod's grace period, which is the service's timeoutSeconds.
 	Drain time.Duration `env:"ONDA_DRAIN, default=8s"`

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/cloudevents/sdk-go/v2/binding"
@@ -73,13 +74,17 @@ func (rt *Runtime) Post(ctx context.Context, to string, e ce.Event) error {
 	return nil
 }
 
-// Publish posts one event to the broker that K_SINK names.
-func (rt *Runtime) Publish(ctx context.Context, e ce.Event) error {
+// Publish posts one event to the broker that K_SINK names, in the namespace of the event's tenant.
+func (rt *Runtime) Publish(ctx context.Context, namespace string, e ce.Event) error {
 	if rt.Sink == "" {
 		return errors.New("publish event: K_SINK is not set")
 	}
-	return rt.Post(ctx, rt.Sink, e)
+	return rt.Post(ctx, SinkIn(rt.Sink, namespace), e)
 }
+
+// SinkIn is K_SINK with a namespace in it, where it is a pattern with {namespace}: a doorbell goes to the broker of its tenant's functions, whichever ring of the pool it
+// is rung in.
+func SinkIn(sink, namespace string) string { return strings.ReplaceAll(sink, "{namespace}", namespace) }
 
 func (rt *Runtime) postOnce(ctx context.Context, to string, e ce.Event) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)

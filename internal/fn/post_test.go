@@ -155,10 +155,14 @@ func TestPostRefusesWhatIsNoEvent(t *testing.T) {
 func TestPublish(t *testing.T) {
 	t.Parallel()
 	s := newSink(t, 202)
-	if err := newWorld(t, map[string]string{"K_SINK": s.URL}, Handler{}).in.Runtime().Publish(t.Context(), work(t)); err != nil || len(s.received()) != 1 {
+	if err := newWorld(t, map[string]string{"K_SINK": s.URL}, Handler{}).in.Runtime().Publish(t.Context(), "onda", work(t)); err != nil || len(s.received()) != 1 {
 		t.Errorf("error %v, %d events", err, len(s.received()))
 	}
-	if err := newWorld(t, nil, Handler{}).in.Runtime().Publish(t.Context(), work(t)); err == nil || !strings.Contains(err.Error(), "K_SINK is not set") {
+	pattern := SinkIn("http://onda-broker-ingress.{namespace}.svc/{namespace}/onda", "tenant-acme")
+	if want := "http://onda-broker-ingress.tenant-acme.svc/tenant-acme/onda"; pattern != want {
+		t.Errorf("sink %s, want %s", pattern, want)
+	}
+	if err := newWorld(t, nil, Handler{}).in.Runtime().Publish(t.Context(), "onda", work(t)); err == nil || !strings.Contains(err.Error(), "K_SINK is not set") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -173,7 +177,7 @@ func TestTraceIsHandedOn(t *testing.T) {
 	w = newWorld(t, map[string]string{"K_SINK": s.URL}, Handler{Event: func(ctx context.Context, e ce.Event) (*ce.Event, error) {
 		inside = trace.SpanContextFromContext(ctx)
 		out := work(t)
-		return &out, w.in.Runtime().Publish(ctx, out)
+		return &out, w.in.Runtime().Publish(ctx, "onda", out)
 	}})
 	e := work(t)
 	e.SetExtension("traceparent", parent)

@@ -52,7 +52,7 @@ func (l *ledger) campaign(_ context.Context, rt *fn.Runtime) (fn.Handler, error)
 			for _, run := range due {
 				e, err := event.New("acme", "campaign", fmt.Sprint(run), event.DeriveID("send", fmt.Sprint(run)), event.EmailSendRequested{Run: run})
 				if err == nil {
-					err = rt.Publish(ctx, e)
+					err = rt.Publish(ctx, "onda", e)
 				}
 				if err != nil {
 					return // the rest stays in the outbox

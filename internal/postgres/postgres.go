@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -21,12 +22,27 @@ import (
 // Schema is the tenant migration that this code needs at the least; a tenant below it answers ErrSchemaTooOld.
 const Schema = 1
 
-// Errors of entering a tenant.
+// Errors of entering a tenant. A deleted one is unknown.
 var (
 	ErrUnknownTenant = errors.New("unknown tenant")
 	ErrForeignTenant = errors.New("this process serves another tenant")
-	ErrSchemaTooOld  = errors.New("the tenant's schema is older than this code: run onda migrate")
 )
+
+// Errors of entering a tenant that will be served again, when somebody has done what each says.
+const (
+	ErrSchemaTooOld = notYet("the tenant's schema is older than this code: run onda migrate")
+	ErrMoving       = notYet("the tenant is being moved: nothing is served until onda tenant resume")
+	// ErrElsewhere: what is written there now would be lost to readers of facts, whose cursors are of the other server.
+	ErrElsewhere = notYet("the tenant was restored into another server: nothing is served until onda tenant rearm")
+)
+
+// notYet is an error that passes: whoever asked may ask again.
+type notYet string
+
+func (e notYet) Error() string { return string(e) }
+
+// Transient has a request answered with 503, as when Postgres is away.
+func (notYet) Transient() bool { return true }
 
 // visitsPerConn bounds the memory of a connection, which Postgres never gives back: 0.2 to 0.7 MB a tenant visited.
 const visitsPerConn = 200
@@ -127,7 +143,7 @@ func (db *DB) visit(c *pgx.Conn, tenant string) {
 type Tenant struct {
 	Number int32
 	Name   string
-	// State is active, suspended, moving or deleted; only send minds it.
+	// State is Active or Suspended: no other is entered. Only sending minds it.
 	State string
 	// Armed tells whether this is the server, and the history of it, that the tenant was armed with; see onda tenant rearm.
 	Armed bool
@@ -178,8 +194,7 @@ func (tx *Tx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []stri
 }
 
 // InTenant runs f in a transaction of the tenant and commits what it did, with the wake-ups that it set, when it returns nil.
-// On any error nothing is kept. ErrUnknownTenant, ErrForeignTenant and ErrSchemaTooOld are told apart with errors.Is;
-// errors of Postgres come through wrapped.
+// On any error nothing is kept. Those above are told apart with errors.Is; errors of Postgres come through wrapped.
 func (db *DB) InTenant(ctx context.Context, tenant string, f func(ctx context.Context, tx *Tx) error) error {
 	if !db.Serves(tenant) {
 		return fmt.Errorf("tenant %s: %w", tenant, ErrForeignTenant)
@@ -224,7 +239,7 @@ func (tx *Tx) run(ctx context.Context, f func(ctx context.Context, tx *Tx) error
 }
 
 // enter needs no schema on the search path: it is parsed before the role is set.
-const enter = `SELECT number, name, state, schema, armed = onda.identity(), namespace,
+const enter = `SELECT number, name, state, schema, armed, onda.identity(), namespace,
        set_config('onda.offset', "offset"::text, true) IS NOT NULL,
        pg_catalog.now() + "offset"
   FROM onda.tenant WHERE name = $1`
@@ -234,9 +249,10 @@ func (tx *Tx) begin(ctx context.Context, tenant string) error {
 	b.Queue("BEGIN")
 	b.Queue("SELECT set_config('role', $1, true)", tenant)
 	var schema int
+	var armed, here string
 	var moved bool
 	b.Queue(enter, tenant).QueryRow(func(row pgx.Row) error {
-		return row.Scan(&tx.Tenant.Number, &tx.Tenant.Name, &tx.Tenant.State, &schema, &tx.Tenant.Armed, &tx.Tenant.Namespace, &moved, &tx.now)
+		return row.Scan(&tx.Tenant.Number, &tx.Tenant.Name, &tx.Tenant.State, &schema, &armed, &here, &tx.Tenant.Namespace, &moved, &tx.now)
 	})
 	err := tx.conn.SendBatch(ctx, b).Close()
 	var pe *pgconn.PgError
@@ -245,10 +261,24 @@ func (tx *Tx) begin(ctx context.Context, tenant string) error {
 		return fmt.Errorf("tenant %s: %w", tenant, ErrUnknownTenant)
 	case err != nil:
 		return fmt.Errorf("enter tenant %s: %w", tenant, err)
+	case tx.Tenant.State == Deleted:
+		return fmt.Errorf("tenant %s was deleted: %w", tenant, ErrUnknownTenant)
+	case tx.Tenant.State == Moving:
+		return fmt.Errorf("tenant %s: %w", tenant, ErrMoving)
+	case !sameServer(armed, here):
+		return fmt.Errorf("tenant %s: %w", tenant, ErrElsewhere)
 	case schema < Schema:
 		return fmt.Errorf("tenant %s is at schema %d, %d is needed: %w", tenant, schema, Schema, ErrSchemaTooOld)
 	}
+	tx.Tenant.Armed = armed == here
 	return nil
+}
+
+// sameServer compares the system identifiers of two values of onda.identity(), and not their timelines.
+func sameServer(x, y string) bool {
+	x, _, _ = strings.Cut(x, "/")
+	y, _, _ = strings.Cut(y, "/")
+	return x == y
 }
 
 func (tx *Tx) commit(ctx context.Context) error {

@@ -79,7 +79,7 @@ const namespaceOf = `CASE WHEN t.own IS NULL OR replace(w.function, '-api', '') 
 
 // Due lists who has work due by now plus ahead, on each tenant's own clock, oldest first. Used by schedule, with a login of its own.
 func (db *DB) Due(ctx context.Context, ahead time.Duration) ([]Due, error) {
-	rows, err := db.pool.Query(ctx, `SELECT w.tenant, w.function, w.at, ` + namespaceOf + ` FROM onda.wakeup w JOIN onda.tenant t ON t.name = w.tenant
+	rows, err := db.pool.Query(ctx, `SELECT w.tenant, w.function, w.at, `+namespaceOf+` FROM onda.wakeup w JOIN onda.tenant t ON t.name = w.tenant
 		WHERE w.at < 'infinity' AND w.at <= now() + t."offset" + $1::interval AND t.state IN ('active', 'suspended') ORDER BY w.at, w.tenant, w.function`, ahead)
 	if err != nil {
 		return nil, fmt.Errorf("read who has work due: %w", err)
@@ -91,11 +91,12 @@ func (db *DB) Due(ctx context.Context, ahead time.Duration) ([]Due, error) {
 	return due, nil
 }
 
-// Tenants lists the names of the tenants that are served, in order: the daily sweep of all.
-func (db *DB) Tenants(ctx context.Context) ([]string, error) {
-	rows, err := db.pool.Query(ctx, "SELECT name FROM onda.tenant WHERE state IN ('active', 'suspended') ORDER BY name")
+// All lists every function of every tenant that is served, in order: the daily sweep of all.
+func (db *DB) All(ctx context.Context) ([]Due, error) {
+	rows, err := db.pool.Query(ctx, `SELECT w.tenant, w.function, now(), `+namespaceOf+` FROM onda.wakeup w JOIN onda.tenant t ON t.name = w.tenant
+		WHERE t.state IN ('active', 'suspended') AND w.function = ANY ($1) ORDER BY w.tenant, w.function`, Functions())
 	if err != nil {
 		return nil, fmt.Errorf("list tenants: %w", err)
 	}
-	return pgx.CollectRows(rows, pgx.RowTo[string])
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[Due])
 }

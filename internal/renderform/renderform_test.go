@@ -224,7 +224,7 @@ func (w *world) confirmURL(tenant string) string {
 // drain posts what waits in the outbox, and checks every event.
 func (w *world) drain(tenant string) (types []string) {
 	w.t.Helper()
-	_, err := w.db.Drain(context.Background(), tenant, drainer, func(_ context.Context, e cloudevents.Event) error {
+	_, err := w.db.Drain(context.Background(), tenant, drainer, func(_ context.Context, _ string, e cloudevents.Event) error {
 		eventtest.Validate(w.t, e)
 		types = append(types, strings.TrimSuffix(strings.TrimPrefix(e.Type(), "onda."), ".v1"))
 		return nil

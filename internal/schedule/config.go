@@ -5,6 +5,7 @@
 package schedule
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -16,7 +17,7 @@ type Config struct {
 	URL string `env:"ONDA_DATABASE_URL, required"`
 	// FunctionURL is the pattern of functions' addresses; {function} and {namespace} are filled in.
 	FunctionURL string `env:"ONDA_FUNCTION_URL, default=http://{function}.{namespace}.svc.cluster.local"`
-	// Namespace is where the pool's functions are.
+	// Namespace is where the pool's functions are, of which a sandbox's rest is.
 	Namespace string `env:"ONDA_NAMESPACE, default=onda"`
 	// Spread is the time over which the posts of one tick are spread when there are many.
 	Spread time.Duration `env:"ONDA_SPREAD, default=45s"`
@@ -34,9 +35,9 @@ func (c *Config) Check() error {
 }
 
 // url is a function's address. What track has due is done by the service that takes its events.
-func (c Config) url(function string) string {
+func (c Config) url(namespace, function string) string {
 	if function == "track" || function == "send-api" { // public, and so takes no events
 		function += "-events"
 	}
-	return strings.NewReplacer("{function}", function, "{namespace}", c.Namespace).Replace(c.FunctionURL)
+	return strings.NewReplacer("{function}", function, "{namespace}", cmp.Or(namespace, c.Namespace)).Replace(c.FunctionURL)
 }

@@ -99,7 +99,7 @@ func (s *scheduler) ring(ctx context.Context, d postgres.Due, tick string) error
 	if err != nil {
 		return err
 	}
-	return s.post(ctx, s.cfg.url(d.Function), e)
+	return s.post(ctx, s.cfg.url(d.Namespace, d.Function), e)
 }
 
 // take tells that nothing of this process is under way to the function for the tenant, and marks that something is now.
@@ -125,17 +125,15 @@ func (s *scheduler) daily(ctx context.Context, at time.Time) ([]postgres.Due, er
 	if at.IsZero() {
 		return nil, nil
 	}
-	tenants, err := s.db.Tenants(ctx)
+	all, err := s.db.All(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var due []postgres.Due
-	for _, t := range tenants {
-		if minuteOf(t) != int(at.UTC().Sub(at.UTC().Truncate(day)).Minutes()) {
-			continue
-		}
-		for _, f := range postgres.Functions() {
-			due = append(due, postgres.Due{Tenant: t, Function: f, At: at})
+	for _, d := range all {
+		if minuteOf(d.Tenant) == int(at.UTC().Sub(at.UTC().Truncate(day)).Minutes()) {
+			d.At = at
+			due = append(due, d)
 		}
 	}
 	return due, nil

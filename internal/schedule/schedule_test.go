@@ -40,7 +40,7 @@ func (f *functions) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	tenant, _ := event.Tenant(*e)
-	f.rung = append(f.rung, strings.TrimPrefix(r.URL.Path, "/functions/")+" for "+tenant)
+	f.rung = append(f.rung, strings.TrimPrefix(strings.TrimPrefix(r.URL.Path, "/functions/"), "onda/")+" for "+tenant)
 	w.WriteHeader(f.status)
 }
 
@@ -57,7 +57,7 @@ func start(t *testing.T, d *pgtest.Database, env map[string]string) (tick func(a
 	f = &functions{status: http.StatusAccepted}
 	srv := httptest.NewServer(f)
 	t.Cleanup(srv.Close)
-	vars := map[string]string{"ONDA_DATABASE_URL": d.ScheduleURL, "ONDA_FUNCTION_URL": srv.URL + "/functions/{function}", "ONDA_SPREAD": "0s"}
+	vars := map[string]string{"ONDA_DATABASE_URL": d.ScheduleURL, "ONDA_FUNCTION_URL": srv.URL + "/functions/{namespace}/{function}", "ONDA_SPREAD": "0s"}
 	for k, v := range env {
 		vars[k] = v
 	}
@@ -115,6 +115,42 @@ func TestRingsWhoHasWorkDue(t *testing.T) {
 	if got := f.take(); len(slices.Compact(got)) != 3 {
 		t.Errorf("rang %v", got)
 	}
+}
+
+// A tenant of another ring, and one with a namespace of its own, are rung where their functions are; a sandbox has some of its own, and the rest are the pool's.
+func TestRingsWhereTheFunctionsAre(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	db := d.DB(t)
+	tick, f := start(t, d, nil)
+	place := func(tenant string, p postgres.Placement, changes bool) {
+		t.Helper()
+		if changed, err := d.Admin(t).Place(t.Context(), tenant, p); err != nil || changed != changes {
+			t.Fatalf("place: %t, %v", changed, err)
+		}
+	}
+	place("acme", postgres.Placement{Namespace: "onda-next"}, true)
+	place("acme", postgres.Placement{Namespace: "onda-next"}, false)
+	place("brava", postgres.Placement{Namespace: "tenant-brava", Own: []string{"track", "send"}}, true)
+	for _, tenant := range []string{"acme", "brava"} {
+		pgtest.Exec(t, db, tenant, "UPDATE onda.wakeup SET at = '2020-01-01' WHERE function IN ('send', 'send-api', 'campaign')")
+	}
+	tick(quiet(t))
+	want := []string{
+		"campaign for brava", "onda-next/campaign for acme", "onda-next/send for acme", "onda-next/send-api-events for acme",
+		"tenant-brava/send for brava", "tenant-brava/send-api-events for brava",
+	}
+	if diff := cmp.Diff(want, f.take()); diff != "" {
+		t.Error(diff)
+	}
+	tick(time.Date(2026, 11, 24, 0, minuteOf("brava"), 30, 0, time.UTC))
+	if got := f.take(); !slices.Contains(got, "tenant-brava/track-events for brava") || !slices.Contains(got, "segment for brava") {
+		t.Errorf("the daily sweep rang %v", got)
+	}
+	if _, err := d.Admin(t).Place(t.Context(), "nobody", postgres.Placement{Namespace: "x"}); !errors.Is(err, postgres.ErrUnknownTenant) {
+		t.Errorf("error %v", err)
+	}
+	place("brava", postgres.Placement{Namespace: "onda"}, true)
 }
 
 func TestFollowsTheTenantsClock(t *testing.T) {

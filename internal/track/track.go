@@ -104,7 +104,7 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 }
 
 // onEvent does the work that is due for the event's tenant. Other events than schedule.due are doorbells of facts, of which track needs none.
-func (t *Tracker) onEvent(ctx context.Context, e cloudevents.Event, draining <-chan struct{}, publish func(context.Context, cloudevents.Event) error) error {
+func (t *Tracker) onEvent(ctx context.Context, e cloudevents.Event, draining <-chan struct{}, publish postgres.Post) error {
 	data, err := event.Decode(e)
 	if err != nil {
 		return fn.Permanent(err)
@@ -125,7 +125,7 @@ func (t *Tracker) onEvent(ctx context.Context, e cloudevents.Event, draining <-c
 
 // Sweep does all the work that is due for the tenant, chunk after chunk, for at most 20 s, then says when there is more. publish posts what waits in the
 // outbox; an error of it leaves that there.
-func (t *Tracker) Sweep(ctx context.Context, tenant string, draining <-chan struct{}, publish func(context.Context, cloudevents.Event) error) error {
+func (t *Tracker) Sweep(ctx context.Context, tenant string, draining <-chan struct{}, publish postgres.Post) error {
 	until := time.Now().Add(workFor)
 	more := func() bool {
 		select {
@@ -160,7 +160,7 @@ func (t *Tracker) Sweep(ctx context.Context, tenant string, draining <-chan stru
 }
 
 // drain empties the outbox as far as it goes.
-func (t *Tracker) drain(ctx context.Context, tenant string, publish func(context.Context, cloudevents.Event) error) {
+func (t *Tracker) drain(ctx context.Context, tenant string, publish postgres.Post) {
 	if publish == nil {
 		return
 	}

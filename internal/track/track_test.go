@@ -233,7 +233,7 @@ func (w *world) move(tenant string, d time.Duration) {
 // sweep does what schedule.due asks for, and checks every event that it posts.
 func (w *world) sweep(tenant string) (types []string) {
 	w.t.Helper()
-	err := w.Sweep(context.Background(), tenant, nil, func(_ context.Context, e cloudevents.Event) error {
+	err := w.Sweep(context.Background(), tenant, nil, func(_ context.Context, _ string, e cloudevents.Event) error {
 		eventtest.Validate(w.t, e)
 		types = append(types, e.Type())
 		return nil
