@@ -1,7 +1,6 @@
 package eventing_test
 
 import (
-	"context"
 	"encoding/json"
 	"io/fs"
 	"os"
@@ -12,10 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	eventingv1 "knative.dev/eventing/pkg/apis/eventing/v1"
-	"knative.dev/eventing/pkg/apis/eventing/v1beta3"
-	"knative.dev/eventing/pkg/apis/feature"
 	sourcesv1 "knative.dev/eventing/pkg/apis/sources/v1"
-	"knative.dev/pkg/apis"
 	duckv1 "knative.dev/pkg/apis/duck/v1"
 	"sigs.k8s.io/yaml"
 
@@ -23,161 +19,65 @@ import (
 	"github.com/onda-run/onda/internal/event"
 	"github.com/onda-run/onda/internal/event/eventtest"
 	"github.com/onda-run/onda/internal/localbroker"
+	"github.com/onda-run/onda/internal/manifest"
 )
 
-// resource is what Knative's webhook does with an object: fill in what is left out, then look for what is wrong.
-type resource interface {
-	apis.Defaultable
-	apis.Validatable
-}
-
-// document is one YAML document of a file.
-type document struct {
-	file string
-	body []byte
-}
-
-func documents(t *testing.T) []document {
+// objects are those of every manifest, as a cluster would take them.
+func objects(t *testing.T) []manifest.Object {
 	t.Helper()
-	var docs []document
+	var all []manifest.Object
 	err := fs.WalkDir(eventingfiles.Files, ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || path.Ext(name) != ".yaml" {
 			return err
 		}
 		text, err := fs.ReadFile(eventingfiles.Files, name)
-		for body := range strings.SplitSeq(string(text), "\n---\n") {
-			docs = append(docs, document{name, []byte(body)})
+		if err != nil {
+			return err
 		}
+		found, err := manifest.Read(name, text)
+		all = append(all, found...)
 		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return docs
-}
-
-// decode reads a document strictly into its Knative type.
-func decode(t *testing.T, d document) resource {
-	t.Helper()
-	var kind struct {
-		APIVersion string `json:"apiVersion"`
-		Kind       string `json:"kind"`
-	}
-	if err := yaml.Unmarshal(d.body, &kind); err != nil {
-		t.Fatalf("%s: %v", d.file, err)
-	}
-	var r resource
-	switch kind.APIVersion + " " + kind.Kind {
-	case "eventing.knative.dev/v1 Broker":
-		r = new(eventingv1.Broker)
-	case "eventing.knative.dev/v1 Trigger":
-		r = new(eventingv1.Trigger)
-	case "eventing.knative.dev/v1beta3 EventType":
-		r = new(v1beta3.EventType)
-	case "sources.knative.dev/v1 PingSource":
-		r = new(sourcesv1.PingSource)
-	default:
-		t.Fatalf("%s: unknown kind %+v", d.file, kind)
-	}
-	if err := yaml.UnmarshalStrict(d.body, r); err != nil {
-		t.Fatalf("%s: %v", d.file, err)
-	}
-	return r
-}
-
-// all decodes every document of one type.
-func all[T resource](t *testing.T) map[string][]T {
-	t.Helper()
-	found := map[string][]T{}
-	for _, d := range documents(t) {
-		if r, ok := decode(t, d).(T); ok {
-			found[d.file] = append(found[d.file], r)
-		}
-	}
-	return found
-}
-
-// cluster is the context of a webhook that makes an object, in a cluster with Knative's own defaults for features.
-func cluster(t *testing.T) context.Context {
-	t.Helper()
-	flags, err := feature.NewFlagsConfigFromMap(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return feature.ToContext(apis.WithinCreate(t.Context()), flags)
-}
-
-// TestKnativeTakesThem runs what Knative's webhook runs.
-func TestKnativeTakesThem(t *testing.T) {
-	t.Parallel()
-	for _, d := range documents(t) {
-		r := decode(t, d)
-		ctx := cluster(t)
-		r.SetDefaults(ctx)
-		if err := r.Validate(ctx); err != nil {
-			t.Errorf("%s: %v", d.file, err)
-		}
-	}
-}
-
-// TestDecodeTells shows that the check above can fail.
-func TestDecodeTells(t *testing.T) {
-	t.Parallel()
-	for name, spec := range map[string]string{
-		"two dialects in one entry": "{broker: onda, subscriber: {uri: http://x/}, filters: [{exact: {type: a}, prefix: {type: b}}]}",
-		"a gated field":             "{broker: onda, subscriber: {uri: http://x/}, delivery: {retryAfterMax: PT1S}}",
-		"no subscriber":             "{broker: onda}",
-	} {
-		var trigger eventingv1.Trigger
-		if err := yaml.UnmarshalStrict([]byte("metadata: {name: t, namespace: onda}\nspec: "+spec), &trigger); err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		trigger.SetDefaults(cluster(t))
-		if trigger.Validate(cluster(t)) == nil {
-			t.Errorf("%s: Validate is content", name)
-		}
-	}
+	return all
 }
 
 // TestBroker holds the broker to what the pool needs of it.
 func TestBroker(t *testing.T) {
 	t.Parallel()
-	for file, brokers := range all[*eventingv1.Broker](t) {
-		for _, b := range brokers {
-			if b.Annotations["messaging.knative.dev/async-handler"] != "true" {
-				t.Errorf("%s: publishers would wait for the slowest subscriber", file)
-			}
-			checkDelivery(t, file+": "+b.Name, b.Spec.Delivery != nil && b.Spec.Delivery.Timeout != nil, b.Spec.Delivery.DeadLetterSink)
+	for at, b := range manifest.Of[*eventingv1.Broker](objects(t)) {
+		if b.Annotations["messaging.knative.dev/async-handler"] != "true" {
+			t.Errorf("%s: publishers would wait for the slowest subscriber", at)
 		}
+		checkDelivery(t, at.String(), b.Spec.Delivery != nil && b.Spec.Delivery.Timeout != nil, b.Spec.Delivery.DeadLetterSink)
 	}
 }
 
 // TestTriggers holds every trigger to the conventions that every broker class can follow.
 func TestTriggers(t *testing.T) {
 	t.Parallel()
-	for file, triggers := range all[*eventingv1.Trigger](t) {
-		subscriber := strings.TrimSuffix(path.Base(file), ".yaml")
-		for _, tr := range triggers {
-			at := file + ": " + tr.Name
-			if tr.Spec.Subscriber.Ref == nil || tr.Spec.Subscriber.Ref.Name != subscriber {
-				t.Errorf("%s: its subscriber is not %s", at, subscriber)
-			}
-			if !strings.HasPrefix(tr.Name, subscriber+"-") {
-				t.Errorf("%s: its name does not begin with its subscriber's", at)
-			}
-			if tr.Spec.Filter != nil || len(tr.Spec.Filters) != 1 || len(tr.Spec.Filters[0].Exact) != 1 {
-				t.Errorf("%s: has filters other than one exact attribute", at)
-			}
-			d := tr.Spec.Delivery
-			if d == nil || d.Retry == nil || d.BackoffPolicy == nil || d.BackoffDelay == nil || d.Timeout == nil {
-				t.Errorf("%s: delivery is not explicit", at) // retry without both backoff fields has no backoff at all
-				continue
-			}
-			if *d.BackoffPolicy != "exponential" {
-				t.Errorf("%s: backoff is %s", at, *d.BackoffPolicy)
-			}
-			checkDelivery(t, at, true, d.DeadLetterSink)
+	for o, tr := range manifest.Of[*eventingv1.Trigger](objects(t)) {
+		subscriber, at := strings.TrimSuffix(path.Base(o.File), ".yaml"), o.String()
+		if tr.Spec.Subscriber.Ref == nil || tr.Spec.Subscriber.Ref.Name != subscriber {
+			t.Errorf("%s: its subscriber is not %s", at, subscriber)
 		}
+		if !strings.HasPrefix(tr.Name, subscriber+"-") {
+			t.Errorf("%s: its name does not begin with its subscriber's", at)
+		}
+		if tr.Spec.Filter != nil || len(tr.Spec.Filters) != 1 || len(tr.Spec.Filters[0].Exact) != 1 {
+			t.Errorf("%s: has filters other than one exact attribute", at)
+		}
+		d := tr.Spec.Delivery
+		if d == nil || d.Retry == nil || d.BackoffPolicy == nil || d.BackoffDelay == nil || d.Timeout == nil {
+			t.Errorf("%s: delivery is not explicit", at) // retry without both backoff fields has no backoff at all
+			continue
+		}
+		if *d.BackoffPolicy != "exponential" {
+			t.Errorf("%s: backoff is %s", at, *d.BackoffPolicy)
+		}
+		checkDelivery(t, at, true, d.DeadLetterSink)
 	}
 }
 
@@ -212,10 +112,8 @@ func TestTriggersAndCatalogueAgree(t *testing.T) {
 	}
 	t.Cleanup(routes.Close)
 	subscribers := map[string]string{} // by trigger
-	for _, triggers := range all[*eventingv1.Trigger](t) {
-		for _, tr := range triggers {
-			subscribers[tr.Name] = tr.Spec.Subscriber.Ref.Name
-		}
+	for _, tr := range manifest.Of[*eventingv1.Trigger](objects(t)) {
+		subscribers[tr.Name] = tr.Spec.Subscriber.Ref.Name
 	}
 	matches, types := map[string]int{}, 0
 	for _, entry := range event.Catalogue() {
@@ -255,12 +153,10 @@ func TestTriggersAndCatalogueAgree(t *testing.T) {
 func TestSource(t *testing.T) {
 	t.Parallel()
 	found := 0
-	for file, sources := range all[*sourcesv1.PingSource](t) {
-		for _, s := range sources {
-			found++
-			if s.Spec.Schedule != "* * * * *" || s.Spec.Sink.Ref == nil || s.Spec.Sink.Ref.Name != "schedule" {
-				t.Errorf("%s: %+v", file, s.Spec)
-			}
+	for at, s := range manifest.Of[*sourcesv1.PingSource](objects(t)) {
+		found++
+		if s.Spec.Schedule != "* * * * *" || s.Spec.Sink.Ref == nil || s.Spec.Sink.Ref.Name != "schedule" {
+			t.Errorf("%s: %+v", at, s.Spec)
 		}
 	}
 	if found != 1 {
@@ -290,9 +186,9 @@ func TestKustomization(t *testing.T) {
 		}
 	}
 	var files []string
-	for _, d := range documents(t) {
-		if !slices.Contains(files, d.file) {
-			files = append(files, d.file)
+	for _, o := range objects(t) {
+		if !slices.Contains(files, o.File) {
+			files = append(files, o.File)
 		}
 	}
 	slices.Sort(k.Resources)

@@ -1,7 +1,6 @@
 package functions_test
 
 import (
-	"context"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,9 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"knative.dev/pkg/apis"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
-	"sigs.k8s.io/yaml"
+
+	"github.com/onda-run/onda/internal/manifest"
 )
 
 // functionNames are the directories of this one.
@@ -32,45 +31,23 @@ func functionNames(t *testing.T) []string {
 	return names
 }
 
-// services decodes a function's service.yaml strictly.
+// services are those of a function's service.yaml, as a cluster would take them.
 func services(t *testing.T, function string) []*servingv1.Service {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(function, "service.yaml"))
+	file := filepath.Join(function, "service.yaml")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects, err := manifest.Read(file, text)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var all []*servingv1.Service
-	for body := range strings.SplitSeq(string(text), "\n---\n") {
-		s := new(servingv1.Service)
-		if err := yaml.UnmarshalStrict([]byte(body), s); err != nil {
-			t.Fatalf("%s: %v", function, err)
-		}
+	for _, s := range manifest.Of[*servingv1.Service](objects) {
 		all = append(all, s)
 	}
 	return all
-}
-
-func env(s *servingv1.Service, name string) string {
-	for _, v := range s.Spec.Template.Spec.Containers[0].Env {
-		if v.Name == name {
-			return v.Value
-		}
-	}
-	return ""
-}
-
-// TestKnativeTakesThem runs what Knative's webhook runs.
-func TestKnativeTakesThem(t *testing.T) {
-	t.Parallel()
-	for _, function := range functionNames(t) {
-		for _, s := range services(t, function) {
-			ctx := apis.WithinCreate(context.Background())
-			s.SetDefaults(ctx)
-			if err := s.Validate(ctx); err != nil { // warnings too
-				t.Errorf("%s: %v", s.Name, err)
-			}
-		}
-	}
 }
 
 // TestServices holds the Services to what the design asks of each.
@@ -94,7 +71,7 @@ func TestServices(t *testing.T) {
 				t.Errorf("%s: local to the cluster is %t", s.Name, local)
 			}
 			// Anyone could post events to a public service: it must take none.
-			if serve := env(s, "ONDA_SERVE"); !local && serve != "http" {
+			if serve := manifest.Env(s, "ONDA_SERVE"); !local && serve != "http" {
 				t.Errorf("%s is public and serves %s", s.Name, serve)
 			}
 			if spec.AutomountServiceAccountToken == nil || *spec.AutomountServiceAccountToken {
@@ -111,7 +88,7 @@ func TestServices(t *testing.T) {
 			if minimum := meta.Annotations["autoscaling.knative.dev/min-scale"]; minimum != "0" {
 				t.Errorf("%s: min-scale %s: what is idle is to cost nothing", s.Name, minimum)
 			}
-			drain, err := time.ParseDuration(env(s, "ONDA_DRAIN"))
+			drain, err := time.ParseDuration(manifest.Env(s, "ONDA_DRAIN"))
 			if err != nil || spec.TimeoutSeconds == nil || drain.Seconds() > float64(*spec.TimeoutSeconds)-2 {
 				t.Errorf("%s: ONDA_DRAIN %s leaves no time within timeoutSeconds", s.Name, drain) // which is the grace period
 			}

@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/onda-run/onda/internal/event"
+	"github.com/onda-run/onda/internal/manifest"
 )
 
 var update = flag.Bool("update", false, "write the generated part of the READMEs anew")
@@ -198,8 +199,8 @@ func answers(t *testing.T, b *strings.Builder, function string, overHTTP bool) {
 	t.Helper()
 	takesEvents := false
 	for _, s := range services(t, function) {
-		takesEvents = takesEvents || env(s, "ONDA_SERVE") != "http"
-		if env(s, "ONDA_SERVE") == "http" {
+		takesEvents = takesEvents || manifest.Env(s, "ONDA_SERVE") != "http"
+		if manifest.Env(s, "ONDA_SERVE") == "http" {
 			fmt.Fprintf(b, "`%s` is public: it answers 404 to CloudEvents.\n\n", s.Name)
 		}
 	}
