@@ -66,7 +66,7 @@ func TestTriggers(t *testing.T) {
 		if !strings.HasPrefix(tr.Name, subscriber+"-") {
 			t.Errorf("%s: its name does not begin with its subscriber's", at)
 		}
-		if tr.Spec.Filter != nil || len(tr.Spec.Filters) != 1 || len(tr.Spec.Filters[0].Exact) != 1 {
+		if tr.Spec.Filter != nil && len(tr.Spec.Filter.Attributes) > 0 || len(tr.Spec.Filters) != 1 || len(tr.Spec.Filters[0].Exact) != 1 {
 			t.Errorf("%s: has filters other than one exact attribute", at)
 		}
 		d := tr.Spec.Delivery
