@@ -103,7 +103,7 @@ func (c devCmd) free(ctx context.Context) error {
 		l, err := new(net.ListenConfig).Listen(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", p.number))
 		switch {
 		case errors.Is(err, syscall.EADDRINUSE):
-			errs = append(errs, fmt.Errorf("port %d for %s is in use: end what listens there, or choose another with %s", p.number, p.what, p.flag))
+			errs = append(errs, dev.PortTaken(fmt.Sprintf("port %d for %s", p.number, p.what), p.number, p.flag))
 		case err != nil:
 			errs = append(errs, fmt.Errorf("port %d for %s: %w; choose another with %s", p.number, p.what, err, p.flag))
 		default:

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/mattn/go-isatty"
 	"github.com/schollz/progressbar/v3"
@@ -31,19 +32,23 @@ type session struct {
 // envFile is where onda dev writes what other commands need to reach it, in the directory it was started in.
 const envFile = ".onda/env"
 
-// loadEnv reads the env file of this directory or of one above it. The real environment goes first.
+// loadEnv reads the env file of this directory or of one above it. The real environment goes first. It names the database and has keys in it, so one that
+// somebody else put there, such as above a directory in /tmp, is passed over.
 func (s *session) loadEnv() error {
 	dir, err := os.Getwd()
 	if err != nil {
 		return err
 	}
 	for {
-		file, err := readEnv(filepath.Join(dir, envFile))
-		if err == nil {
-			s.file = file
-			return nil
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
+		path := filepath.Join(dir, envFile)
+		mine, err := ours(filepath.Dir(path), path)
+		switch {
+		case err == nil && mine:
+			s.file, err = readEnv(path)
+			return err
+		case err == nil:
+			_, _ = fmt.Fprintf(s.stderr, "%s is not read: it belongs to neither you nor root\n", path)
+		case !errors.Is(err, fs.ErrNotExist):
 			return err
 		}
 		up := filepath.Dir(dir)
@@ -52,6 +57,25 @@ func (s *session) loadEnv() error {
 		}
 		dir = up
 	}
+}
+
+// ours tells whether all of these belong to the present user or to root.
+func ours(paths ...string) (bool, error) {
+	for _, path := range paths {
+		info, err := os.Lstat(path)
+		if err != nil {
+			return false, err
+		}
+		if !trusted(info, os.Geteuid()) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+func trusted(info fs.FileInfo, user int) bool {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	return !ok || stat.Uid == 0 || int(stat.Uid) == user
 }
 
 func (s *session) env(name string) string {

@@ -3,6 +3,7 @@ package dev
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -76,8 +77,14 @@ func TestAPortInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = Start(t.Context(), Config{Addr: addr, Eventing: eventing, Services: first.cfg.Services, PortFlag: "--listen"})
-	want := "port " + addr + " is in use: end what listens there (perhaps another onda dev), or choose another with --listen"
+	want := fmt.Sprintf("port %s is in use by dev.test (process %d): end it, or choose another with --listen", addr, os.Getpid())
 	if err == nil || err.Error() != want {
+		t.Errorf("error: %v\nwant: %s", err, want)
+	}
+	// A port that nobody has stands for one whose program is not told.
+	err = PortTaken("port 0 for the ingress", 0, "--port")
+	want = "port 0 for the ingress is in use: end what listens there (perhaps another onda dev), or choose another with --port"
+	if err.Error() != want {
 		t.Errorf("error: %v\nwant: %s", err, want)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -86,7 +87,9 @@ func Start(ctx context.Context, cfg Config) (*Handle, error) {
 func listen(ctx context.Context, cfg Config) (net.Listener, error) {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.Addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("port %s is in use: end what listens there (perhaps another onda dev), or choose another with %s", cfg.Addr, cfg.PortFlag)
+		_, text, _ := net.SplitHostPort(cfg.Addr)
+		port, _ := strconv.Atoi(text) // it was checked with the rest of the configuration
+		return nil, PortTaken("port "+cfg.Addr, port, cfg.PortFlag)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)

@@ -214,6 +214,7 @@ func TestRouting(t *testing.T) {
 		{"/v1/identify", "track"},
 		{"/v1/track", "track"},
 		{"/v1/page", "track"},
+		{"/v1/screen", "track"},
 		{"/v1/group", "track"},
 		{"/v1/alias", "track"},
 		{"/v1/batch", "track"},

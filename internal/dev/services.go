@@ -26,7 +26,7 @@ func Services() []Service {
 		{Name: "send-api-events", Function: "send", Serve: "events", Concurrency: 4},
 		{Name: "track", Function: "track", Serve: "http", Paths: []string{
 			"/o/", "/c/", "/u/", "/p/", "/w/", "/onda.js", "/e",
-			"/v1/identify", "/v1/track", "/v1/page", "/v1/group", "/v1/alias", "/v1/batch",
+			"/v1/identify", "/v1/track", "/v1/page", "/v1/screen", "/v1/group", "/v1/alias", "/v1/batch",
 		}},
 		{Name: "track-events", Function: "track", Serve: "events", Concurrency: 4},
 		{Name: "segment", Function: "segment", Serve: "events", Concurrency: 4},
