@@ -129,7 +129,7 @@ func (d *documents) waitingForOutcomes(ctx context.Context, tx *postgres.Tx) ([]
 	return out, nil
 }
 
-// forget ends the journeys of contacts who were erased, and what they kept of them.
+// forget ends the journeys of contacts who were erased, and empties what these kept of them, and what they sent by forms.
 func forget(ctx context.Context, tx *postgres.Tx, facts []postgres.Fact) error {
 	var erased []postgres.Fact
 	for _, f := range facts {
@@ -137,18 +137,19 @@ func forget(ctx context.Context, tx *postgres.Tx, facts []postgres.Fact) error {
 			erased = append(erased, f)
 		}
 	}
-	return forgetContacts(ctx, tx, contactsIn(erased))
-}
-
-func forgetContacts(ctx context.Context, tx *postgres.Tx, contacts []int64) error {
+	contacts := contactsIn(erased)
 	if len(contacts) == 0 {
 		return nil
 	}
-	_, err := tx.Exec(ctx, `UPDATE journey SET data = '{}', due_at = 'infinity', ended_at = coalesce(ended_at, onda.now()),
+	for _, sql := range []string{
+		`UPDATE journey SET data = '{}', due_at = 'infinity', ended_at = coalesce(ended_at, onda.now()),
 			outcome = CASE WHEN state = 'active' THEN 'erased' ELSE outcome END, state = CASE WHEN state = 'active' THEN 'left' ELSE state END
-		WHERE contact = ANY ($1)`, contacts)
-	if err != nil {
-		return fmt.Errorf("end the journeys of contacts who were erased: %w", err)
+		WHERE contact = ANY ($1)`,
+		"UPDATE submission SET contact = NULL, data = '{}', state = CASE WHEN state = 'pending' THEN 'expired' ELSE state END WHERE contact = ANY ($1)",
+	} {
+		if _, err := tx.Exec(ctx, sql, contacts); err != nil {
+			return fmt.Errorf("forget contacts who were erased: %w", err)
+		}
 	}
 	return nil
 }

@@ -33,6 +33,8 @@ type pass struct {
 	zone    *time.Location // the tenant's
 	zones   map[string]*time.Location
 	env     predicate.Env // what predicates are read with
+	all     []int64       // the contacts of all its journeys
+	locked  bool          // they are
 	history history
 	batches []delivery.Batch
 }
@@ -52,7 +54,7 @@ func (d *documents) advance(ctx context.Context, tx *postgres.Tx, run int64, lim
 	if err != nil {
 		return false, nil, err
 	}
-	p := &pass{docs: d, tx: tx, run: run, zone: settings.Location(), zones: map[string]*time.Location{}, env: env}
+	p := &pass{docs: d, tx: tx, run: run, zone: settings.Location(), zones: map[string]*time.Location{}, env: env, all: contactsOf(js)}
 	if err := p.walk(ctx, js); err != nil {
 		return false, nil, err
 	}
@@ -107,8 +109,7 @@ func (p *pass) walk(ctx context.Context, js []*journey) error {
 	return nil // the rest is due at once
 }
 
-// groups splits journeys by a key and gives the keys in order. The journeys of a group are in order of contact, so that no two passes lock
-// contacts in different orders.
+// groups splits journeys by a key and gives the keys in order. The journeys of a group are in order of contact.
 func groups[K cmp.Ordered](js []*journey, key func(*journey) K) (map[K][]*journey, []K) {
 	by := map[K][]*journey{}
 	var keys []K
@@ -217,9 +218,13 @@ func (p *pass) change(ctx context.Context, v *version, n *spec.Node, js []*journ
 			c.Fields[a.Field] = a.Value
 		}
 	}
-	ids := contactsOf(js)
-	slices.Sort(ids)
-	if err := contact.Update(ctx, p.tx, drainer, slices.Compact(ids), c, cause(v, n)); err != nil {
+	if !p.locked { // one step after the other would lock them in another order than a pass of another campaign does
+		if err := contact.Lock(ctx, p.tx, p.all); err != nil {
+			return err
+		}
+		p.locked = true
+	}
+	if err := contact.Update(ctx, p.tx, drainer, contactsOf(js), c, cause(v, n)); err != nil {
 		return err
 	}
 	for _, j := range js {

@@ -113,11 +113,13 @@ func (e *engine) round(ctx context.Context, tenant string, s scope, until time.T
 		}
 	}
 	if s.sweep {
-		more, err := in(tidy)
-		if err != nil {
-			return false, err
+		for _, f := range []func(context.Context, *postgres.Tx) (bool, error){tidy, expire} {
+			more, err := in(f)
+			if err != nil {
+				return false, err
+			}
+			left = left || more
 		}
-		left = left || more
 	}
 	return left, nil
 }

@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/onda-run/onda/internal/event"
+	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/postgres"
 )
 
@@ -20,8 +19,8 @@ const (
 	keepAllowances = 62 * 24 * time.Hour
 )
 
-// tidy deletes a little of what is over: origins of consent after their time, contacts who never confirmed, submissions that were to be kept for a time,
-// old caps. more tells that there may be more.
+// tidy deletes a little of what is over: origins of consent after their time, submissions that were to be kept for a time, old caps. more tells that there may be
+// more.
 func tidy(ctx context.Context, tx *postgres.Tx) (more bool, err error) {
 	for _, sql := range []string{
 		// the ledger's row stays; where it came from is not kept longer than promised
@@ -43,76 +42,13 @@ func tidy(ctx context.Context, tx *postgres.Tx) (more bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("tidy allowances: %w", err)
 	}
-	more = more || tag.RowsAffected() == tidiedAtOnce
-	n, err := expireContacts(ctx, tx)
-	return more || n == tidiedAtOnce, err
+	return more || tag.RowsAffected() == tidiedAtOnce, nil
 }
 
-// expireContacts deletes contacts who asked for something, were asked to confirm it, and never did. One who has agreed to something else meanwhile stays.
-func expireContacts(ctx context.Context, tx *postgres.Tx) (n int, err error) {
-	rows, err := tx.Query(ctx, "SELECT id FROM contact WHERE expires_at <= onda.now() ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED", tidiedAtOnce)
-	if err != nil {
-		return 0, fmt.Errorf("look for contacts who never confirmed: %w", err)
-	}
-	ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
-	if err != nil || len(ids) == 0 {
-		return 0, err
-	}
-	n = len(ids)
-	rows, err = tx.Query(ctx, `UPDATE contact c SET expires_at = NULL WHERE id = ANY ($1)
-		AND EXISTS (SELECT FROM subscription s WHERE s.contact = c.id AND s.state = 'granted') RETURNING id`, ids)
-	if err != nil {
-		return 0, fmt.Errorf("keep contacts who have agreed: %w", err)
-	}
-	stay, err := pgx.CollectRows(rows, pgx.RowTo[int64])
-	if err != nil {
-		return 0, fmt.Errorf("keep contacts who have agreed: %w", err)
-	}
-	gone := without(ids, stay)
-	if len(gone) == 0 {
-		return n, nil
-	}
-	for _, sql := range []string{
-		`WITH m AS (DELETE FROM member WHERE contact = ANY ($1) RETURNING segment, kept)
-			UPDATE segment s SET members = greatest(s.members - u.n, 0)
-			FROM (SELECT segment, count(*) FILTER (WHERE kept <> 'out') AS n FROM m GROUP BY segment) u WHERE s.entity = u.segment`,
-		"DELETE FROM subscription WHERE contact = ANY ($1)",
-		"DELETE FROM consent WHERE contact = ANY ($1)",
-		"UPDATE visitor SET contact = NULL WHERE contact = ANY ($1)",
-		"UPDATE submission SET contact = NULL, data = '{}', state = CASE WHEN state = 'pending' THEN 'expired' ELSE state END WHERE contact = ANY ($1)",
-		"UPDATE suppression SET contact = NULL WHERE contact = ANY ($1)",
-		"DELETE FROM contact WHERE id = ANY ($1)",
-	} {
-		if _, err := tx.Exec(ctx, sql, gone); err != nil {
-			return 0, fmt.Errorf("delete contacts who never confirmed: %w", err)
-		}
-	}
-	if err := forgetContacts(ctx, tx, gone); err != nil {
-		return 0, err
-	}
-	if err := tx.AddFacts(ctx, postgres.Fact{Kind: "contact.erased", Contacts: gone}); err != nil {
-		return 0, err
-	}
-	e, err := event.New(tx.Tenant.Name, drainer, "", event.DeriveID("contact.erased", tx.Tenant.Name, strconv.FormatInt(gone[0], 10)), event.ContactErased{Contacts: gone})
-	if err != nil {
-		return 0, err
-	}
-	return n, tx.Publish(ctx, drainer, e)
-}
-
-// without gives the ids that are not in the other list, in their order.
-func without(ids, other []int64) []int64 {
-	in := map[int64]bool{}
-	for _, id := range other {
-		in[id] = true
-	}
-	out := ids[:0:0]
-	for _, id := range ids {
-		if !in[id] {
-			out = append(out, id)
-		}
-	}
-	return out
+// expire deletes a few of the contacts who never confirmed.
+func expire(ctx context.Context, tx *postgres.Tx) (more bool, err error) {
+	n, err := contact.Expire(ctx, tx, drainer, tidiedAtOnce)
+	return n == tidiedAtOnce, err
 }
 
 // tidyDue is when there is something to tidy: at the end of its hour, so that many small things wake nobody many times.

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/postgres"
@@ -83,7 +85,7 @@ func TestTwoEnginesAtOnce(t *testing.T) {
 						_, _, err := e.docs.advance(ctx, tx, 1, 37)
 						return err
 					})
-					if err != nil && !isDeadlock(err) {
+					if err != nil {
 						t.Error(err)
 					}
 				}
@@ -242,6 +244,96 @@ func TestAFactDuringAPass(t *testing.T) {
 	if n := w.count("SELECT count(*) FROM journey WHERE due_at <= onda.now()"); n != 1 {
 		t.Error("the journey is parked, and nobody looks at what has happened")
 	}
+}
+
+// Contacts expire while passes of two campaigns move them, which come to the contacts in opposite orders: nobody ever waits in a circle.
+func TestContactsExpireWhilePassesMoveThem(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for name, paid := range map[string]string{"one": "a", "other": "b"} {
+		w.campaign(name, strings.NewReplacer("PAID", paid, "FREE", map[string]string{"a": "b", "b": "a"}[paid]).Replace(`
+			enter: {event: trial.started}
+			steps:
+			  - {id: which, if: {field: plan, is: paid}, then: [{id: PAID, tag: {add: [PAID]}}], else: [{id: FREE, tag: {add: [FREE]}}]}
+		`))
+		w.start(name)
+	}
+	for range 20 {
+		w.exec(`WITH c AS (INSERT INTO contact (fields, expires_at) SELECT jsonb_build_object('plan', CASE WHEN n % 2 = 0 THEN 'paid' ELSE 'free' END), CASE WHEN n <= 30 THEN onda.now() END FROM generate_series(1, 90) n RETURNING id)
+			INSERT INTO journey (run, contact, document, step) SELECT r.id, c.id, r.document, 'which' FROM run r, c ORDER BY r.id, c.id`)
+		works := []func(ctx context.Context, tx *postgres.Tx) error{
+			func(ctx context.Context, tx *postgres.Tx) error { _, err := expire(ctx, tx); return err },
+			func(ctx context.Context, tx *postgres.Tx) error {
+				_, err := w.engine.docs.readFacts(ctx, tx)
+				return err
+			},
+		}
+		for run := range int64(2) {
+			works = append(works, func(ctx context.Context, tx *postgres.Tx) error {
+				_, _, err := w.engine.docs.advance(ctx, tx, run+1, chunk)
+				return err
+			})
+		}
+		var group sync.WaitGroup
+		begin := make(chan struct{})
+		for _, work := range works {
+			group.Go(func() {
+				<-begin
+				if err := w.db.InTenant(context.Background(), pgtest.Acme, work); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		close(begin)
+		group.Wait()
+		if t.Failed() {
+			return
+		}
+	}
+	w.everything()
+	if n := w.count("SELECT count(*) FROM contact WHERE expires_at IS NOT NULL") + w.count("SELECT count(*) FROM journey WHERE state = 'active'"); n != 0 {
+		t.Errorf("%d contacts and journeys are left", n)
+	}
+}
+
+// A contact who expires while a pass holds its journey does not wait for it: the pass may be about to ask for the contact.
+func TestExpiringWaitsForNoJourney(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	c := w.people(pgtest.Acme, 1)
+	w.campaign("busy", busy)
+	w.start("busy")
+	w.everything()
+	w.exec("DELETE FROM subscription")
+	w.exec("UPDATE contact SET expires_at = onda.now()")
+	w.exec("UPDATE journey SET step = 'mark', due_at = onda.now()")
+	held, release := make(chan struct{}), make(chan struct{})
+	passed := make(chan error)
+	go func() {
+		passed <- w.db.InTenant(context.Background(), pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+			js, err := lease(ctx, tx, 1, chunk)
+			if err == nil && len(js) != 1 {
+				err = fmt.Errorf("%d journeys are held", len(js))
+			}
+			close(held)
+			<-release
+			return errors.Join(err, contact.Lock(ctx, tx, []int64{c}))
+		})
+	}()
+	<-held
+	err := w.db.InTenant(context.Background(), pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '1s'"); err != nil {
+			return err
+		}
+		_, err := expire(ctx, tx)
+		return err
+	})
+	close(release)
+	if err := errors.Join(err, <-passed); err != nil {
+		t.Fatal(err)
+	}
+	w.everything()
+	w.wants(w.places(), "left(erased) 1")
 }
 
 // The same things happen in each world, at the same times; they are read in any order, in any portions, once the doorbell rings or only by the sweep. The

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -13,7 +12,6 @@ import (
 
 	cloudevents "github.com/cloudevents/sdk-go/v2"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/event/eventtest"
@@ -201,14 +199,14 @@ func (w *world) allRead(tenant string) (read bool) {
 // eventually polls until something is so.
 func (w *world) eventually(what string, is func() bool) {
 	w.t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(2 * time.Minute)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !is() {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			w.t.Fatalf("%s: not within 30 s", what)
+			w.t.Fatalf("%s: not within two minutes", what)
 		}
 	}
 }
@@ -351,10 +349,4 @@ func (w *world) columnsOf(tenant, sql string) (out []string) {
 		return err
 	})
 	return out
-}
-
-// isDeadlock tells whether Postgres ended a transaction in favour of another: it is tried again then, as fn's answer 503 asks for.
-func isDeadlock(err error) bool {
-	var pe *pgconn.PgError
-	return errors.As(err, &pe) && pe.Code == "40P01"
 }

@@ -380,11 +380,20 @@ type changed struct {
 	moved          bool // it has another address
 }
 
+// Lock keeps others from changing the contacts, or those that they were merged into, until the transaction's end. Who changes contacts in several calls locks them all before
+// the first: a call locks its own in order of id, and so two transactions never wait for each other.
+func Lock(ctx context.Context, tx *postgres.Tx, contacts []int64) error {
+	if _, err := tx.Exec(ctx, `SELECT FROM contact WHERE id IN (SELECT coalesce(merged_into, id) FROM contact WHERE id = ANY ($1)) ORDER BY id FOR UPDATE`, contacts); err != nil {
+		return fmt.Errorf("lock contacts: %w", err)
+	}
+	return nil
+}
+
 // change applies a set of changes, which is SQL that gives id, fields, add, remove, email and external_id, to contacts in order of id.
 func change(ctx context.Context, tx *postgres.Tx, w *writer, contacts []int64, set string, args ...any) ([]changed, error) {
 	// The lock is a statement of its own, so that the next one sees what whoever held it wrote.
-	if _, err := tx.Exec(ctx, `SELECT FROM contact WHERE id IN (SELECT coalesce(merged_into, id) FROM contact WHERE id = ANY ($1)) ORDER BY id FOR UPDATE`, contacts); err != nil {
-		return nil, fmt.Errorf("lock contacts: %w", err)
+	if err := Lock(ctx, tx, contacts); err != nil {
+		return nil, err
 	}
 	got, err := tx.Query(ctx, `WITH u AS (`+set+`), o AS (
 		SELECT c.id, c.email, c.external_id, c.fields, c.tags, jsonb_strip_nulls(c.fields || u.fields) AS new_fields,

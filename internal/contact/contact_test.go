@@ -180,3 +180,56 @@ func TestUpsert(t *testing.T) {
 		t.Errorf("%+v", out)
 	}
 }
+
+func TestExpire(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	made := map[string]int64{}
+	for _, tenant := range []string{"acme", "brava"} {
+		for _, name := range []string{"silent", "agreed", "early"} {
+			if id := person(t, db, tenant, name+"@example.com"); tenant == "acme" {
+				made[name] = id
+			}
+		}
+	}
+	record(t, db, "acme", contact.Consent{Contact: made["silent"], Purpose: "news", State: contact.Pending, Basis: "form"})
+	record(t, db, "acme", contact.Consent{Contact: made["agreed"], Purpose: "news", State: contact.Granted, Basis: "form"})
+	pgtest.Exec(t, db, "acme", "UPDATE contact SET expires_at = onda.now() + CASE email WHEN 'early@example.com' THEN interval '1 hour' ELSE '0' END")
+	pgtest.Exec(t, db, "acme", "INSERT INTO visitor (key, contact) VALUES ('v', $1)", made["silent"])
+	expire := func() (n int) {
+		t.Helper()
+		pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) (err error) {
+			n, err = contact.Expire(ctx, tx, "campaign", 500)
+			return err
+		})
+		return n
+	}
+	if n := expire(); n != 2 {
+		t.Errorf("it looked at %d contacts, want 2", n)
+	}
+	if n := expire(); n != 0 {
+		t.Errorf("it looked at %d contacts again", n)
+	}
+	got := pgtest.All[string](t, db, "acme", "SELECT email || ' ' || (expires_at IS NOT NULL) FROM contact ORDER BY id")
+	if diff := cmp.Diff([]string{"agreed@example.com false", "early@example.com true"}, got); diff != "" {
+		t.Error(diff)
+	}
+	for what, sql := range map[string]string{
+		"consent":      "SELECT count(*) FROM consent WHERE contact = $1",
+		"subscription": "SELECT count(*) FROM subscription WHERE contact = $1",
+		"visitor":      "SELECT count(*) FROM visitor WHERE contact = $1",
+	} {
+		if n := pgtest.One[int](t, db, "acme", sql, made["silent"]); n != 0 {
+			t.Errorf("%s: %d rows are left", what, n)
+		}
+	}
+	if n := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM fact WHERE kind = 'contact.erased' AND contacts = ARRAY[$1::bigint]", made["silent"]); n != 1 {
+		t.Errorf("%d facts tell of it", n)
+	}
+	if n := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM outbox WHERE type = 'onda.contact.erased.v1'"); n != 1 {
+		t.Errorf("%d doorbells are rung", n)
+	}
+	if n := pgtest.One[int](t, db, "brava", "SELECT count(*) FROM contact"); n != 3 {
+		t.Error("another tenant's contacts are gone")
+	}
+}

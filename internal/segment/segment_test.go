@@ -252,6 +252,15 @@ func TestFactsOfAllKindsAreFollowed(t *testing.T) {
 	w.want("all", ids[2], ids[3])
 	w.want("tagged")
 	w.want("readers")
+	// So does who is deleted for never having confirmed.
+	pgtest.Exec(t, w.db, "acme", "UPDATE contact SET expires_at = onda.now() WHERE id = $1", ids[3])
+	pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		_, err := contact.Expire(ctx, tx, "campaign", 500)
+		return err
+	})
+	w.work()
+	w.want("all", ids[2])
+	w.want("buyers")
 }
 
 func TestKeep(t *testing.T) {
