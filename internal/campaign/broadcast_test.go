@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -291,6 +292,91 @@ func TestPauseResumeCancel(t *testing.T) {
 	}
 }
 
+// What waits for a further attempt, or is in hand for one, has as long after a pause as it had before.
+func TestAPauseTakesNoTimeFromRetries(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.people(pgtest.Acme, 4)
+	w.broadcast("news", toEveryone)
+	w.start("news")
+	w.everything()
+	w.deliver()
+	first := w.count("SELECT id FROM batch")
+	regroup := func(mail int) {
+		t.Helper()
+		w.exec("UPDATE delivery SET retry_at = onda.now() WHERE id = $1", delivery.ID(first, mail))
+		w.in(pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+			n, err := delivery.Regroup(ctx, tx, delivery.Bulk)
+			if err == nil && n != 1 {
+				err = fmt.Errorf("%d mails are in hand, want 1", n)
+			}
+			return err
+		})
+	}
+	// As if the first attempt at all had been deferred: one is in hand again, one will be during the pause, one after it. The fourth went out.
+	w.exec("UPDATE delivery SET state = 'deferred', retry_at = onda.now() + '100 hours' WHERE id < $1", delivery.ID(first, 4))
+	w.exec("UPDATE batch SET sent = 1, deferred = 3")
+	regroup(1)
+	w.pass(time.Hour)
+	if _, err := w.do(Pause, "news"); err != nil {
+		t.Fatal(err)
+	}
+	w.pass(30 * time.Hour)
+	regroup(2)
+	w.pass(30 * time.Hour)
+	if n := w.deliver(); n != 0 {
+		t.Fatalf("%d mails went out while it was paused", n)
+	}
+	if _, err := w.do(Resume, "news"); err != nil {
+		t.Fatal(err)
+	}
+	regroup(3)
+	for _, at := range pgtest.All[time.Time](t, w.db, pgtest.Acme, "SELECT expires_at FROM batch ORDER BY id") {
+		if left := at.Sub(w.now()); left < 22*time.Hour || left > 24*time.Hour {
+			t.Errorf("it has %v after the pause, want what was left of its day before, 23 hours", left)
+		}
+	}
+	if n := w.deliver(); n != 3 {
+		t.Errorf("%d mails went out after it was resumed, want 3", n)
+	}
+	w.everything()
+	w.wants(w.status("news").State, "completed")
+}
+
+// Mails of a run may be in either lane: both are woken when it goes on, and when it ends.
+func TestBothLanesAreWoken(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.people(pgtest.Acme, 2)
+	w.broadcast("news", toEveryone)
+	w.start("news")
+	w.everything()
+	w.exec("UPDATE batch SET lane = 1")
+	woken := func(when string) {
+		t.Helper()
+		for _, function := range []string{"send", "send-api"} {
+			if w.count("SELECT count(*) FROM onda.wakeup WHERE function = $1 AND at <= onda.now()", function) != 1 {
+				t.Errorf("%s: %s is not woken", when, function)
+			}
+			// It looks, and finds nothing to do.
+			err := w.db.Recompute(t.Context(), pgtest.Acme, function, func(context.Context, *postgres.Tx) (time.Time, error) { return postgres.Never, nil })
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, c := range []func(context.Context, *postgres.Tx, string) (Run, error){Pause, Resume} {
+		if _, err := w.do(c, "news"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	woken("resumed")
+	if _, err := w.do(Cancel, "news"); err != nil {
+		t.Fatal(err)
+	}
+	woken("cancelled")
+}
+
 func TestCampaignIsHeldAndCancelled(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -346,6 +432,24 @@ func TestCampaignIsHeldAndCancelled(t *testing.T) {
 	}
 	w.everything()
 	w.wants(w.places(), "cancelled 40")
+}
+
+// Ending the journeys of a run sorts none of them.
+func TestCancellingSortsNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.campaign("welcome", welcome)
+	r := w.start("welcome")
+	w.exec("INSERT INTO journey (run, contact, document, step) SELECT $1 + n % 50, n, $2, 'first' FROM generate_series(1, 5000) n", r.ID, r.Document)
+	w.exec("ANALYZE journey")
+	plan := strings.Join(pgtest.All[string](t, w.db, pgtest.Acme, "EXPLAIN "+cancelSQL, r.ID, cancelledAtOnce), "\n")
+	if strings.Contains(plan, "Sort") {
+		t.Errorf("the journeys are sorted:\n%s", plan)
+	}
+	if _, err := w.do(Cancel, "welcome"); err != nil {
+		t.Fatal(err)
+	}
+	w.wants(w.places(), "cancelled 100, first 4900")
 }
 
 func TestPreflight(t *testing.T) {

@@ -228,7 +228,7 @@ func PauseNow(ctx context.Context, db *postgres.DB, tenant, name string) (r Run,
 	return r, inFlight, err
 }
 
-// Resume lets a paused run go on. The mails that are queued expire later by as long as it was paused.
+// Resume lets a paused run go on. Its mails that wait, for the first attempt or for a further one, expire later by as long as it was paused.
 func Resume(ctx context.Context, tx *postgres.Tx, name string) (Run, error) {
 	r, err := openRun(ctx, tx, name)
 	if err != nil {
@@ -247,14 +247,16 @@ func Resume(ctx context.Context, tx *postgres.Tx, name string) (Run, error) {
 		tx.Wake(drainer, r.StartsAt)
 		return r, tell(ctx, tx, r.ID, r.Name, "resumed")
 	}
-	_, err = tx.Exec(ctx, `UPDATE batch SET expires_at = expires_at + (onda.now() - greatest(p.at, not_before))
-		FROM (SELECT max(at) AS at FROM fact WHERE kind = 'campaign.paused' AND run = $1) p
-		WHERE run = $1 AND state = 'open' AND p.at IS NOT NULL AND onda.now() > not_before`, r.ID)
-	if err != nil {
-		return Run{}, fmt.Errorf("put off the expiry of run %d: %w", r.ID, err)
+	var since *time.Time
+	if err := tx.QueryRow(ctx, "SELECT max(at) FROM fact WHERE kind = 'campaign.paused' AND run = $1", r.ID).Scan(&since); err != nil {
+		return Run{}, fmt.Errorf("look since when run %d is paused: %w", r.ID, err)
 	}
-	tx.Wake(drainer, tx.Now())
-	tx.Wake(delivery.Function(delivery.Bulk), tx.Now())
+	if since != nil {
+		if err := delivery.PutOff(ctx, tx, r.ID, *since); err != nil {
+			return Run{}, err
+		}
+	}
+	wakeAll(tx)
 	rows, err := tx.Query(ctx, "SELECT id, NULL::bigint[] FROM batch WHERE run = $1 AND state = 'open' ORDER BY id LIMIT 4", r.ID)
 	if err != nil {
 		return Run{}, fmt.Errorf("look for queued mails of run %d: %w", r.ID, err)
@@ -282,18 +284,27 @@ func Cancel(ctx context.Context, tx *postgres.Tx, name string) (Run, error) {
 	if _, err := cancelJourneys(ctx, tx, r.ID); err != nil {
 		return Run{}, err
 	}
-	tx.Wake(drainer, tx.Now()) // for the journeys that were too many, or held
-	tx.Wake(delivery.Function(delivery.Bulk), tx.Now())
+	wakeAll(tx) // campaign for the journeys that were too many, or held
 	return r, tell(ctx, tx, r.ID, r.Name, "cancelled")
+}
+
+// wakeAll wakes those who work on a run. Its mails may be in either lane.
+func wakeAll(tx *postgres.Tx) {
+	for _, function := range []string{drainer, delivery.Function(delivery.Bulk), delivery.Function(delivery.Transactional)} {
+		tx.Wake(function, tx.Now())
+	}
 }
 
 // cancelledAtOnce is how many journeys are ended in one transaction.
 const cancelledAtOnce = 10_000
 
+// cancelSQL ends up to $2 journeys of a run, in whatever order they are found: whoever is at one of them is not waited for.
+const cancelSQL = `UPDATE journey SET state = 'cancelled', ended_at = onda.now(), due_at = 'infinity' WHERE id IN (
+	SELECT id FROM journey WHERE run = $1 AND state = 'active' LIMIT $2 FOR UPDATE SKIP LOCKED)`
+
 // cancelJourneys ends journeys of a cancelled run, but for those that are being moved at this moment.
 func cancelJourneys(ctx context.Context, tx *postgres.Tx, run int64) (n int64, err error) {
-	tag, err := tx.Exec(ctx, `UPDATE journey SET state = 'cancelled', ended_at = onda.now(), due_at = 'infinity' WHERE id IN (
-		SELECT id FROM journey WHERE run = $1 AND state = 'active' ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED)`, run, cancelledAtOnce)
+	tag, err := tx.Exec(ctx, cancelSQL, run, cancelledAtOnce)
 	if err != nil {
 		return 0, fmt.Errorf("end the journeys of run %d: %w", run, err)
 	}

@@ -171,6 +171,18 @@ func Due(ctx context.Context, tx *postgres.Tx, lane int, messageLimit time.Durat
 	return *at, nil
 }
 
+// PutOff makes the mails of a run that wait, for the first attempt or for a further one, expire later by the time since it was held; those that were due only after
+// that, by the time since they were due. The life of a mail that is tried again is in the batch that it was planned in, which may be closed.
+func PutOff(ctx context.Context, tx *postgres.Tx, run int64, since time.Time) error {
+	_, err := tx.Exec(ctx, `WITH waiting AS (SELECT id, CASE WHEN attempt = 1 THEN greatest($2, not_before) ELSE $2 END AS since FROM batch
+			WHERE run = $1 AND (state = 'open' AND (attempt > 1 OR not_before < onda.now()) OR deferred > 0) ORDER BY id FOR NO KEY UPDATE)
+		UPDATE batch b SET expires_at = b.expires_at + (onda.now() - w.since) FROM waiting w WHERE b.id = w.id`, run, since)
+	if err != nil {
+		return fmt.Errorf("put off when mails of run %d expire: %w", run, err)
+	}
+	return nil
+}
+
 // Errors of a tenant that is held back: its recipients stay queued.
 var (
 	ErrSuspended = errors.New("the tenant is not active: nothing is sent until it is")
