@@ -14,9 +14,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	cloudevents "github.com/cloudevents/sdk-go/v2"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onda-run/onda/internal/mailbox"
@@ -61,9 +63,10 @@ type world struct {
 	host     string // this machine, as pods see it
 	platform string
 	ingress  string // host:port of the public ingress
-	adminURL string
+	superURL string // of Postgres's superuser, for looking into tenants
 	box      *mailbox.Server
 	forward  net.Listener
+	slow     atomic.Int64 // how long the mail server thinks about a recipient, in nanoseconds
 	http     *http.Client
 }
 
@@ -204,13 +207,11 @@ func (w *world) startPostgres(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, sql := range []string{"DROP DATABASE IF EXISTS onda WITH (FORCE)", "CREATE DATABASE onda"} {
-		if _, err := conn.Exec(ctx, sql); err != nil {
-			return err
-		}
+	if _, err := conn.Exec(ctx, "DROP DATABASE IF EXISTS onda WITH (FORCE)"); err != nil {
+		return err
 	}
 	// Tenants' roles are the server's and would be taken for another database's.
-	rows, err := conn.Query(ctx, "SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' AND rolname <> current_user ORDER BY rolname = 'onda_tenant', rolname LIKE 'onda%'")
+	rows, err := conn.Query(ctx, "SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' AND rolname <> current_user ORDER BY rolname = 'platform', rolname LIKE 'onda%', rolname")
 	if err != nil {
 		return err
 	}
@@ -223,6 +224,12 @@ func (w *world) startPostgres(ctx context.Context) error {
 			return err
 		}
 	}
+	// Onda's administrator is no superuser, as with a managed Postgres.
+	for _, sql := range []string{"CREATE ROLE platform LOGIN CREATEROLE CREATEDB PASSWORD '" + password + "'", "CREATE DATABASE onda OWNER platform"} {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return err
+		}
+	}
 	if err := conn.Close(ctx); err != nil {
 		return err
 	}
@@ -231,16 +238,16 @@ func (w *world) startPostgres(ctx context.Context) error {
 		return err
 	}
 	u.Path = "/onda"
-	w.adminURL = u.String()
+	w.superURL = u.String()
 	if _, err := w.onda(ctx, "", "migrate"); err != nil {
 		return err
 	}
 	return w.sql(ctx, "ALTER ROLE onda_pool PASSWORD '"+password+"'; ALTER ROLE onda_schedule PASSWORD '"+password+"'")
 }
 
-// sql runs statements as the administrator.
+// sql runs statements as the superuser.
 func (w *world) sql(ctx context.Context, statements string) error {
-	conn, err := pgx.Connect(ctx, w.adminURL)
+	conn, err := pgx.Connect(ctx, w.superURL)
 	if err != nil {
 		return err
 	}
@@ -249,12 +256,12 @@ func (w *world) sql(ctx context.Context, statements string) error {
 	return err
 }
 
-// one reads one value as the administrator.
+// one reads one value as the superuser.
 func one[T any](w *world, sql string, args ...any) (T, error) {
 	var v T
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, w.adminURL)
+	conn, err := pgx.Connect(ctx, w.superURL)
 	if err != nil {
 		return v, err
 	}
@@ -269,7 +276,7 @@ func (w *world) databaseURL(login string) string {
 
 // startMailbox starts the mail server on loopback, as it wants it, and lets pods in.
 func (w *world) startMailbox(ctx context.Context) (err error) {
-	if w.box, err = mailbox.Start(ctx, mailbox.Config{Dir: filepath.Join(w.out, "..", "mail"), SMTPAddr: "127.0.0.1:0", HTTPAddr: "127.0.0.1:0", Rules: mailbox.DefaultRules()}); err != nil {
+	if w.box, err = mailbox.Start(ctx, mailbox.Config{Dir: filepath.Join(w.out, "..", "mail"), SMTPAddr: "127.0.0.1:0", HTTPAddr: "127.0.0.1:0", Rules: mailbox.DefaultRules(), Judge: w.judge}); err != nil {
 		return err
 	}
 	if err := w.box.Clear(); err != nil {
@@ -299,6 +306,12 @@ func (w *world) startMailbox(ctx context.Context) (err error) {
 	return nil
 }
 
+// judge takes every recipient, after a while.
+func (w *world) judge(string) *mailbox.Refusal {
+	time.Sleep(time.Duration(w.slow.Load())) // a slow server, not a wait of the test's
+	return nil
+}
+
 // secrets makes what is not in Git: in production a secret store does.
 func (w *world) secrets(ctx context.Context) error {
 	var b strings.Builder
@@ -309,6 +322,7 @@ func (w *world) secrets(ctx context.Context) error {
 		b.WriteString(w.secret(ns, "onda", w.databaseURL("onda_pool")))
 	}
 	b.WriteString(w.secret("onda-system", "onda-schedule", w.databaseURL("onda_schedule")))
+	b.WriteString(strings.Replace(w.secret("onda-system", "onda-admin", w.databaseURL("platform")), "ONDA_DATABASE_URL", "ONDA_ADMIN_DATABASE_URL", 1))
 	_, err := w.command(ctx, b.String(), nil, "kubectl", "apply", "-f", "-")
 	return err
 }
@@ -369,7 +383,7 @@ func (w *world) onda(ctx context.Context, tenant string, args ...string) (string
 		sink = "http://" + ip + "/{namespace}/onda"
 	}
 	env := []string{
-		"ONDA_ADMIN_DATABASE_URL=" + w.adminURL, "ONDA_DATABASE_URL=" + w.databaseURL("onda_pool"), "K_SINK=" + sink,
+		"ONDA_ADMIN_DATABASE_URL=" + w.databaseURL("platform"), "ONDA_DATABASE_URL=" + w.databaseURL("onda_pool"), "K_SINK=" + sink,
 		"ONDA_LINK_URL=" + w.linkURL(), "ONDA_FORM_URL=" + w.formURL(),
 	}
 	return w.command(ctx, "", env, filepath.Join(w.root, "bin", "onda"), args...)
@@ -399,6 +413,23 @@ func (w *world) fetch(ctx context.Context, method, address string, header http.H
 	b, err := io.ReadAll(res.Body)
 	_ = res.Body.Close()
 	return res.StatusCode, b, err
+}
+
+// post posts an event straight to a function that is local to the cluster.
+func (t *test) post(service, namespace string, e cloudevents.Event) (status int) {
+	t.Helper()
+	local := strings.Split(t.k("-n", namespace, "get", "service", service, "-o", "jsonpath={.spec.externalName}"), ".")
+	if len(local) < 2 {
+		t.Fatalf("%s in %s is at no ingress", service, namespace)
+	}
+	ip := t.k("-n", local[1], "get", "service", local[0], "-o", "jsonpath={.spec.clusterIP}")
+	req, err := cloudevents.NewHTTPRequestFromEvent(t.ctx, "http://"+ip+"/", e)
+	t.must(err)
+	req.Host = service + "." + namespace + ".svc.cluster.local"
+	res, err := http.DefaultClient.Do(req)
+	t.must(err)
+	_ = res.Body.Close()
+	return res.StatusCode
 }
 
 // test is one test's view of the world.

@@ -1,0 +1,81 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A ring is upgraded to a version with a migration in it while a campaign runs, and goes back: the schema stays, and the version before goes on with it.
+func TestUpgradeAndBack(t *testing.T) {
+	c := begin(t)
+	const contacts = 10_000
+	c.company("upgrade", contacts)
+	dir := c.checkout()
+	versions, err := filepath.Glob(filepath.Join(dir, "internal/postgres/migrations/tenant/*.sql"))
+	c.must(err)
+	next := len(versions) + 1
+	name := "000" + string(rune('0'+next)) + "_e2e.sql"
+	c.must(os.WriteFile(filepath.Join(dir, "internal/postgres/migrations/tenant", name), []byte("-- Of the end-to-end test: what a version that goes before does not know.\nALTER TABLE contact ADD COLUMN e2e text;\n"), 0o644))
+	c.edit(dir, "internal/postgres/postgres.go", "const Schema = "+string(rune('0'+next-1)), "const Schema = "+string(rune('0'+next)))
+
+	c.slow.Store(int64(100 * time.Millisecond))
+	defer c.slow.Store(0)
+	l := c.watchPods()
+	c.start("upgrade", "spring-news", contacts-contacts/100)
+	running := func(more int64) {
+		t.Helper()
+		from := c.status("upgrade", "spring-news").Counts.Sent
+		c.wait(patience, "mails to go on", func() bool { return c.status("upgrade", "spring-news").Counts.Sent >= from+more })
+	}
+	running(100)
+
+	// As Argo CD does it: the Job first, then the functions.
+	apply := func(root, what string) {
+		t.Helper()
+		began := time.Now()
+		l.say("%s", what)
+		manifest, err := c.command(c.ctx, "", nil, "kubectl", "kustomize", filepath.Join(root, "config/regions/local/stable"))
+		c.must(err)
+		_, err = c.command(c.ctx, manifest, nil, "sh", "-c", "cd "+root+" && ko apply --platform "+c.platform+" -f -")
+		c.must(err)
+		c.must(c.ready(c.ctx, pool))
+		c.Logf("%s: %.0f s", what, time.Since(began).Seconds())
+	}
+	c.job(dir, "migrate")
+	if v := value[int](c, "SELECT schema FROM onda.tenant WHERE name = 'upgrade'"); v != next {
+		t.Fatalf("the tenant's schema is %d, want %d", v, next)
+	}
+	running(100) // the version before, on the new schema
+	apply(dir, "the ring is upgraded")
+	running(100)
+	apply(c.root, "and goes back")
+	running(100)
+	if s := c.status("upgrade", "spring-news"); s.State == "completed" {
+		t.Error("the campaign was over before the way back")
+	}
+	c.slow.Store(0)
+	c.wait(10*time.Minute, "the campaign to be completed", func() bool { return c.status("upgrade", "spring-news").State == "completed" })
+	c.audit("upgrade", c.status("upgrade", "spring-news"), contacts, 0)
+	c.keep(l, "upgrade", "A ring is upgraded with a migration while a campaign runs, and goes back")
+}
+
+// job runs one of the system's Jobs from the manifests of a checkout, and waits for its end.
+func (t *test) job(root, name string) string {
+	t.Helper()
+	manifest, err := t.command(t.ctx, "", nil, "kubectl", "kustomize", filepath.Join(root, "config/regions/local/system"))
+	t.must(err)
+	var docs []string
+	for d := range strings.SplitSeq(manifest, "\n---\n") {
+		if strings.Contains(d, "kind: Job\n") && strings.Contains(d, "\n  name: "+name+"\n") || strings.Contains(d, "kind: ConfigMap\n") {
+			docs = append(docs, d)
+		}
+	}
+	t.k("-n", "onda-system", "delete", "job", name, "--ignore-not-found")
+	_, err = t.command(t.ctx, strings.Join(docs, "\n---\n"), nil, "sh", "-c", "cd "+root+" && ko apply --platform "+t.platform+" -f -")
+	t.must(err)
+	t.k("-n", "onda-system", "wait", "--for=condition=Complete", "job/"+name, "--timeout=300s")
+	return t.k("-n", "onda-system", "logs", "job/"+name)
+}
