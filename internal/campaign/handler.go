@@ -131,9 +131,6 @@ func known(err error) error {
 	if errors.Is(err, postgres.ErrUnknownTenant) || errors.Is(err, postgres.ErrForeignTenant) {
 		return fn.Permanent(err)
 	}
-	if errors.Is(err, postgres.ErrSchemaTooOld) {
-		return fn.Unavailable(err)
-	}
 	return err
 }
 

@@ -273,8 +273,8 @@ func TestATenantThatIsHeldLeasesNothing(t *testing.T) {
 	f.plan(1)
 	conn := f.superuser()
 	for sql, want := range map[string]error{
-		"UPDATE onda.tenant SET state = 'suspended' WHERE name = 'acme'": ErrSuspended,
-		"UPDATE onda.tenant SET armed = 'elsewhere' WHERE name = 'acme'": ErrNotArmed,
+		"UPDATE onda.tenant SET state = 'suspended' WHERE name = 'acme'":                       ErrSuspended,
+		"UPDATE onda.tenant SET armed = split_part(armed, '/', 1) || '/0' WHERE name = 'acme'": ErrNotArmed,
 	} {
 		if _, err := conn.Exec(context.Background(), sql); err != nil {
 			t.Fatal(err)

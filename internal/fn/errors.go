@@ -48,8 +48,9 @@ func IsPermanent(err error) bool {
 	return status == http.StatusBadRequest
 }
 
-// Status is the one mapping from errors to HTTP: 202 for nil, 400 for Permanent, 429 for Throttled with the time to wait, 503 for Unavailable, a context
-// that ended, Postgres being away or a transaction that lost to another, 500 for any other. Brokers retry 429 and 5xx, not 400.
+// Status is the one mapping from errors to HTTP: 202 for nil, 400 for Permanent, 429 for Throttled with the time to wait, 503 for Unavailable, an error that
+// says itself that it is Transient, a context that ended, Postgres being away or a transaction that lost to another, 500 for any other. Brokers retry 429 and
+// 5xx, not 400.
 func Status(err error) (status int, retryAfter time.Duration) {
 	var f *failure
 	var p *panicked
@@ -70,6 +71,10 @@ func Status(err error) (status int, retryAfter time.Duration) {
 func isTransient(err error) bool {
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		return true
+	}
+	var passes interface{ Transient() bool }
+	if errors.As(err, &passes) {
+		return passes.Transient()
 	}
 	var connect *pgconn.ConnectError
 	var network net.Error

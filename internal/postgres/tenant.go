@@ -281,25 +281,28 @@ func (a *Admin) Delete(ctx context.Context, tenant string) (purge time.Time, err
 	return purge, nil
 }
 
-// notSending gives an ErrSending while batches of the tenant are leased, or were until a moment ago, so that outcomes are on their way; and where it is active,
-// while a run of it goes on.
+// notSending gives an ErrSending while batches are in hand, and where the tenant is active, while a run of it goes on.
 func notSending(ctx context.Context, tx pgx.Tx, tenant, state string) error {
-	var held int
-	var runs []string
-	id := quote(tenant)
-	err := tx.QueryRow(ctx, fmt.Sprintf(`SELECT (SELECT count(*) FROM %s.batch WHERE state = 'open' AND lease_until > now() - interval '1 minute'),
-		ARRAY(SELECT e.name FROM %[1]s.run r JOIN %[1]s.entity e ON e.id = r.entity WHERE r.state IN ('scheduled', 'running') AND r.kind <> 'standing' ORDER BY e.name)`, id)).Scan(&held, &runs)
-	switch {
-	case err != nil:
+	if err := notInHand(ctx, tx, tenant); err != nil || state != Active {
 		return err
-	case held > 0 && state == Active:
-		return fmt.Errorf("%w: %d batches of it are in hand; onda tenant suspend %s first, and try again a minute later", ErrSending, held, tenant)
-	case held > 0:
-		return fmt.Errorf("%w: %d batches of it are in hand; try again a minute later", ErrSending, held)
-	case len(runs) > 0 && state == Active:
-		return fmt.Errorf("%w: %s; pause or cancel what runs, or onda tenant suspend %s first", ErrSending, strings.Join(runs, ", "), tenant)
 	}
-	return nil
+	var runs []string
+	err := tx.QueryRow(ctx, fmt.Sprintf(`SELECT ARRAY(SELECT e.name FROM %s.run r JOIN %[1]s.entity e ON e.id = r.entity
+		WHERE r.state IN ('scheduled', 'running') AND r.kind <> 'standing' ORDER BY e.name)`, quote(tenant))).Scan(&runs)
+	if err == nil && len(runs) > 0 {
+		err = fmt.Errorf("%w: %s; pause or cancel what runs, or onda tenant suspend %s first", ErrSending, strings.Join(runs, ", "), tenant)
+	}
+	return err
+}
+
+// notInHand gives an ErrSending while batches of the tenant are leased, or were until a moment ago, so that outcomes are on their way.
+func notInHand(ctx context.Context, tx pgx.Tx, tenant string) error {
+	var held int
+	err := tx.QueryRow(ctx, fmt.Sprintf("SELECT count(*) FROM %s.batch WHERE state = 'open' AND lease_until > now() - interval '1 minute'", quote(tenant))).Scan(&held)
+	if err == nil && held > 0 {
+		err = fmt.Errorf("%w: batches in hand: %d; onda tenant suspend %s lets nothing more be handed over, try again a minute after it", ErrSending, held, tenant)
+	}
+	return err
 }
 
 // Purge removes a deleted tenant for good when its grace is over: schema, keys, hosts, wake-ups, registry row and role. Its number is never given again. roleKept
@@ -333,14 +336,20 @@ func (a *Admin) Purge(ctx context.Context, tenant string) (roleKept bool, err er
 	return roleKept, nil
 }
 
+// dropRole drops the role and what it has in this database beyond its schema: temporary tables of a session that is open still.
 func dropRole(ctx context.Context, tx pgx.Tx, name string) (kept bool, err error) {
 	err = pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, "SET LOCAL ROLE NONE; DROP ROLE IF EXISTS "+quote(name))
+		_, err := tx.Exec(ctx, fmt.Sprintf("SET LOCAL ROLE NONE; GRANT %s TO CURRENT_USER; SET LOCAL ROLE %[1]s; DROP OWNED BY %[1]s CASCADE; SET LOCAL ROLE NONE; DROP ROLE %[1]s", quote(name)))
 		return err
 	})
 	var pe *pgconn.PgError
-	if errors.As(err, &pe) && pe.Code == "2BP01" {
+	switch errors.As(err, &pe); {
+	case pe == nil:
+		return false, err
+	case pe.Code == "2BP01": // objects of another database depend on it
 		return true, nil
+	case pe.Code == "42704": // there is none
+		return false, nil
 	}
 	return false, err
 }

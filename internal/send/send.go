@@ -135,7 +135,7 @@ func answer(err error) error {
 	switch {
 	case errors.Is(err, postgres.ErrUnknownTenant), errors.Is(err, postgres.ErrForeignTenant):
 		return fn.Permanent(err)
-	case errors.Is(err, postgres.ErrSchemaTooOld), errors.Is(err, mail.ErrRelayAway):
+	case errors.Is(err, mail.ErrRelayAway):
 		return fn.Unavailable(err)
 	}
 	return err
