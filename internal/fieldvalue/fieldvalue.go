@@ -61,8 +61,9 @@ func Parse(f *spec.Field, s string) (any, error) {
 		return nil, problem("boolean", "true or false")
 	case spec.TypeMultiselect:
 		return options(f, strings.Split(s, ","))
+	default:
+		return text(f, s)
 	}
-	return text(f, s)
 }
 
 // FromJSON reads a value that encoding/json decoded into an any. Texts are read as Parse does.
@@ -82,6 +83,7 @@ func FromJSON(f *spec.Field, v any) (any, error) {
 			return v, nil
 		case spec.TypeText:
 			return strconv.FormatFloat(v, 'f', -1, 64), nil
+		default: // no number fits
 		}
 	case []any:
 		if f.Type != spec.TypeMultiselect {
@@ -112,7 +114,7 @@ func clean(s string, lines bool) error {
 		return problem("long", fmt.Sprintf("at most %d characters", MaxText))
 	}
 	for _, c := range s {
-		if unicode.IsControl(c) && !(lines && (c == '\n' || c == '\r' || c == '\t')) {
+		if unicode.IsControl(c) && (!lines || c != '\n' && c != '\r' && c != '\t') {
 			return problem("text", "text without control characters")
 		}
 	}
@@ -179,6 +181,7 @@ func text(f *spec.Field, s string) (any, error) {
 		if _, err := time.LoadLocation(s); err != nil || s == "Local" {
 			return nil, problem("timezone", "a time zone such as Europe/Oslo (IANA)")
 		}
+	default: // any text will do
 	}
 	return s, nil
 }

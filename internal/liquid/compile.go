@@ -97,6 +97,7 @@ func (c *compiler) compile(toks []token) string {
 					b.WriteString("{% _tick %}")
 				}
 			}
+		case commentToken: // nothing of it goes out
 		}
 	}
 	for _, open := range c.blocks {

@@ -64,13 +64,14 @@ func (c *compiler) dates(value string, t spec.Test) (string, error) {
 		return known(value + " < " + on(c.env.day(t.Duration.Neg()))), nil
 	case spec.OpYearly:
 		return c.yearly("right("+value+", 5)", t), nil
+	default:
+		op, ok := comparison(t.Op)
+		if !ok {
+			return "", fmt.Errorf("%s does not fit dates", t.Op)
+		}
+		s, err := moment(t.Values[0])
+		return known(value + " " + op + " " + s), err
 	}
-	op, ok := comparison(t.Op)
-	if !ok {
-		return "", fmt.Errorf("%s does not fit dates", t.Op)
-	}
-	s, err := moment(t.Values[0])
-	return known(value + " " + op + " " + s), err
 }
 
 // instant compares an instant with a moment, of which a day is all of it: gt is after its end, lte before it.
@@ -95,8 +96,9 @@ func (c *compiler) instant(value string, m spec.Moment, op spec.Op) string {
 			return known(value + " >= " + at(start) + " AND " + value + " < " + at(end))
 		}
 		return known(value + " = " + at(start))
+	default:
+		return known(value + " < " + at(start)) // lt, before
 	}
-	return known(value + " < " + at(start)) // lt, before
 }
 
 // instants are tests of points in time.
@@ -138,15 +140,16 @@ func (c *compiler) instants(value string, t spec.Test) (string, error) {
 		return known(value + " < " + from(t.Duration.Neg())), nil
 	case spec.OpYearly:
 		return c.yearly("to_char("+value+" AT TIME ZONE "+c.text(c.env.zone().String())+", 'MM-DD')", t), nil
+	default:
+		if _, ok := comparison(t.Op); !ok {
+			return "", fmt.Errorf("%s does not fit dates", t.Op)
+		}
+		m, err := t.Values[0].Moment()
+		if err != nil {
+			return "", err
+		}
+		return c.instant(value, m, t.Op), nil
 	}
-	if _, ok := comparison(t.Op); !ok {
-		return "", fmt.Errorf("%s does not fit dates", t.Op)
-	}
-	m, err := t.Values[0].Moment()
-	if err != nil {
-		return "", err
-	}
-	return c.instant(value, m, t.Op), nil
 }
 
 // anniversary is a part of the year, first and last day included. A year has the 29th of February or, when it has not, its 28th is both.
@@ -219,17 +222,18 @@ func (c *compiler) property(data string, p spec.Property) (string, error) {
 		return sql, nil
 	case spec.OpContains, spec.OpStartsWith, spec.OpEndsWith, spec.OpMatches:
 		return c.words(words, t)
+	default:
+		if kind(spec.NumberValue) {
+			return c.numbers(asLooseNumber(value, text), t)
+		}
+		days, err := c.dates(asDate(text), t)
+		if err != nil {
+			return "", err
+		}
+		instants, err := c.instants(asInstant(text), t)
+		if err != nil {
+			return "", err
+		}
+		return "(" + days + " OR " + instants + ")", nil
 	}
-	if kind(spec.NumberValue) {
-		return c.numbers(asLooseNumber(value, text), t)
-	}
-	days, err := c.dates(asDate(text), t)
-	if err != nil {
-		return "", err
-	}
-	instants, err := c.instants(asInstant(text), t)
-	if err != nil {
-		return "", err
-	}
-	return "(" + days + " OR " + instants + ")", nil
 }

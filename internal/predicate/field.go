@@ -53,8 +53,9 @@ func (c *compiler) typed(t *spec.FieldTest, typ spec.FieldType) (string, error) 
 		return c.instants(asInstant("c.fields->>"+name), t.Test)
 	case spec.TypeMultiselect:
 		return c.set(elements("c.fields->"+name), t.Test)
+	default:
+		return c.words("nullif(c.fields->>"+name+", '')", t.Test)
 	}
-	return c.words("nullif(c.fields->>"+name+", '')", t.Test)
 }
 
 func asNumber(value string) string {
@@ -119,8 +120,9 @@ func (c *compiler) words(value string, t spec.Test) (string, error) {
 			return "", err
 		}
 		return known("left(" + value + ", 4096) ~ " + c.text(re)), nil
+	default:
+		return "", fmt.Errorf("%s does not fit text", t.Op)
 	}
-	return "", fmt.Errorf("%s does not fit text", t.Op)
 }
 
 // lowered is a set of words in lower case.
@@ -153,12 +155,13 @@ func (c *compiler) numbers(value string, t spec.Test) (string, error) {
 		return not(known(value + " IN (" + c.list(t.Values, c.numeric) + ")")), nil
 	case spec.OpBetween:
 		return known(value + " BETWEEN " + c.numeric(t.Values[0]) + " AND " + c.numeric(t.Values[1])), nil
+	default:
+		op, ok := comparison(t.Op)
+		if !ok {
+			return "", fmt.Errorf("%s does not fit numbers", t.Op)
+		}
+		return known(value + " " + op + " " + c.numeric(t.Values[0])), nil
 	}
-	op, ok := comparison(t.Op)
-	if !ok {
-		return "", fmt.Errorf("%s does not fit numbers", t.Op)
-	}
-	return known(value + " " + op + " " + c.numeric(t.Values[0])), nil
 }
 
 func (c *compiler) list(values []spec.Value, one func(spec.Value) string) string {
@@ -177,8 +180,9 @@ func (c *compiler) booleans(value string, t spec.Test) (string, error) {
 		return known(value + " = " + c.arg(t.Values[0].Bool, "boolean")), nil
 	case spec.OpIsNot:
 		return not(known(value + " = " + c.arg(t.Values[0].Bool, "boolean"))), nil
+	default:
+		return "", fmt.Errorf("%s does not fit true and false", t.Op)
 	}
-	return "", fmt.Errorf("%s does not fit true and false", t.Op)
 }
 
 // set are tests of a list, given as a subquery of its elements in lower case. An empty list is a missing one.
@@ -198,6 +202,7 @@ func (c *compiler) set(elements string, t spec.Test) (string, error) {
 		return not(has()), nil
 	case spec.OpHasAll:
 		return "(NOT EXISTS (SELECT FROM (" + c.lowered(t.Values) + ") w(x) WHERE x NOT IN " + elements + "))", nil
+	default:
+		return "", fmt.Errorf("%s does not fit lists", t.Op)
 	}
-	return "", fmt.Errorf("%s does not fit lists", t.Op)
 }

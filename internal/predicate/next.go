@@ -85,7 +85,7 @@ func (n *nextChange) earliest(ctx context.Context, sql string, args ...any) erro
 type bound func(now time.Time) time.Time
 
 // bounds gives those of a test of a date; day: of dates without a zone.
-func (env Env) bounds(t spec.Test, day bool) ([]bound, error) {
+func (env Env) bounds(t spec.Test, day bool) []bound {
 	loc := env.zone()
 	of := func(d spec.Duration) bound {
 		return func(now time.Time) time.Time {
@@ -97,30 +97,31 @@ func (env Env) bounds(t spec.Test, day bool) ([]bound, error) {
 	}
 	switch t.Op {
 	case spec.OpInLast:
-		return []bound{of(t.Duration.Neg()), of(spec.Duration{})}, nil
+		return []bound{of(t.Duration.Neg()), of(spec.Duration{})}
 	case spec.OpInNext:
-		return []bound{of(spec.Duration{}), of(t.Duration)}, nil
+		return []bound{of(spec.Duration{}), of(t.Duration)}
 	case spec.OpOlderThan:
-		return []bound{of(t.Duration.Neg())}, nil
+		return []bound{of(t.Duration.Neg())}
 	case spec.OpExists, spec.OpYearly:
-		return nil, nil
+		return nil
+	default:
+		var out []bound
+		for _, v := range t.Values {
+			if v.Kind != spec.TextValue {
+				continue
+			}
+			m, err := v.Moment()
+			if err != nil || !m.Relative() {
+				continue
+			}
+			if day {
+				out = append(out, func(now time.Time) time.Time { return m.Date(now, loc) })
+				continue
+			}
+			out = append(out, func(now time.Time) time.Time { return m.In(now, loc) }, func(now time.Time) time.Time { return m.End(now, loc) })
+		}
+		return out
 	}
-	var out []bound
-	for _, v := range t.Values {
-		if v.Kind != spec.TextValue {
-			continue
-		}
-		m, err := v.Moment()
-		if err != nil || !m.Relative() {
-			continue
-		}
-		if day {
-			out = append(out, func(now time.Time) time.Time { return m.Date(now, loc) })
-			continue
-		}
-		out = append(out, func(now time.Time) time.Time { return m.In(now, loc) }, func(now time.Time) time.Time { return m.End(now, loc) })
-	}
-	return out, nil
 }
 
 // crosses finds when the bound will first pass a value: first is the earliest value at or after where it is now, step the smallest distance between two.
@@ -160,14 +161,11 @@ func (n *nextChange) field(ctx context.Context, f *spec.FieldTest) error {
 	if f.Op == spec.OpYearly {
 		return n.yearly(ctx, f.Test, value, day, c)
 	}
-	bounds, err := n.env.bounds(f.Test, day)
-	if err != nil {
-		return err
-	}
 	sql := "SELECT min(" + value + ") FROM contact c WHERE " + value + " >= $1" + n.of(c, "c.id")
-	for _, b := range bounds {
+	for _, b := range n.env.bounds(f.Test, day) {
 		at := b(n.env.Now)
 		var first time.Time
+		var err error
 		if day {
 			var s *string
 			err = n.tx.QueryRow(ctx, sql, append([]any{at.Format(isoDate)}, c.args...)...).Scan(&s)
@@ -250,19 +248,11 @@ func (n *nextChange) event(ctx context.Context, t *spec.EventTest) error {
 		period = min(max(t.Within.Approx()/100, time.Minute), time.Hour)
 	}
 	if t.Between != nil {
-		more, err := n.env.bounds(spec.Test{Op: spec.OpBetween, Values: t.Between[:]}, false)
-		if err != nil {
-			return err
-		}
-		bounds = append(bounds, more...)
+		bounds = append(bounds, n.env.bounds(spec.Test{Op: spec.OpBetween, Values: t.Between[:]}, false)...)
 	}
 	moving := false
 	for _, p := range t.Where {
-		more, err := n.env.bounds(p.Test, false)
-		if err != nil {
-			return err
-		}
-		moving = moving || len(more) > 0 || p.Op == spec.OpYearly
+		moving = moving || len(n.env.bounds(p.Test, false)) > 0 || p.Op == spec.OpYearly
 	}
 	if len(bounds) == 0 && !moving {
 		return nil
