@@ -150,7 +150,8 @@ func TestRetries(t *testing.T) {
 	soon := pgtest.One[time.Time](t, f.db, f.tenant, "SELECT onda.now() + interval '1 min'")
 	f.record(
 		Outcome{Delivery: ID(b.ID, 1), Contact: 1, State: Deferred, RetryAt: soon, Class: "soft", Code: 451},
-		Outcome{Delivery: ID(b.ID, 2), Contact: 2, State: Deferred, RetryAt: soon, Class: "soft", Code: 451})
+		Outcome{Delivery: ID(b.ID, 2), Contact: 2, State: Deferred, RetryAt: soon, Class: "soft", Code: 451},
+	)
 	f.close(l)
 	regroup := func() (n int) {
 		f.in(func(ctx context.Context, tx *postgres.Tx) (err error) {

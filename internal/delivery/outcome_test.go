@@ -112,6 +112,7 @@ func TestOutcomesOnlyMoveUp(t *testing.T) {
 						o.Reason = NoConsent
 					case Unknown:
 						o.Resend = rapid.Bool().Draw(rt, "resend")
+					default: // Sent and Failed need no more
 					}
 					some = append(some, o)
 				}

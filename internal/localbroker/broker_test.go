@@ -129,15 +129,15 @@ func TestAnswersThatAreNoEventAreFailures(t *testing.T) {
 		want   TriggerCounts
 	}{
 		{"200 with an empty body", func(http.ResponseWriter, *http.Request) {}, TriggerCounts{Accepted: 1, Delivered: 1}},
-		{"200 with text", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") }, TriggerCounts{Accepted: 1, Retried: 1, DeadLettered: 1}},
+		{"200 with text", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, "ok") }, TriggerCounts{Accepted: 1, Retried: 1, DeadLettered: 1}},
 		{"202 with JSON", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(http.StatusAccepted)
-			fmt.Fprint(w, `{"ok":true}`)
+			_, _ = fmt.Fprint(w, `{"ok":true}`)
 		}, TriggerCounts{Accepted: 1, Retried: 1, DeadLettered: 1}},
 		{"200 with a broken event", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/cloudevents+json")
-			fmt.Fprint(w, `{`)
+			_, _ = fmt.Fprint(w, `{`)
 		}, TriggerCounts{Accepted: 1, Retried: 1, DeadLettered: 1}},
 		{"a connection that breaks", func(http.ResponseWriter, *http.Request) { panic("kill -9") }, TriggerCounts{Accepted: 1, Retried: 1, DeadLettered: 1}},
 	} {
@@ -166,15 +166,15 @@ func TestDeadLetter(t *testing.T) {
 		data   string // decoded; of what is longer, what is left of it
 	}{
 		{"400 with a reason", func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(400)
-			fmt.Fprint(w, "unknown tenant")
+			w.WriteHeader(http.StatusBadRequest)
+			_, _ = fmt.Fprint(w, "unknown tenant")
 		}, "400", "unknown tenant"},
-		{"500 without a body", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }, "500", ""},
+		{"500 without a body", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }, "500", ""},
 		{"a long body is cut after encoding", func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(400)
-			fmt.Fprint(w, long)
+			w.WriteHeader(http.StatusBadRequest)
+			_, _ = fmt.Fprint(w, long)
 		}, "400", long[:768]},
-		{"a body that is no event", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") }, "502", ""},
+		{"a body that is no event", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, "ok") }, "502", ""},
 		{"nobody answers", func(http.ResponseWriter, *http.Request) { panic("gone") }, "500", `dispatch error: Post "http://send/": unexpected EOF`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -231,7 +231,7 @@ func TestSubscriberSees(t *testing.T) {
 			header = r.Header.Clone()
 			in.ok(w, r)
 		}}, brokerYAML, trigger("send", ""))
-		req := request(t, sample("1", "attempt", 3), binding.WithForceStructured(t.Context()))
+		req := request(binding.WithForceStructured(t.Context()), t, sample("1", "attempt", 3))
 		req.Header.Set("X-Request-Id", "r1")
 		req.Header.Set("Authorization", "secret")
 		rec := httptest.NewRecorder()
@@ -336,7 +336,7 @@ func TestIngressRefuses(t *testing.T) {
 	broken.Header.Set("Content-Type", "application/cloudevents+json")
 	batch := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(`[]`))
 	batch.Header.Set("Content-Type", "application/cloudevents-batch+json")
-	other := request(t, sample("1"), t.Context())
+	other := request(t.Context(), t, sample("1"))
 	other.URL.Path = "/other"
 	for _, test := range []struct {
 		name string
@@ -347,9 +347,9 @@ func TestIngressRefuses(t *testing.T) {
 		{"no event", plain, 400},
 		{"broken JSON", broken, 400},
 		{"a batch", batch, 400},
-		{"an event without an id", request(t, func() cloudevents.Event { e := sample(""); return e }(), t.Context()), 400},
-		{"its hops are spent", request(t, spent, t.Context()), 400},
-		{"too large", request(t, large, t.Context()), 413},
+		{"an event without an id", request(t.Context(), t, func() cloudevents.Event { e := sample(""); return e }()), 400},
+		{"its hops are spent", request(t.Context(), t, spent), 400},
+		{"too large", request(t.Context(), t, large), 413},
 		{"another broker", other, 404},
 		{"the webhook handshake is welcome", httptest.NewRequest(http.MethodOptions, "/", nil), 200},
 	} {
@@ -382,7 +382,7 @@ func TestQueueIsBounded(t *testing.T) {
 		defer b.Close()
 		publish(t, b, sample("1"))
 		rec := httptest.NewRecorder()
-		b.ServeHTTP(rec, request(t, sample("2"), t.Context()))
+		b.ServeHTTP(rec, request(t.Context(), t, sample("2")))
 		if rec.Code != 503 || rec.Header().Get("Retry-After") != "1" {
 			t.Errorf("answered %d, Retry-After %q", rec.Code, rec.Header().Get("Retry-After"))
 		}
@@ -471,11 +471,11 @@ func TestOnEvent(t *testing.T) {
 	}
 }
 
-// request posts e in the mode that the context asks for.
-func request(t *testing.T, e cloudevents.Event, mode context.Context) *http.Request {
+// request posts e in the mode that ctx asks for.
+func request(ctx context.Context, t *testing.T, e cloudevents.Event) *http.Request {
 	t.Helper()
 	req := httptest.NewRequest(http.MethodPost, "/", nil)
-	if err := cehttp.WriteRequest(mode, (*binding.EventMessage)(&e), req); err != nil {
+	if err := cehttp.WriteRequest(ctx, (*binding.EventMessage)(&e), req); err != nil {
 		t.Fatal(err)
 	}
 	return req

@@ -140,11 +140,12 @@ func (r *Routes) Matching(e cloudevents.Event) ([]string, error) {
 // overHTTP sends e through binary HTTP encoding and back. A cluster's filters see events that came this way, with all extensions as strings: in process an
 // integer extension would not match what it matches there.
 func overHTTP(e cloudevents.Event) (cloudevents.Event, error) {
-	req, err := http.NewRequest(http.MethodPost, "http://broker.invalid", http.NoBody)
+	ctx := binding.WithForceBinary(context.Background()) // in memory: there is nothing to wait for
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://broker.invalid", http.NoBody)
 	if err != nil {
 		return e, fmt.Errorf("encode event: %w", err)
 	}
-	if err := cehttp.WriteRequest(binding.WithForceBinary(context.Background()), (*binding.EventMessage)(&e), req); err != nil {
+	if err := cehttp.WriteRequest(ctx, (*binding.EventMessage)(&e), req); err != nil {
 		return e, fmt.Errorf("encode event: %w", err)
 	}
 	back, err := cehttp.NewEventFromHTTPRequest(req)

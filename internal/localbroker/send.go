@@ -62,7 +62,7 @@ func send(ctx context.Context, client *http.Client, to *url.URL, e cloudevents.E
 	if err != nil {
 		return answer{err: err}
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	body, err := io.ReadAll(io.LimitReader(res.Body, maxBody+1))
 	switch {
 	case err != nil:

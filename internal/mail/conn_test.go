@@ -55,43 +55,53 @@ func TestOutcomes(t *testing.T) {
 	}{
 		{
 			"accepted", smtptest.Accept(),
-			mail.Result{State: mail.Sent, Code: 250, Enhanced: "2.0.0", Text: "Ok: queued as TEST12345", QueueID: "TEST12345"}, 1, true,
+			mail.Result{State: mail.Sent, Code: 250, Enhanced: "2.0.0", Text: "Ok: queued as TEST12345", QueueID: "TEST12345"},
+			1, true,
 		},
 		{
 			"no such user", smtptest.Reject("550 5.1.1 <ana@example.com>: no such user"),
-			mail.Result{State: mail.Failed, Code: 550, Enhanced: "5.1.1", Class: mail.Hard, Text: "<(address)>: no such user"}, 0, true,
+			mail.Result{State: mail.Failed, Code: 550, Enhanced: "5.1.1", Class: mail.Hard, Text: "<(address)>: no such user"},
+			0, true,
 		},
 		{
 			"several lines", smtptest.Reject("550 5.1.1 The account you tried to reach\n5.1.1 does not exist"),
-			mail.Result{State: mail.Failed, Code: 550, Enhanced: "5.1.1", Class: mail.Hard, Text: "The account you tried to reach"}, 0, true,
+			mail.Result{State: mail.Failed, Code: 550, Enhanced: "5.1.1", Class: mail.Hard, Text: "The account you tried to reach"},
+			0, true,
 		},
 		{
 			"greylisted", smtptest.Reject("451 4.7.1 try again later"),
-			mail.Result{State: mail.Deferred, Code: 451, Enhanced: "4.7.1", Class: mail.Soft, Text: "try again later"}, 0, true,
+			mail.Result{State: mail.Deferred, Code: 451, Enhanced: "4.7.1", Class: mail.Soft, Text: "try again later"},
+			0, true,
 		},
 		{
 			"status does not go with the code", smtptest.Reject("451 5.1.1 odd"),
-			mail.Result{State: mail.Deferred, Code: 451, Class: mail.Soft, Text: "5.1.1 odd"}, 0, true,
+			mail.Result{State: mail.Deferred, Code: 451, Class: mail.Soft, Text: "5.1.1 odd"},
+			0, true,
 		},
 		{
 			"refused at DATA", smtptest.RejectData("452 4.3.1 out of space"),
-			mail.Result{State: mail.Deferred, Code: 452, Enhanced: "4.3.1", Class: mail.Soft, Text: "out of space"}, 0, true,
+			mail.Result{State: mail.Deferred, Code: 452, Enhanced: "4.3.1", Class: mail.Soft, Text: "out of space"},
+			0, true,
 		},
 		{
 			"content refused", smtptest.RejectContent("554 5.7.1 looks like spam"),
-			mail.Result{State: mail.Failed, Code: 554, Enhanced: "5.7.1", Class: mail.Block, Text: "looks like spam"}, 0, true,
+			mail.Result{State: mail.Failed, Code: 554, Enhanced: "5.7.1", Class: mail.Block, Text: "looks like spam"},
+			0, true,
 		},
 		{
 			"content put off", smtptest.RejectContent("451 4.3.0 busy"),
-			mail.Result{State: mail.Deferred, Code: 451, Enhanced: "4.3.0", Class: mail.Soft, Text: "busy"}, 0, true,
+			mail.Result{State: mail.Deferred, Code: 451, Enhanced: "4.3.0", Class: mail.Soft, Text: "busy"},
+			0, true,
 		},
 		{
 			"421 to the content", smtptest.RejectContent("421 4.3.2 going down"),
-			mail.Result{State: mail.Deferred, Code: 421, Enhanced: "4.3.2", Class: mail.Soft, Text: "going down"}, 0, false,
+			mail.Result{State: mail.Deferred, Code: 421, Enhanced: "4.3.2", Class: mail.Soft, Text: "going down"},
+			0, false,
 		},
 		{
 			"421 to RCPT on a new connection", smtptest.Reject("421 4.7.0 too many"),
-			mail.Result{State: mail.Deferred, Code: 421, Enhanced: "4.7.0", Class: mail.Soft, Text: "too many"}, 0, false,
+			mail.Result{State: mail.Deferred, Code: 421, Enhanced: "4.7.0", Class: mail.Soft, Text: "too many"},
+			0, false,
 		},
 		{"dropped at RCPT", smtptest.DropAtRcpt(), mail.Result{State: mail.NotTried}, 0, false},
 		{"dropped before the content", smtptest.DropBeforeContent(), mail.Result{State: mail.NotTried}, 0, false},

@@ -194,7 +194,7 @@ func (p *pages) list(w http.ResponseWriter, r *http.Request) {
 }
 
 // find reads the mail that a path names.
-func (p *pages) find(r *http.Request, id string) (Mail, []byte, error) {
+func (p *pages) find(id string) (Mail, []byte, error) {
 	n, err := strconv.ParseInt(id, 10, 64)
 	if err != nil {
 		return Mail{}, nil, errNoPage
@@ -208,7 +208,7 @@ func (p *pages) find(r *http.Request, id string) (Mail, []byte, error) {
 }
 
 func (p *pages) mail(w http.ResponseWriter, r *http.Request) {
-	m, raw, err := p.find(r, r.PathValue("id"))
+	m, raw, err := p.find(r.PathValue("id"))
 	if err != nil {
 		p.fail(w, r, err)
 		return
@@ -249,7 +249,7 @@ func (p *pages) mail(w http.ResponseWriter, r *http.Request) {
 // html serves a mail's own HTML. It is the least trusted thing there is: no scripts, no forms, an origin of its own, and nothing
 // loaded from elsewhere unless asked for, since a tracking pixel that is shown counts as an open.
 func (p *pages) html(w http.ResponseWriter, r *http.Request) {
-	_, raw, err := p.find(r, r.PathValue("id"))
+	_, raw, err := p.find(r.PathValue("id"))
 	if err != nil {
 		p.fail(w, r, err)
 		return
@@ -265,7 +265,7 @@ func (p *pages) html(w http.ResponseWriter, r *http.Request) {
 }
 
 func (p *pages) part(w http.ResponseWriter, r *http.Request) {
-	_, raw, err := p.find(r, r.PathValue("id"))
+	_, raw, err := p.find(r.PathValue("id"))
 	if err != nil {
 		p.fail(w, r, err)
 		return
@@ -333,7 +333,7 @@ func (p *pages) apiList(w http.ResponseWriter, r *http.Request) {
 
 func (p *pages) apiMail(w http.ResponseWriter, r *http.Request) {
 	id, eml := strings.CutSuffix(r.PathValue("id"), ".eml")
-	m, raw, err := p.find(r, id)
+	m, raw, err := p.find(id)
 	if err != nil {
 		p.fail(w, r, err)
 		return

@@ -89,7 +89,7 @@ func (s *Server) stopSMTP(ctx context.Context) {
 	}
 	s.senders.mu.Unlock()
 	err := s.smtp.Shutdown(ctx)
-	_ = s.senders.Listener.Close() // go-smtp does not know it yet when Serve has hardly begun
+	_ = s.senders.Close() // go-smtp does not know it yet when Serve has hardly begun
 	if err != nil {
 		s.log.Warn("mailbox: senders are still connected", zap.Error(err))
 		s.senders.mu.Lock()

@@ -127,7 +127,7 @@ func openStore(dir string, syncWrites bool) (*store, error) {
 		wake: make(chan struct{}, 1), stop: make(chan struct{}), open: newGroup(), changed: make(chan struct{}),
 	}
 	if err := s.load(); err != nil {
-		s.closeFiles()
+		_ = s.closeFiles() // the other error says what is wrong
 		return nil, err
 	}
 	s.end.Go(s.write)

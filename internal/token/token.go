@@ -238,7 +238,7 @@ func hours(t time.Time) int64 {
 	if t.Unix() <= 0 {
 		return -1 // never valid: reported as out of range
 	}
-	return (t.Add(time.Hour - time.Nanosecond)).Unix() / 3600
+	return t.Add(time.Hour-time.Nanosecond).Unix() / 3600
 }
 
 func fromHours(h int64) time.Time {
