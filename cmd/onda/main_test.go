@@ -67,7 +67,7 @@ func TestScript(t *testing.T) {
 				Files: []string{file}, RequireExplicitExec: true, RequireUniqueNames: true,
 				Setup: func(env *testscript.Env) error {
 					env.Setenv("ONDA_DATABASE_URL", db.URL)
-					env.Setenv("ONDA_ADMIN_DATABASE_URL", db.AdminURL)
+					env.Setenv("ONDA_ADMIN_DATABASE_URL", db.ManagedURL)
 					env.Setenv("ONDA_TENANT", pgtest.Acme)
 					env.Setenv("ONDA_LINK_URL", "https://links.example")
 					env.Setenv("ONDA_TICK", "1m")
@@ -76,7 +76,7 @@ func TestScript(t *testing.T) {
 					return nil
 				},
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
-					"run": s.run, "sql": s.sql, "json": isJSON, "world": s.world, "settle": s.settle, "events": s.events, "got": s.got, "production": s.mark(false), "development": s.mark(true), "until": s.until, "bounced": bounced, "confirmed": s.confirmed, "unchecked": s.unchecked,
+					"run": s.run, "sql": s.sql, "admin": s.admin, "json": isJSON, "world": s.world, "settle": s.settle, "events": s.events, "got": s.got, "production": s.mark(false), "development": s.mark(true), "until": s.until, "bounced": bounced, "confirmed": s.confirmed, "unchecked": s.unchecked,
 					"port": s.port, "take": s.take, "answers": s.answers, "rows": makeRows, "replace": replace, "inbytes": inBytes, "hide": hide,
 				},
 			})
@@ -151,6 +151,19 @@ func (s *scripted) sql(ts *testscript.TestScript, neg bool, args []string) {
 	if *got != args[2] {
 		ts.Fatalf("%s: %s is %q, want %q", args[0], args[1], *got, args[2])
 	}
+}
+
+// admin STATEMENT: runs it as superuser.
+func (s *scripted) admin(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: admin STATEMENT")
+	}
+	ctx := context.Background()
+	conn, err := pgx.Connect(ctx, s.db.AdminURL)
+	ts.Check(err)
+	defer conn.Close(ctx)
+	_, err = conn.Exec(ctx, args[0])
+	ts.Check(err)
 }
 
 // json [PATH WANT]...: standard output is one JSON value, in which each path (keys and numbers, joined by dots) has the value, as text.

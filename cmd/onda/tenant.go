@@ -36,10 +36,15 @@ func (migrateCmd) Run(ctx context.Context, s *session) error {
 }
 
 type tenantCmd struct {
-	Create tenantCreateCmd `cmd:"" help:"Make a tenant: its role, schema and keys."`
-	List   tenantListCmd   `cmd:"" help:"List all tenants."`
-	Key    tenantKeyCmd    `cmd:"" help:"Make a key for a program of the tenant's. It is shown once."`
-	Clock  tenantClockCmd  `cmd:"" help:"Move the tenant's clock, in a database for development."`
+	Create  tenantCreateCmd  `cmd:"" help:"Make a tenant: its role, schema and keys."`
+	List    tenantListCmd    `cmd:"" help:"List all tenants."`
+	Suspend tenantSuspendCmd `cmd:"" help:"Let nothing of a tenant be sent any more."`
+	Resume  tenantResumeCmd  `cmd:"" help:"Make a tenant active again."`
+	Delete  tenantDeleteCmd  `cmd:"" help:"Delete a tenant. It can be taken back for 30 days."`
+	Purge   tenantPurgeCmd   `cmd:"" help:"Remove a tenant that was deleted 30 days ago."`
+	Login   tenantLoginCmd   `cmd:"" help:"Say who may enter a tenant: the pool's login, or one of its own."`
+	Key     tenantKeyCmd     `cmd:"" help:"Make a key for a program of the tenant's. It is shown once."`
+	Clock   tenantClockCmd   `cmd:"" help:"Move the tenant's clock, in a database for development."`
 }
 
 type tenantCreateCmd struct {
@@ -93,17 +98,33 @@ func (tenantListCmd) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	if ok, err := s.data(tenants); ok {
+	type sized struct {
+		postgres.TenantInfo
+		Size int64 `json:"size"` // bytes
+	}
+	list := make([]sized, len(tenants))
+	for i, t := range tenants {
+		list[i].TenantInfo = t
+		if list[i].Size, err = a.Size(ctx, t.Name); err != nil {
+			return err
+		}
+	}
+	if ok, err := s.data(list); ok {
 		return err
 	}
 	w := tabwriter.NewWriter(s.stdout, 0, 8, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w, "NUMBER\tNAME\tSTATE\tSCHEMA\tCREATED\tCLOCK")
-	for _, t := range tenants {
+	_, _ = fmt.Fprintln(w, "NUMBER\tNAME\tSTATE\tSCHEMA\tSIZE\tENTERED BY\tCREATED\tCLOCK")
+	for _, t := range list {
 		clock := "real"
 		if t.Offset != 0 {
 			clock = fmt.Sprintf("%+v", t.Offset)
 		}
-		_, _ = fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%s\t%s\n", t.Number, t.Name, t.State, t.Schema, t.Created.UTC().Format(time.DateTime), clock)
+		state := t.State
+		if !t.Armed {
+			state += ", not armed"
+		}
+		_, _ = fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%.1f MB\t%s\t%s\t%s\n", t.Number, t.Name, state, t.Schema, float64(t.Size)/1e6, enteredBy(t.TenantInfo),
+			t.Created.UTC().Format(time.DateTime), clock)
 	}
 	return w.Flush()
 }

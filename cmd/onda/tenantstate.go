@@ -1,0 +1,231 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+type tenantSuspendCmd struct {
+	Name   string `arg:"" help:"The tenant."`
+	Moving bool   `help:"Serve nothing at all: its data is about to be copied to another server. Suspend it first."`
+}
+
+// Help is shown by --help.
+func (tenantSuspendCmd) Help() string {
+	return "Needs ONDA_ADMIN_DATABASE_URL. Nothing is sent from now on, mails stay queued; unsubscribing, preferences, forms, clicks and bounces are still " +
+		"answered. With --moving nothing is: requests are told to come back later.\n\nExample:\n  onda tenant suspend acme"
+}
+
+// Run suspends the tenant.
+func (c tenantSuspendCmd) Run(ctx context.Context, s *session) error {
+	return s.withTenant(ctx, c.Name, func(a *postgres.Admin) error {
+		inHand, err := a.Suspend(ctx, c.Name, c.Moving)
+		if err != nil {
+			return err
+		}
+		state := postgres.Suspended
+		if c.Moving {
+			state = postgres.Moving
+		}
+		if ok, err := s.data(map[string]any{"name": c.Name, "state": state, "inHand": inHand}); ok {
+			return err
+		}
+		s.print("tenant %s is %s", c.Name, state)
+		if inHand > 0 {
+			s.print("%s in hand: what was handed over gets its outcome within a minute", batches(inHand))
+		}
+		return nil
+	})
+}
+
+func batches(n int) string {
+	if n == 1 {
+		return "1 batch is"
+	}
+	return fmt.Sprintf("%d batches are", n)
+}
+
+type tenantResumeCmd struct {
+	Name string `arg:"" help:"The tenant."`
+}
+
+// Help is shown by --help.
+func (tenantResumeCmd) Help() string {
+	return "Needs ONDA_ADMIN_DATABASE_URL. For a tenant that is suspended, moving, or deleted and not yet purged.\n\nExample:\n  onda tenant resume acme"
+}
+
+// Run makes the tenant active.
+func (c tenantResumeCmd) Run(ctx context.Context, s *session) error {
+	return s.withTenant(ctx, c.Name, func(a *postgres.Admin) error {
+		changed, err := a.Resume(ctx, c.Name)
+		if err != nil {
+			return err
+		}
+		if ok, err := s.data(map[string]any{"name": c.Name, "state": postgres.Active, "changed": changed}); ok {
+			return err
+		}
+		if !changed {
+			s.print("tenant %s is active already", c.Name)
+			return nil
+		}
+		s.print("tenant %s is active; what became due meanwhile is found at the next tick", c.Name)
+		return nil
+	})
+}
+
+type tenantDeleteCmd struct {
+	Name string `arg:"" help:"The tenant."`
+}
+
+// Help is shown by --help.
+func (tenantDeleteCmd) Help() string {
+	return "Needs ONDA_ADMIN_DATABASE_URL. From now on nothing of it is served. Its data stays for 30 days, in which resume takes it back; purge removes it after that. " +
+		"Refused while it is sending: pause its campaigns, or suspend it, first.\n\nExample:\n  onda tenant delete acme"
+}
+
+// Run deletes the tenant.
+func (c tenantDeleteCmd) Run(ctx context.Context, s *session) error {
+	return s.withTenant(ctx, c.Name, func(a *postgres.Admin) error {
+		purge, err := a.Delete(ctx, c.Name)
+		if err != nil {
+			return err
+		}
+		if ok, err := s.data(map[string]any{"name": c.Name, "state": postgres.Deleted, "purge": purge.UTC()}); ok {
+			return err
+		}
+		s.print("tenant %s is deleted; until %s onda tenant resume %[1]s takes it back, after that onda tenant purge %[1]s removes it", c.Name, purge.UTC().Format(time.DateTime))
+		return nil
+	})
+}
+
+type tenantPurgeCmd struct {
+	Name string `arg:"" help:"The tenant."`
+}
+
+// Help is shown by --help.
+func (tenantPurgeCmd) Help() string {
+	return "Needs ONDA_ADMIN_DATABASE_URL. Removes a tenant that was deleted 30 days ago or more: schema, keys, hosts and role, for good.\n\nExample:\n  onda tenant purge acme"
+}
+
+// Run removes the tenant.
+func (c tenantPurgeCmd) Run(ctx context.Context, s *session) error {
+	return s.withTenant(ctx, c.Name, func(a *postgres.Admin) error {
+		kept, err := a.Purge(ctx, c.Name)
+		if err != nil {
+			return err
+		}
+		if ok, err := s.data(map[string]any{"name": c.Name, "roleKept": kept}); ok {
+			return err
+		}
+		s.print("tenant %s is removed", c.Name)
+		if kept {
+			s.print("its role stays: another database of the server uses it")
+		}
+		return nil
+	})
+}
+
+type tenantLoginCmd struct {
+	Name         string `arg:"" help:"The tenant."`
+	PasswordFile string `help:"Give it a login of its own with the password in this file, or - for standard input." placeholder:"FILE" xor:"login"`
+	Drop         bool   `help:"Take its own login away, and let the pool's enter it again." xor:"login"`
+	Pool         *bool  `help:"Whether the pool's login may enter it." negatable:""`
+}
+
+// Help is shown by --help.
+func (tenantLoginCmd) Help() string {
+	return "Needs ONDA_ADMIN_DATABASE_URL. From pooled to dedicated: give it a login, let its functions start, suspend it, shut the pool out with --no-pool a minute " +
+		"later, resume it. Back: suspend it, --drop a minute later, resume it. While both logins may enter it, both work.\n\n" +
+		"Example:\n  onda tenant login acme --password-file secret\n  onda tenant login acme --no-pool"
+}
+
+// Run changes who may enter the tenant.
+func (c tenantLoginCmd) Run(ctx context.Context, s *session) error {
+	if c.PasswordFile == "" && !c.Drop && c.Pool == nil {
+		return usageError{"what about its login? Say --password-file, --drop, --pool or --no-pool"}
+	}
+	var password string
+	if c.PasswordFile != "" {
+		b, err := readPassword(c.PasswordFile, s.stdin)
+		if err != nil {
+			return err
+		}
+		password = strings.TrimRight(string(b), "\r\n")
+	}
+	return s.withTenant(ctx, c.Name, func(a *postgres.Admin) error {
+		var err error
+		if c.PasswordFile != "" {
+			err = a.SetLogin(ctx, c.Name, password)
+		}
+		if err == nil && c.Drop {
+			err = a.DropLogin(ctx, c.Name)
+		}
+		if err == nil && c.Pool != nil {
+			err = a.SetPooled(ctx, c.Name, *c.Pool)
+		}
+		if err != nil {
+			return err
+		}
+		tenants, err := a.Tenants(ctx)
+		if err != nil {
+			return err
+		}
+		for _, t := range tenants {
+			if t.Name != c.Name {
+				continue
+			}
+			if ok, err := s.data(t); ok {
+				return err
+			}
+			s.print("%s is entered by %s", t.Name, enteredBy(t))
+		}
+		return nil
+	})
+}
+
+func readPassword(path string, stdin io.Reader) ([]byte, error) {
+	const most = 1 << 10
+	if path == "-" {
+		return io.ReadAll(io.LimitReader(stdin, most))
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, most))
+}
+
+// enteredBy says whose logins may enter the tenant.
+func enteredBy(t postgres.TenantInfo) string {
+	switch {
+	case t.Login && t.Pooled:
+		return "pool, own"
+	case t.Login:
+		return "own"
+	case t.Pooled:
+		return "pool"
+	}
+	return "nobody"
+}
+
+// withTenant runs a command of the administrator's about a tenant.
+func (s *session) withTenant(ctx context.Context, name string, f func(a *postgres.Admin) error) error {
+	a, err := s.admin(ctx)
+	if err != nil {
+		return err
+	}
+	defer a.Close(ctx)
+	err = f(a)
+	if errors.Is(err, postgres.ErrUnknownTenant) {
+		s.tenant = name // which the error's text names
+	}
+	return err
+}
