@@ -30,10 +30,11 @@ const (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	err := run(ctx)
+	interrupted := ctx.Err() != nil
+	stop()
 	switch {
-	case err != nil && ctx.Err() != nil: // whatever failed, failed of the interrupt; the tour has shown nothing
+	case err != nil && interrupted: // whatever failed, failed of the interrupt; the tour has shown nothing
 		fmt.Fprintln(os.Stderr, "tour: interrupted")
 		os.Exit(130)
 	case err != nil:
@@ -48,7 +49,7 @@ func run(ctx context.Context) error {
 	if t.stack, err = startStack(ctx); err != nil {
 		return err
 	}
-	defer t.stack.stop()
+	defer t.stop()
 	for _, step := range []func(context.Context) error{t.contacts, t.preflight, t.send, t.recipients, t.signUps, t.explain, t.report} {
 		if err := step(ctx); err != nil {
 			return err
@@ -63,8 +64,8 @@ func run(ctx context.Context) error {
 	}
 	select {
 	case <-ctx.Done():
-	case err := <-t.stack.ended:
-		t.stack.ended <- err
+	case err := <-t.ended:
+		t.ended <- err
 		return fmt.Errorf("onda dev ended: %w", err)
 	}
 	return nil

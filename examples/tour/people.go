@@ -138,7 +138,7 @@ func send(from, to, message string) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	if err := c.Mail(from); err != nil {
 		return err
 	}

@@ -46,7 +46,7 @@ func startStack(ctx context.Context) (*stack, error) {
 		},
 		ended: make(chan error, 1),
 	}
-	s.cmd = exec.Command("bin/onda", "--tenant", tenant, "dev", "--binaries", "bin", "--docs", "examples/company")
+	s.cmd = exec.Command("bin/onda", "--tenant", tenant, "dev", "--binaries", "bin", "--docs", "examples/company") //nolint:noctx // stop ends it
 	s.cmd.Stderr = os.Stderr
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM} // an interrupt is for the tour, which ends it
 	if err := s.cmd.Start(); err != nil {
@@ -81,7 +81,7 @@ func free(ctx context.Context, port int) error {
 
 func (s *stack) stop() {
 	_ = s.cmd.Process.Signal(syscall.SIGTERM)
-	<-s.ended
+	<-s.ended //nolint:errcheck // it was told to end
 }
 
 // devStatus is what the tour reads of /dev/status.
@@ -130,7 +130,7 @@ func (s *stack) fetch(ctx context.Context, method, url string, body io.Reader, h
 	if err != nil {
 		return nil, err
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	out, err := io.ReadAll(resp.Body)
 	if err != nil {
 		return nil, err

@@ -49,7 +49,7 @@ func (t *terminal) onda(args ...string) (string, error) {
 
 // quiet runs a command of onda without showing it.
 func (t *terminal) quiet(args ...string) (string, error) {
-	cmd := exec.Command("bin/onda", args...)
+	cmd := exec.Command("bin/onda", args...) //nolint:noctx // it is short, and the terminal interrupts it too
 	if t.colour {
 		cmd.Stderr = os.Stderr // for its progress bar
 	}
