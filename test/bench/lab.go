@@ -180,7 +180,7 @@ func (l *lab) refresh(ctx context.Context) error {
 		return fmt.Errorf("connect to postgres: %w", err)
 	}
 	defer func() { _ = conn.Close(context.Background()) }()
-	if _, err := conn.Exec(ctx, "VACUUM (ANALYZE)"); err != nil { //nolint:misspell // SQL spells it so
+	if _, err := conn.Exec(ctx, "VACUUM (ANALYZE)"); err != nil {
 		return fmt.Errorf("vacuum: %w", err)
 	}
 	return nil

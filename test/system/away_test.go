@@ -57,31 +57,31 @@ func (s *server) crash() {
 }
 
 // newServer starts a server with a database of the two tenants.
-func newServer(t testing.TB) (*server, *pgtest.Database) {
-	t.Helper()
-	s := &server{t: t, home: t.TempDir()}
+func newServer(tb testing.TB) (*server, *pgtest.Database) {
+	tb.Helper()
+	s := &server{t: tb, home: tb.TempDir()}
 	admin := s.script("start")
-	t.Cleanup(func() { s.script("stop") })
-	a, err := postgres.OpenAdmin(t.Context(), admin)
+	tb.Cleanup(func() { s.script("stop") })
+	a, err := postgres.OpenAdmin(tb.Context(), admin)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	defer func() { _ = a.Close(t.Context()) }()
-	if _, err := a.Migrate(t.Context()); err != nil {
-		t.Fatal(err)
+	defer func() { _ = a.Close(tb.Context()) }()
+	if _, err := a.Migrate(tb.Context()); err != nil {
+		tb.Fatal(err)
 	}
-	if err := a.MarkDevelopment(t.Context()); err != nil {
-		t.Fatal(err)
+	if err := a.MarkDevelopment(tb.Context()); err != nil {
+		tb.Fatal(err)
 	}
 	for _, tenant := range []string{pgtest.Acme, pgtest.Brava} {
-		if _, err := a.CreateTenant(t.Context(), tenant); err != nil {
-			t.Fatal(err)
+		if _, err := a.CreateTenant(tb.Context(), tenant); err != nil {
+			tb.Fatal(err)
 		}
 	}
 	login := func(name string) string {
 		u, err := url.Parse(admin)
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		u.User = url.User(name)
 		return u.String()

@@ -14,16 +14,16 @@ import (
 )
 
 // seed is of the moments at which things break: new each time, and ONDA_TEST_SEED repeats one.
-func seed(t testing.TB) *rand.Rand {
-	t.Helper()
+func seed(tb testing.TB) *rand.Rand {
+	tb.Helper()
 	n := rand.Uint64()
 	if text := os.Getenv("ONDA_TEST_SEED"); text != "" {
 		var err error
 		if n, err = strconv.ParseUint(text, 10, 64); err != nil {
-			t.Fatalf("ONDA_TEST_SEED: %v", err)
+			tb.Fatalf("ONDA_TEST_SEED: %v", err)
 		}
 	}
-	t.Logf("ONDA_TEST_SEED=%d", n)
+	tb.Logf("ONDA_TEST_SEED=%d", n)
 	return rand.New(rand.NewPCG(n, 0))
 }
 

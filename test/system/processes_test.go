@@ -62,14 +62,14 @@ type fleet struct {
 }
 
 // newFleet starts dev on binaries, over a database.
-func newFleet(t testing.TB, data *pgtest.Database, chaos localbroker.Chaos) *fleet {
-	t.Helper()
+func newFleet(tb testing.TB, data *pgtest.Database, chaos localbroker.Chaos) *fleet {
+	tb.Helper()
 	bin, err := binaries()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	f := &fleet{t: t, data: data, dir: t.TempDir(), at: "127.0.0.1:0"}
-	f.world = &world{t: t, data: data, db: data.Open(t, postgres.Config{MaxConns: 8, Tick: tick}), admin: data.Admin(t), client: newClient()}
+	f := &fleet{t: tb, data: data, dir: tb.TempDir(), at: "127.0.0.1:0"}
+	f.world = &world{t: tb, data: data, db: data.Open(tb, postgres.Config{MaxConns: 8, Tick: tick}), admin: data.Admin(tb), client: newClient()}
 	f.openBox()
 	f.at = f.box.SMTPAddr()
 	env := map[string]string{
@@ -77,19 +77,19 @@ func newFleet(t testing.TB, data *pgtest.Database, chaos localbroker.Chaos) *fle
 		"ONDA_LEASE": lease.String(), "ONDA_MESSAGE_LIMIT": messageLimit.String(), "ONDA_TICK": tick.String(), "ONDA_BATCHES": fmt.Sprint(batches),
 		"ONDA_SMTP_CONNECTIONS": "3", "ONDA_HIT_HOLD": "500ms",
 	}
-	f.dev, err = dev.Start(t.Context(), dev.Config{
-		Addr: "127.0.0.1:0", Root: root, Binaries: bin, Env: env, Tick: tick, Chaos: chaos, Logs: t.TempDir(),
+	f.dev, err = dev.Start(tb.Context(), dev.Config{
+		Addr: "127.0.0.1:0", Root: root, Binaries: bin, Env: env, Tick: tick, Chaos: chaos, Logs: tb.TempDir(),
 		ServiceEnv: map[string]map[string]string{
 			"schedule": {"ONDA_DATABASE_URL": data.ScheduleURL, "ONDA_SPREAD": "0s"},
 			"send":     {"ONDA_LANE": "bulk"}, "send-api": {"ONDA_LANE": "transactional"}, "send-api-events": {"ONDA_LANE": "transactional"},
 		},
 	})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := f.dev.Stop(context.Background()); err != nil {
-			t.Errorf("stop: %v", err)
+			tb.Errorf("stop: %v", err)
 		}
 	})
 	return f
@@ -134,8 +134,8 @@ func (f *fleet) killAll() (n int) {
 }
 
 // wait asks again and again until it is so.
-func wait(t testing.TB, what string, so func() bool) {
-	t.Helper()
+func wait(tb testing.TB, what string, so func() bool) {
+	tb.Helper()
 	deadline := time.NewTimer(patience)
 	defer deadline.Stop()
 	again := time.NewTicker(2 * time.Millisecond)
@@ -144,7 +144,7 @@ func wait(t testing.TB, what string, so func() bool) {
 		select {
 		case <-again.C:
 		case <-deadline.C:
-			t.Fatalf("waited %s for %s", patience, what)
+			tb.Fatalf("waited %s for %s", patience, what)
 		}
 	}
 }

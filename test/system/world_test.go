@@ -47,16 +47,16 @@ type world struct {
 }
 
 // newWorld starts the functions; what they do not read from env is as in production, but for the shorter hold of hits.
-func newWorld(t testing.TB, cfg fntest.Config) *world {
-	t.Helper()
-	w := &world{t: t, data: pgtest.New(t), keys: map[string]token.ProgramKey{}}
-	w.db, w.admin = w.data.DB(t), w.data.Admin(t)
+func newWorld(tb testing.TB, cfg fntest.Config) *world {
+	tb.Helper()
+	w := &world{t: tb, data: pgtest.New(tb), keys: map[string]token.ProgramKey{}}
+	w.db, w.admin = w.data.DB(tb), w.data.Admin(tb)
 	var err error
-	if w.conn, err = pgx.Connect(t.Context(), w.data.AdminURL); err != nil {
-		t.Fatal(err)
+	if w.conn, err = pgx.Connect(tb.Context(), w.data.AdminURL); err != nil {
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { _ = w.conn.Close(context.Background()) })
-	w.box = startMailbox(t, t.TempDir(), "127.0.0.1:0")
+	tb.Cleanup(func() { _ = w.conn.Close(context.Background()) })
+	w.box = startMailbox(tb, tb.TempDir(), "127.0.0.1:0")
 	cfg.Builds = builds()
 	cfg.Env = w.env()
 	cfg.ServiceEnv = map[string]map[string]string{
@@ -64,21 +64,21 @@ func newWorld(t testing.TB, cfg fntest.Config) *world {
 		"send":     {"ONDA_LANE": "bulk"}, "send-api": {"ONDA_LANE": "transactional"}, "send-api-events": {"ONDA_LANE": "transactional"},
 	}
 	maps.Copy(cfg.Env, map[string]string{"ONDA_LINK_URL": linkURL, "ONDA_FORM_URL": formURL})
-	w.World = fntest.Start(t, cfg)
+	w.World = fntest.Start(tb, cfg)
 	w.client = newClient()
 	w.makeKeys()
 	return w
 }
 
-func startMailbox(t testing.TB, dir, addr string) *mailbox.Server {
-	t.Helper()
+func startMailbox(tb testing.TB, dir, addr string) *mailbox.Server {
+	tb.Helper()
 	box, err := mailbox.Start(context.Background(), mailbox.Config{Dir: dir, SMTPAddr: addr, Rules: mailbox.DefaultRules()})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := box.Close(); err != nil {
-			t.Errorf("mailbox: %v", err)
+			tb.Errorf("mailbox: %v", err)
 		}
 	})
 	return box
