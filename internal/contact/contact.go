@@ -100,7 +100,7 @@ func upsert(ctx context.Context, tx *postgres.Tx, drainer string, rows []Row, ca
 		if err != nil {
 			return nil, err
 		}
-		open = append(again, rest...)
+		open = slices.Concat(again, rest)
 		slices.Sort(open)
 	}
 	if err := w.flushUnlessSilent(ctx, tx); err != nil {
@@ -144,14 +144,14 @@ func upsertTurn(ctx context.Context, tx *postgres.Tx, w *writer, rows []Row, res
 	if err != nil {
 		return nil, err
 	}
-	var make []int
+	var fresh []int
 	var change []found
 	written := map[int64]bool{}
 	for _, f := range have {
 		r := &results[f.row]
 		switch {
 		case f.byEmail == nil && f.byID == nil:
-			make = append(make, f.row)
+			fresh = append(fresh, f.row)
 			continue
 		case f.byEmail != nil && f.byID != nil && *f.byEmail != *f.byID,
 			f.byID == nil && rows[f.row].ExternalID != "" && f.emailsOwnID != nil:
@@ -169,11 +169,11 @@ func upsertTurn(ctx context.Context, tx *postgres.Tx, w *writer, rows []Row, res
 		written[r.Contact] = true
 		change = append(change, f)
 	}
-	made, err := insert(ctx, tx, rows, results, make)
+	made, err := insert(ctx, tx, rows, results, fresh)
 	if err != nil {
 		return nil, err
 	}
-	for _, i := range make {
+	for _, i := range fresh {
 		if results[i].Contact == 0 { // another transaction made it meanwhile
 			again = append(again, i)
 		}

@@ -20,6 +20,7 @@ import (
 func TestMain(m *testing.M) { pgtest.Main(m) }
 
 func newDB(tb testing.TB) *postgres.DB {
+	tb.Helper()
 	db := pgtest.New(tb).DB(tb)
 	for name, spec := range map[string]string{
 		"first_name": `{"type": "text"}`, "score": `{"type": "number"}`, "birthday": `{"type": "date"}`, "country": `{"type": "country"}`,

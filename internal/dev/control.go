@@ -3,6 +3,7 @@ package dev
 import (
 	_ "embed"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"html/template"
 	"io"
@@ -67,7 +68,7 @@ func readJSON(w http.ResponseWriter, r *http.Request, v any) bool {
 	d.DisallowUnknownFields()
 	err := d.Decode(v)
 	if err == nil {
-		if _, err = d.Token(); err == io.EOF {
+		if _, err = d.Token(); errors.Is(err, io.EOF) {
 			return true
 		}
 		err = fmt.Errorf("more than one JSON value")

@@ -198,7 +198,7 @@ func TestRouting(t *testing.T) {
 	}
 	h := run(t, Config{
 		Addr: "127.0.0.1:0", Eventing: eventing, Builds: builds, Tick: -1, Output: &lines{t: t},
-		Routes: map[string]http.Handler{"/report": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "the report") })},
+		Routes: map[string]http.Handler{"/report": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, "the report") })},
 	})
 	host := strings.TrimPrefix(h.URL(), "http://")
 	for _, test := range []struct {

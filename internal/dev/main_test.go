@@ -2,6 +2,7 @@ package dev
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -41,10 +42,10 @@ func buildEcho(_ context.Context, rt *fn.Runtime) (fn.Handler, error) {
 		return fn.Handler{}, fmt.Errorf("ECHO_FAILS: %s", text)
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /pid", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, os.Getpid()) })
+	mux.HandleFunc("GET /pid", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, os.Getpid()) })
 	mux.HandleFunc("GET /env/{name}", func(w http.ResponseWriter, r *http.Request) {
 		value, _ := rt.Env.Lookup(r.PathValue("name"))
-		fmt.Fprint(w, value)
+		_, _ = fmt.Fprint(w, value)
 	})
 	mux.HandleFunc("POST /body", func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
 	mux.HandleFunc("GET /gate", func(w http.ResponseWriter, r *http.Request) {
@@ -52,11 +53,11 @@ func buildEcho(_ context.Context, rt *fn.Runtime) (fn.Handler, error) {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
-		fmt.Fprint(w, os.Getpid())
+		_, _ = fmt.Fprint(w, os.Getpid())
 	})
 	mux.HandleFunc("GET /", func(w http.ResponseWriter, r *http.Request) {
 		service, _ := rt.Env.Lookup("K_SERVICE")
-		fmt.Fprintf(w, "%s %s%s", service, r.Host, r.URL)
+		_, _ = fmt.Fprintf(w, "%s %s%s", service, r.Host, r.URL)
 	})
 	return fn.Handler{
 		HTTP: mux,
@@ -88,7 +89,7 @@ func devToBeKilled() error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	binaries, eventing, err := prepare(dir)
 	if err != nil {
 		return err
@@ -107,7 +108,7 @@ func devToBeKilled() error {
 		return err
 	}
 	pid, err := io.ReadAll(res.Body)
-	if err != nil {
+	if err := errors.Join(err, res.Body.Close()); err != nil {
 		return err
 	}
 	fmt.Printf("%s\n", pid)
@@ -231,7 +232,7 @@ func fetch(t *testing.T, method, url, body string, header ...string) answer {
 		t.Error(err) // not Fatal: this may be another goroutine
 		return answer{}
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	text, err := io.ReadAll(res.Body)
 	if err != nil {
 		t.Error(err)

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -331,7 +332,7 @@ func (p *pool) kill(signal syscall.Signal) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := 0
-	for _, proc := range append(p.live[:len(p.live):len(p.live)], p.leaving...) {
+	for _, proc := range slices.Concat(p.live, p.leaving) {
 		if signal == syscall.SIGTERM || signal == syscall.SIGINT {
 			p.leave(proc, signal.String()) // it finishes what it has; what comes goes to another
 		}
@@ -347,7 +348,7 @@ func (p *pool) kill(signal syscall.Signal) (int, error) {
 
 func (p *pool) quiet(ctx context.Context) error {
 	p.mu.Lock()
-	all := append(p.live[:len(p.live):len(p.live)], p.leaving...)
+	all := slices.Concat(p.live, p.leaving)
 	p.mu.Unlock()
 	for _, proc := range all {
 		go p.end(proc, "stop")

@@ -70,7 +70,7 @@ func (p *pool) exec(ctx context.Context, binary string) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(binary)
+	cmd := exec.Command(binary) //nolint:noctx // it outlives the request that had it started; end ends it
 	cmd.Env = os.Environ()
 	for name, value := range p.env {
 		cmd.Env = append(cmd.Env, name+"="+value)

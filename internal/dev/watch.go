@@ -40,7 +40,7 @@ func (h *Handle) watch(ctx context.Context) error {
 		}
 	}
 	h.running.Go(func() {
-		defer w.Close()
+		defer func() { _ = w.Close() }()
 		h.follow(ctx, w)
 	})
 	return nil

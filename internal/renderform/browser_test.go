@@ -12,11 +12,11 @@ import (
 )
 
 // A person fills in the form, gets it wrong, puts it right, and confirms: in every browser alike.
-func TestFormInABrowser(t *testing.T) {
+func TestFormInABrowser(t *testing.T) { //nolint:tparallel // one visitor after another: a browser has one tab in front
 	t.Parallel()
 	b := browsertest.Start(t)
 	for i, v := range browsertest.Visitors() {
-		t.Run(v.Name, func(t *testing.T) { // one after another: a browser has one tab in front
+		t.Run(v.Name, func(t *testing.T) {
 			w := newWorld(t)
 			address := fmt.Sprintf("visitor%d@example.com", i)
 			tab := b.Open(t, v, w.url+newsletter)

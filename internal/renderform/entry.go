@@ -212,25 +212,27 @@ func fieldHolds(t spec.FieldTest, answer []string) bool {
 		return among
 	case spec.OpIsNot, spec.OpNotIn, spec.OpHasNone:
 		return !among
+	default:
+		if len(answer) == 0 {
+			return false
+		}
+		n, err := strconv.ParseFloat(strings.TrimSpace(answer[0]), 64)
+		if err != nil || len(t.Values) == 0 {
+			return true
+		}
+		switch t.Op {
+		case spec.OpGt:
+			return n > t.Values[0].Number
+		case spec.OpGte:
+			return n >= t.Values[0].Number
+		case spec.OpLt:
+			return n < t.Values[0].Number
+		case spec.OpLte:
+			return n <= t.Values[0].Number
+		case spec.OpBetween:
+			return len(t.Values) == 2 && n >= t.Values[0].Number && n <= t.Values[1].Number
+		default:
+			return true
+		}
 	}
-	if len(answer) == 0 {
-		return false
-	}
-	n, err := strconv.ParseFloat(strings.TrimSpace(answer[0]), 64)
-	if err != nil || len(t.Values) == 0 {
-		return true
-	}
-	switch t.Op {
-	case spec.OpGt:
-		return n > t.Values[0].Number
-	case spec.OpGte:
-		return n >= t.Values[0].Number
-	case spec.OpLt:
-		return n < t.Values[0].Number
-	case spec.OpLte:
-		return n <= t.Values[0].Number
-	case spec.OpBetween:
-		return len(t.Values) == 2 && n >= t.Values[0].Number && n <= t.Values[1].Number
-	}
-	return true
 }

@@ -75,7 +75,7 @@ func TestPageOfAForm(t *testing.T) {
 func TestDoubleOptIn(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	values := w.fill(newsletter, good())
+	values := w.fill(good())
 	for range 2 { // the second is the same page sent again
 		if a := w.post(newsletter, values); a.status != 200 || !strings.Contains(a.body, "Check your inbox") || !strings.Contains(a.body, "Nearly there.") {
 			t.Fatalf("submit: %d %s", a.status, a.body)
@@ -141,7 +141,7 @@ func TestDoubleOptIn(t *testing.T) {
 func TestConfirmationsThatDoNotCount(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.post(newsletter, w.fill(newsletter, good()))
+	w.post(newsletter, w.fill(good()))
 	link := w.confirmURL("acme")
 	tok, query, _ := strings.Cut(strings.TrimPrefix(link, w.url+"/y/"), "?")
 	for name, path := range map[string]string{
@@ -182,11 +182,11 @@ func TestAKnownAddressIsAnsweredAlike(t *testing.T) {
 		_, err = contact.Record(ctx, tx, drainer, contact.Consent{Contact: id, Purpose: "newsletter", State: contact.Granted, Basis: "form"})
 		return err
 	})
-	known := w.post(newsletter, w.fill(newsletter, good()))
+	known := w.post(newsletter, w.fill(good()))
 	first := w.confirmURL("acme")
 	other := good()
 	other.Set("email", "new@example.com")
-	unknown := w.post(newsletter, w.fill(newsletter, other))
+	unknown := w.post(newsletter, w.fill(other))
 	if known.status != unknown.status || known.body != unknown.body {
 		t.Error("a known address is answered in another way")
 	}
@@ -200,13 +200,13 @@ func TestAKnownAddressIsAnsweredAlike(t *testing.T) {
 	// Another submission in her name does not ride on the confirmation of hers.
 	trap := good()
 	trap.Set("first_name", "Mallory")
-	w.post(newsletter, w.fill(newsletter, trap))
+	w.post(newsletter, w.fill(trap))
 	w.post(first, nil)
 	if got := pgtest.One[string](t, w.db, "acme", "SELECT fields->>'first_name' FROM contact WHERE email = 'ada@example.com'"); got != "Ada" {
 		t.Errorf("confirmed: %s, want what came with the mail", got)
 	}
 	for range 5 {
-		w.post(newsletter, w.fill(newsletter, good()))
+		w.post(newsletter, w.fill(good()))
 	}
 	if n := pgtest.One[int](t, w.db, "acme", "SELECT count(*) FROM request r JOIN submission s ON s.delivery = r.delivery JOIN contact c ON c.id = s.contact WHERE c.email = 'ada@example.com'"); n != maxConfirmations {
 		t.Errorf("%d confirmation mails went to one address, want %d", n, maxConfirmations)
@@ -238,7 +238,7 @@ func TestProblemsStandBesideTheirInputs(t *testing.T) {
 		for k, v := range c.change {
 			values[k] = v
 		}
-		a := w.post(newsletter, w.fill(newsletter, values))
+		a := w.post(newsletter, w.fill(values))
 		id := "onda-newsletter-" + c.input
 		if a.status != 422 || !strings.Contains(a.body, c.says) || !strings.Contains(a.body, `id="`+id+`-problem"`) || !strings.Contains(a.body, `aria-invalid="true" aria-describedby="`+id+`-problem"`) ||
 			!strings.Contains(a.body, `<div class="summary" role="alert"`) {
@@ -264,7 +264,7 @@ func TestHoneypot(t *testing.T) {
 	w := newWorld(t)
 	values := good()
 	values.Set(honeypot, "https://spam.example")
-	if a := w.post(newsletter, w.fill(newsletter, values)); a.status != 200 || !strings.Contains(a.body, "Check your inbox") {
+	if a := w.post(newsletter, w.fill(values)); a.status != 200 || !strings.Contains(a.body, "Check your inbox") {
 		t.Errorf("%d: the program is told that it was found out", a.status)
 	}
 	if n := w.count("acme", "contact") + w.count("acme", "request"); n != 0 {

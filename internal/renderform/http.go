@@ -353,7 +353,7 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if len(problems) > 0 {
-		return s.showProblems(w, r, f, s.formView(f, tenant, lang, values, problems))
+		return s.showProblems(w, r, s.formView(f, tenant, lang, values, problems))
 	}
 	return s.showResult(w, r, f, lang)
 }
@@ -382,7 +382,7 @@ func sendJSON(w http.ResponseWriter, status int, a reply) error {
 	return nil
 }
 
-func (s *server) showProblems(w http.ResponseWriter, r *http.Request, f *form, v page.View) error {
+func (s *server) showProblems(w http.ResponseWriter, r *http.Request, v page.View) error {
 	if !wantsJSON(r) {
 		w.Header().Set("Referrer-Policy", "same-origin")
 		s.write(w, r, v)

@@ -11,11 +11,11 @@ import (
 	"net/url"
 	"strings"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/onda-run/onda/internal/fn"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // drainer is who posts the events that a process of this function did not live to post: it takes none itself.

@@ -168,7 +168,7 @@ func (w *world) send(r *http.Request) answer {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	b, err := io.ReadAll(res.Body)
 	if err != nil {
 		w.t.Fatal(err)
@@ -199,10 +199,10 @@ func (w *world) get(path string, header ...string) answer {
 var hiddenInput = regexp.MustCompile(`<input type="hidden" name="([^"]*)" value="([^"]*)">`)
 
 // fill opens the form and gives what a browser would send: its hidden inputs and the values.
-func (w *world) fill(path string, values url.Values) url.Values {
+func (w *world) fill(values url.Values) url.Values {
 	w.t.Helper()
 	out := url.Values{}
-	for _, m := range hiddenInput.FindAllStringSubmatch(w.get(path).body, -1) {
+	for _, m := range hiddenInput.FindAllStringSubmatch(w.get(newsletter).body, -1) {
 		out.Set(m[1], m[2])
 	}
 	for k, v := range values {

@@ -147,8 +147,9 @@ func kindOf(in spec.Input, fd *spec.Field) string {
 		return "checkbox"
 	case spec.TypeCountry, spec.TypeLanguage:
 		return "select"
+	default:
+		return "text"
 	}
-	return "text"
 }
 
 // autocomplete lets a browser fill in what it knows (WCAG 2.2, 1.3.5).

@@ -34,7 +34,7 @@ func write(w io.Writer, text string, data any) error {
 		"max":    func(a, b int64) int64 { return max(a, b) },
 		"share":  share,
 		"color":  color,
-		"plot":   func(h []Hour) *plot { return newPlot(h) },
+		"plot":   newPlot,
 		"links":  mostClicked,
 		"linkOf": func(l Link) string { return strings.TrimPrefix(strings.TrimPrefix(l.URL, "https://"), "http://") },
 	}).Parse(text)

@@ -263,7 +263,7 @@ func (t *turn) hurry(ctx context.Context, s *kept, contacts []int64) error {
 
 // dueBy has the segment computed in full at a time, or as soon after it as its size allows, unless it is due earlier.
 func (t *turn) dueBy(ctx context.Context, s *kept, at time.Time) error {
-	if at == postgres.Never {
+	if at.Equal(postgres.Never) {
 		return nil
 	}
 	var most int64

@@ -37,6 +37,7 @@ type world struct {
 }
 
 func newWorld(tb testing.TB) *world {
+	tb.Helper()
 	pg := pgtest.New(tb)
 	w := &world{TB: tb, pg: pg, db: pg.Open(tb, postgres.Config{MaxConns: 8, Tick: time.Second})}
 	w.keeper = &keeper{db: w.db, docs: &documents{}, log: zap.NewNop()}
@@ -537,7 +538,7 @@ func TestEvents(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer resp.Body.Close()
+		defer func() { _ = resp.Body.Close() }()
 		if body, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode < 300 && len(body) > 0 {
 			t.Errorf("%d with the body %q, %v", resp.StatusCode, body, err)
 		}

@@ -18,7 +18,7 @@ func BenchmarkSend(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer box.Close()
+	defer func() { _ = box.Close() }()
 	in := w.start("ONDA_SMTP_URL=" + box.SMTPURL())
 	w.plan(w.people(b.N), 500)
 	b.ResetTimer()

@@ -59,9 +59,9 @@ func (p *process) kill() {
 	<-p.ended
 }
 
-func (w *world) count(sql string, args ...any) int {
+func (w *world) count(sql string) int {
 	w.t.Helper()
-	return pgtest.One[int](w.t, w.db, pgtest.Acme, sql, args...)
+	return pgtest.One[int](w.t, w.db, pgtest.Acme, sql)
 }
 
 // finish lets a sender go on until every batch is closed and every retry done.

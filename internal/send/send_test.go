@@ -112,11 +112,11 @@ func TestAMailThatIsDeferredIsTriedAgainUntilItExpires(t *testing.T) {
 	}
 }
 
-func header(t testing.TB, body []byte, name string) string {
-	t.Helper()
+func header(tb testing.TB, body []byte, name string) string {
+	tb.Helper()
 	m, err := mail.ReadMessage(bytes.NewReader(body))
 	if err != nil {
-		t.Fatalf("read a mail: %v", err)
+		tb.Fatalf("read a mail: %v", err)
 	}
 	return m.Header.Get(name)
 }

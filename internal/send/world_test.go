@@ -129,17 +129,17 @@ type world struct {
 	events atomic.Int64
 }
 
-func newWorld(t testing.TB, more ...string) *world {
-	t.Helper()
-	data := pgtest.New(t)
-	w := &world{t: t, data: data, db: data.DB(t), smtp: smtptest.Start(t, smtptest.Config{})}
+func newWorld(tb testing.TB, more ...string) *world {
+	tb.Helper()
+	data := pgtest.New(tb)
+	w := &world{t: tb, data: data, db: data.DB(tb), smtp: smtptest.Start(tb, smtptest.Config{})}
 	w.env = map[string]string{
 		"ONDA_DATABASE_URL": data.URL, "ONDA_SMTP_URL": w.smtp.URL(), "ONDA_LINK_URL": "http://localhost:8080",
 		"ONDA_LEASE": "5s", "ONDA_MESSAGE_LIMIT": "3s",
 	}
 	w.apply(documents + strings.Join(more, ""))
-	w.news = pgtest.One[int64](t, w.db, pgtest.Acme, "SELECT current FROM entity WHERE kind = 'Email' AND name = 'news'")
-	w.run = pgtest.One[int64](t, w.db, pgtest.Acme, `INSERT INTO run (kind, entity, document, state) SELECT 'broadcast', entity, id, 'running' FROM document WHERE id = $1 RETURNING id`, w.news)
+	w.news = pgtest.One[int64](tb, w.db, pgtest.Acme, "SELECT current FROM entity WHERE kind = 'Email' AND name = 'news'")
+	w.run = pgtest.One[int64](tb, w.db, pgtest.Acme, `INSERT INTO run (kind, entity, document, state) SELECT 'broadcast', entity, id, 'running' FROM document WHERE id = $1 RETURNING id`, w.news)
 	return w
 }
 
@@ -228,8 +228,8 @@ func (w *world) outcomes() map[string]string {
 }
 
 // wait waits until a condition is true, looking again from time to time.
-func wait(t testing.TB, limit time.Duration, what string, is func() bool) {
-	t.Helper()
+func wait(tb testing.TB, limit time.Duration, what string, is func() bool) {
+	tb.Helper()
 	end := time.NewTimer(limit)
 	defer end.Stop()
 	again := time.NewTicker(10 * time.Millisecond)
@@ -238,7 +238,7 @@ func wait(t testing.TB, limit time.Duration, what string, is func() bool) {
 		select {
 		case <-again.C:
 		case <-end.C:
-			t.Fatalf("waited %s for: %s", limit, what)
+			tb.Fatalf("waited %s for: %s", limit, what)
 		}
 	}
 }
@@ -257,14 +257,14 @@ func (w *world) superuser(sql string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	defer conn.Close(context.Background())
+	defer func() { _ = conn.Close(context.Background()) }()
 	if _, err := conn.Exec(context.Background(), sql); err != nil {
 		w.t.Fatal(err)
 	}
 }
 
 // quietDay is today's name in the language of documents.
-func quietDay(t testing.TB) string {
-	t.Helper()
+func quietDay(tb testing.TB) string {
+	tb.Helper()
 	return strings.ToLower(time.Now().UTC().Format("Mon"))
 }

@@ -11,11 +11,11 @@ import (
 )
 
 // A person chooses what to get, leaves, and reads a mail in the browser: in every browser alike.
-func TestPagesInABrowser(t *testing.T) {
+func TestPagesInABrowser(t *testing.T) { //nolint:tparallel // one visitor after another: a browser has one tab in front
 	t.Parallel()
 	b := browsertest.Start(t)
 	for _, v := range browsertest.Visitors() {
-		t.Run(v.Name, func(t *testing.T) { // one after another: a browser has one tab in front
+		t.Run(v.Name, func(t *testing.T) {
 			w := newWorld(t)
 			id, d := w.sent("acme", "ada@example.com", time.Hour)
 			pgtest.Exec(t, w.db, "acme", `UPDATE contact SET fields = '{"first_name": "Ada"}'`)

@@ -45,7 +45,7 @@ func TestUnsubscribe(t *testing.T) {
 			if err := m.Close(); err != nil {
 				w.t.Fatal(err)
 			}
-			r, err := http.NewRequest("POST", w.url+path, &b)
+			r, err := http.NewRequest(http.MethodPost, w.url+path, &b)
 			if err != nil {
 				w.t.Fatal(err)
 			}
@@ -200,7 +200,7 @@ func TestPagesSpeakTheVisitorsLanguage(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	id, _ := w.sent("acme", "ada@example.com", time.Hour)
-	r, err := http.NewRequest("GET", w.url+"/u/"+w.token("acme", token.Claims{Purpose: token.Unsubscribe, Contact: id, Topic: w.topicID("acme", "newsletter")}), nil)
+	r, err := http.NewRequest(http.MethodGet, w.url+"/u/"+w.token("acme", token.Claims{Purpose: token.Unsubscribe, Contact: id, Topic: w.topicID("acme", "newsletter")}), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

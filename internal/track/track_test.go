@@ -210,7 +210,7 @@ func (w *world) send(r *http.Request) answer {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	b, err := io.ReadAll(res.Body)
 	if err != nil {
 		w.t.Fatal(err)

@@ -86,7 +86,7 @@ func inBurst(h stored, all []stored, links int) bool {
 // probed tells whether a HEAD came from where the hit came from, about the same time.
 func probed(h stored, all []stored) bool {
 	for _, o := range all {
-		if o.Method == "HEAD" && len(h.Origin) > 0 && bytes.Equal(o.Origin, h.Origin) && absolute(o.At.Sub(h.At)) <= probeSpan {
+		if o.Method == "HEAD" && len(h.Origin) > 0 && bytes.Equal(o.Origin, h.Origin) && absolute(o.At.Sub(h.At)) <= probeSpan { //nolint:usestdlibvars // net/http is for http.go
 			return true
 		}
 	}
