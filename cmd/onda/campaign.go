@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,7 +39,8 @@ type campaignStartCmd struct {
 
 // Help is shown by --help.
 func (campaignStartCmd) Help() string {
-	return "Outside of development the number of recipients must be given back, so that nobody mails a list by mistake.\n\n" +
+	return "Outside of development the number of recipients must be given back, so that nobody mails a list by mistake. " +
+		"A broadcast that nobody would get is not started; one whose time is to come may be, for who gets it is decided then. If that is nobody, it is completed at once.\n\n" +
 		"Example:\n  onda --tenant acme campaign start spring-news --dry-run\n  onda --tenant acme campaign start spring-news --confirm 49310"
 }
 
@@ -46,54 +48,109 @@ func (campaignStartCmd) Help() string {
 func (c campaignStartCmd) Run(ctx context.Context, s *session) error {
 	var p campaign.Preflight
 	var r campaign.Run
-	var began time.Time
 	var took time.Duration
-	var needed bool
+	var nobody string
 	err := s.named(ctx, c.Name, runnable(), "", func(ctx context.Context, tx *postgres.Tx) (err error) {
 		if !c.At.IsZero() && c.At.Before(tx.Now().Add(-time.Minute)) {
 			return usageError{fmt.Sprintf("--at %s is over: it is %s for %s", c.At.Format(time.RFC3339), tx.Now().Format(time.RFC3339), tx.Tenant.Name)}
 		}
-		began = time.Now()
+		began := time.Now()
 		if p, err = campaign.GetPreflight(ctx, tx, c.Name); err != nil {
 			return err
 		}
 		took = time.Since(began)
+		if p.Kind == "broadcast" && p.Recipients == 0 {
+			if nobody, err = whyNobody(ctx, tx, p); err != nil {
+				return err
+			}
+		}
+		if c.DryRun {
+			return nil
+		}
 		var development bool
 		if err := tx.QueryRow(ctx, "SELECT development FROM onda.database").Scan(&development); err != nil {
 			return err
 		}
-		needed = !development && c.Confirm != p.Recipients || c.Confirm >= 0 && c.Confirm != p.Recipients
-		if c.DryRun || needed {
-			return nil
+		r, err = campaign.Start(ctx, tx, c.Name, campaign.Options{At: c.At, Again: c.Again, Preflight: &p, Cause: "onda campaign start"})
+		if err == nil && (!development || c.Confirm >= 0) && c.Confirm != p.Recipients {
+			return errUnconfirmed // which undoes it
 		}
-		r, err = campaign.Start(ctx, tx, c.Name, campaign.Options{At: c.At, Again: c.Again, Audience: p.Recipients, Cause: "onda campaign start"})
 		return err
 	})
-	if errors.Is(err, campaign.ErrRan) {
+	refused := errors.Is(err, campaign.ErrNobody) || errors.Is(err, errUnconfirmed)
+	switch {
+	case errors.Is(err, campaign.ErrRan):
 		return fmt.Errorf("%w (--again)", err)
-	}
-	if err != nil {
+	case err != nil && !refused:
 		return err
+	case refused:
+		r = campaign.Run{}
 	}
-	asJSON, err := s.data(map[string]any{"preflight": p, "run": r, "started": r.ID != 0})
-	if err != nil {
-		return err
+	asJSON, printed := s.data(map[string]any{"preflight": p, "run": r, "started": r.ID != 0})
+	if printed != nil {
+		return printed
 	}
 	if !asJSON {
 		s.preflight(p, took)
 	}
 	switch {
-	case needed && !c.DryRun && c.Confirm >= 0:
+	case errors.Is(err, campaign.ErrNobody):
+		return fmt.Errorf("nothing was started: %s", nobody)
+	case refused && c.Confirm >= 0:
 		return fmt.Errorf("nothing was started: %s would get it, not the %d of --confirm; if that is right, say --confirm %d", count(int(p.Recipients), "recipient"), c.Confirm, p.Recipients)
-	case needed && !c.DryRun:
+	case refused:
 		return fmt.Errorf("nothing was started: to send to these %s, say --confirm %d", count(int(p.Recipients), "recipient"), p.Recipients)
-	case asJSON, c.DryRun:
+	case asJSON:
+	case c.DryRun && nobody != "":
+		s.print("%s", nobody)
+	case c.DryRun:
 	case r.State == "scheduled":
 		s.print("run %d of %s is scheduled for %s", r.ID, r.Name, r.StartsAt.Format(time.RFC3339))
+		if nobody != "" {
+			s.print("as things stand now, %s", nobody)
+		}
 	default:
 		s.print("run %d of %s has started", r.ID, r.Name)
 	}
 	return s.ring(ctx)
+}
+
+// errUnconfirmed: the number of recipients was not given back.
+var errUnconfirmed = errors.New("the number of recipients is not confirmed")
+
+// whyNobody says why a broadcast would reach nobody, and what to do about it.
+func whyNobody(ctx context.Context, tx *postgres.Tx, p campaign.Preflight) (string, error) {
+	const nobody = "nobody would get it: "
+	switch {
+	case p.Audience > 0:
+	case p.Segment == "":
+		return nobody + "no contact is as its to says; import contacts, or change its document", nil
+	default:
+		size, err := segment.Count(ctx, tx, p.Segment)
+		if err != nil {
+			return "", err
+		}
+		if !size.Current {
+			return fmt.Sprintf("%sthe members of %s are being computed; try again when onda segment %[2]s says no more that it is being rebuilt", nobody, p.Segment), nil
+		}
+		return fmt.Sprintf("%snobody is in the segment %s; import contacts, or change its document", nobody, p.Segment), nil
+	}
+	var why []string
+	if p.Excluded > 0 {
+		why = append(why, fmt.Sprintf("%d excluded", p.Excluded))
+	}
+	reasons := slices.SortedFunc(maps.Keys(p.Refused), func(a, b string) int { return cmp.Or(cmp.Compare(p.Refused[b], p.Refused[a]), cmp.Compare(a, b)) })
+	for _, reason := range reasons {
+		why = append(why, fmt.Sprintf("%d %s", p.Refused[reason], reasonText(reason)))
+	}
+	remedy := "change its exclude, or whom it goes to"
+	if len(reasons) > 0 && p.Refused[reasons[0]] >= p.Excluded {
+		remedy = map[string]string{
+			"no_consent": fmt.Sprintf("let them subscribe by a form, or import them with the consent that they gave: --consent %s", p.Topic),
+			"pending":    "wait until they have confirmed it",
+		}[reasons[0]]
+	}
+	return fmt.Sprintf("%sof %s: %s; %s", nobody, count(int(p.Audience), "contact"), strings.Join(why, ", "), orElse(remedy, "send it to others")), nil
 }
 
 func (s *session) preflight(p campaign.Preflight, took time.Duration) {
@@ -237,6 +294,9 @@ func (c campaignStatusCmd) Run(ctx context.Context, s *session) error {
 		return err
 	}
 	s.print("%s %s, run %d: %s", st.Kind, st.Name, st.ID, st.State)
+	if st.Kind == "broadcast" && st.Complete && st.Planned == 0 {
+		s.print("nobody was in its audience: there was nothing to send")
+	}
 	if st.State == "paused" && st.Queued > 0 {
 		s.print("held: %s stay queued until it is resumed", count(int(st.Queued), "recipient"))
 	}

@@ -60,7 +60,7 @@ func TestBroadcast(t *testing.T) {
 	w.exec("INSERT INTO member (segment, contact) SELECT id, $1 FROM entity WHERE kind = 'Segment' AND name = 'staff'", c)
 	w.exec("UPDATE member SET kept = 'out' WHERE contact = $1", c+1)
 	w.exec("UPDATE contact SET erased_at = now() WHERE id = $1", c+2)
-	w.start("news", Options{Audience: 1200})
+	w.start("news", Options{Preflight: &Preflight{Recipients: 1200}})
 	w.everything()
 	s := w.status("news")
 	want := Status{Run: Run{ID: s.ID, Kind: "broadcast", Name: "news", State: "running"}, Audience: 1200, Planned: 1200, Complete: true, Queued: 1200}
@@ -238,6 +238,49 @@ func TestStartIsRefused(t *testing.T) {
 	}
 	if err := w.tryStart("news", Options{Again: true}); err != nil {
 		t.Errorf("again: %v", err)
+	}
+}
+
+// A broadcast that nobody would get is not started; one whose time comes with nobody in its audience is over at once.
+func TestBroadcastToNobody(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.broadcast("news", toEveryone)
+	start := func(o Options) error {
+		return w.db.InTenant(t.Context(), pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+			p, err := GetPreflight(ctx, tx, "news")
+			if err != nil {
+				return err
+			}
+			o.Preflight = &p
+			_, err = Start(ctx, tx, "news", o)
+			return err
+		})
+	}
+	if err := start(Options{}); !errors.Is(err, ErrNobody) {
+		t.Errorf("nobody is in the segment: %v", err)
+	}
+	c := w.people(pgtest.Acme, 2)
+	w.exec("UPDATE subscription SET state = 'withdrawn'")
+	if err := start(Options{}); !errors.Is(err, ErrNobody) {
+		t.Errorf("nobody has consented: %v", err)
+	}
+	if n := w.count("SELECT (SELECT count(*) FROM run) + (SELECT count(*) FROM outbox) + (SELECT count(*) FROM fact)"); n != 0 {
+		t.Errorf("%d rows are left of what was refused", n)
+	}
+	if err := start(Options{At: w.now().Add(time.Hour)}); err != nil {
+		t.Fatalf("its time is to come: %v", err)
+	}
+	w.exec("DELETE FROM member")
+	w.pass(2 * time.Hour)
+	w.everything()
+	if s := w.status("news"); s.State != "completed" || !s.Complete || s.Planned != 0 || s.EndedAt.IsZero() {
+		t.Errorf("with nobody in its audience: %+v", s)
+	}
+	w.exec("INSERT INTO member (segment, contact) SELECT id, $1 FROM entity WHERE kind = 'Segment' AND name = 'everyone'", c)
+	w.exec("UPDATE subscription SET state = 'granted' WHERE contact = $1", c)
+	if err := start(Options{Again: true}); err != nil {
+		t.Errorf("with somebody: %v", err)
 	}
 }
 
@@ -470,7 +513,7 @@ func TestPreflight(t *testing.T) {
 	})
 	for name, want := range map[string]Preflight{
 		"news": {
-			Kind: "broadcast", Name: "news", Email: "hello", Topic: "news", Audience: 50, Excluded: 1, Recipients: 43,
+			Kind: "broadcast", Name: "news", Email: "hello", Segment: "everyone", Topic: "news", Audience: 50, Excluded: 1, Recipients: 43,
 			Refused: map[string]int64{"no_consent": 4, "pending": 1, "suppressed": 1},
 		},
 		"welcome": {

@@ -20,6 +20,7 @@ var (
 	ErrPast      = errors.New("the time at which it was to be sent is over")
 	ErrAmbiguous = errors.New("a campaign and a broadcast have this name")
 	ErrState     = errors.New("its run is in another state")
+	ErrNobody    = errors.New("nobody would get it")
 )
 
 // Run is one run of a campaign or broadcast.
@@ -40,8 +41,8 @@ type Options struct {
 	At time.Time
 	// Again lets a broadcast be sent that was sent before.
 	Again bool
-	// Audience is how many it was started for, when the one who starts it was told; 0 when not.
-	Audience int64
+	// Preflight is what the one who starts it was told, nil when nothing.
+	Preflight *Preflight
 	// Cause says who or what starts it.
 	Cause string
 }
@@ -51,6 +52,9 @@ const pastLimit = delivery.Life
 
 // Start starts a run of the campaign or broadcast of this name, in the version in force, and rings for it. ErrOpen while a run of it is open; ErrRan for a
 // broadcast that has run, unless Again; ErrPast when its own time is more than a day over; ErrNotFound, ErrAmbiguous.
+//
+// A broadcast that would begin now and that, by the Preflight, nobody would get is refused with ErrNobody: it would be over at once, and could be sent again only by
+// Again. One whose time is to come is not, for who gets it is decided then; when nobody is in its audience at that time, it is completed at once.
 func Start(ctx context.Context, tx *postgres.Tx, name string, o Options) (Run, error) {
 	v, err := find(ctx, tx, name)
 	if err != nil {
@@ -83,13 +87,20 @@ func Start(ctx context.Context, tx *postgres.Tx, name string, o Options) (Run, e
 	} else {
 		r.StartsAt = now
 	}
+	var told int64
+	if o.Preflight != nil {
+		told = o.Preflight.Recipients
+		if told == 0 && r.Kind == "broadcast" && r.State == "running" {
+			return Run{}, fmt.Errorf("broadcast %s: %w", name, ErrNobody)
+		}
+	}
 	if o.Cause == "" {
 		o.Cause = "campaign start"
 	}
 	err = tx.QueryRow(ctx, `INSERT INTO run (kind, entity, document, state, cause, starts_at, audience, started_at)
 		VALUES ($1, $2, $3, $4, $5, $6, nullif($7::bigint, 0), CASE WHEN $4 = 'running' THEN onda.now() END)
 		ON CONFLICT (entity) WHERE state IN ('scheduled', 'running', 'paused') DO NOTHING RETURNING id`,
-		r.Kind, v.entity, v.id, r.State, o.Cause, r.StartsAt, o.Audience).Scan(&r.ID)
+		r.Kind, v.entity, v.id, r.State, o.Cause, r.StartsAt, told).Scan(&r.ID)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return Run{}, fmt.Errorf("%s %s: %w: cancel it first, or let it end", r.Kind, name, ErrOpen)
 	}

@@ -16,6 +16,8 @@ type Preflight struct {
 	Name string `json:"name"`
 	// Email is what a broadcast sends; of a campaign, the first mail that it sends.
 	Email string `json:"email,omitempty"`
+	// Segment is the audience of a broadcast, where it is one segment.
+	Segment string `json:"segment,omitempty"`
 	// Topic is the email's; empty when it is transactional, or a campaign's mails are of several.
 	Topic string `json:"topic,omitempty"`
 	// Audience is how many are in it; Excluded how many of them are left out by exclude.
@@ -34,6 +36,9 @@ func GetPreflight(ctx context.Context, tx *postgres.Tx, name string) (Preflight,
 	}
 	b := v.broadcast()
 	p := Preflight{Kind: "broadcast", Name: v.name, Refused: map[string]int64{}}
+	if b != nil {
+		p.Segment = b.To.Segment
+	}
 	if c := v.campaign(); c != nil {
 		p.Kind = "campaign"
 		b = &spec.Broadcast{Exclude: c.Exclude, Email: firstMail(v.flow)}
