@@ -132,7 +132,8 @@ func TestKilledAtRandomPoints(t *testing.T) {
 	w.audit(n, kills*4*delivery.MaxWindow)
 }
 
-// A sender is stopped for longer than its lease and a message, another takes over and finishes, and then the first wakes up with mails in hand.
+// A sender is stopped for longer than its lease and a message, another takes over and finishes, and then the first wakes up with mails in hand. With
+// ONDA_TEST_STOP=2m, leases are as in production and it stays stopped for as long.
 func TestAnOldHolderWakesUp(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -140,23 +141,33 @@ func TestAnOldHolderWakesUp(t *testing.T) {
 	w.plan(w.people(n), 400)
 	release, reached := make(chan struct{}), make(chan struct{})
 	w.smtp.Script("u70@x.example", smtptest.Script{End: smtptest.Step{Wait: release, Reached: reached}})
-	old := w.spawn("ONDA_SMTP_CONNECTIONS=1")
+	stopped, settings := time.Duration(0), []string{"ONDA_SMTP_CONNECTIONS=1"}
+	if text := os.Getenv("ONDA_TEST_STOP"); text != "" {
+		var err error
+		if stopped, err = time.ParseDuration(text); err != nil {
+			t.Fatal(err)
+		}
+		settings = append(settings, "ONDA_LEASE=60s", "ONDA_MESSAGE_LIMIT=30s")
+	}
+	old := w.spawn(settings...)
 	<-reached // the content of one mail is over there, its answer is not here
 	if err := old.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	began := time.Now()
 	close(release) // the relay takes it: a late 250 waits for the old holder
-	next := w.spawn()
-	wait(t, 60*time.Second, "the second sender to finish", func() bool { return w.count("SELECT count(*) FROM batch WHERE state = 'open'") == 0 })
+	next := w.spawn(settings[1:]...)
+	wait(t, 3*time.Minute, "the second sender to finish", func() bool { return w.count("SELECT count(*) FROM batch WHERE state = 'open'") == 0 })
 	if w.count("SELECT count(*) FROM delivery WHERE state = 'unknown'") == 0 {
 		t.Error("the takeover found nothing unknown: the first sender was not in the middle of anything")
 	}
+	<-time.After(time.Until(began.Add(stopped)))
 	if err := old.Process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
 	// What it had marked and not handed over it says so about, and that is tried again. Of the one mail whose answer it waited for, it depends on which comes
 	// first, the answer or the end of the time for it.
-	wait(t, 60*time.Second, "what was not handed over to be sent", func() bool {
+	wait(t, 60*time.Second+2*stopped, "what was not handed over to be sent", func() bool {
 		return w.count(`SELECT (SELECT count(*) FROM batch WHERE state = 'open') + (SELECT count(*) FROM delivery d JOIN contact c ON c.id = d.contact
 			WHERE d.state <> 'sent' AND c.email <> 'u70@x.example')`) == 0
 	})
