@@ -500,7 +500,9 @@ type cell struct {
 	Region string `json:"region"`
 	Cell   string `json:"cell"`
 	Server string `json:"server,omitempty"`
-	Rings  map[string]struct {
+	// Connections is checked by the tests of config/.
+	Connections int `json:"connections"`
+	Rings       map[string]struct {
 		Revision string `json:"revision"`
 	} `json:"rings,omitempty"`
 }

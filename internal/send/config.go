@@ -53,6 +53,12 @@ func (c *Config) Check() error {
 	return c.Compose.Check()
 }
 
+// MaxConns bounds the connections of a process to Postgres: a holder of a batch has one, the recorder of its lane one, HTTP one. A lower setting is raised
+// to that.
+func (c *Config) MaxConns() int32 {
+	return max(c.Postgres.MaxConns, int32(c.Batches+2))
+}
+
 func (c *Config) terms() delivery.Terms {
 	return delivery.Terms{Lease: c.Lease, MessageLimit: c.MessageLimit}
 }

@@ -29,9 +29,7 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 	if err := rt.Config(ctx, &cfg); err != nil {
 		return fn.Handler{}, err
 	}
-	if want := int32(cfg.Batches + 2); cfg.Postgres.MaxConns < want { // a connection a holder, one for the recorder, one for HTTP
-		cfg.Postgres.MaxConns = want
-	}
+	cfg.Postgres.MaxConns = cfg.MaxConns()
 	db, err := postgres.Open(cfg.Postgres)
 	if err != nil {
 		return fn.Handler{}, err
