@@ -150,20 +150,31 @@ func (s *service) unsubscribe(ctx context.Context, tx *postgres.Tx, tok, by stri
 	if err != nil {
 		return "", err
 	}
-	rows, err := tx.Query(ctx, "SELECT name FROM entity WHERE kind = $1 AND (id = $2 OR $2 = 0) ORDER BY name", spec.KindTopic, c.Topic)
-	if err != nil {
-		return "", fmt.Errorf("look up topic: %w", err)
+	var who int64
+	var topics []string
+	err = tx.QueryRow(ctx, `SELECT coalesce(c.merged_into, c.id), ARRAY(SELECT name FROM entity WHERE kind = $1 AND (id = $2 OR $2 = 0) ORDER BY name)
+		FROM contact c WHERE c.id = $3 AND c.erased_at IS NULL`, spec.KindTopic, c.Topic, c.Contact).Scan(&who, &topics)
+	if errors.Is(err, pgx.ErrNoRows) { // nobody is there any more
+		return Unsubscribed, nil
 	}
-	topics, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
-		return "", fmt.Errorf("look up topic: %w", err)
+		return "", fmt.Errorf("look up contact and topic: %w", err)
 	}
 	entries := make([]contact.Consent, len(topics))
 	for i, t := range topics {
-		entries[i] = contact.Consent{Contact: c.Contact, Purpose: t, State: contact.Withdrawn, Basis: "unsubscribe", Proof: map[string]any{"by": by}}
+		entries[i] = contact.Consent{Contact: who, Purpose: t, State: contact.Withdrawn, Basis: "unsubscribe", Proof: map[string]any{"by": by}}
 	}
-	_, err = contact.Record(ctx, tx, drainer, entries...)
-	return Unsubscribed, err
+	done, err := contact.Record(ctx, tx, drainer, entries...)
+	if err != nil {
+		return "", err
+	}
+	var changed []int64
+	for _, d := range done {
+		if d.Changed {
+			changed = append(changed, d.ID)
+		}
+	}
+	return Unsubscribed, delivery.Unsubscribed(ctx, tx, who, changed)
 }
 
 // delivery proves the token of a return path. errNotOurs when it does not, or when there is no such delivery.

@@ -17,6 +17,7 @@ import (
 	"github.com/onda-run/onda/internal/mail"
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/report"
 	"github.com/onda-run/onda/internal/token"
 )
 
@@ -66,7 +67,7 @@ func newWorld(t *testing.T) *world {
 		var run, email int64
 		err := tx.QueryRow(ctx, `WITH t AS (INSERT INTO entity (kind, name) VALUES ('Topic', 'newsletter') RETURNING id),
 			e AS (INSERT INTO entity (kind, name) VALUES ('Email', 'welcome') RETURNING id),
-			d AS (INSERT INTO document (entity, version, spec, hash) SELECT id, 1, '{}', '' FROM e RETURNING id, entity),
+			d AS (INSERT INTO document (entity, version, spec, hash) SELECT id, 1, '{"spec": {"topic": "newsletter"}}', '' FROM e RETURNING id, entity),
 			r AS (INSERT INTO run (kind, entity, document, state) SELECT 'broadcast', entity, id, 'running' FROM d RETURNING id),
 			c AS (INSERT INTO contact (email) VALUES ('ada@example.com') RETURNING id)
 			SELECT t.id, d.id, r.id, c.id FROM t, d, r, c`).Scan(&w.topic, &email, &run, &w.contact)
@@ -282,6 +283,50 @@ func TestWhatComesBack(t *testing.T) {
 				t.Errorf("brava has %d rows of it", n)
 			}
 		})
+	}
+}
+
+// Who leaves by mail, or by a report that says so, counts among the report's unsubscribes, once.
+func TestUnsubscribesByMailAreReported(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	pgtest.Exec(t, w.db, pgtest.Acme, "INSERT INTO delivery (id, contact, state, at) VALUES ($1, $2, 'sent', onda.now())", w.delivery, w.contact)
+	tok := w.sign(token.Claims{Purpose: token.Unsubscribe, Contact: w.contact, Topic: w.topic})
+	unsubscribes := func() (n int64) {
+		t.Helper()
+		pgtest.In(t, w.db, pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+			r, err := report.Load(ctx, tx, "welcome")
+			if err == nil {
+				n = r.Unsubscribes
+			}
+			return err
+		})
+		return n
+	}
+	if n := unsubscribes(); n != 0 {
+		t.Fatalf("%d before any", n)
+	}
+	for range 2 {
+		w.post(pgtest.Acme, w.keys[pgtest.Acme], "From: ada@example.com\r\nSubject: unsubscribe\r\n\r\n", "u+"+tok+"@bounce.acme.example")
+		w.post(pgtest.Acme, w.keys[pgtest.Acme], arf("opt-out", tok), "fbl@acme.example")
+		if n := unsubscribes(); n != 1 {
+			t.Errorf("%d, want 1", n)
+		}
+	}
+	// Who was merged into another leaves as that one, and who was erased is nobody.
+	into := pgtest.One[int64](t, w.db, pgtest.Acme, "INSERT INTO contact (email) VALUES ('ada@example.org') RETURNING id")
+	pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE contact SET merged_into = $2 WHERE id = $1", w.contact, into)
+	w.post(pgtest.Acme, w.keys[pgtest.Acme], "\r\n", "u+"+tok+"@bounce.acme.example")
+	if state := pgtest.One[string](t, w.db, pgtest.Acme, "SELECT state FROM subscription WHERE contact = $1", into); state != "withdrawn" {
+		t.Errorf("the one that is left is %s", state)
+	}
+	pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE contact SET merged_into = NULL, erased_at = onda.now() WHERE id = $1", w.contact)
+	pgtest.Exec(t, w.db, pgtest.Acme, "DELETE FROM consent")
+	if code, got := w.post(pgtest.Acme, w.keys[pgtest.Acme], "\r\n", "u+"+tok+"@bounce.acme.example"); code != http.StatusOK || got != `{"result":"unsubscribed"}` {
+		t.Errorf("erased: %d %s", code, got)
+	}
+	if n := pgtest.One[int](t, w.db, pgtest.Acme, "SELECT count(*) FROM consent"); n != 0 {
+		t.Errorf("%d entries of one who was erased", n)
 	}
 }
 

@@ -43,6 +43,29 @@ func Complained(ctx context.Context, tx *postgres.Tx, drainer string, later Late
 	return settleLater(ctx, tx, drainer, "complained", later)
 }
 
+// Unsubscribed counts, in the statistics of its run and step, the mail that most likely made a contact leave topics: the last one that it was sent of any of them; without
+// one it counts for run 0. withdrawals are the entries of the consent ledger that say so. A mail that the contact left by before, and came back to, is not counted
+// again.
+func Unsubscribed(ctx context.Context, tx *postgres.Tx, contact int64, withdrawals []int64) error {
+	if len(withdrawals) == 0 {
+		return nil
+	}
+	_, err := tx.Exec(ctx, `WITH new AS (SELECT purpose FROM consent WHERE id = ANY ($2) AND purpose NOT LIKE 'tracking.%'
+		), mail AS (
+			SELECT b.run, b.step, d.at, o.spec #>> '{spec,topic}' AS topic FROM delivery d JOIN batch b ON b.id = d.id >> 9 JOIN document o ON o.id = b.email
+			 WHERE d.contact = $1 AND d.state = 'sent' AND o.spec #>> '{spec,topic}' IN (SELECT purpose FROM new) ORDER BY d.id DESC LIMIT 1)
+		INSERT INTO stat AS s (run, step, hour, kind, n, firsts)
+		SELECT coalesce(m.run, 0), coalesce(m.step, ''), date_trunc('hour', onda.now(), 'UTC'), 'unsubscribe', 1, 1
+		  FROM (SELECT FROM new LIMIT 1) once LEFT JOIN mail m ON true
+		 WHERE NOT EXISTS (SELECT FROM consent c WHERE c.contact = $1 AND c.purpose = m.topic AND c.state = 'withdrawn' AND c.basis IN ('unsubscribe', 'preferences')
+		                      AND c.at >= m.at AND c.id <> ALL ($2))
+		ON CONFLICT (run, step, hour, kind, verdict, link, tracked) DO UPDATE SET n = s.n + 1, firsts = s.firsts + 1`, contact, withdrawals)
+	if err != nil {
+		return fmt.Errorf("count an unsubscribe: %w", err)
+	}
+	return nil
+}
+
 // noteLater writes what came later, once; news is false when it was noted before, or there is no row.
 func noteLater(ctx context.Context, tx *postgres.Tx, what string, later Later) (news bool, err error) {
 	var tag pgconn.CommandTag

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onda-run/onda/internal/contact"
+	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/page"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
@@ -163,27 +164,13 @@ func (t *Tracker) withdraw(ctx context.Context, tx *postgres.Tx, id int64, purpo
 	if err != nil {
 		return err
 	}
-	var changed []string
-	for i, d := range done {
-		if d.Changed && !strings.HasPrefix(purposes[i], "tracking.") {
-			changed = append(changed, purposes[i])
+	var changed []int64
+	for _, d := range done {
+		if d.Changed {
+			changed = append(changed, d.ID)
 		}
 	}
-	if len(changed) == 0 {
-		return nil
-	}
-	return countUnsubscribe(ctx, tx, id, changed)
-}
-
-// countUnsubscribe counts it for the mail that most likely made the contact leave: the last one of such a topic.
-func countUnsubscribe(ctx context.Context, tx *postgres.Tx, id int64, topics []string) error {
-	k := statKey{Hour: tx.Now().UTC().Truncate(time.Hour), Kind: "unsubscribe", Tracked: true}
-	err := tx.QueryRow(ctx, `SELECT b.run, b.step FROM delivery d JOIN batch b ON b.id = d.id >> 9 JOIN document o ON o.id = b.email
-		WHERE d.contact = $1 AND d.state = 'sent' AND o.spec #>> '{spec,topic}' = ANY ($2) ORDER BY d.id DESC LIMIT 1`, id, topics).Scan(&k.Run, &k.Step)
-	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return fmt.Errorf("look for the mail that was unsubscribed from: %w", err)
-	}
-	return writeStats(ctx, tx, map[statKey]count{k: {N: 1, Firsts: 1}})
+	return delivery.Unsubscribed(ctx, tx, id, changed)
 }
 
 // choice is one line of the preference centre.
