@@ -32,7 +32,7 @@ func Services() []Service {
 		{Name: "segment", Function: "segment", Serve: "events", Concurrency: 4},
 		{Name: "render-form", Function: "render-form", Serve: "http", Paths: []string{"/f/", "/y/"}},
 		{Name: "campaign", Function: "campaign", Serve: "events", Concurrency: 4},
-		{Name: "schedule", Function: "schedule", Serve: "events", Concurrency: 1},
+		{Name: "schedule", Function: "schedule", Serve: "events", Concurrency: 4},
 		{Name: "bounce", Function: "bounce", Serve: "http", Paths: []string{"/bounces/"}},
 	}
 }

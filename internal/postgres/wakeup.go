@@ -72,15 +72,20 @@ type Due struct {
 	At               time.Time
 	// Namespace is where the function is that works for the tenant; empty for the pool's, of a sandbox.
 	Namespace string
+	// Sweep is set when the function was not called for a day: it may have work that nobody knows of.
+	Sweep bool
 }
 
 // namespaceOf is where a wake-up's function is. send-api is a service of the function send.
 const namespaceOf = `CASE WHEN t.own IS NULL OR replace(w.function, '-api', '') = ANY (t.own) THEN t.namespace ELSE '' END`
 
-// Due lists who has work due by now plus ahead, on each tenant's own clock, oldest first. Used by schedule, with a login of its own.
+// Due lists who has work due by now plus ahead, on each tenant's own clock, oldest first, and then those that are to be swept. Used by schedule, with a login of
+// its own.
 func (db *DB) Due(ctx context.Context, ahead time.Duration) ([]Due, error) {
-	rows, err := db.pool.Query(ctx, `SELECT w.tenant, w.function, w.at, `+namespaceOf+` FROM onda.wakeup w JOIN onda.tenant t ON t.name = w.tenant
-		WHERE w.at < 'infinity' AND w.at <= now() + t."offset" + $1::interval AND t.state IN ('active', 'suspended') ORDER BY w.at, w.tenant, w.function`, ahead)
+	rows, err := db.pool.Query(ctx, `SELECT w.tenant, w.function, least(w.at, '9999-01-01'), `+namespaceOf+`, w.swept < now() - interval '1 day'
+		FROM onda.wakeup w JOIN onda.tenant t ON t.name = w.tenant
+		WHERE t.state IN ('active', 'suspended') AND w.function = ANY ($2)
+		AND (w.at < 'infinity' AND w.at <= now() + t."offset" + $1::interval OR w.swept < now() - interval '1 day') ORDER BY w.at, w.tenant, w.function`, ahead, Functions())
 	if err != nil {
 		return nil, fmt.Errorf("read who has work due: %w", err)
 	}
@@ -91,12 +96,12 @@ func (db *DB) Due(ctx context.Context, ahead time.Duration) ([]Due, error) {
 	return due, nil
 }
 
-// All lists every function of every tenant that is served, in order: the daily sweep of all.
-func (db *DB) All(ctx context.Context) ([]Due, error) {
-	rows, err := db.pool.Query(ctx, `SELECT w.tenant, w.function, now(), `+namespaceOf+` FROM onda.wakeup w JOIN onda.tenant t ON t.name = w.tenant
-		WHERE t.state IN ('active', 'suspended') AND w.function = ANY ($1) ORDER BY w.tenant, w.function`, Functions())
+// Swept notes that a function looked after a tenant, whatever it found: the next sweep is in a day, or up to an hour earlier, so that tenants that were made
+// together are not swept together for ever.
+func (db *DB) Swept(ctx context.Context, tenant, function string) error {
+	_, err := db.pool.Exec(ctx, "UPDATE onda.wakeup SET swept = now() - random() * interval '1 hour' WHERE tenant = $1 AND function = $2", tenant, function)
 	if err != nil {
-		return nil, fmt.Errorf("list tenants: %w", err)
+		return fmt.Errorf("note a sweep: %w", err)
 	}
-	return pgx.CollectRows(rows, pgx.RowToStructByPos[Due])
+	return nil
 }

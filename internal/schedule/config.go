@@ -1,7 +1,9 @@
 // Package schedule tells functions that they have work due: at each tick of a PingSource it reads the wake-ups of all tenants and posts
 // schedule.due straight to the functions, so that idle tenants stay at zero and nothing depends on a broker.
 //
-// It keeps no state: a tick that is lost, repeated or cut short is made good by the next, since only the function itself clears its wake-up.
+// It keeps no state: a tick that is lost, repeated or cut short is made good by the next, since only the function itself clears its wake-up. Should a wake-up
+// have been lost in a way that nobody thought of, a sweep finds its work: each function is called for each tenant at least once a day, and Postgres knows when
+// it was.
 package schedule
 
 import (
@@ -11,7 +13,7 @@ import (
 	"time"
 )
 
-// Config is schedule's environment. Its login may read who has work due and nothing else.
+// Config is schedule's environment. Its login may read who has work due, note who was swept, and nothing else.
 type Config struct {
 	// URL is of the login onda_schedule.
 	URL string `env:"ONDA_DATABASE_URL, required"`
@@ -21,6 +23,8 @@ type Config struct {
 	Namespace string `env:"ONDA_NAMESPACE, default=onda"`
 	// Spread is the time over which the posts of one tick are spread when there are many.
 	Spread time.Duration `env:"ONDA_SPREAD, default=45s"`
+	// Patience is how long a function may take to answer; what it had not done by then it is rung for again.
+	Patience time.Duration `env:"ONDA_PATIENCE, default=30s"`
 }
 
 // Check tells what is malformed.
@@ -30,6 +34,9 @@ func (c *Config) Check() error {
 	}
 	if c.Spread < 0 {
 		return fmt.Errorf("ONDA_SPREAD: %v is negative", c.Spread)
+	}
+	if c.Patience <= 0 {
+		return fmt.Errorf("ONDA_PATIENCE: %v is no time to wait, such as 30s", c.Patience)
 	}
 	return nil
 }

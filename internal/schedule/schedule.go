@@ -2,9 +2,6 @@ package schedule
 
 import (
 	"context"
-	"fmt"
-	"hash/fnv"
-	"strconv"
 	"sync"
 	"time"
 
@@ -18,10 +15,12 @@ import (
 )
 
 const (
-	inFlight = 64 // posts that are waited for at once: a function may work for 20 s before it answers
+	inFlight = 64 // posts to a function that are waited for at once: it may work for 20 s before it answers
 	atOnce   = 50 // posts a second that are made whatever their number
-	day      = 24 * time.Hour
 )
+
+// tickLimit is shorter than timeoutSeconds of the service: a tick ends by itself.
+const tickLimit = 55 * time.Second
 
 // Build makes the function.
 func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
@@ -29,11 +28,14 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 	if err := rt.Config(ctx, &cfg); err != nil {
 		return fn.Handler{}, err
 	}
-	db, err := postgres.Open(postgres.Config{URL: cfg.URL, MaxConns: 1})
+	db, err := postgres.Open(postgres.Config{URL: cfg.URL, MaxConns: 2})
 	if err != nil {
 		return fn.Handler{}, err
 	}
-	s := &scheduler{cfg: cfg, db: db, post: rt.Post, log: rt.Log, busy: map[postgres.Due]struct{}{}}
+	s := &scheduler{cfg: cfg, db: db, post: rt.Post, log: rt.Log, slots: map[string]chan struct{}{}, busy: map[key]struct{}{}}
+	for _, f := range postgres.Functions() {
+		s.slots[f] = make(chan struct{}, inFlight)
+	}
 	return fn.Handler{
 		Event: s.tick,
 		Close: func(context.Context) error { db.Close(); return nil },
@@ -41,48 +43,73 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 }
 
 type scheduler struct {
-	cfg  Config
-	db   *postgres.DB
-	post func(ctx context.Context, url string, e cloudevents.Event) error
-	log  *zap.Logger
+	cfg   Config
+	db    *postgres.DB
+	post  func(ctx context.Context, url string, e cloudevents.Event) error
+	log   *zap.Logger
+	slots map[string]chan struct{} // of each function, so that a slow one holds back no other
 
 	mu   sync.Mutex
-	busy map[postgres.Due]struct{} // tenant and function that a post of this process is under way to
+	busy map[key]struct{} // what a post of this process is under way for
 }
 
+type key struct{ tenant, function string }
+
 // tick does one round. Any event is a tick: what is due stands in Postgres. It answers when every function has answered, or has been left to
-// the next tick.
+// the next tick, which may begin before.
 func (s *scheduler) tick(ctx context.Context, e cloudevents.Event) (*cloudevents.Event, error) {
+	ctx, cancel := context.WithTimeout(ctx, tickLimit)
+	defer cancel()
 	due, err := s.db.Due(ctx, 0)
 	if err != nil {
 		return nil, err
 	}
-	daily, err := s.daily(ctx, e.Time())
-	if err != nil {
-		return nil, err
+	byFunction := map[string][]postgres.Due{}
+	for _, d := range due {
+		byFunction[d.Function] = append(byFunction[d.Function], d)
 	}
-	due = append(due, daily...)
 	limit := rate.NewLimiter(s.pace(len(due)), 1)
-	slots := make(chan struct{}, inFlight)
+	var wg sync.WaitGroup
+	for function, due := range byFunction {
+		wg.Go(func() { s.ringAll(ctx, s.slots[function], limit, due, e.ID()) })
+	}
+	wg.Wait()
+	return nil, nil
+}
+
+// ringAll rings one function for all tenants that it has work for. Those that it does not come to are still due at the next tick.
+func (s *scheduler) ringAll(ctx context.Context, slots chan struct{}, limit *rate.Limiter, due []postgres.Due, tick string) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for _, d := range due {
-		if !s.take(d) {
+		k := key{d.Tenant, d.Function}
+		if !s.take(k) {
 			continue
 		}
-		if err := limit.Wait(ctx); err != nil {
-			s.release(d)
-			return nil, nil // the rest is still due at the next tick
+		if !s.turn(ctx, slots, limit) {
+			s.release(k)
+			return
 		}
-		slots <- struct{}{}
 		wg.Go(func() {
-			defer func() { s.release(d); <-slots }()
-			if err := s.ring(ctx, d, e.ID()); err != nil {
+			defer func() { s.release(k); <-slots }()
+			if err := s.ring(ctx, d, tick); err != nil {
 				s.log.Warn("function did not take its work", zap.String("tenant", d.Tenant), zap.String("function", d.Function), zap.Error(err))
 			}
 		})
 	}
-	return nil, nil
+}
+
+// turn waits until a post may be made, and takes a slot for it; false when the tick is over before.
+func (s *scheduler) turn(ctx context.Context, slots chan struct{}, limit *rate.Limiter) bool {
+	if limit.Wait(ctx) != nil {
+		return false
+	}
+	select {
+	case slots <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // pace is how many posts a second are made, so that many tenants do not wake in the same instant.
@@ -93,18 +120,23 @@ func (s *scheduler) pace(n int) rate.Limit {
 	return max(atOnce, rate.Limit(float64(n)/s.cfg.Spread.Seconds()))
 }
 
+// ring posts schedule.due to one function for one tenant.
 func (s *scheduler) ring(ctx context.Context, d postgres.Due, tick string) error {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Patience)
+	defer cancel()
 	e, err := event.New(d.Tenant, "schedule", "", event.DeriveID("schedule.due", d.Tenant, d.Function, tick), event.ScheduleDue{Function: d.Function},
 		event.Causation(tick))
 	if err != nil {
 		return err
 	}
-	return s.post(ctx, s.cfg.url(d.Namespace, d.Function), e)
+	if err := s.post(ctx, s.cfg.url(d.Namespace, d.Function), e); err != nil || !d.Sweep {
+		return err
+	}
+	return s.db.Swept(ctx, d.Tenant, d.Function)
 }
 
-// take tells that nothing of this process is under way to the function for the tenant, and marks that something is now.
-func (s *scheduler) take(d postgres.Due) bool {
-	k := postgres.Due{Tenant: d.Tenant, Function: d.Function}
+// take tells that nothing of this process is under way for the tenant and function, and marks that something is now.
+func (s *scheduler) take(k key) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.busy[k]; ok {
@@ -114,34 +146,8 @@ func (s *scheduler) take(d postgres.Due) bool {
 	return true
 }
 
-func (s *scheduler) release(d postgres.Due) {
+func (s *scheduler) release(k key) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.busy, postgres.Due{Tenant: d.Tenant, Function: d.Function})
-}
-
-// daily sweeps every tenant once a day, at a minute of its own, should a wake-up have been lost in a way that nobody thought of.
-func (s *scheduler) daily(ctx context.Context, at time.Time) ([]postgres.Due, error) {
-	if at.IsZero() {
-		return nil, nil
-	}
-	all, err := s.db.All(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var due []postgres.Due
-	for _, d := range all {
-		if minuteOf(d.Tenant) == int(at.UTC().Sub(at.UTC().Truncate(day)).Minutes()) {
-			d.At = at
-			due = append(due, d)
-		}
-	}
-	return due, nil
-}
-
-// minuteOf is the minute of the day at which a tenant is swept.
-func minuteOf(tenant string) int {
-	h := fnv.New32a()
-	_, _ = fmt.Fprint(h, "sweep ", strconv.Itoa(len(tenant)), tenant)
-	return int(h.Sum32() % uint32(day/time.Minute))
+	delete(s.busy, k)
 }

@@ -59,6 +59,7 @@ CREATE TABLE onda.wakeup (
     tenant   text NOT NULL REFERENCES onda.tenant (name),
     function text NOT NULL,
     at       timestamptz NOT NULL DEFAULT 'infinity',
+    swept    timestamptz NOT NULL DEFAULT now(),    -- when schedule had it called whether anything was due or not; on the server's clock
     PRIMARY KEY (tenant, function)
 );
 CREATE INDEX wakeup_at ON onda.wakeup (at) WHERE at < 'infinity';
@@ -79,7 +80,7 @@ GRANT SELECT ON onda.tenant, onda.host TO onda_tenant, onda_pool, onda_schedule;
 GRANT INSERT, DELETE ON onda.host TO onda_tenant;
 -- Neither a row nor a function's name: schedule makes an address of it.
 GRANT SELECT, UPDATE (at) ON onda.wakeup TO onda_tenant;
-GRANT SELECT ON onda.wakeup TO onda_schedule;
+GRANT SELECT, UPDATE (swept) ON onda.wakeup TO onda_schedule;
 GRANT INSERT ON onda.failure TO onda_tenant, onda_pool;
 
 ALTER TABLE onda.tenant ENABLE ROW LEVEL SECURITY;
@@ -90,4 +91,4 @@ CREATE POLICY own ON onda.host TO onda_tenant USING (tenant = current_user) WITH
 CREATE POLICY own ON onda.wakeup TO onda_tenant USING (tenant = current_user) WITH CHECK (tenant = current_user);
 CREATE POLICY every ON onda.tenant FOR SELECT TO onda_pool, onda_schedule USING (true);
 CREATE POLICY every ON onda.host FOR SELECT TO onda_pool USING (true);
-CREATE POLICY every ON onda.wakeup FOR SELECT TO onda_schedule USING (true);
+CREATE POLICY every ON onda.wakeup TO onda_schedule USING (true);
