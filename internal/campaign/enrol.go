@@ -79,7 +79,7 @@ func (d *documents) enrolMembers(ctx context.Context, tx *postgres.Tx, run int64
 	for i, m := range members {
 		entrants[i] = entrant{contact: m, at: tx.Now(), cause: "run " + strconv.FormatInt(run, 10)}
 	}
-	if _, err := d.enrol(ctx, tx, c, entrants, true); err != nil {
+	if err := d.enrol(ctx, tx, c, entrants, true); err != nil {
 		return false, err
 	}
 	more = len(members) == enrolledAtOnce
@@ -93,11 +93,11 @@ func (d *documents) enrolMembers(ctx context.Context, tx *postgres.Tx, run int64
 	return more, nil
 }
 
-// enrol puts those into the campaign who may enter it, and gives how many did. At its start those are left out who are or were in this run already, by an
+// enrol puts those into the campaign who may enter it. At its start those are left out who are or were in this run already, by an
 // event. The run's row is locked, so that nobody else enrols into it meanwhile.
-func (d *documents) enrol(ctx context.Context, tx *postgres.Tx, c openCampaign, entrants []entrant, start bool) (int64, error) {
+func (d *documents) enrol(ctx context.Context, tx *postgres.Tx, c openCampaign, entrants []entrant, start bool) error {
 	if c.version == nil || c.version.flow.Start == "" || len(entrants) == 0 {
-		return 0, nil
+		return nil
 	}
 	spc := c.version.campaign()
 	if spc.Exclude != nil {
@@ -107,21 +107,21 @@ func (d *documents) enrol(ctx context.Context, tx *postgres.Tx, c openCampaign, 
 		}
 		env, err := predicate.Load(ctx, tx)
 		if err != nil {
-			return 0, err
+			return err
 		}
 		out, err := matching(ctx, tx, env, spc.Exclude, ids)
 		if err != nil {
-			return 0, fmt.Errorf("campaign %s, exclude: %w", c.name, err)
+			return fmt.Errorf("campaign %s, exclude: %w", c.name, err)
 		}
 		entrants = slices.DeleteFunc(entrants, func(e entrant) bool { return out[e.contact] })
 	}
 	settings, err := d.settings(ctx, tx)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	again, err := mayReenter(spc.Reentry.Mode, start)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	n := len(entrants)
 	contacts, keys, data := make([]int64, n), make([]string, n), make([]string, n)
@@ -145,12 +145,12 @@ func (d *documents) enrol(ctx context.Context, tx *postgres.Tx, c openCampaign, 
 		ON CONFLICT (run, contact, key) WHERE state = 'active' DO NOTHING`,
 		c.run, c.version.id, c.version.flow.Start, contacts, keys, data, ats, oldest, causes, c.entity)
 	if err != nil {
-		return 0, fmt.Errorf("enrol into campaign %s: %w", c.name, err)
+		return fmt.Errorf("enrol into campaign %s: %w", c.name, err)
 	}
 	if tag.RowsAffected() > 0 {
 		tx.Wake(drainer, tx.Now())
 	}
-	return tag.RowsAffected(), nil
+	return nil
 }
 
 // mayReenter is the SQL condition under which a journey p in the campaign, of any of its runs, keeps an entrant u out. Journeys that were cancelled with
@@ -230,7 +230,7 @@ func (d *documents) enrolByFacts(ctx context.Context, tx *postgres.Tx, facts []p
 				entrants = append(entrants, entrant{contact: f.Contact, data: f.Data, at: f.At, cause: factCause(f)})
 			}
 		}
-		if _, err := d.enrol(ctx, tx, c, entrants, false); err != nil {
+		if err := d.enrol(ctx, tx, c, entrants, false); err != nil {
 			return err
 		}
 	}

@@ -88,7 +88,7 @@ func havingProperties(ctx context.Context, tx *postgres.Tx, env predicate.Env, e
 
 // peopleSQL is the audience of a broadcast: from the members of a segment where it is one, else from all contacts. c is the contact's row. The parameters begin
 // with number first.
-func peopleSQL(b *spec.Broadcast, env predicate.Env, first int) (from string, excluded string, args []any, err error) {
+func peopleSQL(b *spec.Broadcast, env predicate.Env, first int) (from, excluded string, args []any, err error) {
 	from = "contact c WHERE "
 	if b.To.Segment != "" { // a small segment of many contacts must not be looked for among all
 		from = fmt.Sprintf("member m JOIN contact c ON c.id = m.contact WHERE m.segment = (SELECT e.id FROM entity e WHERE e.kind = 'Segment' AND e.name = $%d) AND m.kept <> 'out'", first)

@@ -85,6 +85,7 @@ func mailTime(c *spec.Campaign, due, now time.Time, loc *time.Location) (time.Ti
 			if at := nextOpening(*c.SendWindow, now, loc); at.After(now) {
 				return at, holdMail
 			}
+		case spec.LateSend:
 		}
 	}
 	if c.SendWindow != nil {

@@ -400,10 +400,8 @@ func TestOrderDecidesNothing(t *testing.T) {
 		w.deliver()
 		w.pass(10 * 24 * time.Hour)
 		w.everything()
-		for _, row := range w.columnsOf(pgtest.Acme, fmt.Sprintf(`SELECT (j.contact - %d) || ' ' || j.key || ' ' || j.state || ' ' || j.outcome || ' ' ||
-			coalesce((SELECT string_agg(s.step || s.branch, ',' ORDER BY s.visit) FROM step s WHERE s.journey = j.id), '') FROM journey j`, first)) {
-			out = append(out, row)
-		}
+		out = append(out, w.columnsOf(pgtest.Acme, fmt.Sprintf(`SELECT (j.contact - %d) || ' ' || j.key || ' ' || j.state || ' ' || j.outcome || ' ' ||
+			coalesce((SELECT string_agg(s.step || s.branch, ',' ORDER BY s.visit) FROM step s WHERE s.journey = j.id), '') FROM journey j`, first))...)
 		slices.Sort(out)
 		return out
 	}

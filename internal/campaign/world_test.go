@@ -30,13 +30,13 @@ type world struct {
 	engine *engine
 }
 
-func newWorld(t testing.TB) *world {
-	t.Helper()
-	d := pgtest.New(t)
-	db := d.DB(t)
-	w := &world{t: t, db: db, admin: d.Admin(t), engine: &engine{db: db, docs: &documents{}, share: 4, stop: make(chan struct{})}}
+func newWorld(tb testing.TB) *world {
+	tb.Helper()
+	d := pgtest.New(tb)
+	db := d.DB(tb)
+	w := &world{t: tb, db: db, admin: d.Admin(tb), engine: &engine{db: db, docs: &documents{}, share: 4, stop: make(chan struct{})}}
 	w.apply(common)
-	t.Cleanup(w.validate)
+	tb.Cleanup(w.validate)
 	return w
 }
 
