@@ -9,11 +9,11 @@ import (
 )
 
 // loadExamples reads the documents of the example company.
-func loadExamples(t testing.TB) *spec.Set {
-	t.Helper()
+func loadExamples(tb testing.TB) *spec.Set {
+	tb.Helper()
 	set, err := spec.LoadChecked(os.DirFS("../../examples/company"), nil)
 	if err != nil {
-		t.Fatalf("the examples have problems:\n%v", err)
+		tb.Fatalf("the examples have problems:\n%v", err)
 	}
 	return set
 }

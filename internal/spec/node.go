@@ -126,19 +126,20 @@ func (n *node) appendJSON(b []byte) []byte {
 			b = item.appendJSON(b)
 		}
 		return append(b, ']')
-	}
-	entries := slices.Clone(n.entries)
-	slices.SortFunc(entries, func(x, y *entry) int { return strings.Compare(x.key, y.key) })
-	b = append(b, '{')
-	for i, e := range entries {
-		if i > 0 {
-			b = append(b, ',')
+	default:
+		entries := slices.Clone(n.entries)
+		slices.SortFunc(entries, func(x, y *entry) int { return strings.Compare(x.key, y.key) })
+		b = append(b, '{')
+		for i, e := range entries {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b = appendJSONString(b, e.key)
+			b = append(b, ':')
+			b = e.value.appendJSON(b)
 		}
-		b = appendJSONString(b, e.key)
-		b = append(b, ':')
-		b = e.value.appendJSON(b)
+		return append(b, '}')
 	}
-	return append(b, '}')
 }
 
 func appendJSONString(b []byte, s string) []byte {

@@ -73,8 +73,9 @@ func (v Value) Any() any {
 		return v.Number
 	case BoolValue:
 		return v.Bool
+	default:
+		return v.Text
 	}
-	return v.Text
 }
 
 // TopicState is how a contact stands to a topic.
@@ -305,9 +306,10 @@ func valueRule() rule[Value] {
 				}
 				v.Kind, v.Number = NumberValue, f
 				return v, true
+			default:
+				d.wrong(n, "a text, a number, true or false")
+				return v, false
 			}
-			d.wrong(n, "a text, a number, true or false")
-			return v, false
 		},
 		schema: func(*schemaBuilder) schema { return schema{"type": []string{"string", "number", "boolean"}} },
 	}
@@ -482,8 +484,9 @@ func (k operand) schema(b *schemaBuilder) schema {
 		return patternRule().schema(b)
 	case anniversary:
 		return yearlyRule().schema(b)
+	default:
+		return valueRule().schema(b)
 	}
-	return valueRule().schema(b)
 }
 
 // Matches applies a test of text or number that has no need of a field's type:
@@ -505,6 +508,7 @@ func (t Test) Matches(n float64) bool {
 		return n <= in(0)
 	case OpBetween:
 		return n >= in(0) && n <= in(1)
+	default:
+		return false
 	}
-	return false
 }

@@ -120,7 +120,7 @@ func badCases() []badCase {
 		{"unknown field", where("{field: contry, in: [FR]}"), []string{`5:18: unknown field "contry", did you mean "country"?`}, true},
 		{"operator that does not fit", where("{field: country, gte: 5}"), []string{`5:27: gte does not fit the field "country", a country: use one of is, isNot, in, notIn, exists`}, true},
 		{"value that does not fit", where("{field: score, is: high}"), []string{`5:29: the field "score" is a number: "high" is none`}, true},
-		{"option that is not there", where("{field: plan, in: [free, payed]}"), []string{`5:35: unknown option "payed", did you mean "paid"? of the field "plan"`}, true},
+		{"option that is not there", where("{field: plan, in: [free, paidd]}"), []string{`5:35: unknown option "paidd", did you mean "paid"? of the field "plan"`}, true},
 		{"country that is none", where("{field: country, is: Norway}"), []string{`5:31: the field "country" is a country: "Norway" is no code such as NO or FR`}, true},
 		{"regular expression", where(`{field: email, matches: "a("}`), []string{"5:34: not a regular expression: missing closing ): `(?i:a()`"}, true},
 		{"between upside down", where("{field: score, between: [9, 1]}"), []string{`5:34: the lowest comes first: 9 is above 1`}, true},

@@ -8,10 +8,10 @@ type schemaBuilder struct {
 }
 
 // define gives a reference to a definition, which it makes when it is new.
-func (b *schemaBuilder) define(name string, make func() schema) schema {
+func (b *schemaBuilder) define(name string, build func() schema) schema {
 	if _, ok := b.defs[name]; !ok {
 		b.defs[name] = true // a definition may refer to itself
-		b.defs[name] = make()
+		b.defs[name] = build()
 	}
 	return schema{"$ref": "#/$defs/" + name}
 }

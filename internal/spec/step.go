@@ -263,13 +263,15 @@ func updateRule() rule[[]Assignment] {
 			case listNode:
 				vs, ok := list(scalar("text", `^[\s\S]+$`, asText), 0).read(d, n)
 				return vs, ok
+			default:
+				v, ok := valueRule().read(d, n)
+				return v.Any(), ok
 			}
-			v, ok := valueRule().read(d, n)
-			return v.Any(), ok
 		},
 		schema: func(b *schemaBuilder) schema {
 			return schema{"anyOf": []any{
-				schema{"type": "null"}, valueRule().schema(b),
+				schema{"type": "null"},
+				valueRule().schema(b),
 				schema{"type": "array", "items": schema{"type": "string", "minLength": 1}},
 			}}
 		},

@@ -118,6 +118,7 @@ func (d *documentScan) add(tk *token.Token) (problem string) {
 		if last != nil && len(last.Value) > maxKey {
 			return fmt.Sprintf("a key is longer than %d bytes: the text of it belongs into a value", maxKey)
 		}
+	default: // adds to no bound
 	}
 	switch {
 	case d.flow+len(d.columns) > maxDepth:
@@ -287,9 +288,10 @@ func (r *yamlReader) scalar(out *node, n ast.Node) {
 	case token.ImplicitNullType:
 		out.kind, out.text = nullNode, ""
 		return
+	default:
+		out.plain = true
+		out.body = out.position
 	}
-	out.plain = true
-	out.body = out.position
 	switch {
 	case tk.Value == "null" || tk.Value == "~" || tk.Value == "":
 		out.kind = nullNode
