@@ -63,7 +63,7 @@ func (tx *Tx) AddFacts(ctx context.Context, facts ...Fact) error {
 	return nil
 }
 
-// ErrBusy: another process reads with the same cursor at this moment, and does the work.
+// ErrBusy says that another process reads with the same cursor at this moment, and does the work.
 var ErrBusy = errors.New("another holder is doing this")
 
 // FactLimit bounds what is read in one transaction: how many facts, and how many contacts or deliveries they are about in all (a little more

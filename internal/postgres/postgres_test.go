@@ -479,7 +479,7 @@ func TestCreateTenantTwiceIsOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close(ctx)
+		defer func() { _ = conn.Close(ctx) }()
 		if _, err := conn.Exec(ctx, sql); err != nil {
 			t.Fatal(err)
 		}

@@ -3,10 +3,9 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
-
-	"maps"
 
 	"github.com/jackc/pgx/v5"
 )
