@@ -65,7 +65,7 @@ func (c *comesBack) take(ctx context.Context, rcpt string, raw []byte) (bool, er
 	if err != nil {
 		return true, fmt.Errorf("hand over to bounce: %w", err)
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10)) // so that the connection is used again
 	if resp.StatusCode != http.StatusOK {
 		return true, fmt.Errorf("bounce answers %s", resp.Status)

@@ -257,7 +257,7 @@ func (c devCmd) prepare(ctx context.Context, s *session) (env map[string]string,
 	if err != nil {
 		return nil, false, err
 	}
-	defer a.Close(ctx)
+	defer func() { _ = a.Close(ctx) }()
 	if serious, err := a.InProduction(ctx); err != nil || serious {
 		if serious {
 			err = errors.New("the database in ONDA_ADMIN_DATABASE_URL has tenants and is not for development: onda dev sends all mail to its own mailbox and lets clocks be moved; name another")
@@ -351,7 +351,7 @@ func ensureDatabase(ctx context.Context, adminURL string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("connect to postgres: %w", err)
 	}
-	defer conn.Close(ctx)
+	defer func() { _ = conn.Close(ctx) }()
 	var there bool
 	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_database WHERE datname = 'onda')").Scan(&there); err != nil {
 		return "", fmt.Errorf("look for database onda: %w", err)

@@ -39,7 +39,7 @@ func (k *devKeys) of(ctx context.Context, tenant string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer a.Close(ctx)
+	defer func() { _ = a.Close(ctx) }()
 	tenants, err := a.Tenants(ctx)
 	if err != nil {
 		return "", err
@@ -89,7 +89,7 @@ func readEnv(path string) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	env := map[string]string{}
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {

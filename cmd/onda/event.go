@@ -247,7 +247,7 @@ func post(ctx context.Context, url string, e cloudevents.Event) error {
 	if err != nil {
 		return fmt.Errorf("post event: %w", err)
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode/100 != 2 {
 		text, _ := io.ReadAll(io.LimitReader(resp.Body, 300))
 		return fmt.Errorf("post event: %s answers %s: %s", url, resp.Status, text)

@@ -42,7 +42,7 @@ func (c importCmd) Run(ctx context.Context, s *session) error {
 		if err != nil {
 			return err
 		}
-		defer f.Close()
+		defer func() { _ = f.Close() }()
 		if info, err := f.Stat(); err == nil {
 			size = info.Size()
 		}

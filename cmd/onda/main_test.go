@@ -140,7 +140,7 @@ func (s *scripted) sql(ts *testscript.TestScript, neg bool, args []string) {
 	ctx := context.Background()
 	conn, err := pgx.Connect(ctx, s.db.AdminURL)
 	ts.Check(err)
-	defer conn.Close(ctx)
+	defer func() { _ = conn.Close(ctx) }()
 	_, err = conn.Exec(ctx, "SELECT set_config('search_path', quote_ident($1) || ', onda, public', false)", args[0])
 	ts.Check(err)
 	var got *string
@@ -314,7 +314,7 @@ func (s *scripted) mark(development bool) func(*testscript.TestScript, bool, []s
 		ctx := context.Background()
 		conn, err := pgx.Connect(ctx, s.db.AdminURL)
 		ts.Check(err)
-		defer conn.Close(ctx)
+		defer func() { _ = conn.Close(ctx) }()
 		_, err = conn.Exec(ctx, "UPDATE onda.database SET development = $1", development)
 		ts.Check(err)
 	}
@@ -347,7 +347,7 @@ func bounced(ts *testscript.TestScript, neg bool, args []string) {
 	get := func(path string, v any) {
 		resp, err := http.Get("http://127.0.0.1:" + args[0] + path)
 		ts.Check(err)
-		defer resp.Body.Close()
+		defer func() { _ = resp.Body.Close() }()
 		ts.Check(json.NewDecoder(resp.Body).Decode(v))
 	}
 	type mail struct {
@@ -399,7 +399,7 @@ func (s *scripted) port(ts *testscript.TestScript, _ bool, args []string) {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		ts.Check(err)
 		ts.Setenv(name, strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
-		defer l.Close() // only now, so that no two are the same
+		defer func() { _ = l.Close() }() // only now, so that no two are the same
 	}
 }
 
