@@ -43,6 +43,7 @@ type tenantCmd struct {
 	Delete  tenantDeleteCmd  `cmd:"" help:"Delete a tenant. It can be taken back for 30 days."`
 	Purge   tenantPurgeCmd   `cmd:"" help:"Remove a tenant that was deleted 30 days ago."`
 	Login   tenantLoginCmd   `cmd:"" help:"Say who may enter a tenant: the pool's login, or one of its own."`
+	Rearm   tenantRearmCmd   `cmd:"" help:"Let tenants go on after a restore or a failover."`
 	Key     tenantKeyCmd     `cmd:"" help:"Make a key for a program of the tenant's. It is shown once."`
 	Clock   tenantClockCmd   `cmd:"" help:"Move the tenant's clock, in a database for development."`
 }

@@ -73,9 +73,14 @@ func New(t testing.TB) *Database {
 	if server.err != nil {
 		t.Fatalf("pgtest: %v", server.err)
 	}
+	return clone(t, server.name)
+}
+
+func clone(t testing.TB, template string) *Database {
+	t.Helper()
 	ctx := context.Background()
 	name := fmt.Sprintf("onda_test_%d_%d", os.Getpid(), server.n.Add(1))
-	run(t, "CREATE DATABASE "+name+" TEMPLATE "+server.name+" OWNER "+managed)
+	run(t, "CREATE DATABASE "+name+" TEMPLATE "+template+" OWNER "+managed)
 	t.Cleanup(func() {
 		conn, err := pgx.Connect(ctx, server.admin)
 		if err != nil {
@@ -85,6 +90,16 @@ func New(t testing.TB) *Database {
 		_, _ = conn.Exec(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)")
 	})
 	return &Database{URL: at("onda_pool", name), ScheduleURL: at("onda_schedule", name), AdminURL: at("", name), ManagedURL: at(managed, name)}
+}
+
+// Copy makes a copy of the database, which nobody may be using; it is dropped with the test.
+func (d *Database) Copy(t testing.TB) *Database {
+	t.Helper()
+	u, err := url.Parse(d.AdminURL)
+	if err != nil {
+		t.Fatalf("pgtest: %v", err)
+	}
+	return clone(t, strings.TrimPrefix(u.Path, "/"))
 }
 
 // DB opens the database as functions do, and closes it with the test.
@@ -172,6 +187,29 @@ func All[T any](t testing.TB, db *postgres.DB, tenant, sql string, args ...any) 
 		return err
 	})
 	return v
+}
+
+// Another starts a second server, with nothing of Onda's on it, and gives its superuser's URL. It is stopped with the test.
+func Another(t testing.TB) string {
+	t.Helper()
+	admin, stop, err := initdb()
+	if stop != nil {
+		t.Cleanup(stop)
+	}
+	if err != nil {
+		t.Fatalf("pgtest: %v", err)
+	}
+	return admin
+}
+
+// Tool is the path of one of Postgres's programs, such as pg_dump.
+func Tool(t testing.TB, name string) string {
+	t.Helper()
+	bin, err := binaries()
+	if err != nil {
+		t.Fatalf("pgtest: %v", err)
+	}
+	return filepath.Join(bin, name)
 }
 
 func run(t testing.TB, sql string) {

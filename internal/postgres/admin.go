@@ -79,6 +79,12 @@ func asOwner(ctx context.Context, tx pgx.Tx) error {
 	return err
 }
 
+// inSchema lets bare names be of the tenant's schema, after Postgres's own. Only onda_owner makes any there.
+func inSchema(ctx context.Context, tx pgx.Tx, tenant string) error {
+	_, err := tx.Exec(ctx, "SELECT set_config('search_path', quote_ident($1) || ', pg_temp', true)", tenant)
+	return err
+}
+
 // InProduction tells whether the database has tenants and was never marked as one for development.
 func (a *Admin) InProduction(ctx context.Context) (serious bool, err error) {
 	var ours bool

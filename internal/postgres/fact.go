@@ -76,8 +76,8 @@ type FactLimit struct{ Facts, Items int }
 //
 // Only facts of transactions that all are over are read, since ids become visible in another order than they are given.
 func (tx *Tx) ReadFacts(ctx context.Context, consumer string, limit FactLimit, kinds ...string) (facts []Fact, more bool, err error) {
-	var xid, id int64
-	err = tx.QueryRow(ctx, "SELECT xid::text::bigint, id FROM cursor WHERE name = $1 FOR UPDATE SKIP LOCKED", consumer).Scan(&xid, &id)
+	var xid, id, base int64
+	err = tx.QueryRow(ctx, "SELECT xid::text::bigint, id, base FROM cursor WHERE name = $1 FOR UPDATE SKIP LOCKED", consumer).Scan(&xid, &id, &base)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, false, ErrBusy
 	}
@@ -87,8 +87,8 @@ func (tx *Tx) ReadFacts(ctx context.Context, consumer string, limit FactLimit, k
 	rows, err := tx.Query(ctx, `SELECT xid::text::bigint, id, kind, name, coalesce(contact, 0), coalesce(visitor, 0), coalesce(run, 0), contacts, deliveries, data, at
 		FROM (SELECT xid, id, kind, name, contact, visitor, run, contacts, deliveries, data, at, sum(items) OVER (ORDER BY xid, id) - items AS before
 			FROM (SELECT xid, id, kind, name, contact, visitor, run, contacts, deliveries, data, at, coalesce(cardinality(contacts), cardinality(deliveries), 1) AS items
-				FROM fact WHERE (xid, id) > ($1::text::xid8, $2) AND xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY xid, id LIMIT $3) f) f
-		WHERE before < $4 ORDER BY xid, id`, fmt.Sprint(xid), id, limit.Facts, limit.Items)
+				FROM fact WHERE (xid, id) > ($1::text::xid8, $2) AND xid < (pg_snapshot_xmin(pg_current_snapshot())::text::bigint + $5)::text::xid8 ORDER BY xid, id LIMIT $3) f) f
+		WHERE before < $4 ORDER BY xid, id`, fmt.Sprint(xid), id, limit.Facts, limit.Items, base)
 	if err != nil {
 		return nil, false, fmt.Errorf("read facts: %w", err)
 	}

@@ -151,7 +151,7 @@ func (a *Admin) migrateTenant(ctx context.Context, name string) (n int, err erro
 
 // stepTenant runs one migration in the tenant's schema. What it makes is onda_owner's, who lets the tenant's role use it by default.
 func stepTenant(ctx context.Context, tx pgx.Tx, name string, version int, sql string) error {
-	if _, err := tx.Exec(ctx, "SELECT set_config('search_path', quote_ident($1) || ', pg_temp', true)", name); err != nil {
+	if err := inSchema(ctx, tx, name); err != nil {
 		return err
 	}
 	if _, err := tx.Exec(ctx, sql); err != nil {

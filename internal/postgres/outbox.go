@@ -32,6 +32,9 @@ const (
 func (tx *Tx) Publish(ctx context.Context, drainer string, events ...cloudevents.Event) error {
 	b := &pgx.Batch{}
 	for _, e := range events {
+		if err := of(tx.Tenant.Name, e); err != nil {
+			return fmt.Errorf("publish: %w", err)
+		}
 		body, err := json.Marshal(e)
 		if err != nil {
 			return fmt.Errorf("encode event %s: %w", e.Type(), err)
@@ -47,6 +50,16 @@ func (tx *Tx) Publish(ctx context.Context, drainer string, events ...cloudevents
 	tx.Wake(drainer, tx.now.Add(tx.db.tick))
 	tx.rang[drain{tx.Tenant.Name, drainer}] = struct{}{}
 	return nil
+}
+
+// of gives an error for an event that is another tenant's: a broker of the pool's believes what an event says of its tenant, and the tenant's role can write
+// anything into its outbox.
+func of(tenant string, e cloudevents.Event) error {
+	named, err := event.Tenant(e)
+	if err == nil && named != tenant {
+		err = fmt.Errorf("event %s: it is of tenant %s, in the outbox of %s", e.Type(), named, tenant)
+	}
+	return err
 }
 
 func (db *DB) published(rang map[drain]struct{}) {
@@ -115,7 +128,8 @@ type outboxRow struct {
 
 // Drain leases up to 200 of the drainer's outbox rows, commits, posts them, and deletes those that were taken; n is how many were leased. Doorbells
 // of one type are merged, up to 500 items an event, under an id derived from the rows'. A row whose post fails stays, and is tried again by
-// the next drain, after those that were tried less often: so one that nobody ever takes does not stand before the others.
+// the next drain, after those that were tried less often: so one that nobody ever takes does not stand before the others. A row that is no event of the tenant's,
+// which Publish did not write, is deleted, and told with the error.
 func (db *DB) Drain(ctx context.Context, tenant, drainer string, post Post) (n int, err error) {
 	var rows []outboxRow
 	var namespace string
@@ -137,9 +151,10 @@ func (db *DB) Drain(ctx context.Context, tenant, drainer string, post Post) (n i
 		return 0, nil
 	}
 	slices.SortFunc(rows, func(x, y outboxRow) int { return cmp.Or(cmp.Compare(x.Tries, y.Tries), cmp.Compare(x.ID, y.ID)) })
-	done, refused := []int64{}, []int64{}
+	postings, done, strays := merge(tenant, rows)
+	refused := []int64{}
 	var failed error
-	for _, g := range merge(rows) {
+	for _, g := range postings {
 		if failed == nil {
 			if failed = post(ctx, namespace, g.event); failed != nil {
 				refused = g.rows
@@ -164,7 +179,7 @@ func (db *DB) Drain(ctx context.Context, tenant, drainer string, post Post) (n i
 		}
 		return nil
 	})
-	return len(rows), errors.Join(failed, err)
+	return len(rows), errors.Join(failed, strays, err)
 }
 
 func (db *DB) rung(d drain) {
@@ -189,13 +204,18 @@ type posting struct {
 	size  int // bytes, no less than it has
 }
 
-// merge joins the doorbells of one type: events whose data is nothing but items.
-func merge(rows []outboxRow) []*posting {
-	var out []*posting
+// merge joins the doorbells of one type: events whose data is nothing but items. It sorts out rows that are no event of the tenant's.
+func merge(tenant string, rows []outboxRow) (out []*posting, strays []int64, why error) {
 	open := map[string]*posting{}
+	strays = []int64{}
 	for _, r := range rows {
 		e := cloudevents.NewEvent()
-		if err := json.Unmarshal(r.Event, &e); err != nil { // written by Publish, so this is a row that someone mended by hand
+		err := json.Unmarshal(r.Event, &e)
+		if err == nil {
+			err = of(tenant, e)
+		}
+		if err != nil {
+			strays, why = append(strays, r.ID), errors.Join(why, fmt.Errorf("row %d of the outbox: %w", r.ID, err))
 			continue
 		}
 		items := doorbellItems(e.Data())
@@ -223,7 +243,7 @@ func merge(rows []outboxRow) []*posting {
 			p.event.SetID(event.DeriveID(p.event.ID(), "merged", strconv.Itoa(len(p.rows))))
 		}
 	}
-	return out
+	return out, strays, why
 }
 
 func doorbellItems(data []byte) []json.RawMessage {

@@ -416,6 +416,39 @@ func TestOneBadEventHoldsNothingUp(t *testing.T) {
 	}
 }
 
+// A tenant's role can write anything into its outbox; the pool's broker believes what an event says of its tenant.
+func TestNoEventOfAnotherTenantIsPosted(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	var forged []byte
+	for _, tenant := range []string{"brava", "acme"} {
+		e, err := event.New(tenant, "campaign", "", event.DeriveID(tenant), event.EmailSendRequested{Run: 1})
+		if err == nil {
+			err = db.InTenant(context.Background(), "acme", func(ctx context.Context, tx *postgres.Tx) error { return tx.Publish(ctx, "campaign", e) })
+		}
+		if (err == nil) != (tenant == "acme") {
+			t.Errorf("publish an event of %s in acme: %v", tenant, err)
+		}
+		if tenant == "brava" {
+			if forged, err = e.MarshalJSON(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	pgtest.Exec(t, db, "acme", "INSERT INTO outbox (drainer, type, event) VALUES ('campaign', 'x', $1), ('campaign', 'x', '{}')", forged)
+	var posted []string
+	n, err := db.Drain(context.Background(), "acme", "campaign", func(_ context.Context, _ string, e cloudevents.Event) error {
+		posted = append(posted, e.ID())
+		return nil
+	})
+	if err == nil || !strings.Contains(err.Error(), "it is of tenant brava, in the outbox of acme") || n != 3 || !cmp.Equal(posted, []string{event.DeriveID("acme")}) {
+		t.Errorf("posted %v of %d: %v", posted, n, err)
+	}
+	if left := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM outbox"); left != 0 {
+		t.Errorf("%d rows are left", left)
+	}
+}
+
 func TestAnyEventThatFailsIsKept(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)

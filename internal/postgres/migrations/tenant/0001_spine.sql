@@ -259,7 +259,8 @@ CREATE INDEX fact_contact ON fact (contact, kind, at) WHERE contact IS NOT NULL;
 CREATE TABLE cursor (
     name text PRIMARY KEY,
     xid  xid8 NOT NULL DEFAULT '0',
-    id   bigint NOT NULL DEFAULT 0
+    id   bigint NOT NULL DEFAULT 0,
+    base bigint NOT NULL DEFAULT 0                               -- what the default of fact.xid adds to this server's: see Admin.Rearm
 );
 INSERT INTO cursor (name) VALUES ('segment'), ('campaign');
 
