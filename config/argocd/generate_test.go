@@ -195,8 +195,11 @@ func (g generator) params(files tree) ([]params, error) {
 				// Argo CD's globbing is git's, whose star passes slashes, or the usual one, as it is set up: they must agree.
 				loose := regexp.MustCompile("^" + strings.ReplaceAll(regexp.QuoteMeta(f.Path), `\*`, ".*") + "$").MatchString(name)
 				strict, err := path.Match(f.Path, name)
-				if err != nil || loose != strict {
-					return nil, fmt.Errorf("%s matches %s depending on who looks: %v", f.Path, name, err)
+				if err != nil {
+					return nil, fmt.Errorf("%s: %w", f.Path, err)
+				}
+				if loose != strict {
+					return nil, fmt.Errorf("%s matches %s or not, depending on who looks", f.Path, name)
 				}
 				if strict {
 					matches++
