@@ -13,6 +13,9 @@ import (
 	"time"
 )
 
+// MaxConns bounds the connections of a process to Postgres.
+const MaxConns = 2
+
 // Config is schedule's environment. Its login may read who has work due, note who was swept, and nothing else.
 type Config struct {
 	// URL is of the login onda_schedule.

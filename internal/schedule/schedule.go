@@ -28,7 +28,7 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 	if err := rt.Config(ctx, &cfg); err != nil {
 		return fn.Handler{}, err
 	}
-	db, err := postgres.Open(postgres.Config{URL: cfg.URL, MaxConns: 2})
+	db, err := postgres.Open(postgres.Config{URL: cfg.URL, MaxConns: MaxConns})
 	if err != nil {
 		return fn.Handler{}, err
 	}
