@@ -1,6 +1,7 @@
 package functions_test
 
 import (
+	"cmp"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -178,4 +179,87 @@ func routes(t *testing.T, dir string) []string {
 	}
 	slices.Sort(all)
 	return slices.Compact(all)
+}
+
+// TestNothingIsWrittenToDisk lets pods have a root file system that is read only, and no volume: nothing that a function links of ours makes a file, and no form
+// is so large that Go puts its parts into files.
+func TestNothingIsWrittenToDisk(t *testing.T) {
+	t.Parallel()
+	linked := map[string]bool{}
+	for _, p := range list(t, mains(t)...) {
+		for _, dep := range p.Deps {
+			if rest, ours := strings.CutPrefix(dep, module+"/"); ours {
+				linked[rest] = true
+			}
+		}
+	}
+	if len(linked) < 10 {
+		t.Fatalf("functions link %v", linked)
+	}
+	for dir := range linked {
+		for name, f := range files(t, filepath.Join("..", dir)) {
+			for _, what := range writes(f) {
+				t.Errorf("%s/%s: %s", dir, name, what)
+			}
+		}
+	}
+	bad, err := parser.ParseFile(token.NewFileSet(), "bad.go", `package bad
+func a() { os.WriteFile("x", nil, 0o600) }
+func b(r *http.Request) { r.FormValue("x") }
+func c(r *http.Request) { r.ParseMultipartForm(large) }
+func d(r *http.Request) { r.Body = http.MaxBytesReader(nil, r.Body, large); r.ParseMultipartForm(small) }
+func good(r *http.Request) { r.Body = http.MaxBytesReader(nil, r.Body, large); r.ParseMultipartForm(large) }`, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found := writes(bad); len(found) != 4 {
+		t.Errorf("of four that write to disk %q were found", found)
+	}
+}
+
+// writes tells what in a file writes to disk.
+func writes(f *ast.File) []string {
+	var found []string
+	ast.Inspect(f, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.SelectorExpr:
+			makesFiles := []string{"Create", "CreateTemp", "CopyFS", "Link", "Mkdir", "MkdirAll", "MkdirTemp", "OpenFile", "Rename", "Symlink", "WriteFile"}
+			if pkg, ok := n.X.(*ast.Ident); ok && pkg.Name == "os" && slices.Contains(makesFiles, n.Sel.Name) {
+				found = append(found, "os."+n.Sel.Name+": a pod has nowhere to write")
+			}
+			if slices.Contains([]string{"FormValue", "PostFormValue", "FormFile"}, n.Sel.Name) {
+				found = append(found, n.Sel.Name+" may write parts of a form to disk: limit the body, and parse it with ParseMultipartForm")
+			}
+		case *ast.FuncDecl:
+			if limit, memory := bounds(n); memory != limit {
+				found = append(found, n.Name.Name+" reads a form of up to "+cmp.Or(limit, "any")+" bytes, keeps "+memory+" in memory, and the rest would be written to disk")
+			}
+		}
+		return true
+	})
+	return found
+}
+
+// bounds are the names of the constants that limit a body, and the part of a form that is kept in memory, in one function; empty when it parses no form.
+func bounds(f *ast.FuncDecl) (limit, memory string) {
+	ast.Inspect(f, func(n ast.Node) bool {
+		call, ok := n.(*ast.CallExpr)
+		if !ok || len(call.Args) == 0 {
+			return true
+		}
+		sel, ok := call.Fun.(*ast.SelectorExpr)
+		last, named := call.Args[len(call.Args)-1].(*ast.Ident)
+		switch {
+		case !ok || !named:
+		case sel.Sel.Name == "MaxBytesReader":
+			limit = last.Name
+		case sel.Sel.Name == "ParseMultipartForm":
+			memory = last.Name
+		}
+		return true
+	})
+	if memory == "" {
+		limit = ""
+	}
+	return limit, memory
 }
