@@ -138,6 +138,8 @@ func (s *sender) proveKey(ctx context.Context, tenant string, key token.ProgramK
 		return err
 	})
 	switch {
+	case errors.Is(err, postgres.ErrUnknownTenant): // it was deleted, or is none of this login's
+		return errUnauthorized()
 	case err != nil:
 		return err
 	case !ok:

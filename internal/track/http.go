@@ -416,7 +416,7 @@ func (s *server) api(handle func(w http.ResponseWriter, r *http.Request) error) 
 		case err == nil:
 		case errors.Is(err, errTooLarge), errors.As(err, &large):
 			fn.Problem(w, r, http.StatusRequestEntityTooLarge, "Too large", fmt.Sprintf("a message may have %d KB, a batch %d KB", maxMessage>>10, maxBatch>>10))
-		case errors.Is(err, errUnauthorized):
+		case errors.Is(err, errUnauthorized), errors.Is(err, postgres.ErrUnknownTenant): // which was deleted since its key was proven
 			w.Header().Set("WWW-Authenticate", `Basic realm="Onda"`)
 			fn.Problem(w, r, http.StatusUnauthorized, "Unauthorized", "send a key of this tenant as the user name of basic authentication, or as a bearer token")
 		case errors.Is(err, errForbidden):
