@@ -167,6 +167,33 @@ func TestNextChangeIsNeverLate(t *testing.T) {
 	})
 }
 
+func TestReadsZone(t *testing.T) {
+	t.Parallel()
+	for source, want := range map[string]bool{
+		`{field: plan, is: x}`:                                      false,
+		`{field: plan, exists: true}`:                               false,
+		`{field: birthday, exists: true}`:                           false,
+		`{field: birthday, yearly: {inNext: 7d}}`:                   true,
+		`{field: seen, before: 2026-03-01}`:                         true,
+		`{any: [{tag: vip}, {not: {field: seen, inLast: 30d}}]}`:    true,
+		`{event: order.placed}`:                                     false,
+		`{event: order.placed, within: 7d}`:                         true,
+		`{event: order.placed, between: [2026-01-01, 2026-02-01]}`:  true,
+		`{event: order.placed, where: {total: {gte: 10}}}`:          false,
+		`{event: order.placed, where: {day: {before: 2026-03-01}}}`: true,
+		`{segment: paying}`:                                         false,
+		`{field: gone, is: x}`:                                      true,
+	} {
+		p, err := spec.ParsePredicate(source)
+		if err != nil {
+			t.Fatalf("%s: %v", source, err)
+		}
+		if got := predicate.ReadsZone(p, predicate.Env{Fields: fieldTypes(), Zone: zone(), Now: time.Now()}); got != want {
+			t.Errorf("%s: %v", source, got)
+		}
+	}
+}
+
 func TestTouched(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

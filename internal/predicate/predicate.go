@@ -29,6 +29,8 @@ type Env struct {
 	Now time.Time
 	// First is the number of the first parameter, when the statement has others before; 0 and 1 are the same.
 	First int
+
+	zoneRead *bool // set when Zone is asked for; nil for nobody wants to know
 }
 
 // Load reads the tenant's Env: its fields, the zone of its settings, its clock.
@@ -70,6 +72,9 @@ func (env Env) fieldType(name string) (spec.FieldType, bool) {
 }
 
 func (env Env) zone() *time.Location {
+	if env.zoneRead != nil {
+		*env.zoneRead = true
+	}
 	if env.Zone == nil {
 		return time.UTC
 	}
@@ -94,6 +99,14 @@ func Compile(p *spec.Predicate, env Env) (Query, error) {
 		return Query{}, err
 	}
 	return Query{SQL: sql, Args: c.args}, nil
+}
+
+// ReadsZone tells whether the predicate's answer depends on the zone that dates are read in. One that does not fit the fields counts as if.
+func ReadsZone(p *spec.Predicate, env Env) bool {
+	read := false
+	env.zoneRead = &read
+	_, err := Compile(p, env)
+	return read || err != nil
 }
 
 type compiler struct {

@@ -19,7 +19,7 @@ func BenchmarkRebuild1000000(b *testing.B) {
 	w.segment("paying", `{"all": [{"field": "plan", "is": "paid"}, {"field": "score", "gte": 10}, {"not": {"event": "email.clicked", "within": "30d"}}]}`)
 	b.ResetTimer()
 	for b.Loop() {
-		if err := Request(context.Background(), w.db, "acme", "paying"); err != nil {
+		if err := w.request("paying"); err != nil {
 			b.Fatal(err)
 		}
 		for all := false; !all; {

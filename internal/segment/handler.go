@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/onda-run/onda/internal/event"
 	"github.com/onda-run/onda/internal/fn"
@@ -35,7 +37,8 @@ func (f *function) event(ctx context.Context, e cloudevents.Event) (*cloudevents
 	case event.ScheduleDue:
 		return nil, tellApart(f.due(ctx, tenant))
 	case event.SegmentRebuildRequested:
-		if err := Request(ctx, f.db, tenant, d.Segment); err != nil {
+		err := f.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error { return Request(ctx, tx, d.Segment) })
+		if err != nil {
 			return nil, tellApart(err)
 		}
 	}
@@ -77,20 +80,25 @@ func tellApart(err error) error {
 // ErrUnknown says that there is no segment of a name.
 var ErrUnknown = errors.New("there is no such segment")
 
-// Request asks for a segment to be computed in full.
-func Request(ctx context.Context, db *postgres.DB, tenant, name string) error {
-	return db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		ct, err := tx.Exec(ctx, `INSERT INTO segment AS s (entity, requested) SELECT e.id, true FROM entity e WHERE e.kind = 'Segment' AND e.name = $1 AND e.current IS NOT NULL
-			ON CONFLICT (entity) DO UPDATE SET requested = true`, name)
-		if err != nil {
-			return fmt.Errorf("request a rebuild: %w", err)
-		}
-		if ct.RowsAffected() == 0 {
+// Request asks for segments to be computed in full. Where there is no segment of a name, it is an error that matches ErrUnknown.
+func Request(ctx context.Context, tx *postgres.Tx, names ...string) error {
+	// In the order in which the keeper locks them.
+	rows, err := tx.Query(ctx, `INSERT INTO segment AS s (entity, requested) SELECT e.id, true FROM entity e WHERE e.kind = 'Segment' AND e.name = ANY ($1) AND e.current IS NOT NULL ORDER BY e.id
+		ON CONFLICT (entity) DO UPDATE SET requested = true RETURNING (SELECT e.name FROM entity e WHERE e.id = s.entity)`, names)
+	if err != nil {
+		return fmt.Errorf("request a rebuild: %w", err)
+	}
+	found, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return fmt.Errorf("request a rebuild: %w", err)
+	}
+	for _, name := range names {
+		if !slices.Contains(found, name) {
 			return fmt.Errorf("segment %s: %w", name, ErrUnknown)
 		}
-		tx.Wake("segment", tx.Now())
-		return nil
-	})
+	}
+	tx.Wake("segment", tx.Now())
+	return nil
 }
 
 // next is when there will be work again.

@@ -118,6 +118,11 @@ func (w *world) until(what string, cond func() bool) {
 	}
 }
 
+// request asks for a segment to be computed in full.
+func (w *world) request(name string) error {
+	return w.db.InTenant(context.Background(), "acme", func(ctx context.Context, tx *postgres.Tx) error { return Request(ctx, tx, name) })
+}
+
 func (w *world) members(name string) []int64 {
 	w.Helper()
 	ids := pgtest.All[int64](w, w.db, "acme", "SELECT m.contact FROM member m JOIN entity e ON e.id = m.segment WHERE e.name = $1 AND m.kept <> 'out' ORDER BY 1", name)
@@ -353,7 +358,7 @@ func TestManyAtOnce(t *testing.T) {
 		wg.Go(func() {
 			k := &keeper{db: w.db, docs: &documents{}, log: zap.NewNop()}
 			for range 12 {
-				if err := Request(context.Background(), w.db, "acme", "paying"); err != nil {
+				if err := w.request("paying"); err != nil {
 					errs <- err
 				}
 				if _, err := k.work(context.Background(), "acme"); err != nil {
@@ -477,7 +482,7 @@ func TestSameEndWhateverIsDelivered(t *testing.T) {
 					t.Fatal(err)
 				}
 			case 2:
-				if err := Request(context.Background(), w.db, "acme", "a"); err != nil {
+				if err := w.request("a"); err != nil {
 					t.Fatal(err)
 				}
 				if _, err := w.keeper.rebuild(context.Background(), "acme", 7, map[string]bool{}); err != nil {
