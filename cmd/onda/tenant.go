@@ -37,6 +37,7 @@ func (migrateCmd) Run(ctx context.Context, s *session) error {
 
 type tenantCmd struct {
 	Create  tenantCreateCmd  `cmd:"" help:"Make a tenant: its role, schema and keys."`
+	Sync    tenantSyncCmd    `cmd:"" help:"Make the tenants of a cell what their files say."`
 	List    tenantListCmd    `cmd:"" help:"List all tenants."`
 	Suspend tenantSuspendCmd `cmd:"" help:"Let nothing of a tenant be sent any more."`
 	Resume  tenantResumeCmd  `cmd:"" help:"Make a tenant active again."`
@@ -46,39 +47,6 @@ type tenantCmd struct {
 	Rearm   tenantRearmCmd   `cmd:"" help:"Let tenants go on after a restore or a failover."`
 	Key     tenantKeyCmd     `cmd:"" help:"Make a key for a program of the tenant's. It is shown once."`
 	Clock   tenantClockCmd   `cmd:"" help:"Move the tenant's clock, in a database for development."`
-}
-
-type tenantCreateCmd struct {
-	Name string `arg:"" help:"Its name: a-z, 0-9 and -, at most 40."`
-}
-
-// Help is shown by --help.
-func (tenantCreateCmd) Help() string {
-	return "Needs ONDA_ADMIN_DATABASE_URL. Changes nothing when the tenant is there.\n\nExample:\n  onda tenant create acme"
-}
-
-// Run makes the tenant.
-func (c tenantCreateCmd) Run(ctx context.Context, s *session) error {
-	a, err := s.admin(ctx)
-	if err != nil {
-		return err
-	}
-	defer a.Close(ctx)
-	began := time.Now()
-	made, err := a.CreateTenant(ctx, c.Name)
-	if err != nil {
-		return err
-	}
-	took := time.Since(began)
-	if ok, err := s.data(map[string]any{"name": c.Name, "made": made, "ms": took.Milliseconds()}); ok {
-		return err
-	}
-	if made {
-		s.print("tenant %s made in %d ms", c.Name, took.Milliseconds())
-	} else {
-		s.print("tenant %s is there already", c.Name)
-	}
-	return nil
 }
 
 type tenantListCmd struct{}

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -40,4 +41,50 @@ func (a *Admin) Place(ctx context.Context, tenant string, p Placement) (changed 
 		return false, fmt.Errorf("place tenant %s: %w", tenant, err)
 	}
 	return changed, nil
+}
+
+// SetHosts makes the hosts at which a tenant's links and forms are what they are said to be; changed tells whether they were others. A host of another tenant's is an error
+// that names it.
+func (a *Admin) SetHosts(ctx context.Context, tenant string, link, form []string) (changed bool, err error) {
+	err = a.inTx(ctx, func(tx pgx.Tx) error {
+		for kind, hosts := range map[string][]string{"link": link, "form": form} {
+			var other string
+			err := tx.QueryRow(ctx, "SELECT host || ' is a host of tenant ' || tenant FROM onda.host WHERE host = ANY ($2) AND tenant <> $1 LIMIT 1", tenant, hosts).Scan(&other)
+			if err == nil {
+				return errors.New(other)
+			}
+			if !errors.Is(err, pgx.ErrNoRows) {
+				return err
+			}
+			gone, err := tx.Exec(ctx, "DELETE FROM onda.host WHERE tenant = $1 AND kind = $2 AND NOT host = ANY ($3)", tenant, kind, append([]string{}, hosts...))
+			if err != nil {
+				return err
+			}
+			come, err := tx.Exec(ctx, `INSERT INTO onda.host (host, tenant, kind) SELECT unnest($3::text[]), $1, $2
+				ON CONFLICT (host) DO UPDATE SET kind = EXCLUDED.kind WHERE onda.host.kind <> EXCLUDED.kind`, tenant, kind, hosts)
+			if err != nil {
+				return err
+			}
+			changed = changed || gone.RowsAffected() > 0 || come.RowsAffected() > 0
+		}
+		return nil
+	})
+	if err != nil {
+		return false, fmt.Errorf("set the hosts of tenant %s: %w", tenant, err)
+	}
+	return changed, nil
+}
+
+// State is a tenant's state; ErrUnknownTenant where there is none of the name.
+func (a *Admin) State(ctx context.Context, tenant string) (state string, err error) {
+	err = a.inTx(ctx, func(tx pgx.Tx) error {
+		return tx.QueryRow(ctx, "SELECT state FROM onda.tenant WHERE name = $1", tenant).Scan(&state)
+	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = ErrUnknownTenant
+	}
+	if err != nil {
+		return "", fmt.Errorf("look at tenant %s: %w", tenant, err)
+	}
+	return state, nil
 }

@@ -1,0 +1,206 @@
+// Package tenantfile reads and writes the files of tenants: config/tenants/<tenant>/tenant.yaml, the one description of a tenant from which its rows in Postgres and, of
+// a dedicated one, its Kubernetes objects are made.
+package tenantfile
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+
+	yaml "github.com/goccy/go-yaml"
+)
+
+// The rings of the pool and the namespaces that they are in.
+const (
+	Stable = "stable"
+	Next   = "next"
+
+	poolNamespace = "onda"
+	nextNamespace = "onda-next"
+)
+
+// Placements of a tenant.
+const (
+	Pooled    = "pooled"
+	Dedicated = "dedicated"
+)
+
+const (
+	apiVersion = "onda.run/v1"
+	maxFile    = 64 << 10
+)
+
+// Tenant is a tenant's file.
+type Tenant struct {
+	APIVersion string `yaml:"apiVersion"`
+	Kind       string `yaml:"kind"`
+	Metadata   struct {
+		Name string `yaml:"name"`
+	} `yaml:"metadata"`
+	Spec Spec `yaml:"spec"`
+
+	// File is where it was read.
+	File string `yaml:"-"`
+}
+
+// Spec is what the file says of a tenant.
+type Spec struct {
+	// Region and Cell are where it lives: config/regions/<region>/cells/<cell>.yaml.
+	Region string `yaml:"region"`
+	Cell   string `yaml:"cell"`
+	// Ring is stable or next: of a pooled tenant, whose functions serve it; of a dedicated one, in which wave it is upgraded.
+	Ring string `yaml:"ring"`
+	// State is active, suspended or deleted.
+	State string `yaml:"state"`
+	// Placement is pooled or dedicated.
+	Placement string `yaml:"placement"`
+	// Revision is the Git revision of a dedicated tenant's manifests, instead of its ring's.
+	Revision string `yaml:"revision,omitempty"`
+	// Functions are, of a developer's sandbox, the functions of its own; the rest are the pool's.
+	Functions []string `yaml:"functions,omitempty,flow"`
+	Hosts     Hosts    `yaml:"hosts,omitempty"`
+	// Domains are those that it sends from.
+	Domains []string `yaml:"domains,omitempty,flow"`
+	Quotas  struct {
+		MailsPerDay int64 `yaml:"mailsPerDay,omitempty"`
+	} `yaml:"quotas,omitempty"`
+	// Retention is how long data is kept, by kind, such as hits: 180d.
+	Retention map[string]string `yaml:"retention,omitempty"`
+	// SMTPSecret names the secret with its own relay; empty for the cell's.
+	SMTPSecret string `yaml:"smtpSecret,omitempty"`
+}
+
+// Hosts are the names that a tenant's links and forms have.
+type Hosts struct {
+	Link []string `yaml:"link,omitempty,flow"`
+	Form []string `yaml:"form,omitempty,flow"`
+}
+
+// Namespace is where the tenant's functions and its broker are.
+func (t *Tenant) Namespace() string {
+	switch {
+	case t.Spec.Placement == Dedicated:
+		return "tenant-" + t.Metadata.Name
+	case t.Spec.Ring == Next:
+		return nextNamespace
+	}
+	return poolNamespace
+}
+
+// Sandbox tells whether only some functions are the tenant's own.
+func (t *Tenant) Sandbox() bool { return len(t.Spec.Functions) > 0 }
+
+var label = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$`)
+
+// functions are those that a sandbox may have of its own.
+func functions() []string {
+	return []string{"bounce", "campaign", "render-form", "segment", "send", "track"}
+}
+
+// Check tells everything that is wrong with the file, each with its remedy.
+func (t *Tenant) Check() error {
+	var errs []error
+	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(t.File+": "+format, args...)) }
+	oneOf := func(field, value string, of ...string) {
+		if !slices.Contains(of, value) {
+			wrong("spec.%s is %q: want %s", field, value, strings.Join(of, " or "))
+		}
+	}
+	s := t.Spec
+	if t.APIVersion != apiVersion || t.Kind != "Tenant" {
+		wrong("is a %q of %q: want kind Tenant of apiVersion %s", t.Kind, t.APIVersion, apiVersion)
+	}
+	if !label.MatchString(t.Metadata.Name) {
+		wrong("metadata.name is %q: want 1 to 40 of a-z, 0-9 and -, with a letter at the beginning and no - at the end, as a DNS label", t.Metadata.Name)
+	}
+	if s.Region == "" || s.Cell == "" {
+		wrong("spec.region and spec.cell say where it lives: name a file config/regions/REGION/cells/CELL.yaml")
+	}
+	oneOf("ring", s.Ring, Stable, Next)
+	oneOf("state", s.State, "active", "suspended", "deleted")
+	oneOf("placement", s.Placement, Pooled, Dedicated)
+	for _, f := range s.Functions {
+		if !slices.Contains(functions(), f) {
+			wrong("spec.functions has %q: there are %s", f, strings.Join(functions(), ", "))
+		}
+	}
+	if t.Sandbox() && s.Placement != Dedicated {
+		wrong("spec.functions are those of a tenant's own namespace: set spec.placement to dedicated, or leave them out")
+	}
+	for _, h := range slices.Concat(s.Hosts.Link, s.Hosts.Form) {
+		if h != strings.ToLower(h) || !strings.Contains(h, ".") || strings.ContainsAny(h, "/: ") {
+			wrong("spec.hosts has %q: want a host's name in lower case, such as links.example.com", h)
+		}
+	}
+	if s.Quotas.MailsPerDay < 0 {
+		wrong("spec.quotas.mailsPerDay is %d: want 0, for none, or more", s.Quotas.MailsPerDay)
+	}
+	return errors.Join(errs...)
+}
+
+// Read reads and checks one file.
+func Read(fsys fs.FS, name string) (*Tenant, error) {
+	text, err := fs.ReadFile(fsys, name)
+	if err != nil {
+		return nil, err
+	}
+	if len(text) > maxFile {
+		return nil, fmt.Errorf("%s: has %d bytes, at most %d are read", name, len(text), maxFile)
+	}
+	t := &Tenant{File: name}
+	if err := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict()).Decode(t); err != nil {
+		return nil, fmt.Errorf("%s: %s", name, yaml.FormatError(err, false, false))
+	}
+	return t, t.Check()
+}
+
+// ReadAll reads the files of a cell's tenants: NAME/tenant.yaml, as in Git, or NAME.yaml, as a ConfigMap has them. cell may be empty, for all. Files of other cells are
+// checked too. All that is wrong is told at once, and then no tenant is given.
+func ReadAll(fsys fs.FS, cell string) ([]*Tenant, error) {
+	entries, err := fs.ReadDir(fsys, ".")
+	if err != nil {
+		return nil, err
+	}
+	var all []*Tenant
+	var errs []error
+	for _, e := range entries {
+		name, file := strings.TrimSuffix(e.Name(), ".yaml"), e.Name()
+		info, err := fs.Stat(fsys, e.Name()) // a ConfigMap's files are links
+		switch {
+		case strings.HasPrefix(e.Name(), ".") || err != nil:
+			continue
+		case info.IsDir():
+			if file = path.Join(e.Name(), "tenant.yaml"); !exists(fsys, file) {
+				errs = append(errs, fmt.Errorf("%s: has no tenant.yaml: remove the directory, or make the tenant", e.Name()))
+				continue
+			}
+		case name == e.Name() || name == "kustomization":
+			continue
+		}
+		t, err := Read(fsys, file)
+		if err == nil && t.Metadata.Name != name {
+			err = fmt.Errorf("%s: metadata.name is %q: want %q, as the file is called", file, t.Metadata.Name, name)
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if cell == "" || t.Spec.Cell == cell {
+			all = append(all, t)
+		}
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	return all, nil
+}
+
+func exists(fsys fs.FS, name string) bool {
+	_, err := fs.Stat(fsys, name)
+	return err == nil
+}
