@@ -23,13 +23,14 @@ import (
 // sender does what send does with batches, all but SMTP: whom it hands over, it notes.
 type sender struct {
 	t      *testing.T
+	tenant string
 	rand   *rand.Rand
 	handed map[int64]int // by contact
 }
 
 func (s *sender) in(db *postgres.DB, f func(ctx context.Context, tx *postgres.Tx) error) {
 	s.t.Helper()
-	pgtest.In(s.t, db, pgtest.Acme, f)
+	pgtest.In(s.t, db, s.tenant, f)
 }
 
 // plan starts a broadcast to contacts 1 to n.
@@ -122,7 +123,7 @@ func (s *sender) rest(db *postgres.DB) {
 func (s *sender) audit(db *postgres.DB, n int, doubted map[int64]bool) (unknown int) {
 	s.t.Helper()
 	states := map[int64]string{}
-	for _, row := range pgtest.All[string](s.t, db, pgtest.Acme, "SELECT contact || ' ' || state FROM delivery") {
+	for _, row := range pgtest.All[string](s.t, db, s.tenant, "SELECT contact || ' ' || state FROM delivery") {
 		var contact int64
 		var state string
 		if _, err := fmt.Sscan(row, &contact, &state); err != nil {
@@ -151,7 +152,7 @@ func (s *sender) audit(db *postgres.DB, n int, doubted map[int64]bool) (unknown 
 			s.t.Errorf("contact %d is lost: %q", c, states[c])
 		}
 	}
-	if open := pgtest.One[int](s.t, db, pgtest.Acme, "SELECT count(*) FROM batch WHERE state = 'open'"); open > 0 {
+	if open := pgtest.One[int](s.t, db, s.tenant, "SELECT count(*) FROM batch WHERE state = 'open'"); open > 0 {
 		s.t.Errorf("%d batches stay open", open)
 	}
 	return unknown
@@ -208,7 +209,7 @@ func TestRearmedNothingIsLostOrRepeated(t *testing.T) {
 			t.Parallel()
 			ctx := context.Background()
 			const people = 2300
-			s := &sender{t: t, rand: rand.New(rand.NewPCG(seed, 1)), handed: map[int64]int{}}
+			s := &sender{t: t, tenant: pgtest.Acme, rand: rand.New(rand.NewPCG(seed, 1)), handed: map[int64]int{}}
 			d := pgtest.New(t)
 			db, err := postgres.Open(postgres.Config{URL: d.URL})
 			if err != nil {
@@ -245,7 +246,7 @@ func TestRestoredElsewhereReadersGoOnWhereTheyWere(t *testing.T) {
 	const people = 1200
 	d := pgtest.New(t)
 	db := d.DB(t)
-	s := &sender{t: t, rand: rand.New(rand.NewPCG(7, 7)), handed: map[int64]int{}}
+	s := &sender{t: t, tenant: pgtest.Acme, rand: rand.New(rand.NewPCG(7, 7)), handed: map[int64]int{}}
 	// The other server's transactions are to be behind this one's.
 	d.Own(t, pgtest.Acme, `DO $$ BEGIN FOR i IN 1..5000 LOOP BEGIN UPDATE cursor SET base = 0; EXCEPTION WHEN division_by_zero THEN NULL; END; END LOOP; END $$`)
 	add := func(db *postgres.DB, names ...string) {
@@ -367,7 +368,7 @@ func TestRearmByWhatWasLost(t *testing.T) {
 	ctx := context.Background()
 	d := pgtest.New(t)
 	db, a := d.DB(t), d.Admin(t)
-	s := &sender{t: t, rand: rand.New(rand.NewPCG(1, 1)), handed: map[int64]int{}}
+	s := &sender{t: t, tenant: pgtest.Acme, rand: rand.New(rand.NewPCG(1, 1)), handed: map[int64]int{}}
 	const people = 700
 	s.plan(db, people)
 	l := s.take(db)
