@@ -12,12 +12,12 @@ import (
 type Lost string
 
 const (
-	// LostNothing: nothing was done after the state that is here, as in a move of a tenant that was suspended first, a failover to a synchronous standby, or
+	// LostNothing says that nothing was done after the state that is here, as in a move of a tenant that was suspended first, a failover to a synchronous standby, or
 	// an upgrade of the server.
 	LostNothing Lost = "nothing"
-	// LostWindow: the last moments, as in a failover to an asynchronous standby. Of each batch that was due, a window beyond its mark may have gone out.
+	// LostWindow says that it is the last moments, as in a failover to an asynchronous standby. Of each batch that was due, a window beyond its mark may have gone out.
 	LostWindow Lost = "window"
-	// LostAll: hours, as with a backup. All that was due may have gone out, and what a run planned since is not known, so that runs are paused.
+	// LostAll says that it is hours, as with a backup. All that was due may have gone out, and what a run planned since is not known, so that runs are paused.
 	LostAll Lost = "all"
 )
 

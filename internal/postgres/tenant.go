@@ -24,7 +24,7 @@ const (
 // Grace is how long a deleted tenant can be resumed, and cannot be purged.
 const Grace = 30 * 24 * time.Hour
 
-// ErrSending: the tenant is sending, so that it cannot be deleted or moved yet. The error's text says what it sends and the remedy.
+// ErrSending says that a tenant cannot be deleted or moved yet, since it is sending: what, and the remedy, is in the error's text.
 var ErrSending = errors.New("it is sending")
 
 // TenantInfo is a tenant's row in the registry.
