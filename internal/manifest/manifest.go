@@ -31,8 +31,8 @@ type Object struct {
 	metav1.Object
 	// File is where it is written, Kind what it is.
 	File, Kind string
-	// Text is the document.
-	Text []byte
+	// JSON is the document.
+	JSON []byte
 }
 
 // String tells where the object is, as messages begin.
@@ -98,7 +98,11 @@ func read(file string, text []byte) (Object, error) {
 			Name string `json:"name"`
 		} `json:"metadata"`
 	}
-	if err := yaml.Unmarshal(text, &head); err != nil {
+	asJSON, err := yaml.YAMLToJSONStrict(text)
+	if err != nil {
+		return Object{}, fmt.Errorf("%s: %w", file, err)
+	}
+	if err := json.UnmarshalCaseSensitivePreserveInts(asJSON, &head); err != nil {
 		return Object{}, fmt.Errorf("%s: %w", file, err)
 	}
 	at := file + ": " + head.Kind + " " + head.Metadata.Name
@@ -109,11 +113,7 @@ func read(file string, text []byte) (Object, error) {
 	if !ok {
 		return Object{}, fmt.Errorf("%s: nothing is known of apiVersion %q with this kind: correct it, or add the type to internal/manifest", at, head.APIVersion)
 	}
-	o := Object{File: file, Kind: head.Kind, Object: of(), Text: text}
-	asJSON, err := yaml.YAMLToJSONStrict(text)
-	if err != nil {
-		return Object{}, fmt.Errorf("%s: %w", at, err)
-	}
+	o := Object{File: file, Kind: head.Kind, Object: of(), JSON: asJSON}
 	// As the API server reads: the case of a field's name counts.
 	wrong, err := json.UnmarshalStrict(asJSON, o.Object)
 	if err != nil {

@@ -1,0 +1,483 @@
+package config_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/pod-security-admission/api"
+	"k8s.io/pod-security-admission/policy"
+	eventingv1 "knative.dev/eventing/pkg/apis/eventing/v1"
+	"knative.dev/eventing/pkg/apis/eventing/v1alpha1"
+	"knative.dev/eventing/pkg/apis/eventing/v1beta3"
+	sourcesv1 "knative.dev/eventing/pkg/apis/sources/v1"
+	duckv1 "knative.dev/pkg/apis/duck/v1"
+	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
+	servingv1beta1 "knative.dev/serving/pkg/apis/serving/v1beta1"
+
+	"github.com/onda-run/onda/internal/manifest"
+)
+
+// checker looks at what one entry renders to, with what is in the cluster beside it.
+type checker struct {
+	rendering
+	// pool is what the ring renders to that serves the rest of a sandbox.
+	pool      rendering
+	near      []manifest.Object
+	functions map[string]string            // by service
+	routes    map[string]map[string]string // by trigger, the attributes that it asks for in eventing/
+	types     map[string]v1beta3.EventTypeSpec
+	problems  []string
+}
+
+// check tells all that is wrong with an entry, each with the file and what to do.
+func check(r rendering, all map[string]rendering) []string {
+	c := &checker{rendering: r, functions: functionsOf(all), routes: map[string]map[string]string{}, types: map[string]v1beta3.EventTypeSpec{}}
+	switch {
+	case r.part:
+		c.near = slices.Concat(all["config/regions/local/stable"].objects, all["config/regions/local/system"].objects)
+	case r.pool != "":
+		c.pool = all[r.pool]
+	}
+	c.near = append(c.near, c.pool.objects...)
+	for _, tr := range manifest.Of[*eventingv1.Trigger](all["eventing"].objects) {
+		c.routes[tr.Name] = attributesOf(tr)
+	}
+	for _, et := range manifest.Of[*v1beta3.EventType](all["eventing"].objects) {
+		c.types[et.Name] = et.Spec
+	}
+	c.namespaces()
+	c.settings()
+	c.references()
+	c.images()
+	c.pods()
+	c.brokers()
+	c.hosts()
+	c.policies()
+	c.quotas()
+	if len(c.problems) == 0 { // or the same would be told again
+		c.events()
+	}
+	slices.Sort(c.problems)
+	return slices.Compact(c.problems)
+}
+
+// functionsOf tells which function a service runs.
+func functionsOf(all map[string]rendering) map[string]string {
+	functions := map[string]string{}
+	for dir, r := range all {
+		if name, ok := strings.CutPrefix(dir, "functions/"); ok {
+			for _, s := range manifest.Of[*servingv1.Service](r.objects) {
+				functions[s.Name] = name
+			}
+		}
+	}
+	return functions
+}
+
+func (c *checker) add(at fmt.Stringer, format string, args ...any) {
+	c.problems = append(c.problems, at.String()+": "+fmt.Sprintf(format, args...))
+}
+
+// outside are ConfigMaps that Knative brings along.
+func outside() []string { return []string{"knative-eventing/config-br-default-channel"} }
+
+// secrets are those that are made outside Git: what each has, and a sample of it.
+func secrets() map[string]map[string]string {
+	return map[string]map[string]string{
+		"onda":          {"ONDA_DATABASE_URL": "postgres://onda_pool:secret@db.example.com/onda", "ONDA_SMTP_URL": "smtp://onda:secret@relay.example.com:587?tls=starttls"},
+		"onda-schedule": {"ONDA_DATABASE_URL": "postgres://onda_schedule:secret@db.example.com/onda"},
+		"onda-admin":    {"ONDA_ADMIN_DATABASE_URL": "postgres://onda_admin:secret@db.example.com/onda"},
+		"rabbitmq":      {"username": "onda", "password": "secret", "uri": "http://rabbitmq.example.com:15672", "port": "5672"},
+	}
+}
+
+// namespaces holds every object to the entry's namespace, and finds another's that is named anywhere: kustomize renames where it knows of a name only.
+func (c *checker) namespaces() {
+	allowed := []string{c.namespace, "", "knative-eventing"}
+	if c.pool.namespace != "" {
+		allowed = append(allowed, c.pool.namespace)
+	}
+	for _, o := range c.objects {
+		if o.Kind == "Namespace" {
+			if o.GetName() != c.namespace {
+				c.add(o, "is not %s, which the entry is for", c.namespace)
+			}
+			continue
+		}
+		if o.GetNamespace() != c.namespace {
+			c.add(o, "is in namespace %q, not %q: set namespace in %s/kustomization.yaml", o.GetNamespace(), c.namespace, c.dir)
+		}
+		var v map[string]any
+		if err := json.Unmarshal(o.JSON, &v); err != nil {
+			c.add(o, "%v", err)
+			continue
+		}
+		walk(v, func(key string, value any) {
+			if name, ok := value.(string); ok && key == "namespace" && !slices.Contains(allowed, name) {
+				c.add(o, "names the namespace %q in an entry for %q: leave it out, so that it is the object's own", name, c.namespace)
+			}
+		})
+	}
+}
+
+func walk(v any, visit func(key string, value any)) {
+	switch v := v.(type) {
+	case map[string]any:
+		for key, value := range v {
+			visit(key, value)
+			walk(value, visit)
+		}
+	case []any:
+		for _, value := range v {
+			walk(value, visit)
+		}
+	}
+}
+
+// has tells whether an object is there. In a part the ConfigMap has no hash.
+func (c *checker) has(kind, namespace, name string) bool {
+	for _, o := range slices.Concat(c.objects, c.near) {
+		found := o.GetName() == name || kind == "ConfigMap" && c.part && strings.HasPrefix(o.GetName(), name+"-")
+		if o.Kind == kind && o.GetNamespace() == namespace && found {
+			return true
+		}
+	}
+	return kind == "ConfigMap" && slices.Contains(outside(), namespace+"/"+name)
+}
+
+// need tells that an object is named and not there, and what could have been meant.
+func (c *checker) need(at fmt.Stringer, field, kind, namespace, name string) {
+	if kind == "Secret" {
+		if _, ok := secrets()[name]; !ok {
+			c.add(at, "%s: there is no Secret %s: name one of those that config/README.md lists, or list it there", field, name)
+		}
+		return
+	}
+	if namespace == "" {
+		namespace = c.namespace
+	}
+	if c.has(kind, namespace, name) {
+		return
+	}
+	var names []string
+	for _, o := range slices.Concat(c.objects, c.near) {
+		if o.Kind == kind && o.GetNamespace() == namespace {
+			names = append(names, o.GetName())
+		}
+	}
+	slices.Sort(names)
+	if len(names) == 0 {
+		c.add(at, "%s: there is no %s %q in namespace %s, nor any other: add it to the entry, or name what is there", field, kind, name, namespace)
+		return
+	}
+	c.add(at, "%s: there is no %s %q in namespace %s: name one of %s", field, kind, name, namespace, strings.Join(names, ", "))
+}
+
+func (c *checker) needDestination(at fmt.Stringer, field string, d *duckv1.Destination) {
+	switch {
+	case d == nil:
+		c.add(at, "%s: is not set: what cannot be delivered would be lost; name the Service campaign with the path /dead-letters", field)
+	case d.Ref == nil:
+		c.add(at, "%s: names no object by ref, so nothing tells whether it is there", field)
+	default:
+		c.need(at, field, d.Ref.Kind, d.Ref.Namespace, d.Ref.Name)
+	}
+}
+
+// references follows every name to what it names.
+func (c *checker) references() {
+	for at, b := range manifest.Of[*eventingv1.Broker](c.objects) {
+		if b.Spec.Config != nil {
+			c.need(at, "spec.config", b.Spec.Config.Kind, b.Spec.Config.Namespace, b.Spec.Config.Name)
+		}
+		if b.Spec.Delivery != nil {
+			c.needDestination(at, "spec.delivery.deadLetterSink", b.Spec.Delivery.DeadLetterSink)
+		}
+	}
+	for at, tr := range manifest.Of[*eventingv1.Trigger](c.objects) {
+		c.need(at, "spec.broker", "Broker", c.namespace, tr.Spec.Broker)
+		c.needDestination(at, "spec.subscriber", &tr.Spec.Subscriber)
+		if tr.Spec.Delivery != nil {
+			c.needDestination(at, "spec.delivery.deadLetterSink", tr.Spec.Delivery.DeadLetterSink)
+		}
+	}
+	for at, et := range manifest.Of[*v1beta3.EventType](c.objects) {
+		if ref := et.Spec.Reference; ref != nil {
+			c.need(at, "spec.reference", ref.Kind, ref.Namespace, ref.Name)
+		}
+	}
+	for at, s := range manifest.Of[*sourcesv1.PingSource](c.objects) {
+		c.needDestination(at, "spec.sink", &s.Spec.Sink)
+	}
+	for at, s := range manifest.Of[*sourcesv1.SinkBinding](c.objects) {
+		c.needDestination(at, "spec.sink", &s.Spec.Sink)
+		selector, err := metav1.LabelSelectorAsSelector(s.Spec.Subject.Selector)
+		matches := 0
+		for _, svc := range manifest.Of[*servingv1.Service](c.objects) {
+			if err == nil && selector.Matches(labels.Set(svc.Labels)) {
+				matches++
+			}
+		}
+		if matches == 0 || s.Spec.Subject.Kind != "Service" {
+			c.add(at, "spec.subject: selects none of the functions: select them by a label that they have")
+		}
+	}
+	for at, p := range manifest.Of[*v1alpha1.EventPolicy](c.objects) {
+		for _, to := range p.Spec.To {
+			if to.Ref != nil {
+				c.need(at, "spec.to", to.Ref.Kind, c.namespace, to.Ref.Name)
+			}
+		}
+		for _, from := range p.Spec.From {
+			if from.Ref != nil {
+				c.need(at, "spec.from", from.Ref.Kind, from.Ref.Namespace, from.Ref.Name)
+			}
+		}
+	}
+	for at, d := range manifest.Of[*servingv1beta1.DomainMapping](c.objects) {
+		c.need(at, "spec.ref", d.Spec.Ref.Kind, d.Spec.Ref.Namespace, d.Spec.Ref.Name)
+	}
+	for at, r := range manifest.Of[*manifest.RabbitmqBrokerConfig](c.objects) {
+		if s := r.Spec.RabbitmqClusterReference.ConnectionSecret; s != nil {
+			c.need(at, "spec.rabbitmqClusterReference.connectionSecret", "Secret", r.Namespace, s.Name)
+		}
+	}
+	for _, p := range c.templates() {
+		for _, container := range p.spec.Containers {
+			for _, from := range container.EnvFrom {
+				if from.ConfigMapRef != nil {
+					c.need(p.at, "envFrom.configMapRef", "ConfigMap", c.namespace, from.ConfigMapRef.Name)
+				}
+				if from.SecretRef != nil {
+					c.need(p.at, "envFrom.secretRef", "Secret", c.namespace, from.SecretRef.Name)
+				}
+			}
+			for _, m := range container.VolumeMounts {
+				if !slices.ContainsFunc(p.spec.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name }) {
+					c.add(p.at, "mounts the volume %q, which is not one of its volumes", m.Name)
+				}
+			}
+		}
+		for _, v := range p.spec.Volumes {
+			if v.ConfigMap != nil {
+				c.need(p.at, "volumes.configMap", "ConfigMap", c.namespace, v.ConfigMap.Name)
+			}
+		}
+	}
+}
+
+// template is one of the pods that an entry asks for.
+type template struct {
+	at   manifest.Object
+	meta metav1.ObjectMeta
+	spec *corev1.PodSpec
+	job  bool
+}
+
+func (r rendering) templates() []template {
+	var all []template
+	for at, s := range manifest.Of[*servingv1.Service](r.objects) {
+		all = append(all, template{at: at, meta: s.Spec.Template.ObjectMeta, spec: &s.Spec.Template.Spec.PodSpec})
+	}
+	for at, j := range manifest.Of[*batchv1.Job](r.objects) {
+		all = append(all, template{at: at, meta: j.Spec.Template.ObjectMeta, spec: &j.Spec.Template.Spec, job: true})
+	}
+	return all
+}
+
+// pods holds every pod to the level restricted, and to what else a function needs not.
+func (c *checker) pods() {
+	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
+	if err != nil {
+		c.add(c, "%v", err)
+		return
+	}
+	restricted := api.LevelVersion{Level: api.LevelRestricted, Version: api.LatestVersion()}
+	for _, p := range c.templates() {
+		if result := policy.AggregateCheckResults(evaluator.EvaluatePod(restricted, &p.meta, p.spec)); !result.Allowed {
+			c.add(p.at, "its pods are not restricted: %s", result.ForbiddenDetail())
+		}
+		if p.spec.AutomountServiceAccountToken == nil || *p.spec.AutomountServiceAccountToken {
+			c.add(p.at, "mounts a token of the cluster, which it has no use for: set automountServiceAccountToken: false")
+		}
+		if p.spec.EnableServiceLinks != nil && *p.spec.EnableServiceLinks || p.job && p.spec.EnableServiceLinks == nil {
+			c.add(p.at, "gets a variable for every service of its namespace: set enableServiceLinks: false")
+		}
+		for _, container := range p.spec.Containers {
+			if s := container.SecurityContext; s == nil || s.ReadOnlyRootFilesystem == nil || !*s.ReadOnlyRootFilesystem {
+				c.add(p.at, "may write where it needs not: set readOnlyRootFilesystem: true")
+			}
+			if r := container.Resources; r.Requests.Cpu().IsZero() || r.Requests.Memory().IsZero() || r.Limits.Memory().IsZero() {
+				c.add(p.at, "set requests of cpu and memory, and a limit of memory")
+			}
+		}
+	}
+	for at, j := range manifest.Of[*batchv1.Job](c.objects) {
+		if p := j.Spec.Template.Spec.RestartPolicy; p != corev1.RestartPolicyOnFailure && p != corev1.RestartPolicyNever {
+			c.add(at, "spec.template.spec.restartPolicy: %q is none that a Job may have: set OnFailure", p)
+		}
+		if j.Spec.BackoffLimit == nil || j.Spec.ActiveDeadlineSeconds == nil {
+			c.add(at, "may try for ever: set backoffLimit and activeDeadlineSeconds")
+		}
+	}
+}
+
+// images holds every image to a binary of this repository: built by ko from its sources, or what the entry pins. Who pins one pins all.
+func (c *checker) images() {
+	var built, pinned []manifest.Object
+	for _, p := range c.templates() {
+		want := "cmd/onda"
+		if !p.job {
+			want = "functions/" + c.functions[p.at.GetName()]
+		}
+		if _, err := os.Stat("../" + want + "/main.go"); err != nil {
+			c.add(p.at, "is no service of a function: it is in no functions/*/service.yaml")
+			continue
+		}
+		for _, container := range p.spec.Containers {
+			if container.Image == "ko://github.com/onda-run/onda/"+want {
+				built = append(built, p.at)
+				continue
+			}
+			name, version, ok := cutImage(container.Image)
+			if !ok || path.Base(name) != path.Base(want) || version == "latest" || !strings.Contains(name, "/") {
+				c.add(p.at, "image %q is not %s of this repository, nor an image of it at a version: correct the entry's images", container.Image, want)
+			}
+			pinned = append(pinned, p.at)
+		}
+	}
+	if len(built) > 0 && len(pinned) > 0 {
+		for _, at := range built {
+			c.add(at, "its image is none of those that the entry pins: add it to images")
+		}
+	}
+}
+
+// cutImage cuts an image's name from its tag or digest.
+func cutImage(image string) (name, version string, ok bool) {
+	if name, version, ok = strings.Cut(image, "@"); ok {
+		return name, version, true
+	}
+	colon := strings.LastIndex(image, ":")
+	if colon < strings.LastIndex(image, "/") || strings.Contains(image, "://") {
+		return "", "", false
+	}
+	return image[:colon], image[colon+1:], true
+}
+
+// class is what Onda needs of one of Knative's brokers.
+type class struct {
+	// config is the kind of the object that says how the broker keeps events.
+	config string
+	// sink is where events are published to.
+	sink string
+	// attributes is set where it only knows spec.filter, and spec.filters would let everything through.
+	attributes bool
+}
+
+func classes() map[string]class {
+	return map[string]class{
+		"MTChannelBasedBroker": {config: "ConfigMap", sink: "http://broker-ingress.knative-eventing.svc.cluster.local/{namespace}/onda"},
+		"Kafka":                {config: "ConfigMap", sink: "http://kafka-broker-ingress.knative-eventing.svc.cluster.local/{namespace}/onda"},
+		"NatsJetStreamBroker":  {sink: "http://nats-broker-ingress.knative-eventing.svc.cluster.local/{namespace}/onda"},
+		"RabbitMQBroker":       {config: "RabbitmqBrokerConfig", sink: "http://onda-broker-ingress.{namespace}.svc.cluster.local", attributes: true},
+	}
+}
+
+// brokers holds each broker, its triggers and where functions publish to what its class can do.
+func (c *checker) brokers() {
+	const asynchronous, parallelism = "messaging.knative.dev/async-handler", "rabbitmq.eventing.knative.dev/parallelism"
+	count := 0
+	for at, b := range manifest.Of[*eventingv1.Broker](c.objects) {
+		count++
+		of, ok := classes()[b.Annotations[eventingv1.BrokerClassAnnotationKey]]
+		if !ok {
+			c.add(at, "its class is %q: compose one of config/components/broker-*", b.Annotations[eventingv1.BrokerClassAnnotationKey])
+			continue
+		}
+		config := ""
+		if b.Spec.Config != nil {
+			config = b.Spec.Config.Kind
+		}
+		if config != of.config {
+			c.add(at, "spec.config is of kind %q, and its class takes %q: compose one of config/components/broker-*", config, of.config)
+		}
+		if mt := of.sink == classes()["MTChannelBasedBroker"].sink; mt != (b.Annotations[asynchronous] == "true") {
+			c.add(at, "annotation %s: is for MTChannelBasedBroker, where publishers would wait for the slowest subscriber, and for no other", asynchronous)
+		}
+		if sink := c.setting("K_SINK"); !c.part && sink != of.sink {
+			c.add(at, "functions publish to %q (K_SINK), and this broker is at %q", sink, of.sink)
+		}
+		for at, tr := range manifest.Of[*eventingv1.Trigger](c.objects) {
+			if of.attributes && (len(tr.Spec.Filters) > 0 || tr.Spec.Filter == nil || len(tr.Spec.Filter.Attributes) == 0) {
+				c.add(at, "this broker's class knows spec.filter.attributes only: write its filter as that in the broker's component")
+			}
+			n, given := tr.Annotations[parallelism]
+			if given != of.attributes {
+				c.add(at, "annotation %s: is for RabbitMQBroker, which hands on one event after another without it, and for no other", parallelism)
+			}
+			if at, service, found := c.service(tr); found && given {
+				if most := maxScale(service) * int(*service.Spec.Template.Spec.ContainerConcurrency); atoi(n) < 1 || atoi(n) > most {
+					c.add(at, "its trigger %s hands it %s events at once (%s), and all its pods take %d", tr.Name, n, parallelism, most)
+				}
+			}
+		}
+	}
+	if publishes := c.setting("K_SINK") != ""; !c.part && (count == 1) != publishes {
+		c.add(c, "has %d brokers, and that its functions publish (K_SINK) is %t: compose eventing and one of config/components/broker-*", count, publishes)
+	}
+}
+
+// service is a trigger's subscriber.
+func (c *checker) service(tr *eventingv1.Trigger) (manifest.Object, *servingv1.Service, bool) {
+	for at, s := range manifest.Of[*servingv1.Service](slices.Concat(c.objects, c.near)) {
+		if ref := tr.Spec.Subscriber.Ref; ref != nil && ref.Name == s.Name && ref.Namespace == s.Namespace {
+			return at, s, true
+		}
+	}
+	return manifest.Object{}, nil, false
+}
+
+// maxScale is how many pods a service has at most.
+func maxScale(s *servingv1.Service) int {
+	return atoi(s.Spec.Template.Annotations["autoscaling.knative.dev/max-scale"])
+}
+
+// atoi reads a number; what is none counts as 0, which is refused where it is used.
+func atoi(text string) int {
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// hosts compares names of the outside with where functions tell people to go.
+func (c *checker) hosts() {
+	mapped := map[string]string{}
+	for at, d := range manifest.Of[*servingv1beta1.DomainMapping](c.objects) {
+		mapped[d.Name] = d.Spec.Ref.Name
+		if strings.HasSuffix(d.Name, ".example.com") && !strings.HasPrefix(c.dir, "config/testdata/") {
+			c.add(at, "is the example's name: replace it by one of yours in %s/kustomization.yaml", c.dir)
+		}
+	}
+	if len(mapped) == 0 {
+		return
+	}
+	for setting, service := range map[string]string{"ONDA_LINK_URL": "track", "ONDA_FORM_URL": "render-form"} {
+		u, err := url.Parse(c.setting(setting))
+		if err != nil || mapped[u.Hostname()] != service {
+			c.add(c, "%s is %q, and no DomainMapping gives its host to %s", setting, c.setting(setting), service)
+		}
+	}
+}

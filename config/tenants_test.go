@@ -1,0 +1,151 @@
+package config_test
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/onda-run/onda/internal/tenantfile"
+)
+
+// readTenants are the tenants by their names; what is wrong with them is for TestTenants to say.
+func readTenants(t *testing.T) map[string]*tenantfile.Tenant {
+	t.Helper()
+	all, _ := checkTenants(os.DirFS(".."))
+	if len(all) == 0 {
+		t.Fatal("there are no tenants")
+	}
+	return all
+}
+
+const tenantsList = "config/tenants/kustomization.yaml"
+
+// checkTenants reads a repository's tenants and tells what is wrong with them, each with the file and what to do: what a file says in itself is looked at by
+// internal/tenantfile, here it is held to the rest of the blueprint.
+func checkTenants(repository fs.FS) (map[string]*tenantfile.Tenant, []string) {
+	var problems []string
+	wrong := func(file, format string, args ...any) {
+		problems = append(problems, file+": "+fmt.Sprintf(format, args...))
+	}
+	exists := func(name string) bool {
+		_, err := fs.Stat(repository, name)
+		return err == nil
+	}
+	sub, err := fs.Sub(repository, "config/tenants")
+	if err == nil {
+		_, err = tenantfile.ReadAll(sub, "")
+	}
+	if err != nil {
+		wrong("config/tenants", "%v", err)
+	}
+	listed, err := listedTenants(repository)
+	if err != nil {
+		wrong(tenantsList, "%v", err)
+	}
+	files, err := fs.Glob(repository, "config/tenants/*/tenant.yaml")
+	if err != nil {
+		wrong("config/tenants", "%v", err)
+	}
+	all, hosts := map[string]*tenantfile.Tenant{}, map[string]string{}
+	for _, file := range files {
+		dir := strings.TrimSuffix(file, "/tenant.yaml")
+		name := strings.TrimPrefix(dir, "config/tenants/")
+		line := name + ".yaml=" + name + "/tenant.yaml"
+		if !slices.Contains(listed, line) {
+			wrong(tenantsList, "does not list %s, so the Job tenants would not make the tenant: add %s to files", name, line)
+		}
+		listed = slices.DeleteFunc(listed, func(l string) bool { return l == line })
+		f, err := tenantfile.Read(repository, file)
+		if err != nil {
+			continue // said above
+		}
+		all[name] = f
+		if region := "config/regions/" + f.Spec.Region; !exists(region + "/cells/" + f.Spec.Cell + ".yaml") {
+			wrong(file, "spec.cell: there is no %s/cells/%s.yaml: name a region and a cell that are there", region, f.Spec.Cell)
+		} else if !exists(region + "/" + f.Spec.Ring + "/kustomization.yaml") {
+			wrong(file, "spec.ring: there is no %s/%s: name a ring that the region has", region, f.Spec.Ring)
+		}
+		if has := exists(dir + "/kustomization.yaml"); has != (f.Spec.Placement == tenantfile.Dedicated) {
+			wrong(file, "spec.placement: is %s, and that there is a kustomization.yaml beside it is %t: pooled tenants have none, dedicated ones need one", f.Spec.Placement, has)
+		}
+		for _, host := range slices.Concat(f.Spec.Hosts.Link, f.Spec.Hosts.Form) {
+			if other, taken := hosts[host]; taken {
+				wrong(file, "spec.hosts: %s is %s's already", host, other)
+			}
+			hosts[host] = name
+		}
+		checkSandbox(repository, dir, f, wrong)
+	}
+	for _, line := range listed {
+		wrong(tenantsList, "lists %s, and there is no such tenant: remove the line", line)
+	}
+	return all, problems
+}
+
+// listedTenants are the files of the ConfigMap for the Job tenants.
+func listedTenants(repository fs.FS) ([]string, error) {
+	var list struct {
+		ConfigMapGenerator []struct {
+			Files []string `json:"files"`
+		} `json:"configMapGenerator"`
+	}
+	text, err := fs.ReadFile(repository, tenantsList)
+	if err == nil {
+		err = yaml.Unmarshal(text, &list)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if len(list.ConfigMapGenerator) != 1 {
+		return nil, errors.New("has not one configMapGenerator, tenants")
+	}
+	return list.ConfigMapGenerator[0].Files, nil
+}
+
+// checkSandbox compares the functions that a sandbox's file names with those that its kustomization has.
+func checkSandbox(repository fs.FS, dir string, f *tenantfile.Tenant, wrong func(file, format string, args ...any)) {
+	var k struct {
+		Resources  []string `json:"resources"`
+		Components []string `json:"components"`
+	}
+	text, err := fs.ReadFile(repository, dir+"/kustomization.yaml")
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err == nil {
+		err = yaml.Unmarshal(text, &k)
+	}
+	if err != nil {
+		wrong(dir+"/kustomization.yaml", "%v", err)
+		return
+	}
+	sandbox := slices.Contains(k.Components, "../../components/sandbox")
+	if sandbox != f.Sandbox() {
+		wrong(dir+"/tenant.yaml", "spec.functions: is %v, and that its kustomization.yaml composes the component sandbox is %t: make the two agree", f.Spec.Functions, sandbox)
+	}
+	var own []string
+	for _, r := range k.Resources {
+		if name, ok := strings.CutPrefix(r, "../../../functions/"); ok {
+			own = append(own, name)
+		}
+	}
+	slices.Sort(own)
+	if want := slices.Sorted(slices.Values(f.Spec.Functions)); sandbox && !slices.Equal(own, want) {
+		wrong(dir+"/kustomization.yaml", "has the functions [%s], and tenant.yaml names [%s]: make the two agree", strings.Join(own, ", "), strings.Join(want, ", "))
+	}
+}
+
+// TestTenants holds the tenants' files to the rest of the blueprint.
+func TestTenants(t *testing.T) {
+	t.Parallel()
+	_, problems := checkTenants(os.DirFS(".."))
+	for _, p := range problems {
+		t.Error(p)
+	}
+}
