@@ -105,6 +105,9 @@ func (s *session) printChanges(changes []apply.Change, would bool) error {
 		case apply.Update:
 			s.print("~ %s %s (version %d)", c.Kind, c.Name, c.Version)
 		}
+		if c.Remade {
+			s.print("    put together anew: its layout changed, or this version of onda makes it otherwise")
+		}
 		for _, e := range c.Edits {
 			s.print("    %s: %s -> %s", e.Path, apply.Text(e.Before, 60), apply.Text(e.After, 60))
 		}

@@ -5,12 +5,14 @@ package apply
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"strconv"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/onda-run/onda/internal/emailsource"
 	"github.com/onda-run/onda/internal/event"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
@@ -38,6 +40,8 @@ type Change struct {
 	Version int `json:"version"`
 	// Edits are the places that differ, for Update.
 	Edits []Edit `json:"edits,omitempty"`
+	// Remade tells of an email that what is made of it differs, such as by a layout that changed: a new version, so that a mail is decided by its version.
+	Remade bool `json:"remade,omitempty"`
 }
 
 // Load reads the documents of a directory and checks them, also against what the tenant has. The error is spec.Problems when there is anything
@@ -47,7 +51,7 @@ func Load(ctx context.Context, tx *postgres.Tx, fsys fs.FS) (*spec.Set, error) {
 	if err != nil {
 		return nil, err
 	}
-	return spec.LoadChecked(fsys, known)
+	return spec.LoadChecked(fsys, known, emailsource.Compile)
 }
 
 // Known reads the tenant's documents in force.
@@ -72,19 +76,40 @@ func Known(ctx context.Context, tx *postgres.Tx) (*spec.Stored, error) {
 
 // Diff tells what Apply would do. It changes nothing.
 func Diff(ctx context.Context, tx *postgres.Tx, set *spec.Set) ([]Change, error) {
+	all, err := plan(ctx, tx, set)
+	changes := make([]Change, len(all))
+	for i, p := range all {
+		changes[i] = p.Change
+	}
+	return changes, err
+}
+
+// planned is a document and what is to be done to it.
+type planned struct {
+	Change
+	document *spec.Document
+}
+
+// plan compares the documents of a set, and the emails that its layouts change, with those in force.
+func plan(ctx context.Context, tx *postgres.Tx, set *spec.Set) ([]planned, error) {
 	stored, err := read(ctx, tx)
 	if err != nil {
 		return nil, err
 	}
-	changes := make([]Change, 0, len(set.Documents))
+	all := make([]planned, 0, len(set.Documents))
 	for _, d := range set.Documents {
 		c, err := compare(d, stored[key{d.Kind, d.Name}])
 		if err != nil {
 			return nil, err
 		}
-		changes = append(changes, c)
+		all = append(all, planned{c, d})
 	}
-	return changes, nil
+	for _, d := range set.Remade {
+		if was := stored[key{d.Kind, d.Name}]; was.compiled != string(d.Compiled.JSON()) {
+			all = append(all, planned{Change{Kind: d.Kind, Name: d.Name, Action: Update, Version: was.number + 1, Remade: true}, d})
+		}
+	}
+	return all, nil
 }
 
 // Apply stores every document of the set that is new or has changed, and answers what it did to each. The set has been checked by Load in the same
@@ -93,38 +118,68 @@ func Apply(ctx context.Context, tx *postgres.Tx, set *spec.Set) ([]Change, error
 	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1, $2)", applyLock, tx.Tenant.Number); err != nil {
 		return nil, fmt.Errorf("wait for another apply: %w", err)
 	}
-	changes, err := Diff(ctx, tx, set)
+	all, err := plan(ctx, tx, set)
 	if err != nil {
 		return nil, err
 	}
-	for i, c := range changes {
-		if c.Action == Keep {
+	changes := make([]Change, len(all))
+	for i, p := range all {
+		if changes[i] = p.Change; p.Action == Keep {
 			continue
 		}
-		if err := store(ctx, tx, set.Documents[i], c); err != nil {
-			return nil, fmt.Errorf("store %s %s: %w", c.Kind, c.Name, err)
+		if err := store(ctx, tx, p.document, p.Change); err != nil {
+			return nil, fmt.Errorf("store %s %s: %w", p.Kind, p.Name, err)
 		}
 	}
-	return changes, storeLinks(ctx, tx, changes)
+	return changes, nil
 }
 
 func store(ctx context.Context, tx *postgres.Tx, d *spec.Document, c Change) error {
+	var compiled []byte
+	switch {
+	case d.Compiled != nil:
+		compiled = d.Compiled.JSON()
+	case d.Kind == spec.KindEmail:
+		return errors.New("it has not been put together: only what Load gave can be applied")
+	}
 	var entity int32
 	var document int64
-	err := tx.QueryRow(ctx, `WITH e AS (INSERT INTO entity (kind, name) VALUES ($1, $2) ON CONFLICT (kind, name) DO UPDATE SET name = excluded.name RETURNING id)
-		INSERT INTO document (entity, version, spec, hash) SELECT e.id, $3, $4, decode($5, 'hex') FROM e RETURNING entity, id`,
-		d.Kind, d.Name, c.Version, d.JSON, d.Hash()).Scan(&entity, &document)
+	var err error
+	if d.JSON == nil { // an email that only its layout changed
+		err = tx.QueryRow(ctx, `INSERT INTO document (entity, version, spec, compiled, hash) SELECT e.id, $3, was.spec, $4, was.hash
+			FROM entity e JOIN document was ON was.id = e.current WHERE e.kind = $1 AND e.name = $2 RETURNING entity, id`,
+			d.Kind, d.Name, c.Version, compiled).Scan(&entity, &document)
+	} else {
+		err = tx.QueryRow(ctx, `WITH e AS (INSERT INTO entity (kind, name) VALUES ($1, $2) ON CONFLICT (kind, name) DO UPDATE SET name = excluded.name RETURNING id)
+			INSERT INTO document (entity, version, spec, compiled, hash) SELECT e.id, $3, $4, $5, decode($6, 'hex') FROM e RETURNING entity, id`,
+			d.Kind, d.Name, c.Version, d.JSON, compiled, d.Hash()).Scan(&entity, &document)
+	}
 	if err != nil {
 		return err
 	}
 	if _, err := tx.Exec(ctx, "UPDATE entity SET current = $2 WHERE id = $1", entity, document); err != nil {
 		return err
 	}
-	if d.Kind != spec.KindSegment {
-		return nil
+	switch d.Kind {
+	case spec.KindEmail:
+		return storeLinks(ctx, tx, document, d.Compiled.Links())
+	case spec.KindSegment:
+		return rebuild(ctx, tx, document, d.Name)
 	}
+	return nil
+}
+
+// storeLinks gives an id to each link of an email: a click leads only to a link that has one.
+func storeLinks(ctx context.Context, tx *postgres.Tx, document int64, urls []string) error {
+	_, err := tx.Exec(ctx, `INSERT INTO link (document, url) SELECT $1, u FROM unnest($2::text[]) WITH ORDINALITY u (u, n) ORDER BY n
+		ON CONFLICT (document, url) DO NOTHING`, document, urls)
+	return err
+}
+
+// rebuild asks for a segment to be computed anew.
+func rebuild(ctx context.Context, tx *postgres.Tx, document int64, name string) error {
 	e, err := event.New(tx.Tenant.Name, "onda", "", event.DeriveID(tx.Tenant.Name, "segment.rebuild.requested", strconv.FormatInt(document, 10)),
-		event.SegmentRebuildRequested{Segment: d.Name})
+		event.SegmentRebuildRequested{Segment: name})
 	if err != nil {
 		return err
 	}
@@ -135,14 +190,15 @@ func store(ctx context.Context, tx *postgres.Tx, d *spec.Document, c Change) err
 type key struct{ kind, name string }
 
 type version struct {
-	number int
-	hash   string
-	json   []byte
+	number   int
+	hash     string
+	json     []byte
+	compiled string
 }
 
 // read gives the versions in force and, for documents that were taken away, the number of the last.
 func read(ctx context.Context, tx *postgres.Tx) (map[key]version, error) {
-	rows, err := tx.Query(ctx, `SELECT DISTINCT ON (e.kind, e.name) e.kind, e.name, d.version, CASE WHEN d.id = e.current THEN encode(d.hash, 'hex') ELSE '' END, d.spec
+	rows, err := tx.Query(ctx, `SELECT DISTINCT ON (e.kind, e.name) e.kind, e.name, d.version, CASE WHEN d.id = e.current THEN encode(d.hash, 'hex') ELSE '' END, d.spec, coalesce(d.compiled::text, '')
 		FROM entity e JOIN document d ON d.entity = e.id ORDER BY e.kind, e.name, d.version DESC`)
 	if err != nil {
 		return nil, fmt.Errorf("read documents: %w", err)
@@ -150,7 +206,7 @@ func read(ctx context.Context, tx *postgres.Tx) (map[key]version, error) {
 	out := map[key]version{}
 	var k key
 	var v version
-	_, err = pgx.ForEachRow(rows, []any{&k.kind, &k.name, &v.number, &v.hash, &v.json}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&k.kind, &k.name, &v.number, &v.hash, &v.json, &v.compiled}, func() error {
 		out[k] = v
 		v.json = nil
 		return nil
@@ -163,14 +219,17 @@ func read(ctx context.Context, tx *postgres.Tx) (map[key]version, error) {
 
 func compare(d *spec.Document, was version) (Change, error) {
 	c := Change{Kind: d.Kind, Name: d.Name, Action: Create, Version: was.number + 1}
-	if was.hash == d.Hash() {
-		c.Action, c.Version = Keep, was.number
-		return c, nil
-	}
 	if was.hash == "" {
 		return c, nil
 	}
-	c.Action = Update
+	c.Remade = d.Compiled != nil && was.compiled != string(d.Compiled.JSON())
+	if was.hash == d.Hash() {
+		if c.Action = Update; !c.Remade {
+			c.Action, c.Version = Keep, was.number
+		}
+		return c, nil
+	}
+	c.Action, c.Remade = Update, false // that goes without saying
 	var before, after any
 	if err := json.Unmarshal(was.json, &before); err != nil {
 		return c, fmt.Errorf("read stored %s %s: %w", d.Kind, d.Name, err)

@@ -178,11 +178,77 @@ func TestLinksOfEmailsGetIds(t *testing.T) {
 	if diff := cmp.Diff([]string{"https://shop.example/", "https://shop.example/skis"}, links()); diff != "" {
 		t.Error(diff)
 	}
-	// A layout that changes brings links to emails that do not.
-	if _, _, err := do(t, db, "acme", map[string]string{"l.yaml": strings.Replace(layout, "https://shop.example/\"", "https://shop.example/new\"", 1)}); err != nil {
+}
+
+// A layout that changes makes a new version of the emails that are of it, also of those that are not in the directory: what a mail holds is decided by the
+// version of its email.
+func TestALayoutThatChangesRemakesItsEmails(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	other := strings.NewReplacer("name: spring", "name: autumn", "layout: plain", "preheader: Leaves").Replace(email)
+	other = strings.Replace(other, "See [skis]", "To [leave]({{ unsubscribe_url }}) or see [skis]", 1)
+	all := topic + "---" + layout + "---" + email + "---" + other
+	if _, _, err := do(t, db, "acme", map[string]string{"a.yaml": all}); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"https://shop.example/", "https://shop.example/new", "https://shop.example/skis"}, links()); diff != "" {
+	first := pgtest.One[int64](t, db, "acme", "SELECT current FROM entity WHERE name = 'spring'")
+	change := func(text string) string {
+		return strings.Replace(text, "https://shop.example/\"", "https://shop.example/new\"", 1)
+	}
+	_, changes, err := do(t, db, "acme", map[string]string{"l.yaml": change(layout)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range changes {
+		changes[i].Edits = nil
+	}
+	want := []apply.Change{
+		{Kind: "Layout", Name: "plain", Action: apply.Update, Version: 2}, {Kind: "Email", Name: "spring", Action: apply.Update, Version: 2, Remade: true},
+	}
+	if diff := cmp.Diff(want, changes); diff != "" {
 		t.Error(diff)
+	}
+	links := func(document int64) []string {
+		return pgtest.All[string](t, db, "acme", "SELECT url FROM link WHERE document = $1 ORDER BY 1", document)
+	}
+	second := pgtest.One[int64](t, db, "acme", "SELECT current FROM entity WHERE name = 'spring'")
+	if diff := cmp.Diff([]string{"https://shop.example/new", "https://shop.example/skis"}, links(second)); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]string{"https://shop.example/", "https://shop.example/skis"}, links(first)); diff != "" {
+		t.Errorf("the links of the first version: %s", diff)
+	}
+	same := "SELECT a.spec = b.spec AND a.hash = b.hash AND a.compiled::text <> b.compiled::text FROM document a, document b WHERE a.id = $1 AND b.id = $2"
+	if !pgtest.One[bool](t, db, "acme", same, first, second) {
+		t.Error("the versions are not of one source, put together in two ways")
+	}
+	// With the directory as a whole nothing is left to do, and a layout that takes away what an email needs is refused.
+	got, _, err := do(t, db, "acme", map[string]string{"a.yaml": change(all)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]apply.Action{"Topic/news": apply.Keep, "Layout/plain": apply.Keep, "Email/spring": apply.Keep, "Email/autumn": apply.Keep}, got); diff != "" {
+		t.Error(diff)
+	}
+	_, _, err = do(t, db, "acme", map[string]string{"l.yaml": strings.Replace(layout, "{{ unsubscribe_url }}", "https://shop.example/leave", 1)})
+	if err == nil || err.Error() != `l.yaml:2:1: a mail with a topic needs {{ unsubscribe_url }} in it, or in its layout: the email "spring" has it in neither` {
+		t.Errorf("error %v", err)
+	}
+}
+
+// What was not put together cannot be sent, and so not be stored.
+func TestOnlyWhatWasPutTogetherIsStored(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	set, err := spec.Load(dir(map[string]string{"a.yaml": topic + "---" + layout + "---" + email}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.InTenant(t.Context(), "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		_, err := apply.Apply(ctx, tx, set)
+		return err
+	})
+	if err == nil || !strings.Contains(err.Error(), "store Email spring: it has not been put together") {
+		t.Errorf("error %v", err)
 	}
 }

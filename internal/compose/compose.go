@@ -88,7 +88,6 @@ type Email struct {
 	composer *Composer
 	spec     *spec.Email
 	topic    *spec.Topic
-	layout   *spec.Layout
 	from     mail.Address
 	replyTo  mail.Address
 	compiled *spec.Compiled
@@ -102,8 +101,8 @@ type Email struct {
 
 // versions are the documents that an email depends on besides its own; they may change under it.
 type versions struct {
-	layout, topic, settings int64
-	topicID                 int32 // of the topic's entity: its number in tokens
+	topic, settings int64
+	topicID         int32 // of the topic's entity: its number in tokens
 }
 
 // ByName loads the version of an email that is in force.
@@ -119,7 +118,7 @@ func (c *Composer) ByName(ctx context.Context, tx *postgres.Tx, name string) (*E
 	return c.Load(ctx, tx, document)
 }
 
-// Load loads a version of an email, with the layout, topic and settings that are in force. It is asked once a batch; what has not changed is not read again.
+// Load loads a version of an email, with the topic and settings that are in force. It is asked once a batch; what has not changed is not read again.
 func (c *Composer) Load(ctx context.Context, tx *postgres.Tx, document int64) (*Email, error) {
 	key := cacheKey{tx.Tenant.Number, document}
 	c.mu.Lock()
@@ -135,10 +134,10 @@ func (c *Composer) Load(ctx context.Context, tx *postgres.Tx, document int64) (*
 	if err != nil {
 		return nil, err
 	}
-	if e.compiled != nil && on == e.on {
+	if e.Settings != nil && on == e.on {
 		return e, nil
 	}
-	made, err := e.compile(on, stored)
+	made, err := e.with(on, stored)
 	if err != nil {
 		return nil, fmt.Errorf("email %q, version %d: %w: %w", e.Name, document, ErrBroken, err)
 	}
@@ -157,8 +156,8 @@ func (c *Composer) Load(ctx context.Context, tx *postgres.Tx, document int64) (*
 // read reads what belongs to the version itself and never changes.
 func (c *Composer) read(ctx context.Context, tx *postgres.Tx, document int64) (*Email, error) {
 	e := &Email{Document: document, composer: c, links: map[string]int64{}}
-	var stored []byte
-	err := tx.QueryRow(ctx, `SELECT e.name, d.spec FROM document d JOIN entity e ON e.id = d.entity WHERE d.id = $1 AND e.kind = 'Email'`, document).Scan(&e.Name, &stored)
+	var stored, compiled []byte
+	err := tx.QueryRow(ctx, `SELECT e.name, d.spec, d.compiled FROM document d JOIN entity e ON e.id = d.entity WHERE d.id = $1 AND e.kind = 'Email'`, document).Scan(&e.Name, &stored, &compiled)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, fmt.Errorf("email with version %d: %w", document, ErrUnknown)
 	}
@@ -168,6 +167,10 @@ func (c *Composer) read(ctx context.Context, tx *postgres.Tx, document int64) (*
 	if e.spec, err = spec.DecodeAs[*spec.Email](spec.KindEmail, stored); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBroken, err)
 	}
+	if e.compiled, err = spec.ReadCompiled(compiled); err != nil {
+		return nil, fmt.Errorf("email %q, version %d: %w: %w", e.Name, document, ErrBroken, err)
+	}
+	e.readNames()
 	e.Topic, e.Transactional, e.Resend = e.spec.Topic, e.spec.Transactional, e.spec.Unknown == spec.UnknownResend
 	if e.from, err = mailbox(e.spec.From); err == nil && e.spec.ReplyTo != "" {
 		e.replyTo, err = mailbox(e.spec.ReplyTo)
@@ -189,9 +192,9 @@ func (c *Composer) read(ctx context.Context, tx *postgres.Tx, document int64) (*
 
 // dependencies gives the versions in force of what the email depends on, with the documents that are not the ones it was made with.
 func (e *Email) dependencies(ctx context.Context, tx *postgres.Tx) (on versions, stored map[string][]byte, err error) {
-	rows, err := tx.Query(ctx, `SELECT e.kind, e.id, d.id, CASE WHEN d.id IN ($3, $4, $5) THEN NULL ELSE d.spec END FROM entity e JOIN document d ON d.id = e.current
-		WHERE e.kind = 'Layout' AND e.name = $1 OR e.kind = 'Topic' AND e.name = $2 OR e.kind = 'Settings' AND e.name = 'settings'`,
-		e.spec.Layout, e.spec.Topic, e.on.layout, e.on.topic, e.on.settings)
+	rows, err := tx.Query(ctx, `SELECT e.kind, e.id, d.id, CASE WHEN d.id IN ($2, $3) THEN NULL ELSE d.spec END FROM entity e JOIN document d ON d.id = e.current
+		WHERE e.kind = 'Topic' AND e.name = $1 OR e.kind = 'Settings' AND e.name = 'settings'`,
+		e.spec.Topic, e.on.topic, e.on.settings)
 	if err != nil {
 		return on, nil, fmt.Errorf("read what email %q depends on: %w", e.Name, err)
 	}
@@ -201,12 +204,9 @@ func (e *Email) dependencies(ctx context.Context, tx *postgres.Tx) (on versions,
 	var id int64
 	var doc []byte
 	_, err = pgx.ForEachRow(rows, []any{&kind, &entity, &id, &doc}, func() error {
-		switch kind {
-		case spec.KindLayout:
-			on.layout = id
-		case spec.KindTopic:
+		if kind == spec.KindTopic {
 			on.topic, on.topicID = id, entity
-		default:
+		} else {
 			on.settings = id
 		}
 		stored[kind] = doc

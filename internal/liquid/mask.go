@@ -3,6 +3,7 @@ package liquid
 import (
 	"crypto/sha256"
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -54,13 +55,12 @@ func (m *Masked) Restore(text string) string {
 // Has says whether a text has Liquid in it.
 func (m *Masked) Has(text string) bool { return strings.Contains(text, m.prefix) }
 
-// Tags gives the marks that stand for tags, such as {% if %}.
-func (m *Masked) Tags() []string {
-	var marks []string
-	for i, mark := range m.marks {
-		if m.tags[i] {
-			marks = append(marks, mark)
-		}
-	}
-	return marks
+// Pattern is a regular expression of the marks.
+func (m *Masked) Pattern() string { return m.prefix + `[0-9]+q` }
+
+// IsTag says whether a mark stands for a tag, such as {% if %}, and not for an output.
+func (m *Masked) IsTag(mark string) bool {
+	digits, ok := strings.CutSuffix(strings.TrimPrefix(mark, m.prefix), "q")
+	n, err := strconv.Atoi(digits)
+	return ok && err == nil && n < len(m.tags) && m.tags[n]
 }

@@ -48,12 +48,15 @@ func (s *Stored) Names(kind string) []string {
 
 // Check finds what is wrong between the documents of the set, and between them
 // and those that are known already; a document of the set takes the place of a
-// known one of its kind and name. known may be nil.
-func (s *Set) Check(known Known) Problems {
+// known one of its kind and name. known may be nil. Emails are put together
+// with compile, those of the set and those that a layout of the set is of; where
+// it is nil they are not, and cannot be stored.
+func (s *Set) Check(known Known, compile Compile) Problems {
 	if known == nil {
 		known = NewStored()
 	}
-	c := &checker{set: s, known: known, docs: map[ref]*Document{}, broken: map[ref]bool{}}
+	s.Remade = nil
+	c := &checker{set: s, known: known, compile: compile, docs: map[ref]*Document{}, broken: map[ref]bool{}}
 	for _, doc := range s.Documents {
 		r := ref{doc.Kind, doc.Name}
 		if doc.broken {
@@ -72,6 +75,9 @@ func (s *Set) Check(known Known) Problems {
 		for _, check := range doc.checks {
 			check(c)
 		}
+		if layout, ok := doc.Doc.(*Layout); ok && compile != nil && !doc.broken {
+			c.remake(doc, layout)
+		}
 	}
 	return c.problems.sorted()
 }
@@ -79,6 +85,7 @@ func (s *Set) Check(known Known) Problems {
 type checker struct {
 	set      *Set
 	known    Known
+	compile  Compile // may be nil
 	docs     map[ref]*Document
 	broken   map[ref]bool
 	doc      *Document // whose checks run

@@ -72,10 +72,13 @@ type Document struct {
 	// JSON is the whole document in its one form: keys sorted, files and texts
 	// inline. It is what is stored and hashed, and what Decode reads.
 	JSON []byte
-	Doc  Doc
-	File string
-	Line int
-	Col  int
+	// Compiled are an email's templates, which are stored beside it; nil of other
+	// kinds, and before Set.Check.
+	Compiled *Compiled
+	Doc      Doc
+	File     string
+	Line     int
+	Col      int
 
 	checks []func(*checker)
 	broken bool // it has problems of its own: others are not told that it is missing

@@ -52,6 +52,9 @@ func (e *Email) Content(locale string) (EmailContent, string) {
 	return e.EmailContent, ""
 }
 
+// Languages gives the languages there are texts in: "" first, the email's own.
+func (e *Email) Languages() []string { return append([]string{""}, sortedKeys(e.Locales)...) }
+
 // over fills what c leaves out from base.
 func (c EmailContent) over(base EmailContent) EmailContent {
 	if c.Subject == "" {

@@ -18,7 +18,7 @@ func FuzzLoad(f *testing.F) {
 		f.Add(bad.doc)
 	}
 	f.Fuzz(func(t *testing.T, src string) {
-		set, err := LoadChecked(fstest.MapFS{"x.yaml": {Data: []byte(src)}}, nil)
+		set, err := LoadChecked(fstest.MapFS{"x.yaml": {Data: []byte(src)}}, nil, plainly)
 		if err != nil {
 			problems, ok := err.(Problems) //nolint:errorlint // LoadChecked gives it bare
 			if !ok {

@@ -19,6 +19,9 @@ const maxDocuments = 20_000
 type Set struct {
 	// Documents are sorted by kind, in the order of Kinds, and name.
 	Documents []*Document
+	// Remade are emails that are known, and not of the set, put together anew by
+	// Check with a layout of the set: Compiled is theirs, JSON stays as it is stored.
+	Remade []*Document
 
 	broken []ref // documents that are there and could not be read
 }
@@ -219,14 +222,14 @@ func Find[T Doc](k Known, kind, name string) (T, bool) {
 }
 
 // LoadChecked is Load and Check in one, with the problems of both at once.
-// known may be nil.
-func LoadChecked(fsys fs.FS, known Known) (*Set, error) {
+// known and compile may be nil, as for Check.
+func LoadChecked(fsys fs.FS, known Known, compile Compile) (*Set, error) {
 	set, err := Load(fsys)
 	var problems Problems
 	if err != nil && !errors.As(err, &problems) {
 		return nil, err
 	}
-	problems = append(problems, set.Check(known)...)
+	problems = append(problems, set.Check(known, compile)...)
 	return set, problems.Err()
 }
 

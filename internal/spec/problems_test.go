@@ -213,7 +213,7 @@ func TestProblems(t *testing.T) {
 	for _, tt := range badCases() {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			_, err := LoadChecked(fstest.MapFS{"company.yaml": {Data: []byte(company)}, "x.yaml": {Data: []byte(tt.doc)}}, nil)
+			_, err := LoadChecked(fstest.MapFS{"company.yaml": {Data: []byte(company)}, "x.yaml": {Data: []byte(tt.doc)}}, nil, plainly)
 			got := strings.Split(strings.ReplaceAll(errText(err), "x.yaml:", ""), "\n")
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("problems (-want +got):\n%s\nof\n%s", diff, tt.doc)
@@ -367,7 +367,7 @@ func TestGoodDocuments(t *testing.T) {
 			}
 		}
 	}
-	set, err := LoadChecked(fsys, nil)
+	set, err := LoadChecked(fsys, nil, plainly)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -386,8 +386,21 @@ func TestGoodDocuments(t *testing.T) {
 		}
 	}
 	// what is stored is known: the same documents checked against themselves
-	if problems := set.Check(set); len(problems) > 0 {
+	if problems := set.Check(set, plainly); len(problems) > 0 {
 		t.Errorf("against itself: %v", problems)
+	}
+}
+
+func TestExamplesHaveEachKind(t *testing.T) {
+	t.Parallel()
+	set, err := Load(os.DirFS("../../examples/company"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range Kinds() {
+		if len(set.Names(kind)) == 0 {
+			t.Errorf("the examples have no %s", kind)
+		}
 	}
 }
 

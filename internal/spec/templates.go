@@ -1,7 +1,7 @@
 package spec
 
 import (
-	"regexp"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -52,18 +52,32 @@ func (d *decoder) template(n *node, mode liquid.Mode, extra ...string) *liquid.T
 	return t
 }
 
-var scriptTag = regexp.MustCompile(`(?i)<script\b`)
+const scriptTag = `(?i)<script\b`
 
 // noScript refuses scripts: mail programs drop them, and the web view must not run them.
 func (d *decoder) noScript(n *node) {
-	at := scriptTag.FindStringIndex(n.text)
-	if at == nil || d.stored {
+	if d.stored {
+		return // refused at apply
+	}
+	at := compiled(scriptTag).FindStringIndex(n.text)
+	if at == nil {
 		return
 	}
 	before := n.text[:at[0]]
 	line := 1 + strings.Count(before, "\n")
 	col := 1 + len([]rune(before[strings.LastIndexByte(before, '\n')+1:]))
 	d.fail(n.place(line, col), "a mail has no scripts: leave <script> out")
+}
+
+const contentOutput = `\{\{-?\s*content\s*-?\}\}`
+
+// Within puts an email's content into its layout: where {{ content }} is.
+func Within(layout Source, content string) string {
+	at := compiled(contentOutput).FindStringIndex(string(layout))
+	if at == nil {
+		return content
+	}
+	return string(layout[:at[0]]) + content + string(layout[at[1]:])
 }
 
 func (d *decoder) layoutTemplate(n *node, key string) {
@@ -83,7 +97,7 @@ func (d *decoder) layoutTemplate(n *node, key string) {
 			uses++
 		}
 	}
-	if uses != 1 || len(contentOutput.FindAllString(n.text, -1)) != 1 {
+	if uses != 1 || len(compiled(contentOutput).FindAllString(n.text, -1)) != 1 {
 		d.fail(n.position, "a layout has {{ content }} in it exactly once: the email goes there")
 	}
 }
@@ -186,9 +200,9 @@ func (c *checker) confirms(email string) bool {
 	return false
 }
 
-// compiles puts an email together with its layout, as send will.
+// compiles puts an email of the set together with its layout, for it to be stored.
 func (c *checker) compiles(e *Email, n *node) {
-	if c.doc.broken {
+	if c.doc.broken || c.compile == nil {
 		return // what is missing was said
 	}
 	var layout *Layout
@@ -202,18 +216,48 @@ func (c *checker) compiles(e *Email, n *node) {
 	if at == nil {
 		at = n.get("markdown")
 	}
-	compiled, err := e.Compile(layout)
+	c.doc.Compiled = c.together(e, layout, at.position)
+}
+
+// together puts an email together with its layout. What is wrong with that is said at p.
+func (c *checker) together(e *Email, layout *Layout, p position) *Compiled {
+	made, err := c.compile(e, layout)
 	if err != nil {
-		c.fail(at.position, "the mail cannot be put together: %v", err)
-		return
+		c.fail(p, "the mail cannot be put together: %v", err)
+		return nil
 	}
 	if e.Topic == "" || e.Transactional {
-		return
+		return made
 	}
-	for _, l := range compiled.Locales() {
-		if !compiled.For(l).HTML.Uses(VarUnsubscribeURL) {
-			c.fail(at.position, "a mail with a topic needs {{ unsubscribe_url }} in it, or in its layout")
-			return
+	for _, l := range made.Locales() {
+		if !made.For(l).HTML.Uses(VarUnsubscribeURL) {
+			c.fail(p, "a mail with a topic needs {{ unsubscribe_url }} in it, or in its layout%s", ofEmail(c.doc, e))
+			return nil
+		}
+	}
+	return made
+}
+
+// ofEmail names the email where the document at fault is not the email itself.
+func ofEmail(doc *Document, e *Email) string {
+	if doc.Kind == KindEmail {
+		return ""
+	}
+	return fmt.Sprintf(": the email %q has it in neither", e.Name)
+}
+
+// remake puts the emails that are known, and not of the set, together with a layout of the set.
+func (c *checker) remake(doc *Document, layout *Layout) {
+	for _, name := range c.known.Names(KindEmail) {
+		if r := (ref{KindEmail, name}); c.docs[r] != nil || c.broken[r] {
+			continue
+		}
+		e, ok := found[*Email](c, KindEmail, name)
+		if !ok || e.Layout != doc.Name {
+			continue
+		}
+		if made := c.together(e, layout, position{doc.File, doc.Line, doc.Col}); made != nil {
+			c.set.Remade = append(c.set.Remade, &Document{Kind: KindEmail, Name: name, Title: e.Title, Doc: e, Compiled: made})
 		}
 	}
 }

@@ -14,12 +14,12 @@ import (
 	cloudevents "github.com/cloudevents/sdk-go/v2"
 	"go.uber.org/zap/zaptest"
 
+	"github.com/onda-run/onda/internal/apply"
 	"github.com/onda-run/onda/internal/compose"
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/event/eventtest"
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/postgres"
-	"github.com/onda-run/onda/internal/spec"
 	"github.com/onda-run/onda/internal/token"
 )
 
@@ -88,7 +88,7 @@ func newWorld(t *testing.T) *world {
 	d := pgtest.New(t)
 	db := d.DB(t)
 	for _, tenant := range []string{pgtest.Acme, pgtest.Brava} {
-		apply(t, db, tenant, documents())
+		applyTo(t, db, tenant, documents())
 	}
 	w := &world{t: t, d: d, admin: d.Admin(t)}
 	return w.again()
@@ -108,26 +108,15 @@ func (w *world) again() *world {
 	return &world{Tracker: tracker, t: w.t, d: w.d, db: db, admin: w.admin, url: s.URL}
 }
 
-// apply stores documents as onda apply does.
-func apply(t *testing.T, db *postgres.DB, tenant string, files fstest.MapFS) {
+// applyTo stores documents as onda apply does.
+func applyTo(t *testing.T, db *postgres.DB, tenant string, files fstest.MapFS) {
 	t.Helper()
-	set, err := spec.LoadChecked(files, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
 	pgtest.In(t, db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		for _, d := range set.Documents {
-			_, err := tx.Exec(ctx, `WITH e AS (INSERT INTO entity (kind, name) VALUES ($1, $2) RETURNING id),
-				d AS (INSERT INTO document (entity, version, spec, hash) SELECT id, 1, $3, '\x00' FROM e RETURNING id) SELECT id FROM d`, d.Kind, d.Name, d.JSON)
-			if err != nil {
-				return err
-			}
-		}
-		if _, err := tx.Exec(ctx, "UPDATE entity SET current = d.id FROM document d WHERE d.entity = entity.id"); err != nil {
+		set, err := apply.Load(ctx, tx, files)
+		if err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `INSERT INTO link (document, url) SELECT d.id, u FROM document d JOIN entity e ON e.id = d.entity,
-			unnest('{https://example.com/a,https://example.com/b}'::text[]) u WHERE e.kind = 'Email'`)
+		_, err = apply.Apply(ctx, tx, set)
 		return err
 	})
 }

@@ -15,7 +15,8 @@ CREATE TABLE document (
     entity     integer NOT NULL REFERENCES entity,
     version    integer NOT NULL,
     spec       jsonb NOT NULL,                                   -- canonical JSON, internal/spec.Decode reads it
-    hash       bytea NOT NULL,
+    compiled   json,                                             -- of an email: its templates, put together with its layout; internal/spec.Compiled
+    hash       bytea NOT NULL,                                   -- of spec as it was written
     applied_at timestamptz NOT NULL DEFAULT onda.now(),
     UNIQUE (entity, version)
 );

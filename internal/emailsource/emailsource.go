@@ -1,8 +1,13 @@
-package spec
+// Package emailsource makes templates of what people write as an email: Markdown
+// becomes HTML, the layout goes around it, plain text is derived, the pixel and
+// the links get their places. It runs at apply and nowhere else, since functions
+// would start a quarter slower with the libraries that it takes.
+//
+// Liquid goes through unchanged: it is taken out before and put back after.
+package emailsource
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"html"
 	"regexp"
@@ -17,102 +22,49 @@ import (
 	nethtml "golang.org/x/net/html"
 
 	"github.com/onda-run/onda/internal/liquid"
+	"github.com/onda-run/onda/internal/spec"
 )
 
-// The variables that Compile puts into an email's templates, for send to fill.
-const (
-	// VarLinks is a list of the address of each of Parts.Links, in its order:
-	// the tracked one, or the link itself for a recipient who is not tracked.
-	VarLinks = "_links"
-	// VarPixel is the address of the open pixel; "" or nil for no pixel.
-	VarPixel = "_pixel"
+var (
+	openBody  = regexp.MustCompile(`(?i)<body\b[^>]*>`)
+	closeBody = regexp.MustCompile(`(?i)</body\s*>`)
+	openHTML  = regexp.MustCompile(`(?i)<html\b`)
+	hrefValue = regexp.MustCompile(`(?is)(\shref\s*=\s*)("[^"]*"|'[^']*'|[^\s"'>]+)`)
+	repeated  = regexp.MustCompile(`(https?://[^\s<>]+) <(https?://[^\s<>]+)>`)
+	textURL   = regexp.MustCompile(`https?://[^\s<>"]+`)
 )
 
-// Parts are the templates of an email in one language.
-type Parts struct {
-	Locale  string // "" for the email's own
-	Subject *liquid.Template
-	HTML    *liquid.Template
-	Text    *liquid.Template
-	// Links are the distinct addresses of the web in HTML and Text that can be
-	// tracked, in the order of the HTML. Where one stood, the templates have
-	// {{ _links[i] }}. An address with Liquid in it, such as
-	// {{ unsubscribe_url }}, is no link in this sense: it stays as it is and is
-	// not tracked, since its address is not known before it is rendered.
-	Links []string
-}
+const pixel = `{% if ` + spec.VarPixel + ` %}<img src="{{ ` + spec.VarPixel + ` }}" width="1" height="1" alt="" style="display:block;width:1px;height:1px;border:0">{% endif %}`
 
-// Compiled is an email put together with its layout, in all its languages. It
-// does not change and may be used by many at once.
-type Compiled struct {
-	parts   map[string]*Parts
-	locales []string
-}
-
-// For gives the parts for a locale: of pt-BR those of pt-BR, else of pt, else the email's own.
-func (c *Compiled) For(locale string) *Parts {
-	for _, l := range localeChain(locale) {
-		if p, ok := c.parts[l]; ok {
-			return p
-		}
-	}
-	return c.parts[""]
-}
-
-// Locales gives the languages there are: "" first, the email's own.
-func (c *Compiled) Locales() []string { return c.locales }
-
-// Compile puts the email together with its layout, which is nil when it has none.
-func (e *Email) Compile(layout *Layout) (*Compiled, error) {
-	c := &Compiled{parts: map[string]*Parts{}, locales: append([]string{""}, sortedKeys(e.Locales)...)}
-	for _, locale := range c.locales {
-		content := e.EmailContent
-		if locale != "" {
-			content = e.Locales[locale].over(e.EmailContent)
-		}
-		p, err := content.compile(layout, locale)
+// Compile puts an email together with its layout, which is nil when it has none.
+func Compile(e *spec.Email, layout *spec.Layout) (*spec.Compiled, error) {
+	texts := map[string]spec.Texts{}
+	for _, locale := range e.Languages() {
+		content, _ := e.Content(locale)
+		t, err := compile(content, layout, locale)
 		if err != nil {
-			return nil, fmt.Errorf("compiling the email %q%s: %w", e.Name, inLocale(locale), err)
+			return nil, fmt.Errorf("compiling the email %q: %w", e.Name, err)
 		}
-		c.parts[locale] = p
+		texts[locale] = t
+	}
+	c, err := spec.NewCompiled(texts)
+	if err != nil {
+		return nil, fmt.Errorf("compiling the email %q: %w", e.Name, err)
 	}
 	return c, nil
 }
 
-func inLocale(locale string) string {
-	if locale == "" {
-		return ""
-	}
-	return " in " + locale
-}
-
-var (
-	contentOutput = regexp.MustCompile(`\{\{-?\s*content\s*-?\}\}`)
-	openBody      = regexp.MustCompile(`(?i)<body\b[^>]*>`)
-	closeBody     = regexp.MustCompile(`(?i)</body\s*>`)
-	openHTML      = regexp.MustCompile(`(?i)<html\b`)
-	hrefValue     = regexp.MustCompile(`(?is)(\shref\s*=\s*)("[^"]*"|'[^']*'|[^\s"'>]+)`)
-	repeated      = regexp.MustCompile(`(https?://[^\s<>]+) <(https?://[^\s<>]+)>`)
-	textURL       = regexp.MustCompile(`https?://[^\s<>"]+`)
-)
-
-const pixel = `{% if ` + VarPixel + ` %}<img src="{{ ` + VarPixel + ` }}" width="1" height="1" alt="" style="display:block;width:1px;height:1px;border:0">{% endif %}`
-
-func (c EmailContent) compile(layout *Layout, locale string) (*Parts, error) {
-	p := &Parts{Locale: locale}
-	var err error
-	if p.Subject, err = parseTemplate("subject", string(c.Subject), liquid.Header); err != nil {
-		return nil, err
-	}
+func compile(c spec.EmailContent, layout *spec.Layout, locale string) (spec.Texts, error) {
 	body := string(c.HTML)
 	if body == "" {
+		var err error
 		if body, err = markdownToHTML(string(c.Markdown)); err != nil {
-			return nil, err
+			return spec.Texts{}, err
 		}
 	}
 	page := body
 	if layout != nil {
-		page = within(string(layout.HTML), body)
+		page = spec.Within(layout.HTML, body)
 	}
 	page = wholePage(page, locale)
 
@@ -125,7 +77,7 @@ func (c EmailContent) compile(layout *Layout, locale string) (*Parts, error) {
 		text = htmlToText(text)
 	}
 	if layout != nil && layout.Text != "" {
-		text = within(string(layout.Text), text)
+		text = spec.Within(layout.Text, text)
 	}
 
 	page = withPreheader(page, string(c.Preheader))
@@ -136,35 +88,7 @@ func (c EmailContent) compile(layout *Layout, locale string) (*Parts, error) {
 	}
 	links := &links{index: map[string]int{}}
 	page, text = links.inHTML(page), links.inText(text)
-	p.Links = links.all
-	if p.HTML, err = parseTemplate("html", page, liquid.HTML); err != nil {
-		return nil, err
-	}
-	if p.Text, err = parseTemplate("text", text, liquid.Text); err != nil {
-		return nil, err
-	}
-	return p, nil
-}
-
-func parseTemplate(what, src string, mode liquid.Mode) (*liquid.Template, error) {
-	t, problems := liquid.Parse(src, mode)
-	if t != nil {
-		return t, nil
-	}
-	errs := make([]error, len(problems))
-	for i, p := range problems {
-		errs[i] = fmt.Errorf("%s: %w", what, p)
-	}
-	return nil, errors.Join(errs...)
-}
-
-// within puts an email's content into its layout.
-func within(layout, content string) string {
-	at := contentOutput.FindStringIndex(layout)
-	if at == nil {
-		return content
-	}
-	return layout[:at[0]] + content + layout[at[1]:]
+	return spec.Texts{Subject: string(c.Subject), HTML: page, Text: text, Links: links.all}, nil
 }
 
 // wholePage makes a page of a piece of HTML.
@@ -207,11 +131,16 @@ func markdownToHTML(src string) (string, error) {
 		return "", fmt.Errorf("rendering Markdown: %w", err)
 	}
 	out := b.String()
-	if tags := m.Tags(); len(tags) > 0 {
-		// a tag on lines of its own is no paragraph
-		alone := regexp.MustCompile(`<p>\s*((?:(?:` + strings.Join(tags, "|") + `)\s*)+)</p>`)
-		out = alone.ReplaceAllString(out, "$1")
-	}
+	// a tag on lines of its own is no paragraph
+	mark := regexp.MustCompile(m.Pattern())
+	out = regexp.MustCompile(`<p>(?:\s*`+m.Pattern()+`)+\s*</p>`).ReplaceAllStringFunc(out, func(p string) string {
+		for _, one := range mark.FindAllString(p, -1) {
+			if !m.IsTag(one) {
+				return p
+			}
+		}
+		return strings.TrimLeft(strings.TrimSuffix(strings.TrimPrefix(p, "<p>"), "</p>"), " \t\r\n")
+	})
 	return m.Restore(out), nil
 }
 
@@ -252,7 +181,7 @@ func (l *links) variable(url string) string {
 		l.index[url] = i
 		l.all = append(l.all, url)
 	}
-	return "{{ " + VarLinks + "[" + strconv.Itoa(i) + "] }}"
+	return "{{ " + spec.VarLinks + "[" + strconv.Itoa(i) + "] }}"
 }
 
 func (l *links) inHTML(page string) string {

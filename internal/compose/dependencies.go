@@ -10,16 +10,11 @@ import (
 	"github.com/onda-run/onda/internal/spec"
 )
 
-// compile makes the templates of every language. stored has the documents that changed since e was made; e itself is not touched.
-func (e *Email) compile(on versions, stored map[string][]byte) (*Email, error) {
+// with gives the email with what it depends on. stored has the documents that changed since e was made; e itself is not touched.
+func (e *Email) with(on versions, stored map[string][]byte) (*Email, error) {
 	made := *e
 	made.on = on
 	var err error
-	if b := stored[spec.KindLayout]; b != nil {
-		if made.layout, err = spec.DecodeAs[*spec.Layout](spec.KindLayout, b); err != nil {
-			return nil, err
-		}
-	}
 	if b := stored[spec.KindTopic]; b != nil {
 		if made.topic, err = spec.DecodeAs[*spec.Topic](spec.KindTopic, b); err != nil {
 			return nil, err
@@ -31,17 +26,11 @@ func (e *Email) compile(on versions, stored map[string][]byte) (*Email, error) {
 		}
 	}
 	switch {
-	case e.spec.Layout != "" && on.layout == 0:
-		return nil, fmt.Errorf("its layout %q is not there", e.spec.Layout)
 	case e.Topic != "" && on.topic == 0:
 		return nil, fmt.Errorf("its topic %q is not there", e.Topic)
 	case on.settings == 0:
 		made.Settings = spec.DefaultSettings()
 	}
-	if made.compiled, err = e.spec.Compile(made.layout); err != nil {
-		return nil, err
-	}
-	made.readNames()
 	return &made, nil
 }
 

@@ -1,31 +1,22 @@
-package spec_test
+package emailsource_test
 
 import (
 	"os"
 	"strings"
 	"testing"
 
+	"github.com/onda-run/onda/internal/emailsource"
 	"github.com/onda-run/onda/internal/spec"
 )
 
 // loadExamples reads the documents of the example company.
 func loadExamples(tb testing.TB) *spec.Set {
 	tb.Helper()
-	set, err := spec.LoadChecked(os.DirFS("../../examples/company"), nil)
+	set, err := spec.LoadChecked(os.DirFS("../../examples/company"), nil, emailsource.Compile)
 	if err != nil {
 		tb.Fatalf("the examples have problems:\n%v", err)
 	}
 	return set
-}
-
-func TestExamplesHaveEachKind(t *testing.T) {
-	t.Parallel()
-	set := loadExamples(t)
-	for _, kind := range spec.Kinds() {
-		if len(set.Names(kind)) == 0 {
-			t.Errorf("the examples have no %s", kind)
-		}
-	}
 }
 
 // Every mail of the examples renders in all its languages for a contact that
@@ -40,7 +31,7 @@ func TestExamplesRender(t *testing.T) {
 	for _, name := range set.Names(spec.KindEmail) {
 		email, _ := spec.Find[*spec.Email](set, spec.KindEmail, name)
 		layout, _ := spec.Find[*spec.Layout](set, spec.KindLayout, email.Layout)
-		compiled, err := email.Compile(layout)
+		compiled, err := emailsource.Compile(email, layout)
 		if err != nil {
 			t.Fatal(err)
 		}
