@@ -27,7 +27,7 @@ const audience = 50_000
 func (t *test) company(tenant string, contacts int) {
 	t.Helper()
 	t.run("", "tenant", "create", tenant)
-	t.run(tenant, "apply", filepath.Join(t.root, "examples", "company"))
+	t.run(tenant, "apply", "-f", filepath.Join(t.root, "examples", "company"))
 	groups := []struct {
 		from, to int
 		consents []string
