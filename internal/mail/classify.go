@@ -110,13 +110,13 @@ func matchesStatus(pattern, status string) bool {
 }
 
 var (
-	enhancedAtStart = regexp.MustCompile(`^([245]\.\d{1,3}\.\d{1,3})(?:[\s:;,-]|$)`)
-	addressInText   = regexp.MustCompile(`(?i)[^\s<>"'(),;:=]+(?:@|%40)[^\s<>"'(),;]+`)
+	enhancedAtStart = pattern(`^([245]\.\d{1,3}\.\d{1,3})(?:[\s:;,-]|$)`)
+	addressInText   = pattern(`(?i)[^\s<>"'(),;:=]+(?:@|%40)[^\s<>"'(),;]+`)
 )
 
 // splitEnhanced takes the RFC 3463 status off the beginning of a reply's text, if it goes with the code.
 func splitEnhanced(code int, text string) (status, rest string) {
-	m := enhancedAtStart.FindStringSubmatch(text)
+	m := enhancedAtStart().FindStringSubmatch(text)
 	if m == nil || code > 0 && int(m[1][0]-'0') != code/100 {
 		return "", text
 	}
@@ -125,5 +125,5 @@ func splitEnhanced(code int, text string) (status, rest string) {
 
 // redact makes a server's text fit to be kept: one line without control characters, addresses blanked out, at most 200 characters.
 func redact(text string) string {
-	return clip(addressInText.ReplaceAllString(clean(text), "(address)"), 200)
+	return clip(addressInText().ReplaceAllString(clean(text), "(address)"), 200)
 }

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/textproto"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -411,11 +410,11 @@ func firstLine(s string) string {
 	return line
 }
 
-var queueIDs = regexp.MustCompile(`(?i)(?:queued as|queued mail for delivery.*internalid=|\bid=|message[- ]?id:?|accepted for delivery,? (?:as )?)\s*<?([A-Za-z0-9][A-Za-z0-9._+/=-]{3,63})`)
+var queueIDs = pattern(`(?i)(?:queued as|queued mail for delivery.*internalid=|\bid=|message[- ]?id:?|accepted for delivery,? (?:as )?)\s*<?([A-Za-z0-9][A-Za-z0-9._+/=-]{3,63})`)
 
 // queueID finds the relay's own name for a message in its answer: Postfix, Exim, Exchange, go-smtp's mailbox and their like.
 func queueID(text string) string {
-	if m := queueIDs.FindStringSubmatch(text); m != nil {
+	if m := queueIDs().FindStringSubmatch(text); m != nil {
 		return m[1]
 	}
 	if i := strings.Index(text, " - gsmtp"); i > 0 { // 2.0.0 OK  1700000000 abc-123.45 - gsmtp

@@ -9,7 +9,6 @@ import (
 	netmail "net/mail"
 	"net/textproto"
 	"net/url"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -237,7 +236,7 @@ func gravity(action string) int {
 	}
 }
 
-var statusInField = regexp.MustCompile(`\b([245]\.\d{1,3}\.\d{1,3})\b`)
+var statusInField = pattern(`\b([245]\.\d{1,3}\.\d{1,3})\b`)
 
 // dsn makes a report of delivery-status fields.
 func (p *reportParser) dsn(blocks []textproto.MIMEHeader) *Report {
@@ -255,7 +254,7 @@ func (p *reportParser) dsn(blocks []textproto.MIMEHeader) *Report {
 		return nil
 	}
 	rep := &Report{Kind: DSN, MTA: mta, Action: strings.ToLower(firstWord(best.Get("Action")))}
-	if m := statusInField.FindString(best.Get("Status")); m != "" {
+	if m := statusInField().FindString(best.Get("Status")); m != "" {
 		rep.Status = m
 	}
 	for _, name := range []string{"Original-Recipient", "Final-Recipient"} {
@@ -283,10 +282,10 @@ func (rep *Report) diagnose(text string) {
 			rep.Status = status
 		}
 		text = rest
-	} else if status := statusInField.FindString(text); status != "" && rep.Status == "" {
+	} else if status := statusInField().FindString(text); status != "" && rep.Status == "" {
 		rep.Status = status
 	}
-	rep.Diagnostic = redact(laterLines.ReplaceAllString(text, " "))
+	rep.Diagnostic = redact(laterLines().ReplaceAllString(text, " "))
 	if rep.Action != "failed" && rep.Action != "delayed" {
 		return
 	}
@@ -301,12 +300,12 @@ func (rep *Report) diagnose(text string) {
 }
 
 // laterLines are the codes at the beginning of the further lines of a reply that was folded into one.
-var laterLines = regexp.MustCompile(`\s+[45]\d\d[ -][45]\.\d{1,3}\.\d{1,3}\s+`)
+var laterLines = pattern(`\s+[45]\d\d[ -][45]\.\d{1,3}\.\d{1,3}\s+`)
 
-var replyAtStart = regexp.MustCompile(`^([245]\d\d)(?:[ -]+|$)`)
+var replyAtStart = pattern(`^([245]\d\d)(?:[ -]+|$)`)
 
 func replyCode(text string) (code int, rest string, ok bool) {
-	m := replyAtStart.FindStringSubmatch(text)
+	m := replyAtStart().FindStringSubmatch(text)
 	if m == nil {
 		return 0, text, false
 	}
@@ -333,36 +332,36 @@ func looksLikeBounce(h message.Header) bool {
 }
 
 var (
-	plainReply   = regexp.MustCompile(`(?m)(?:^|[\s:>])([45]\d\d)[ -]+([45]\.\d{1,3}\.\d{1,3})?[ :]*([^\r\n]*(?:\r?\n[ \t]+[^\r\n]+){0,3})`)
-	plainWords   = regexp.MustCompile(`(?i)(could not be delivered|couldn.t be delivered|wasn.t able to deliver|was not delivered|undeliver|delivery (has )?failed|delivery to the following|permanent (fatal )?error|returned to sender|unable to deliver|has been delayed|delivery (is )?delayed|not yet been delivered|message you sent could not|permanent error)`)
-	plainDelayed = regexp.MustCompile(`(?i)(has been delayed|is delayed|not yet been delivered|will (continue to|keep) (try|be retried)|still trying|warning message only|no action is required)`)
-	plainAddress = regexp.MustCompile(`(?m)^[ \t]*<?([^\s<>@:]+@[^\s<>@:]+?)>?:?[ \t]*\r?$`)
-	plainReturn  = regexp.MustCompile(`(?im)^-{3,}.*(copy of (the|your) message|original message|returned message|message header|headers of).*$|^(--- )?below this line is a copy of the message`)
+	plainReply   = pattern(`(?m)(?:^|[\s:>])([45]\d\d)[ -]+([45]\.\d{1,3}\.\d{1,3})?[ :]*([^\r\n]*(?:\r?\n[ \t]+[^\r\n]+){0,3})`)
+	plainWords   = pattern(`(?i)(could not be delivered|couldn.t be delivered|wasn.t able to deliver|was not delivered|undeliver|delivery (has )?failed|delivery to the following|permanent (fatal )?error|returned to sender|unable to deliver|has been delayed|delivery (is )?delayed|not yet been delivered|message you sent could not|permanent error)`)
+	plainDelayed = pattern(`(?i)(has been delayed|is delayed|not yet been delivered|will (continue to|keep) (try|be retried)|still trying|warning message only|no action is required)`)
+	plainAddress = pattern(`(?m)^[ \t]*<?([^\s<>@:]+@[^\s<>@:]+?)>?:?[ \t]*\r?$`)
+	plainReturn  = pattern(`(?im)^-{3,}.*(copy of (the|your) message|original message|returned message|message header|headers of).*$|^(--- )?below this line is a copy of the message`)
 )
 
 // plain reads the bounces in prose of Exim, qmail and their like.
 func (p *reportParser) plain(header message.Header) *Report {
 	text := p.text.String()
-	if at := plainReturn.FindStringIndex(text); at != nil {
+	if at := plainReturn().FindStringIndex(text); at != nil {
 		p.searchReturned(text[at[1]:])
 		text = text[:at[0]]
 	}
 	failed := reportAddress(strings.SplitN(header.Get("X-Failed-Recipients"), ",", 2)[0])
-	if failed == "" && !plainWords.MatchString(text) && !plainDelayed.MatchString(text) {
+	if failed == "" && !plainWords().MatchString(text) && !plainDelayed().MatchString(text) {
 		return nil
 	}
 	rep := &Report{Kind: DSN, Action: "failed", OriginalRecipient: failed}
-	if plainDelayed.MatchString(text) && failed == "" {
+	if plainDelayed().MatchString(text) && failed == "" {
 		rep.Action = "delayed"
 	}
 	said := text
-	if m := plainAddress.FindStringSubmatchIndex(text); m != nil {
+	if m := plainAddress().FindStringSubmatchIndex(text); m != nil {
 		if rep.OriginalRecipient == "" {
 			rep.OriginalRecipient = text[m[2]:m[3]]
 		}
 		said = text[m[1]:]
 	}
-	if m := plainReply.FindStringSubmatch(said); m != nil {
+	if m := plainReply().FindStringSubmatch(said); m != nil {
 		rep.diagnose(clean(m[1] + " " + m[2] + " " + m[3]))
 		return rep
 	}
@@ -448,10 +447,10 @@ func addresses(field string) []string {
 	return strings.FieldsFunc(field, func(c rune) bool { return strings.ContainsRune(" \t\r\n<>,;\"", c) })
 }
 
-var messageIDs = regexp.MustCompile(`<?([^\s<>@]{1,200}@[^\s<>@]{1,200})>?`)
+var messageIDs = pattern(`<?([^\s<>@]{1,200}@[^\s<>@]{1,200})>?`)
 
 func messageID(field string) string {
-	if m := messageIDs.FindStringSubmatch(field); m != nil {
+	if m := messageIDs().FindStringSubmatch(field); m != nil {
 		return "<" + m[1] + ">"
 	}
 	return ""
