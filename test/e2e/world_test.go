@@ -27,7 +27,7 @@ import (
 const (
 	smtpPort     = "11025"
 	postgresPort = "15432"
-	password     = "e2e"
+	password     = "of-the-end-to-end-tests"
 	pool         = "onda" // the stable ring's namespace
 	patience     = 5 * time.Minute
 )
