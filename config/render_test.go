@@ -170,7 +170,7 @@ func render(e entry, edits map[string]func(string) string, origins bool) (render
 		if err != nil {
 			return rendering{}, fmt.Errorf("%s: %s: %w", e, o.CurId(), err)
 		}
-		file := e.dir
+		file := e.dir + "/kustomization.yaml"
 		if origin != nil {
 			file = path.Join(e.dir, origin.Path+origin.ConfiguredIn) // generated objects have the latter
 		}
@@ -231,8 +231,9 @@ func TestBlueprint(t *testing.T) {
 		for _, dir := range slices.Sorted(maps.Keys(all)) {
 			problems := check(all[dir], all)
 			if len(problems) > 0 {
-				if r, err := render(all[dir].entry, nil, true); err == nil {
-					problems = check(r, all)
+				r, err := render(all[dir].entry, nil, true)
+				if told := check(r, all); err == nil && len(told) > 0 {
+					problems = told
 				}
 			}
 			for _, problem := range problems {
