@@ -29,7 +29,7 @@ type tenantCreateCmd struct {
 func (tenantCreateCmd) Help() string {
 	return "With --files it writes config/tenants/NAME, from which a Job in the cell makes the rest: commit it. Without, it makes role, schema and keys at once " +
 		"(needs ONDA_ADMIN_DATABASE_URL), and changes nothing when the tenant is there.\n\n" +
-		"Example:\n  onda tenant create acme\n  onda tenant create acme --files config/tenants --cell eu-west-1 --region eu-west\n" +
+		"Example:\n  onda tenant create acme\n  onda tenant create acme --files config/tenants \\\n    --cell eu-west-1 --region eu-west\n" +
 		"  onda tenant create dev-ana --files config/tenants --functions send"
 }
 
@@ -166,6 +166,21 @@ func syncTenant(ctx context.Context, a *postgres.Admin, t *tenantfile.Tenant) ([
 	} else if err != nil {
 		return did, err
 	}
+	if state == postgres.Deleted {
+		if t.Spec.State == postgres.Deleted {
+			return did, nil
+		}
+		if _, err := a.Resume(ctx, name); err != nil {
+			return did, err
+		}
+		if state = postgres.Active; t.Spec.State == postgres.Suspended { // before anything below can fail
+			state = postgres.Suspended
+			if _, err := a.Suspend(ctx, name, false); err != nil {
+				return did, err
+			}
+		}
+		did = append(did, "taken back")
+	}
 	made, err := a.CreateTenant(ctx, name)
 	if err != nil {
 		return did, err
@@ -197,12 +212,7 @@ func syncTenant(ctx context.Context, a *postgres.Admin, t *tenantfile.Tenant) ([
 	case postgres.Active:
 		_, err = a.Resume(ctx, name)
 	case postgres.Suspended:
-		if state == postgres.Deleted {
-			_, err = a.Resume(ctx, name)
-		}
-		if err == nil {
-			_, err = a.Suspend(ctx, name, false)
-		}
+		_, err = a.Suspend(ctx, name, false)
 	case postgres.Deleted:
 		_, err = a.Delete(ctx, name)
 	}
