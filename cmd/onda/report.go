@@ -71,7 +71,7 @@ func reportRoutes(s *session) map[string]http.Handler {
 				return
 			}
 			w.Header().Set("Content-Type", "text/html; charset=utf-8")
-			w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
+			w.Header().Set("Content-Security-Policy", report.Policy)
 			_, _ = w.Write(body.Bytes())
 		})
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
@@ -78,6 +79,7 @@ type Tab struct {
 
 	mu       sync.Mutex
 	messages []string
+	requests []string
 }
 
 // Open opens a page.
@@ -113,7 +115,7 @@ func call[P any](c cdp.Command[P, cdp.Empty], params P) chromedp.Action[chromedp
 	})
 }
 
-// listen notes what the browser complains of. Pages need no icon.
+// listen notes what the browser complains of, what scripts write on the console, and what is asked for. Pages need no icon.
 func (tab *Tab) listen(e any) {
 	tab.mu.Lock()
 	defer tab.mu.Unlock()
@@ -124,6 +126,10 @@ func (tab *Tab) listen(e any) {
 		}
 	case *runtime.EventExceptionThrown:
 		tab.messages = append(tab.messages, e.ExceptionDetails.Text)
+	case *runtime.EventConsoleAPICalled:
+		tab.messages = append(tab.messages, "a script wrote on the console")
+	case *network.EventRequestWillBeSent:
+		tab.requests = append(tab.requests, e.Request.URL)
 	}
 }
 
@@ -207,6 +213,15 @@ func (tab *Tab) Tick(selector string, keyboard bool) {
 		return
 	}
 	tab.Do(chromedp.Click(chromedp.CSS(selector)))
+}
+
+// Requests gives the URLs that the page asked for since the last call, its own first.
+func (tab *Tab) Requests() []string {
+	tab.mu.Lock()
+	defer tab.mu.Unlock()
+	urls := tab.requests
+	tab.requests = nil
+	return urls
 }
 
 // Look checks what holds for every page: nothing sticks out at the side, what can be pressed is large enough (WCAG 2.2, 2.5.8), every input has a label, there is one heading

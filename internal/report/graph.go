@@ -1,7 +1,6 @@
 package report
 
 import (
-	"fmt"
 	"strings"
 
 	"github.com/onda-run/onda/internal/campaign"
@@ -11,8 +10,8 @@ import (
 type graphRow struct {
 	Depth  int
 	Label  string
-	Here   int64
-	Counts string
+	Here   int64  // how many stand at it
+	Counts string // the others
 }
 
 // graphRows lists the steps in the order they are written in, indented by branch, with the start before and the ends after them.
@@ -23,7 +22,7 @@ func graphRows(g *campaign.Graph) []graphRow {
 		if n.Branch != "" {
 			label = n.Branch + ": " + label
 		}
-		rows = append(rows, graphRow{Depth: n.Depth, Label: label, Here: n.Here, Counts: fmt.Sprintf("%s at it, %s went on", comma(n.Here), comma(n.Passed))})
+		rows = append(rows, graphRow{Depth: n.Depth, Label: label, Here: n.Here, Counts: comma(n.Passed) + " went on"})
 	}
 	var ends []string
 	for _, state := range []string{"done", "goal", "left", "cancelled"} {
@@ -36,7 +35,7 @@ func graphRows(g *campaign.Graph) []graphRow {
 	}
 	rows = append(rows, graphRow{Label: "ended", Counts: strings.Join(ends, ", ")})
 	if g.Elsewhere > 0 {
-		rows = append(rows, graphRow{Label: "at steps of older versions", Counts: comma(g.Elsewhere), Here: g.Elsewhere})
+		rows = append(rows, graphRow{Label: "at steps of older versions", Here: g.Elsewhere})
 	}
 	return rows
 }

@@ -18,6 +18,9 @@ var listPage string
 //go:embed report.css
 var css string
 
+// Policy is the Content-Security-Policy that the pages are served with: they are whole as they are.
+const Policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
 // HTML writes the report as one page that loads nothing and needs no scripts.
 func (r *Report) HTML(w io.Writer) error { return write(w, page, r) }
 
@@ -28,8 +31,7 @@ func ListHTML(w io.Writer, tenant, base string, runs []Run) error {
 
 func write(w io.Writer, text string, data any) error {
 	t, err := template.New("page").Funcs(template.FuncMap{
-		"comma": comma, "percent": percent, "duration": duration, "tracking": trackingName, "rows": graphRows,
-		"whole":  func(f float64) int64 { return int64(f) },
+		"comma": comma, "rate": rate, "words": words, "percent": percent, "duration": duration, "tracking": trackingName, "rows": graphRows,
 		"css":    func() template.CSS { return template.CSS(css) }, //nolint:gosec // our own file
 		"max":    func(a, b int64) int64 { return max(a, b) },
 		"share":  share,

@@ -20,11 +20,11 @@ func (r *Report) Text(w io.Writer) error {
 	for _, c := range r.Outcomes() {
 		t.bar(c.Name, c.N)
 		for _, by := range map[string][]Count{"suppressed": r.SuppressedBy, "failed": r.FailedBy}[c.Name] {
-			t.sub(by.Name, by.N)
+			t.sub(words(by.Name), by.N)
 		}
 	}
 	if r.Blast() {
-		t.line("  %s mails a second, for %s", comma(int64(r.Rate)), duration(r.Seconds))
+		t.line("  %s mails a second, for %s", rate(r.Rate), duration(r.Seconds))
 	}
 	t.section("WHAT CAME BACK", r.Sent)
 	t.bar("unsubscribes", r.Unsubscribes)
@@ -67,7 +67,11 @@ func (r *Report) Text(w io.Writer) error {
 		t.line("")
 		t.line("STEPS")
 		for _, row := range graphRows(r.Graph) {
-			t.line("  %s%s  %s", strings.Repeat("  ", row.Depth), row.Label, row.Counts)
+			counts := row.Counts
+			if row.Here > 0 {
+				counts = strings.TrimSuffix(comma(row.Here)+" here, "+counts, ", ")
+			}
+			t.line("  %s%s  %s", strings.Repeat("  ", row.Depth), row.Label, counts)
 		}
 	}
 	return t.err
@@ -94,6 +98,9 @@ func trackingName(mode string) string {
 	}
 	return "not tracked"
 }
+
+// words says a reason as people do.
+func words(reason string) string { return strings.ReplaceAll(reason, "_", " ") }
 
 // texter prints lines and keeps the first error.
 type texter struct {
@@ -148,6 +155,14 @@ func comma(n int64) string {
 		s = s[:i] + "," + s[i:]
 	}
 	return s
+}
+
+// rate has a decimal where that says something.
+func rate(f float64) string {
+	if f < 10 {
+		return fmt.Sprintf("%.1f", f)
+	}
+	return comma(int64(f))
 }
 
 func duration(seconds float64) string {
