@@ -8,18 +8,17 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"strconv"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onda-run/onda/internal/emailsource"
-	"github.com/onda-run/onda/internal/event"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/predicate"
 	"github.com/onda-run/onda/internal/spec"
 )
 
 // applyLock is the class of the advisory lock, per tenant, that lets one apply at a time.
-const applyLock = 0x6f6e6463
+const applyLock = 0x6f6e6470
 
 // Action is what apply does to a document.
 type Action string
@@ -45,8 +44,11 @@ type Change struct {
 }
 
 // Load reads the documents of a directory and checks them, also against what the tenant has. The error is spec.Problems when there is anything
-// wrong with the documents.
+// wrong with the documents. Until the transaction's end nobody else applies any: what they were checked against stays.
 func Load(ctx context.Context, tx *postgres.Tx, fsys fs.FS) (*spec.Set, error) {
+	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1, $2)", applyLock, tx.Tenant.Number); err != nil {
+		return nil, fmt.Errorf("wait for another apply: %w", err)
+	}
 	known, err := Known(ctx, tx)
 	if err != nil {
 		return nil, err
@@ -113,12 +115,13 @@ func plan(ctx context.Context, tx *postgres.Tx, set *spec.Set) ([]planned, error
 }
 
 // Apply stores every document of the set that is new or has changed, and answers what it did to each. The set has been checked by Load in the same
-// transaction. Segments that changed are rebuilt.
+// transaction. Segments whose answer may be another now are rebuilt.
 func Apply(ctx context.Context, tx *postgres.Tx, set *spec.Set) ([]Change, error) {
-	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1, $2)", applyLock, tx.Tenant.Number); err != nil {
-		return nil, fmt.Errorf("wait for another apply: %w", err)
-	}
 	all, err := plan(ctx, tx, set)
+	if err != nil {
+		return nil, err
+	}
+	before, err := predicate.Load(ctx, tx)
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +134,7 @@ func Apply(ctx context.Context, tx *postgres.Tx, set *spec.Set) ([]Change, error
 			return nil, fmt.Errorf("store %s %s: %w", p.Kind, p.Name, err)
 		}
 	}
-	return changes, nil
+	return changes, rebuild(ctx, tx, changes, before.Zone)
 }
 
 func store(ctx context.Context, tx *postgres.Tx, d *spec.Document, c Change) error {
@@ -160,11 +163,8 @@ func store(ctx context.Context, tx *postgres.Tx, d *spec.Document, c Change) err
 	if _, err := tx.Exec(ctx, "UPDATE entity SET current = $2 WHERE id = $1", entity, document); err != nil {
 		return err
 	}
-	switch d.Kind {
-	case spec.KindEmail:
+	if d.Kind == spec.KindEmail {
 		return storeLinks(ctx, tx, document, d.Compiled.Links())
-	case spec.KindSegment:
-		return rebuild(ctx, tx, document, d.Name)
 	}
 	return nil
 }
@@ -174,17 +174,6 @@ func storeLinks(ctx context.Context, tx *postgres.Tx, document int64, urls []str
 	_, err := tx.Exec(ctx, `INSERT INTO link (document, url) SELECT $1, u FROM unnest($2::text[]) WITH ORDINALITY u (u, n) ORDER BY n
 		ON CONFLICT (document, url) DO NOTHING`, document, urls)
 	return err
-}
-
-// rebuild asks for a segment to be computed anew.
-func rebuild(ctx context.Context, tx *postgres.Tx, document int64, name string) error {
-	e, err := event.New(tx.Tenant.Name, "onda", "", event.DeriveID(tx.Tenant.Name, "segment.rebuild.requested", strconv.FormatInt(document, 10)),
-		event.SegmentRebuildRequested{Segment: name})
-	if err != nil {
-		return err
-	}
-	tx.Wake("segment", tx.Now())
-	return tx.Publish(ctx, "campaign", e)
 }
 
 type key struct{ kind, name string }

@@ -6,8 +6,10 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/onda-run/onda/internal/apply"
 	"github.com/onda-run/onda/internal/pgtest"
@@ -136,6 +138,113 @@ func TestTwoAppliesAtOnceMakeOneVersion(t *testing.T) {
 	}
 	if n := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM document"); n != 1 {
 		t.Errorf("%d versions, want 1", n)
+	}
+}
+
+// A zone is another day for the same moment: the segments that read dates are computed anew, the others are left alone.
+func TestAnotherZoneRebuildsWhatReadsDates(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	settings := func(zone, locale string) map[string]string {
+		return map[string]string{"settings.yaml": "apiVersion: onda/v1\nkind: Settings\nmetadata: {name: settings}\nspec: {zone: " + zone + ", locale: " + locale + "}\n"}
+	}
+	rebuilt := func(files map[string]string) []string {
+		t.Helper()
+		for _, tenant := range []string{"acme", "brava"} { // as if all had been computed
+			pgtest.Exec(t, db, tenant, "UPDATE segment s SET requested = false, document = e.current FROM entity e WHERE e.id = s.entity")
+			pgtest.Exec(t, db, tenant, "UPDATE onda.wakeup SET at = 'infinity' WHERE function = 'segment'")
+		}
+		pgtest.Exec(t, db, "acme", "DELETE FROM outbox")
+		if _, _, err := do(t, db, "acme", files); err != nil {
+			t.Fatal(err)
+		}
+		names := pgtest.All[string](t, db, "acme", "SELECT e.name FROM segment s JOIN entity e ON e.id = s.entity WHERE s.requested ORDER BY 1")
+		rung := pgtest.All[string](t, db, "acme", "SELECT event #>> '{data,segment}' FROM outbox WHERE type = 'onda.segment.rebuild.requested.v1' ORDER BY 1")
+		if diff := cmp.Diff(names, rung, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("rung for (-requested +rung): %s", diff)
+		}
+		if woken := pgtest.One[bool](t, db, "acme", "SELECT at <= onda.now() FROM onda.wakeup WHERE function = 'segment'"); woken != (len(names) > 0) {
+			t.Errorf("segment is woken: %t, for %q", woken, names)
+		}
+		if n := pgtest.One[int](t, db, "brava", "SELECT count(*) FROM segment WHERE requested"); n != 0 {
+			t.Error("another tenant's are rebuilt")
+		}
+		return names
+	}
+	segments := plan + "---" + paying + `
+---
+apiVersion: onda/v1
+kind: Segment
+metadata: {name: fresh}
+spec: {where: {all: [{segment: paying}, {field: created, inLast: 7d}]}}
+---
+apiVersion: onda/v1
+kind: Segment
+metadata: {name: hand}
+spec: {members: manual}
+`
+	for _, tenant := range []string{"acme", "brava"} {
+		if _, _, err := do(t, db, tenant, map[string]string{"s.yaml": segments}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		files map[string]string
+		want  []string
+	}{
+		{settings("UTC", "en"), nil}, // as without settings
+		{settings("Europe/Lisbon", "en"), []string{"fresh"}},
+		{settings("Europe/Lisbon", "pt"), nil},
+		{map[string]string{"s.yaml": strings.Replace(paying, "paid", "gold", 1)}, []string{"paying"}},
+		{settings("Asia/Tokyo", "pt"), []string{"fresh"}},
+	} {
+		if diff := cmp.Diff(c.want, rebuilt(c.files), cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%v: %s", c.files, diff)
+		}
+	}
+}
+
+// Of two applies at once the second is checked against what the first has done: neither may pass a check that both together break.
+func TestAppliesAtOnceAreCheckedOneAfterTheOther(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	segment := func(name, where string) map[string]string {
+		return map[string]string{name + ".yaml": "apiVersion: onda/v1\nkind: Segment\nmetadata: {name: " + name + "}\nspec: {where: " + where + "}\n"}
+	}
+	for _, name := range []string{"a", "b"} {
+		if _, _, err := do(t, db, "acme", segment(name, "{field: email, exists: true}")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	second := make(chan error, 1)
+	done := make(chan struct{})
+	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		set, err := apply.Load(ctx, tx, dir(segment("a", "{segment: b}")))
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer close(done)
+			_, _, err := do(t, db, "acme", segment("b", "{segment: a}"))
+			second <- err
+		}()
+		for waits := false; !waits; { // or has passed the check, and the end will show it
+			select {
+			case <-done:
+				waits = true
+			case <-time.After(5 * time.Millisecond):
+				if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_locks l WHERE NOT l.granted AND l.locktype = 'advisory'
+					AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))`).Scan(&waits); err != nil {
+					return err
+				}
+			}
+		}
+		_, err = apply.Apply(ctx, tx, set)
+		return err
+	})
+	var problems spec.Problems
+	if err := <-second; !errors.As(err, &problems) {
+		t.Errorf("two segments ask about each other, and the second was applied: %v", err)
 	}
 }
 
