@@ -36,6 +36,12 @@ var (
 
 const pixel = `{% if ` + spec.VarPixel + ` %}<img src="{{ ` + spec.VarPixel + ` }}" width="1" height="1" alt="" style="display:block;width:1px;height:1px;border:0">{% endif %}`
 
+// The libraries take time by the square of some texts. Mail programs cut mails off at about 100 KiB.
+const (
+	maxMarkdown = 64 << 10  // bytes
+	maxDerived  = 128 << 10 // bytes of HTML that plain text is derived of
+)
+
 // Compile puts an email together with its layout, which is nil when it has none.
 func Compile(e *spec.Email, layout *spec.Layout) (*spec.Compiled, error) {
 	texts := map[string]spec.Texts{}
@@ -57,6 +63,9 @@ func Compile(e *spec.Email, layout *spec.Layout) (*spec.Compiled, error) {
 func compile(c spec.EmailContent, layout *spec.Layout, locale string) (spec.Texts, error) {
 	body := string(c.HTML)
 	if body == "" {
+		if len(c.Markdown) > maxMarkdown {
+			return spec.Texts{}, fmt.Errorf("its Markdown is larger than %d KiB: shorten it, or write html", maxMarkdown>>10)
+		}
 		var err error
 		if body, err = markdownToHTML(string(c.Markdown)); err != nil {
 			return spec.Texts{}, err
@@ -73,6 +82,9 @@ func compile(c spec.EmailContent, layout *spec.Layout, locale string) (spec.Text
 		text = page
 		if layout != nil && layout.Text != "" {
 			text = body
+		}
+		if len(text) > maxDerived {
+			return spec.Texts{}, fmt.Errorf("its HTML is larger than %d KiB, too much to derive plain text of: shorten it, or write text", maxDerived>>10)
 		}
 		text = htmlToText(text)
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"strings"
 	"unicode/utf8"
 
@@ -31,7 +30,7 @@ const (
 
 // number is what a plain scalar must look like to be a number: JSON's grammar,
 // and so neither 0612345678 nor +33 nor 1_000 nor 0x1F.
-var number = regexp.MustCompile(`^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$`)
+const number = `^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$`
 
 // parseYAML reads the documents of one file as trees. Of YAML it takes the
 // part that JSON has too: no anchors, aliases, tags and merge keys. A plain
@@ -297,7 +296,7 @@ func (r *yamlReader) scalar(out *node, n ast.Node) {
 		out.kind = nullNode
 	case tk.Value == "true" || tk.Value == "false":
 		out.kind = boolNode
-	case number.MatchString(tk.Value):
+	case compiled(number).MatchString(tk.Value):
 		out.kind = numberNode
 	}
 }
