@@ -226,8 +226,12 @@ func TestBlueprint(t *testing.T) {
 	for _, r := range renderings {
 		all[r.dir] = r
 	}
-	t.Run("Golden", func(t *testing.T) { testGolden(t, all) })
+	t.Run("Golden", func(t *testing.T) {
+		t.Parallel()
+		testGolden(t, all)
+	})
 	t.Run("Checks", func(t *testing.T) {
+		t.Parallel()
 		for _, dir := range slices.Sorted(maps.Keys(all)) {
 			problems := check(all[dir], all)
 			if len(problems) > 0 {
@@ -241,10 +245,22 @@ func TestBlueprint(t *testing.T) {
 			}
 		}
 	})
-	t.Run("EverythingIsUsed", func(t *testing.T) { testEverythingIsUsed(t, all) })
-	t.Run("OneSink", func(t *testing.T) { testOneSink(t, all) })
-	t.Run("README", func(t *testing.T) { testREADME(t, all) })
-	t.Run("BadInput", func(t *testing.T) { testBadInput(t, all) })
+	t.Run("EverythingIsUsed", func(t *testing.T) {
+		t.Parallel()
+		testEverythingIsUsed(t, all)
+	})
+	t.Run("OneSink", func(t *testing.T) {
+		t.Parallel()
+		testOneSink(t, all)
+	})
+	t.Run("README", func(t *testing.T) {
+		t.Parallel()
+		testREADME(t, all)
+	})
+	t.Run("BadInput", func(t *testing.T) {
+		t.Parallel()
+		testBadInput(t, all)
+	})
 }
 
 // testGolden shows in a diff what a change does to every place that is deployed.

@@ -65,7 +65,7 @@ func TestReadRefuses(t *testing.T) {
 		"an annotation's home": {strings.Replace(service, "  name: send\n", "  name: send\n  annotations: {autoscaling.knative.dev/max-scale: '3'}\n", 1), "autoscaling.knative.dev/max-scale"},
 		"two dialects":         {strings.Replace(trigger, "broker: onda", "broker: onda, filters: [{exact: {type: a}, prefix: {type: b}}]", 1), "multiple dialects"},
 		"a gated field":        {strings.Replace(trigger, "broker: onda", "broker: onda, delivery: {retryAfterMax: PT1S}", 1), "retryAfterMax"},
-		"no subscriber":        {trigger[:strings.Index(trigger, "spec:")] + "spec: {broker: onda}\n", "subscriber"},
+		"no subscriber":        {strings.Replace(trigger, ", subscriber: {ref: {apiVersion: serving.knative.dev/v1, kind: Service, name: send}}", "", 1), "subscriber"},
 		"no server":            {config + "{queueType: quorum}", "spec.rabbitmqClusterReference"},
 		"a queue's type":       {config + "{queueType: lazy, rabbitmqClusterReference: {name: r}}", "quorum or classic"},
 		"two servers":          {config + "{rabbitmqClusterReference: {name: r, connectionSecret: {name: s}}}", "expected exactly one, got both"},
