@@ -161,10 +161,10 @@ func (l *timeline) plot(path, title string) error {
 	}
 	for i, m := range l.marks {
 		fmt.Fprintf(&b, `<line x1="%.1f" y1="52" x2="%.1f" y2="%.1f" class="mark"/><text x="%.1f" y="%g" class="small">%s</text>`+"\n",
-			x(m.at), x(m.at), y, x(m.at)+3, y+12+float64(i%4)*12, html.EscapeString(m.what))
+			x(m.at), x(m.at), y, x(m.at)+3, y+12+float64(i%6)*12, html.EscapeString(m.what))
 	}
 	axis := y
-	y += 60
+	y += 90
 	step := 10.0
 	for end.Sub(l.began).Seconds()/step > 16 {
 		step *= 2
