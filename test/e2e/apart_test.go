@@ -40,15 +40,15 @@ func TestTenantsAreApart(t *testing.T) {
 	own := "https://track.tenant-corvo." + domain()
 	ownForm, ownAPI := "https://render-form.tenant-corvo."+domain(), "https://send-api.tenant-corvo."+domain()
 	// Each is served where it belongs, so that a refusal below means something.
-	c.start("apart-a", "spring-news", 9)
+	c.start("apart-a", "spring-news", 10)
 	c.wait(patience, "a's mails", func() bool { return c.status("apart-a", "spring-news").State == "completed" })
 	corvo := func(args ...string) (string, error) {
 		return c.command(c.ctx, "", []string{"ONDA_DATABASE_URL=" + c.databaseURL("corvo"), "ONDA_TENANT=corvo", "K_SINK=", "ONDA_LINK_URL=" + own, "ONDA_FORM_URL=" + ownForm}, c.root+"/bin/onda", args...)
 	}
-	if _, err := corvo("campaign", "start", "spring-news", "--confirm", "9"); err != nil {
+	if _, err := corvo("campaign", "start", "spring-news", "--confirm", "10"); err != nil {
 		t.Fatal(err)
 	}
-	c.wait(patience, "corvo's mails, sent by its own functions", func() bool { _, distinct := c.came("corvo"); return distinct == 9 })
+	c.wait(patience, "corvo's mails, sent by its own functions", func() bool { _, distinct := c.came("corvo"); return distinct == 10 })
 
 	status := func(method, address string, header http.Header, body string) int {
 		t.Helper()

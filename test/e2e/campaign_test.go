@@ -22,8 +22,7 @@ import (
 
 const audience = 50_000
 
-// company makes a tenant with the example's documents and some contacts: of a hundred, forty let themselves be tracked, and one has agreed to nothing. It gives
-// how many there are.
+// company makes a tenant with the example's documents and some contacts: of a hundred, forty let themselves be tracked, and one has agreed to nothing.
 func (t *test) company(tenant string, contacts int) {
 	t.Helper()
 	t.run("", "tenant", "create", tenant)

@@ -29,7 +29,7 @@ func TestFromZero(t *testing.T) {
 	rounds, err := strconv.Atoi(cmp.Or(os.Getenv("ONDA_E2E_ROUNDS"), "20"))
 	c.must(err)
 	c.company("zero", 10)
-	c.start("zero", "spring-news", 9)
+	c.start("zero", "spring-news", 10)
 	c.wait(patience, "a mail that is tracked", func() bool { return c.status("zero", "spring-news").State == "completed" })
 	var pixel string
 	for m := range c.mails("zero") {
