@@ -186,10 +186,10 @@ func deadLetterCause(e cloudevents.Event) (function string, cause error) {
 }
 
 // functionOf is the name of the function at an address, such as http://send.acme.svc.cluster.local/ or http://127.0.0.1:8080/functions/send-api. The services
-// send-api and track-events are of the functions send and track, under whose names those keep what they refuse.
+// send-api, send-api-events and track-events are of the functions send and track, under whose names those keep what they refuse.
 func functionOf(address string) string {
 	function := func(service string) string {
-		return strings.TrimSuffix(strings.TrimSuffix(service, "-api"), "-events")
+		return strings.TrimSuffix(strings.TrimSuffix(service, "-events"), "-api")
 	}
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" {

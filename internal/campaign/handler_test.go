@@ -243,6 +243,7 @@ func TestFunctionOf(t *testing.T) {
 		"http://send.acme.svc.cluster.local/":      "send",
 		"http://track-events.onda.svc":             "track",
 		"http://127.0.0.1:8080/functions/send-api": "send",
+		"http://send-api-events.onda.svc":          "send",
 		"http://127.0.0.1:8080/functions/send/":    "send",
 		"http://127.0.0.1:8080/functions/send":     "send",
 		"":                                         "broker",
