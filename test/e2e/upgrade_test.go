@@ -11,7 +11,7 @@ import (
 // A ring is upgraded to a version with a migration in it while a campaign runs, and goes back: the schema stays, and the version before goes on with it.
 func TestUpgradeAndBack(t *testing.T) {
 	c := begin(t)
-	const contacts = 10_000
+	const contacts = 40_000
 	c.company("upgrade", contacts)
 	dir := c.checkout()
 	versions, err := filepath.Glob(filepath.Join(dir, "internal/postgres/migrations/tenant/*.sql"))
@@ -21,7 +21,7 @@ func TestUpgradeAndBack(t *testing.T) {
 	c.must(os.WriteFile(filepath.Join(dir, "internal/postgres/migrations/tenant", name), []byte("-- Of the end-to-end test: what a version that goes before does not know.\nALTER TABLE contact ADD COLUMN e2e text;\n"), 0o644))
 	c.edit(dir, "internal/postgres/postgres.go", "const Schema = "+string(rune('0'+next-1)), "const Schema = "+string(rune('0'+next)))
 
-	c.slow.Store(int64(100 * time.Millisecond))
+	c.slow.Store(int64(250 * time.Millisecond)) // it must last until the ring is back
 	defer c.slow.Store(0)
 	l := c.watchPods()
 	c.start("upgrade", "spring-news", contacts-contacts/100)
