@@ -55,6 +55,11 @@ func (t *test) company(tenant string, contacts int) {
 		}
 		t.run(tenant, args...)
 	}
+	want := fmt.Sprintf(" %d  in the segment", contacts)
+	t.wait(patience, "the segment to be computed", func() bool {
+		out, err := t.onda(t.ctx, tenant, "campaign", "start", "spring-news", "--dry-run")
+		return err == nil && strings.Contains(out, want)
+	})
 }
 
 // status is what campaign status prints.
