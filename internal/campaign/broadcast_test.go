@@ -484,7 +484,7 @@ func TestCancellingSortsNothing(t *testing.T) {
 	w.campaign("welcome", welcome)
 	r := w.start("welcome")
 	w.exec("INSERT INTO journey (run, contact, document, step) SELECT $1 + n % 50, n, $2, 'first' FROM generate_series(1, 5000) n", r.ID, r.Document)
-	w.exec("ANALYZE journey")
+	w.exec("ANALYSE journey")
 	plan := strings.Join(pgtest.All[string](t, w.db, pgtest.Acme, "EXPLAIN "+cancelSQL, r.ID, cancelledAtOnce), "\n")
 	if strings.Contains(plan, "Sort") {
 		t.Errorf("the journeys are sorted:\n%s", plan)

@@ -31,6 +31,7 @@ INSERT INTO step (journey, visit, step, branch) SELECT id, 1, 'hello', '' FROM j
 
 // pages serves what onda dev serves of reports.
 func pages(t *testing.T, db *postgres.DB) *httptest.Server {
+	t.Helper()
 	serve := func(load func(ctx context.Context, tx *postgres.Tx, r *http.Request, w http.ResponseWriter) error) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "text/html; charset=utf-8")
@@ -83,7 +84,7 @@ func long() *report.Report {
 }
 
 // The pages of reports, on a phone and a desktop, with scripts and without, light and dark: all figures are there to be read, and nothing is loaded from anywhere.
-func TestPagesInABrowser(t *testing.T) {
+func TestPagesInABrowser(t *testing.T) { //nolint:tparallel // one visitor after another: a browser has one tab in front
 	t.Parallel()
 	db := pgtest.New(t).DB(t)
 	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
@@ -99,7 +100,7 @@ func TestPagesInABrowser(t *testing.T) {
 	url := pages(t, db).URL + "/reports"
 	b := browsertest.Start(t)
 	for _, v := range browsertest.Visitors() {
-		t.Run(v.Name, func(t *testing.T) { // one after another: a browser has one tab in front
+		t.Run(v.Name, func(t *testing.T) {
 			tab := b.Open(t, v, url)
 			look := func(name, path string) {
 				t.Helper()
