@@ -244,10 +244,10 @@ func (c *compiler) pop(t token) string {
 // from one place, else no value after them could be escaped for where it stands.
 func (c *compiler) endBranch(b *block, t token) {
 	at := c.ctx
-	switch {
-	case b.branch == "case": // what is before the first when is never put out
+	switch b.branch {
+	case "case": // what is before the first when is never put out
 		return
-	case b.branch == "for" || b.branch == "capture": // put out any number of times, or elsewhere
+	case "for", "capture": // put out any number of times, or elsewhere
 		c.endsWhereItBegan(b, t)
 		at = b.ctx
 	}

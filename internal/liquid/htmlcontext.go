@@ -56,6 +56,7 @@ func (h htmlContext) where() string {
 		return "in a script"
 	case inStyle:
 		return "in a style"
+	case inText:
 	}
 	if h.seen != "" {
 		return "right after " + h.seen
