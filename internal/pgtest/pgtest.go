@@ -67,118 +67,118 @@ type Database struct {
 }
 
 // New clones the template for one test; the clone is dropped with the test.
-func New(t testing.TB) *Database {
-	t.Helper()
+func New(tb testing.TB) *Database {
+	tb.Helper()
 	server.once.Do(start)
 	if server.err != nil {
-		t.Fatalf("pgtest: %v", server.err)
+		tb.Fatalf("pgtest: %v", server.err)
 	}
-	return clone(t, server.name)
+	return clone(tb, server.name)
 }
 
-func clone(t testing.TB, template string) *Database {
-	t.Helper()
+func clone(tb testing.TB, template string) *Database {
+	tb.Helper()
 	ctx := context.Background()
 	name := fmt.Sprintf("onda_test_%d_%d", os.Getpid(), server.n.Add(1))
-	run(t, "CREATE DATABASE "+name+" TEMPLATE "+template+" OWNER "+managed)
-	t.Cleanup(func() {
+	run(tb, "CREATE DATABASE "+name+" TEMPLATE "+template+" OWNER "+managed)
+	tb.Cleanup(func() {
 		conn, err := pgx.Connect(ctx, server.admin)
 		if err != nil {
 			return // the server was stopped by the test
 		}
-		defer conn.Close(ctx)
+		defer func() { _ = conn.Close(ctx) }()
 		_, _ = conn.Exec(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)")
 	})
 	return &Database{URL: at("onda_pool", name), ScheduleURL: at("onda_schedule", name), AdminURL: at("", name), ManagedURL: at(managed, name)}
 }
 
 // Copy makes a copy of the database, which nobody may be using; it is dropped with the test.
-func (d *Database) Copy(t testing.TB) *Database {
-	t.Helper()
+func (d *Database) Copy(tb testing.TB) *Database {
+	tb.Helper()
 	u, err := url.Parse(d.AdminURL)
 	if err != nil {
-		t.Fatalf("pgtest: %v", err)
+		tb.Fatalf("pgtest: %v", err)
 	}
-	return clone(t, strings.TrimPrefix(u.Path, "/"))
+	return clone(tb, strings.TrimPrefix(u.Path, "/"))
 }
 
 // DB opens the database as functions do, and closes it with the test.
-func (d *Database) DB(t testing.TB) *postgres.DB {
-	t.Helper()
-	return d.Open(t, postgres.Config{URL: d.URL, MaxConns: 8})
+func (d *Database) DB(tb testing.TB) *postgres.DB {
+	tb.Helper()
+	return d.Open(tb, postgres.Config{URL: d.URL, MaxConns: 8})
 }
 
 // Open is DB with a configuration of the test's own; its URL is d.URL when empty.
-func (d *Database) Open(t testing.TB, cfg postgres.Config) *postgres.DB {
-	t.Helper()
+func (d *Database) Open(tb testing.TB, cfg postgres.Config) *postgres.DB {
+	tb.Helper()
 	if cfg.URL == "" {
 		cfg.URL = d.URL
 	}
 	db, err := postgres.Open(cfg)
 	if err != nil {
-		t.Fatalf("pgtest: %v", err)
+		tb.Fatalf("pgtest: %v", err)
 	}
-	t.Cleanup(db.Close)
+	tb.Cleanup(db.Close)
 	return db
 }
 
 // Admin connects with the rights that onda migrate and onda tenant need, and no others where there is such a login.
-func (d *Database) Admin(t testing.TB) *postgres.Admin {
-	t.Helper()
+func (d *Database) Admin(tb testing.TB) *postgres.Admin {
+	tb.Helper()
 	a, err := postgres.OpenAdmin(context.Background(), cmp.Or(d.ManagedURL, d.AdminURL))
 	if err != nil {
-		t.Fatalf("pgtest: %v", err)
+		tb.Fatalf("pgtest: %v", err)
 	}
-	t.Cleanup(func() { _ = a.Close(context.Background()) })
+	tb.Cleanup(func() { _ = a.Close(context.Background()) })
 	return a
 }
 
 // Own runs statements in the tenant's schema as its owner: what a tenant's role may not do, such as make a table.
-func (d *Database) Own(t testing.TB, tenant string, statements ...string) {
-	t.Helper()
+func (d *Database) Own(tb testing.TB, tenant string, statements ...string) {
+	tb.Helper()
 	ctx := context.Background()
 	conn, err := pgx.Connect(ctx, d.AdminURL)
 	if err != nil {
-		t.Fatalf("pgtest: %v", err)
+		tb.Fatalf("pgtest: %v", err)
 	}
-	defer conn.Close(ctx)
+	defer func() { _ = conn.Close(ctx) }()
 	for _, sql := range append([]string{"SET ROLE onda_owner", "SET search_path = " + pgx.Identifier{tenant}.Sanitize()}, statements...) {
 		if _, err := conn.Exec(ctx, sql); err != nil {
-			t.Fatalf("in the schema of %s: %s: %v", tenant, sql, err)
+			tb.Fatalf("in the schema of %s: %s: %v", tenant, sql, err)
 		}
 	}
 }
 
 // In runs f in a transaction of the tenant and fails the test on an error.
-func In(t testing.TB, db *postgres.DB, tenant string, f func(ctx context.Context, tx *postgres.Tx) error) {
-	t.Helper()
+func In(tb testing.TB, db *postgres.DB, tenant string, f func(ctx context.Context, tx *postgres.Tx) error) {
+	tb.Helper()
 	if err := db.InTenant(context.Background(), tenant, f); err != nil {
-		t.Fatalf("in tenant %s: %v", tenant, err)
+		tb.Fatalf("in tenant %s: %v", tenant, err)
 	}
 }
 
 // Exec runs one statement in the tenant.
-func Exec(t testing.TB, db *postgres.DB, tenant, sql string, args ...any) {
-	t.Helper()
-	In(t, db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+func Exec(tb testing.TB, db *postgres.DB, tenant, sql string, args ...any) {
+	tb.Helper()
+	In(tb, db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		_, err := tx.Exec(ctx, sql, args...)
 		return err
 	})
 }
 
 // One reads one value in the tenant.
-func One[T any](t testing.TB, db *postgres.DB, tenant, sql string, args ...any) (v T) {
-	t.Helper()
-	In(t, db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+func One[T any](tb testing.TB, db *postgres.DB, tenant, sql string, args ...any) (v T) {
+	tb.Helper()
+	In(tb, db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		return tx.QueryRow(ctx, sql, args...).Scan(&v)
 	})
 	return v
 }
 
 // All reads a column in the tenant.
-func All[T any](t testing.TB, db *postgres.DB, tenant, sql string, args ...any) (v []T) {
-	t.Helper()
-	In(t, db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+func All[T any](tb testing.TB, db *postgres.DB, tenant, sql string, args ...any) (v []T) {
+	tb.Helper()
+	In(tb, db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		rows, err := tx.Query(ctx, sql, args...)
 		if err != nil {
 			return err
@@ -190,38 +190,38 @@ func All[T any](t testing.TB, db *postgres.DB, tenant, sql string, args ...any) 
 }
 
 // Another starts a second server, with nothing of Onda's on it, and gives its superuser's URL. It is stopped with the test.
-func Another(t testing.TB) string {
-	t.Helper()
+func Another(tb testing.TB) string {
+	tb.Helper()
 	admin, stop, err := initdb()
 	if stop != nil {
-		t.Cleanup(stop)
+		tb.Cleanup(stop)
 	}
 	if err != nil {
-		t.Fatalf("pgtest: %v", err)
+		tb.Fatalf("pgtest: %v", err)
 	}
 	return admin
 }
 
 // Tool is the path of one of Postgres's programs, such as pg_dump.
-func Tool(t testing.TB, name string) string {
-	t.Helper()
+func Tool(tb testing.TB, name string) string {
+	tb.Helper()
 	bin, err := binaries()
 	if err != nil {
-		t.Fatalf("pgtest: %v", err)
+		tb.Fatalf("pgtest: %v", err)
 	}
 	return filepath.Join(bin, name)
 }
 
-func run(t testing.TB, sql string) {
-	t.Helper()
+func run(tb testing.TB, sql string) {
+	tb.Helper()
 	ctx := context.Background()
 	conn, err := pgx.Connect(ctx, server.admin)
 	if err == nil {
-		defer conn.Close(ctx)
+		defer func() { _ = conn.Close(ctx) }()
 		_, err = conn.Exec(ctx, sql)
 	}
 	if err != nil {
-		t.Fatalf("pgtest: %v", err)
+		tb.Fatalf("pgtest: %v", err)
 	}
 }
 
@@ -263,7 +263,7 @@ func template() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer conn.Close(ctx)
+	defer func() { _ = conn.Close(ctx) }()
 	if _, err := conn.Exec(ctx, "SELECT pg_advisory_lock(7177)"); err != nil { // packages run side by side on one server
 		return "", err
 	}
@@ -318,7 +318,7 @@ func migrationsHash() (string, error) {
 			return err
 		}
 		b, err := fs.ReadFile(postgres.Migrations(), path)
-		fmt.Fprintf(h, "%s %d\n%s", path, len(b), b)
+		_, _ = fmt.Fprintf(h, "%s %d\n%s", path, len(b), b)
 		return err
 	})
 	return hex.EncodeToString(h.Sum(nil)), err
@@ -349,7 +349,7 @@ func initdb() (admin string, stop func(), err error) {
 		attr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
 	}
 	data := filepath.Join(dir, "data")
-	cmd := exec.Command(filepath.Join(bin, "initdb"), "-D", data, "-U", "onda_admin", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-N")
+	cmd := exec.CommandContext(context.Background(), filepath.Join(bin, "initdb"), "-D", data, "-U", "onda_admin", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-N")
 	cmd.SysProcAttr, cmd.Dir = attr, dir
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", stop, fmt.Errorf("initdb: %w: %s", err, out)
@@ -358,8 +358,8 @@ func initdb() (admin string, stop func(), err error) {
 	if err != nil {
 		return "", stop, err
 	}
-	defer log.Close()
-	pg := exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-k", dir, "-c", "listen_addresses=", "-c", "fsync=off", "-c", "synchronous_commit=off",
+	defer func() { _ = log.Close() }()
+	pg := exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-k", dir, "-c", "listen_addresses=", "-c", "fsync=off", "-c", "synchronous_commit=off", //nolint:noctx // stop ends it
 		"-c", "full_page_writes=off", "-c", "max_connections=300", "-c", "shared_buffers=64MB", "-c", "max_wal_size=256MB")
 	pg.SysProcAttr, pg.Dir, pg.Stdout, pg.Stderr = attr, dir, log, log
 	started, ended := make(chan error), make(chan struct{})

@@ -243,7 +243,7 @@ func TestNoSuperuserIsNeeded(t *testing.T) {
 					results <- result{nil, err}
 					return
 				}
-				defer a.Close(ctx)
+				defer func() { _ = a.Close(ctx) }()
 				v, err := f(a)
 				results <- result{v, err}
 			}()
@@ -274,7 +274,7 @@ func TestNoSuperuserIsNeeded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer a.Close(ctx)
+	defer func() { _ = a.Close(ctx) }()
 	if err := a.SetLogin(ctx, "bare-own", password); err != nil {
 		t.Fatal(err)
 	}
