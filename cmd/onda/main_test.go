@@ -161,7 +161,7 @@ func (s *scripted) admin(ts *testscript.TestScript, neg bool, args []string) {
 	ctx := context.Background()
 	conn, err := pgx.Connect(ctx, s.db.AdminURL)
 	ts.Check(err)
-	defer conn.Close(ctx)
+	defer func() { _ = conn.Close(ctx) }()
 	_, err = conn.Exec(ctx, args[0])
 	ts.Check(err)
 }

@@ -23,7 +23,7 @@ func (migrateCmd) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	defer a.Close(ctx)
+	defer func() { _ = a.Close(ctx) }()
 	m, err := a.Migrate(ctx)
 	if err != nil {
 		return err
@@ -62,7 +62,7 @@ func (tenantListCmd) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	defer a.Close(ctx)
+	defer func() { _ = a.Close(ctx) }()
 	tenants, err := a.Tenants(ctx)
 	if err != nil {
 		return err
@@ -117,7 +117,7 @@ func (c tenantKeyCmd) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	defer a.Close(ctx)
+	defer func() { _ = a.Close(ctx) }()
 	tenants, err := a.Tenants(ctx)
 	if err != nil {
 		return err
@@ -165,7 +165,7 @@ func (c tenantClockCmd) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	defer a.Close(ctx)
+	defer func() { _ = a.Close(ctx) }()
 	now, err := a.MoveClock(ctx, s.tenant, c.By)
 	if err != nil {
 		return err

@@ -45,7 +45,7 @@ func (c tenantCreateCmd) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	defer a.Close(ctx)
+	defer func() { _ = a.Close(ctx) }()
 	began := time.Now()
 	made, err := a.CreateTenant(ctx, c.Name)
 	if err != nil {
@@ -119,7 +119,7 @@ func (c tenantSyncCmd) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	defer a.Close(ctx)
+	defer func() { _ = a.Close(ctx) }()
 	all, failed := make([]synced, 0, len(tenants)), 0
 	for _, t := range tenants {
 		began := time.Now()

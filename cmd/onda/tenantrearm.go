@@ -36,7 +36,7 @@ func (c tenantRearmCmd) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	defer a.Close(ctx)
+	defer func() { _ = a.Close(ctx) }()
 	names := c.Name
 	if c.All {
 		tenants, err := a.Tenants(ctx)

@@ -199,7 +199,7 @@ func readPassword(path string, stdin io.Reader) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	return io.ReadAll(io.LimitReader(f, most))
 }
 
@@ -222,7 +222,7 @@ func (s *session) withTenant(ctx context.Context, name string, f func(a *postgre
 	if err != nil {
 		return err
 	}
-	defer a.Close(ctx)
+	defer func() { _ = a.Close(ctx) }()
 	err = f(a)
 	if errors.Is(err, postgres.ErrUnknownTenant) {
 		s.tenant = name // which the error's text names

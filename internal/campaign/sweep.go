@@ -99,7 +99,7 @@ func (e *engine) round(ctx context.Context, tenant string, s scope, until time.T
 		if failed[r.id] {
 			continue
 		}
-		more, err := e.one(tenant, r, s, in)
+		more, err := e.one(r, s, in)
 		if err != nil {
 			if connectionGone(err) {
 				return false, err
@@ -125,7 +125,7 @@ func (e *engine) round(ctx context.Context, tenant string, s scope, until time.T
 }
 
 // one does one transaction of each kind of work of a run.
-func (e *engine) one(tenant string, r openRunRow, s scope, in func(func(ctx context.Context, tx *postgres.Tx) (bool, error)) (bool, error)) (left bool, err error) {
+func (e *engine) one(r openRunRow, s scope, in func(func(ctx context.Context, tx *postgres.Tx) (bool, error)) (bool, error)) (left bool, err error) {
 	step := func(f func(ctx context.Context, tx *postgres.Tx) (bool, error)) {
 		if err != nil {
 			return

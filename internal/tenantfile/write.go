@@ -13,7 +13,7 @@ import (
 	yaml "github.com/goccy/go-yaml"
 )
 
-// ErrTaken: there is a file of a tenant with this name.
+// ErrTaken says that there is a file of a tenant with this name.
 var ErrTaken = errors.New("the name is taken")
 
 // list is the kustomization that makes a ConfigMap of all files.
