@@ -36,13 +36,13 @@ func TestDeployOneFunction(t *testing.T) {
 	const contacts = 10_000
 	c.company("deploy", contacts)
 	dir := c.checkout()
-	make := func(args ...string) string {
+	deploy := func(args ...string) string {
 		t.Helper()
 		out, err := c.command(c.ctx, "", nil, "make", append([]string{"-C", dir, "deploy", "FN=send", "REGION=local", "RING=stable"}, args...)...)
 		c.must(err)
 		return out
 	}
-	make() // as it is, so that what follows builds only what changed
+	deploy() // as it is, so that what follows builds only what changed
 	c.slow.Store(int64(100 * time.Millisecond))
 	defer c.slow.Store(0)
 	c.start("deploy", "spring-news", contacts-contacts/100)
@@ -50,7 +50,7 @@ func TestDeployOneFunction(t *testing.T) {
 	before := c.k("-n", pool, "get", "ksvc", "send", "-o", "jsonpath={.status.latestReadyRevisionName}")
 	c.edit(dir, "internal/send/send.go", `"nothing is sent"`, `"nothing is sent by this version"`)
 	saved := time.Now()
-	out := make()
+	out := deploy()
 	took := time.Since(saved)
 	now := c.k("-n", pool, "get", "ksvc", "send", "-o", "jsonpath={.status.latestReadyRevisionName}")
 	if now == before {

@@ -308,7 +308,7 @@ func (w *world) startMailbox(ctx context.Context) (err error) {
 
 // judge takes every recipient, after a while.
 func (w *world) judge(string) *mailbox.Refusal {
-	time.Sleep(time.Duration(w.slow.Load())) // a slow server, not a wait of the test's
+	time.Sleep(time.Duration(w.slow.Load())) //nolint:forbidigo // a slow server, not a wait of the test's
 	return nil
 }
 
