@@ -70,7 +70,7 @@ func newTelemetry(ctx context.Context, name string, cfg Config) (*telemetry, err
 	return t, nil
 }
 
-// share makes it the process's own, where libraries such as otelpgx look for it. Only Main may.
+// share makes it the process's own, where libraries look for it. Only Main may.
 func (t *telemetry) share() {
 	otel.SetTracerProvider(t.tracers)
 	otel.SetMeterProvider(t.meters)
