@@ -205,7 +205,6 @@ func (c devCmd) config(s *session, env map[string]string, logs string, log *zap.
 		Addr: fmt.Sprintf("127.0.0.1:%d", c.Port), Binaries: c.Binaries, Env: env,
 		ServiceEnv: map[string]map[string]string{
 			"schedule": {"ONDA_DATABASE_URL": login(s.file["ONDA_DATABASE_URL"], "onda_schedule"), "ONDA_SPREAD": "0s"},
-			"send-api": {"ONDA_LANE": "transactional"}, "send-api-events": {"ONDA_LANE": "transactional"}, "send": {"ONDA_LANE": "bulk"},
 		},
 		Idle: c.Idle, Tick: c.Tick, Logs: logs, Output: s.stderr, Log: log, Chaos: c.chaos(),
 		Links: []dev.Link{

@@ -218,7 +218,7 @@ func (s *scripted) world(ts *testscript.TestScript, neg bool, args []string) {
 			"ONDA_DATABASE_URL": s.db.URL, "ONDA_SMTP_URL": box.SMTPURL(), "ONDA_LINK_URL": links, "ONDA_FORM_URL": links, "ONDA_API_URL": links, "ONDA_TICK": "1m",
 		},
 		ServiceEnv: map[string]map[string]string{
-			"schedule": {"ONDA_DATABASE_URL": s.db.ScheduleURL, "ONDA_SPREAD": "0s"}, "send-api": {"ONDA_LANE": "transactional"}, "send-api-events": {"ONDA_LANE": "transactional"}, "send": {"ONDA_LANE": "bulk"},
+			"schedule": {"ONDA_DATABASE_URL": s.db.ScheduleURL, "ONDA_SPREAD": "0s"},
 		},
 	})
 	ts.Setenv("K_SINK", s.fn.URL()+"/broker")

@@ -150,6 +150,9 @@ func (c Config) check() error {
 func (c Config) environment(s Service, base string) map[string]string {
 	env := map[string]string{"ONDA_DRAIN": (c.Grace * 4 / 5).String()}
 	maps.Copy(env, c.Env)
+	if s.Lane != "" {
+		env["ONDA_LANE"] = s.Lane
+	}
 	maps.Copy(env, c.ServiceEnv[s.Name])
 	maps.Copy(env, map[string]string{
 		"ONDA_HOST":         "127.0.0.1",

@@ -10,6 +10,8 @@ type Service struct {
 	Function string
 	// Serve is ONDA_SERVE: http, events or both.
 	Serve string
+	// Lane is ONDA_LANE, of a service of send.
+	Lane string
 	// Paths are the patterns of the public URLs that reach it (http.ServeMux); none for a cluster-local service.
 	Paths []string
 	// Concurrency is how many requests a process is given at a time; 0 for any number. More are held.
@@ -21,9 +23,9 @@ type Service struct {
 // Services are Onda's, as functions/*/service.yaml has them.
 func Services() []Service {
 	return []Service{
-		{Name: "send", Function: "send", Serve: "events", Concurrency: 4},
-		{Name: "send-api", Function: "send", Serve: "http", Paths: []string{"/v1/emails"}},
-		{Name: "send-api-events", Function: "send", Serve: "events", Concurrency: 4},
+		{Name: "send", Function: "send", Serve: "events", Lane: "bulk", Concurrency: 4},
+		{Name: "send-api", Function: "send", Serve: "http", Lane: "transactional", Paths: []string{"/v1/emails"}},
+		{Name: "send-api-events", Function: "send", Serve: "events", Lane: "transactional", Concurrency: 4},
 		{Name: "track", Function: "track", Serve: "http", Paths: []string{
 			"/o/", "/c/", "/u/", "/p/", "/w/", "/onda.js", "/e",
 			"/v1/identify", "/v1/track", "/v1/page", "/v1/screen", "/v1/group", "/v1/alias", "/v1/batch",

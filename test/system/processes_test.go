@@ -81,7 +81,6 @@ func newFleet(tb testing.TB, data *pgtest.Database, chaos localbroker.Chaos) *fl
 		Addr: "127.0.0.1:0", Root: root, Binaries: bin, Env: env, Tick: tick, Chaos: chaos, Logs: tb.TempDir(),
 		ServiceEnv: map[string]map[string]string{
 			"schedule": {"ONDA_DATABASE_URL": data.ScheduleURL, "ONDA_SPREAD": "0s"},
-			"send":     {"ONDA_LANE": "bulk"}, "send-api": {"ONDA_LANE": "transactional"}, "send-api-events": {"ONDA_LANE": "transactional"},
 		},
 	})
 	if err != nil {

@@ -61,7 +61,6 @@ func newWorld(tb testing.TB, cfg fntest.Config) *world {
 	cfg.Env = w.env()
 	cfg.ServiceEnv = map[string]map[string]string{
 		"schedule": {"ONDA_DATABASE_URL": w.data.ScheduleURL, "ONDA_SPREAD": "0s"},
-		"send":     {"ONDA_LANE": "bulk"}, "send-api": {"ONDA_LANE": "transactional"}, "send-api-events": {"ONDA_LANE": "transactional"},
 	}
 	maps.Copy(cfg.Env, map[string]string{"ONDA_LINK_URL": linkURL, "ONDA_FORM_URL": formURL})
 	w.World = fntest.Start(tb, cfg)
