@@ -40,13 +40,9 @@ func (k *devKeys) of(ctx context.Context, tenant string) (string, error) {
 		return "", err
 	}
 	defer func() { _ = a.Close(ctx) }()
-	tenants, err := a.Tenants(ctx)
+	t, err := a.Tenant(ctx, tenant)
 	if err != nil {
 		return "", err
-	}
-	i := slices.IndexFunc(tenants, func(t postgres.TenantInfo) bool { return t.Name == tenant })
-	if i < 0 {
-		return "", fmt.Errorf("tenant %s: %w", tenant, postgres.ErrUnknownTenant)
 	}
 	kept, err := readEnv(k.path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -55,13 +51,13 @@ func (k *devKeys) of(ctx context.Context, tenant string) (string, error) {
 	key, err := token.ParseProgramKey(kept[tenant])
 	sum := key.Hash()
 	known := false
-	if err == nil && key.Tenant == tenants[i].Number { // the database may be another than that of the last run
+	if err == nil && key.Tenant == t.Number { // the database may be another than that of the last run
 		if known, err = a.HasProgramKey(ctx, tenant, sum[:]); err != nil {
 			return "", err
 		}
 	}
 	if !known {
-		if key, err = token.NewProgramKey(token.SecretKey, tenants[i].Number); err != nil {
+		if key, err = token.NewProgramKey(token.SecretKey, t.Number); err != nil {
 			return "", err
 		}
 		sum = key.Hash()

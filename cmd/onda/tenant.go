@@ -113,18 +113,10 @@ func (c tenantKeyCmd) Run(ctx context.Context, s *session) error {
 	if s.tenant == "" {
 		return errNoTenant
 	}
-	a, err := s.admin(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = a.Close(ctx) }()
-	tenants, err := a.Tenants(ctx)
-	if err != nil {
-		return err
-	}
-	for _, t := range tenants {
-		if t.Name != s.tenant {
-			continue
+	return s.withTenant(ctx, s.tenant, func(a *postgres.Admin) error {
+		t, err := a.Tenant(ctx, s.tenant)
+		if err != nil {
+			return err
 		}
 		kind := token.SecretKey
 		if c.Kind == "public" {
@@ -143,8 +135,7 @@ func (c tenantKeyCmd) Run(ctx context.Context, s *session) error {
 		}
 		s.print("%s", key.Reveal())
 		return nil
-	}
-	return postgres.ErrUnknownTenant
+	})
 }
 
 type tenantClockCmd struct {

@@ -157,7 +157,8 @@ func told(one synced) string {
 // syncTenant makes one tenant what its file says, and tells what it had to do.
 func syncTenant(ctx context.Context, a *postgres.Admin, t *tenantfile.Tenant) ([]string, error) {
 	name, did := t.Metadata.Name, []string{}
-	state, err := a.State(ctx, name)
+	info, err := a.Tenant(ctx, name)
+	state := info.State
 	if errors.Is(err, postgres.ErrUnknownTenant) {
 		if t.Spec.State == postgres.Deleted {
 			return did, nil

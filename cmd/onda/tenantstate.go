@@ -173,19 +173,14 @@ func (c tenantLoginCmd) Run(ctx context.Context, s *session) error {
 		if err != nil {
 			return err
 		}
-		tenants, err := a.Tenants(ctx)
+		t, err := a.Tenant(ctx, c.Name)
 		if err != nil {
 			return err
 		}
-		for _, t := range tenants {
-			if t.Name != c.Name {
-				continue
-			}
-			if ok, err := s.data(t); ok {
-				return err
-			}
-			s.print("%s is entered by %s", t.Name, enteredBy(t))
+		if ok, err := s.data(t); ok {
+			return err
 		}
+		s.print("%s is entered by %s", t.Name, enteredBy(t))
 		return nil
 	})
 }

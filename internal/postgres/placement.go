@@ -20,18 +20,10 @@ type Placement struct {
 // Place has schedule and every function's doorbells find a tenant's functions where they are from now on: changed tells whether they were elsewhere. What is under way
 // ends where it is, and a lease keeps two namespaces from doing the same.
 func (a *Admin) Place(ctx context.Context, tenant string, p Placement) (changed bool, err error) {
-	slices.Sort(p.Own)
-	var own []string // NULL, not empty: in SQL nothing is in an empty list
-	if len(p.Own) > 0 {
-		own = p.Own
-	}
+	own := slices.Sorted(slices.Values(p.Own)) // nil for none, which is NULL: in SQL nothing is in an empty list
 	err = a.inTx(ctx, func(tx pgx.Tx) error {
-		var known bool
-		if err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM onda.tenant WHERE name = $1)", tenant).Scan(&known); err != nil {
+		if _, err := lockTenant(ctx, tx, tenant); err != nil {
 			return err
-		}
-		if !known {
-			return ErrUnknownTenant
 		}
 		ct, err := tx.Exec(ctx, "UPDATE onda.tenant SET namespace = $2, own = $3 WHERE name = $1 AND (namespace, own) IS DISTINCT FROM ($2, $3::text[])", tenant, p.Namespace, own)
 		changed = ct.RowsAffected() > 0
@@ -47,6 +39,9 @@ func (a *Admin) Place(ctx context.Context, tenant string, p Placement) (changed 
 // that names it.
 func (a *Admin) SetHosts(ctx context.Context, tenant string, link, form []string) (changed bool, err error) {
 	err = a.inTx(ctx, func(tx pgx.Tx) error {
+		if _, err := lockTenant(ctx, tx, tenant); err != nil {
+			return err
+		}
 		for kind, hosts := range map[string][]string{"link": link, "form": form} {
 			var other string
 			err := tx.QueryRow(ctx, "SELECT host || ' is a host of tenant ' || tenant FROM onda.host WHERE host = ANY ($2) AND tenant <> $1 LIMIT 1", tenant, hosts).Scan(&other)
@@ -73,18 +68,4 @@ func (a *Admin) SetHosts(ctx context.Context, tenant string, link, form []string
 		return false, fmt.Errorf("set the hosts of tenant %s: %w", tenant, err)
 	}
 	return changed, nil
-}
-
-// State is a tenant's state; ErrUnknownTenant where there is none of the name.
-func (a *Admin) State(ctx context.Context, tenant string) (state string, err error) {
-	err = a.inTx(ctx, func(tx pgx.Tx) error {
-		return tx.QueryRow(ctx, "SELECT state FROM onda.tenant WHERE name = $1", tenant).Scan(&state)
-	})
-	if errors.Is(err, pgx.ErrNoRows) {
-		err = ErrUnknownTenant
-	}
-	if err != nil {
-		return "", fmt.Errorf("look at tenant %s: %w", tenant, err)
-	}
-	return state, nil
 }

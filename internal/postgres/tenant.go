@@ -45,21 +45,38 @@ type TenantInfo struct {
 }
 
 // Tenants lists all tenants by name.
-func (a *Admin) Tenants(ctx context.Context) (list []TenantInfo, err error) {
+func (a *Admin) Tenants(ctx context.Context) ([]TenantInfo, error) {
+	list, err := a.tenants(ctx, "")
+	if err != nil {
+		return nil, fmt.Errorf("list tenants: %w", err)
+	}
+	return list, nil
+}
+
+// Tenant gives one tenant; ErrUnknownTenant where there is none of the name.
+func (a *Admin) Tenant(ctx context.Context, name string) (TenantInfo, error) {
+	list, err := a.tenants(ctx, "WHERE t.name = $1", name)
+	if err == nil && len(list) == 0 {
+		err = ErrUnknownTenant
+	}
+	if err != nil {
+		return TenantInfo{}, fmt.Errorf("tenant %.60q: %w", name, err)
+	}
+	return list[0], nil
+}
+
+func (a *Admin) tenants(ctx context.Context, where string, args ...any) (list []TenantInfo, err error) {
 	err = a.inTx(ctx, func(tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, `SELECT t.number, t.name, t.state, t.schema, t."offset", t.created_at, t.deleted_at, t.armed = onda.identity(), coalesce(r.rolcanlogin, false),
 			EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles p ON p.oid = m.member WHERE m.roleid = r.oid AND p.rolname = 'onda_pool')
-			FROM onda.tenant t LEFT JOIN pg_roles r ON r.rolname = t.name ORDER BY t.name`)
+			FROM onda.tenant t LEFT JOIN pg_roles r ON r.rolname = t.name `+where+` ORDER BY t.name`, args...)
 		if err != nil {
 			return err
 		}
 		list, err = pgx.CollectRows(rows, pgx.RowToStructByPos[TenantInfo])
 		return err
 	})
-	if err != nil {
-		return nil, fmt.Errorf("list tenants: %w", err)
-	}
-	return list, nil
+	return list, err
 }
 
 // Size is how many bytes the tenant's tables and indexes take on disk.
