@@ -168,13 +168,7 @@ func (s *service) unsubscribe(ctx context.Context, tx *postgres.Tx, tok, by stri
 	if err != nil {
 		return "", err
 	}
-	var changed []int64
-	for _, d := range done {
-		if d.Changed {
-			changed = append(changed, d.ID)
-		}
-	}
-	return Unsubscribed, delivery.Unsubscribed(ctx, tx, who, changed)
+	return Unsubscribed, delivery.Unsubscribed(ctx, tx, who, contact.ChangedIDs(done))
 }
 
 // delivery proves the token of a return path. errNotOurs when it does not, or when there is no such delivery.

@@ -126,10 +126,7 @@ func TestBroadcastIsPlannedAhead(t *testing.T) {
 func TestBroadcastWaitsForRetries(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.people(pgtest.Acme, 2)
-	w.broadcast("news", toEveryone)
-	w.start("news")
-	w.everything()
+	w.newsTo(2)
 	w.deliver()
 	w.exec("UPDATE delivery SET state = 'deferred', retry_at = onda.now() + '1 hour' WHERE id IN (SELECT min(id) FROM delivery)")
 	w.everything()
@@ -287,10 +284,7 @@ func TestBroadcastToNobody(t *testing.T) {
 func TestPauseResumeCancel(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.people(pgtest.Acme, 1100)
-	w.broadcast("news", toEveryone)
-	w.start("news")
-	w.everything()
+	w.newsTo(1100)
 	r, inFlight, err := PauseNow(t.Context(), w.db, pgtest.Acme, "news")
 	if err != nil || r.State != "paused" || inFlight != 0 {
 		t.Fatal(r, inFlight, err)
@@ -339,10 +333,7 @@ func TestPauseResumeCancel(t *testing.T) {
 func TestAPauseTakesNoTimeFromRetries(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.people(pgtest.Acme, 4)
-	w.broadcast("news", toEveryone)
-	w.start("news")
-	w.everything()
+	w.newsTo(4)
 	w.deliver()
 	first := w.count("SELECT id FROM batch")
 	regroup := func(mail int) {
@@ -390,10 +381,7 @@ func TestAPauseTakesNoTimeFromRetries(t *testing.T) {
 func TestBothLanesAreWoken(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.people(pgtest.Acme, 2)
-	w.broadcast("news", toEveryone)
-	w.start("news")
-	w.everything()
+	w.newsTo(2)
 	w.exec("UPDATE batch SET lane = 1")
 	woken := func(when string) {
 		t.Helper()

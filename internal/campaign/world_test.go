@@ -168,6 +168,15 @@ func (w *world) people(tenant string, n int) (first int64) {
 	return pgtest.One[int64](w.t, w.db, tenant, "SELECT min(id) FROM contact")
 }
 
+// newsTo makes so many people, starts the broadcast news to them all, and plans it.
+func (w *world) newsTo(people int) {
+	w.t.Helper()
+	w.people(pgtest.Acme, people)
+	w.broadcast("news", toEveryone)
+	w.start("news")
+	w.everything()
+}
+
 // everything makes the engine do all that is due.
 func (w *world) everything() { w.t.Helper(); w.sweep(pgtest.Acme) }
 

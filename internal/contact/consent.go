@@ -63,6 +63,16 @@ type Recorded struct {
 	Refused string
 }
 
+// ChangedIDs are the ledger's entries of those that changed a state.
+func ChangedIDs(recorded []Recorded) (ids []int64) {
+	for _, r := range recorded {
+		if r.Changed {
+			ids = append(ids, r.ID)
+		}
+	}
+	return ids
+}
+
 // Record writes entries into the ledger, brings the projection up to date, and writes the facts consent.* and rings their doorbells for states that changed.
 // Any number of entries is a few statements. The result has one element for each entry, in order.
 //

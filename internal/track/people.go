@@ -164,13 +164,7 @@ func (t *Tracker) withdraw(ctx context.Context, tx *postgres.Tx, id int64, purpo
 	if err != nil {
 		return err
 	}
-	var changed []int64
-	for _, d := range done {
-		if d.Changed {
-			changed = append(changed, d.ID)
-		}
-	}
-	return delivery.Unsubscribed(ctx, tx, id, changed)
+	return delivery.Unsubscribed(ctx, tx, id, contact.ChangedIDs(done))
 }
 
 // choice is one line of the preference centre.
