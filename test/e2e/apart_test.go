@@ -23,7 +23,7 @@ func (t *test) dedicate(tenant string) {
 	ns := "tenant-" + tenant
 	_, err = t.command(t.ctx, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+ns+", labels: {app.kubernetes.io/part-of: onda}}\n"+t.secret(ns, "onda", t.databaseURL(tenant)), nil, "kubectl", "apply", "-f", "-")
 	t.must(err)
-	t.must(t.applyEntry(t.ctx, "config/tenants/"+tenant))
+	t.must(t.applyEntry(t.ctx, t.root, "config/tenants/"+tenant, nil))
 	t.must(t.ready(t.ctx, ns))
 	_, err = a.Place(t.ctx, tenant, postgres.Placement{Namespace: ns})
 	t.must(err)
@@ -41,7 +41,7 @@ func TestTenantsAreApart(t *testing.T) {
 	ownForm, ownAPI := "https://render-form.tenant-corvo."+domain(), "https://send-api.tenant-corvo."+domain()
 	// Each is served where it belongs, so that a refusal below means something.
 	c.start("apart-a", "spring-news", 10)
-	c.wait(patience, "a's mails", func() bool { return c.status("apart-a", "spring-news").State == "completed" })
+	c.completed(patience, "apart-a")
 	corvo := func(args ...string) (string, error) {
 		return c.command(c.ctx, "", []string{"ONDA_DATABASE_URL=" + c.databaseURL("corvo"), "ONDA_TENANT=corvo", "K_SINK=", "ONDA_LINK_URL=" + own, "ONDA_FORM_URL=" + ownForm}, c.root+"/bin/onda", args...)
 	}

@@ -82,6 +82,16 @@ func (t *test) status(tenant, name string) (s status) {
 	return s
 }
 
+// completed waits until a tenant's broadcast is, and gives its status.
+func (t *test) completed(limit time.Duration, tenant string) (s status) {
+	t.Helper()
+	t.wait(limit, "the campaign of "+tenant+" to be completed", func() bool {
+		s = t.status(tenant, "spring-news")
+		return s.State == "completed"
+	})
+	return s
+}
+
 // start starts a broadcast as outside of development: the number that will get it is given back.
 func (t *test) start(tenant, name string, recipients int) {
 	t.Helper()
@@ -190,10 +200,10 @@ func TestCampaign(t *testing.T) {
 	began := time.Now()
 	c.start("acme", "spring-news", audience-audience/100)
 	l.say("campaign start")
-	c.wait(20*time.Minute, "the campaign to be completed", func() bool { return c.status("acme", "spring-news").State == "completed" })
+	s := c.completed(20*time.Minute, "acme")
 	took := time.Since(began)
 	l.say("completed")
-	c.audit("acme", c.status("acme", "spring-news"), audience, 0)
+	c.audit("acme", s, audience, 0)
 	c.Logf("%d recipients in %.1f s from the command, from zero: %.0f a second", audience, took.Seconds(), float64(audience)/took.Seconds())
 
 	opened, clicked := 0, 0

@@ -64,8 +64,7 @@ func TestDeployOneFunction(t *testing.T) {
 		t.Error("the campaign was over before the new revision served")
 	}
 	c.slow.Store(0)
-	c.wait(10*time.Minute, "the campaign to be completed", func() bool { return c.status("deploy", "spring-news").State == "completed" })
-	c.audit("deploy", c.status("deploy", "spring-news"), contacts, 0)
+	c.audit("deploy", c.completed(10*time.Minute, "deploy"), contacts, 0)
 
 	// The way back, word for word.
 	for line := range strings.Lines(out) {

@@ -30,7 +30,7 @@ func TestFromZero(t *testing.T) {
 	c.must(err)
 	c.company("zero", 10)
 	c.start("zero", "spring-news", 10)
-	c.wait(patience, "a mail that is tracked", func() bool { return c.status("zero", "spring-news").State == "completed" })
+	c.completed(patience, "zero")
 	var pixel string
 	for m := range c.mails("zero") {
 		if pixel = c.letter(m.ID).pixel; pixel != "" {
@@ -40,7 +40,7 @@ func TestFromZero(t *testing.T) {
 	key := c.key("zero")
 	manifest := c.k("kustomize", "config/regions/local/stable")
 	for _, name := range []string{"render-form", "track", "send-api"} {
-		c.must(c.applyManifest(c.ctx, c.reference(manifest, name)))
+		c.must(c.applyManifest(c.ctx, c.root, c.reference(manifest, name)))
 	}
 	c.k("-n", pool, "wait", "--for=condition=Ready", "ksvc", "--all", "--timeout=180s")
 

@@ -19,7 +19,7 @@ func TestDurableBroker(t *testing.T) {
 	swap := func(entry string) {
 		t.Helper()
 		c.k("-n", pool, "delete", "broker,trigger", "--all", "--timeout=120s")
-		c.must(c.applyEntry(c.ctx, entry))
+		c.must(c.applyEntry(c.ctx, c.root, entry, nil))
 		c.must(c.ready(c.ctx, pool))
 	}
 	_, err = c.command(c.ctx, string(secret), nil, "kubectl", "-n", pool, "apply", "-f", "-")
@@ -34,10 +34,10 @@ func TestDurableBroker(t *testing.T) {
 	began := time.Now()
 	c.start("durable", "spring-news", audience-audience/100)
 	l.say("campaign start")
-	c.wait(20*time.Minute, "the campaign to be completed", func() bool { return c.status("durable", "spring-news").State == "completed" })
+	s := c.completed(20*time.Minute, "durable")
 	l.say("completed")
 	took := time.Since(began)
-	c.audit("durable", c.status("durable", "spring-news"), audience, 0)
+	c.audit("durable", s, audience, 0)
 	c.Logf("%d recipients in %.1f s from the command, from zero: %.0f a second", audience, took.Seconds(), audience/took.Seconds())
 	c.atZero()
 	c.keep(l, "rabbitmq", fmt.Sprintf("A campaign to %d contacts over RabbitMQ: pods, from zero to zero", audience))

@@ -37,10 +37,7 @@ func TestUpgradeAndBack(t *testing.T) {
 		t.Helper()
 		began := time.Now()
 		l.say("%s", what)
-		manifest, err := c.command(c.ctx, "", nil, "kubectl", "kustomize", filepath.Join(root, "config/regions/local/stable"))
-		c.must(err)
-		_, err = c.command(c.ctx, manifest, nil, "sh", "-c", "cd "+root+" && ko apply --platform "+c.platform+" -f -")
-		c.must(err)
+		c.must(c.applyEntry(c.ctx, root, "config/regions/local/stable", nil))
 		c.must(c.ready(c.ctx, pool))
 		c.Logf("%s: %.0f s", what, time.Since(began).Seconds())
 	}
@@ -57,25 +54,17 @@ func TestUpgradeAndBack(t *testing.T) {
 		t.Error("the campaign was over before the way back")
 	}
 	c.slow.Store(0)
-	c.wait(10*time.Minute, "the campaign to be completed", func() bool { return c.status("upgrade", "spring-news").State == "completed" })
-	c.audit("upgrade", c.status("upgrade", "spring-news"), contacts, 0)
+	c.audit("upgrade", c.completed(10*time.Minute, "upgrade"), contacts, 0)
 	c.keep(l, "upgrade", "A ring is upgraded with a migration while a campaign runs, and goes back")
 }
 
 // job runs one of the system's Jobs from the manifests of a checkout, and waits for its end.
 func (t *test) job(root, name string) string {
 	t.Helper()
-	manifest, err := t.command(t.ctx, "", nil, "kubectl", "kustomize", filepath.Join(root, "config/regions/local/system"))
-	t.must(err)
-	var docs []string
-	for d := range strings.SplitSeq(manifest, "\n---\n") {
-		if strings.Contains(d, "kind: Job\n") && strings.Contains(d, "\n  name: "+name+"\n") || strings.Contains(d, "kind: ConfigMap\n") {
-			docs = append(docs, d)
-		}
-	}
 	t.k("-n", "onda-system", "delete", "job", name, "--ignore-not-found")
-	_, err = t.command(t.ctx, strings.Join(docs, "\n---\n"), nil, "sh", "-c", "cd "+root+" && ko apply --platform "+t.platform+" -f -")
-	t.must(err)
+	t.must(t.applyEntry(t.ctx, root, "config/regions/local/system", func(d string) bool {
+		return strings.Contains(d, "kind: Job\n") && strings.Contains(d, "\n  name: "+name+"\n") || strings.Contains(d, "kind: ConfigMap\n")
+	}))
 	t.k("-n", "onda-system", "wait", "--for=condition=Complete", "job/"+name, "--timeout=300s")
 	return t.k("-n", "onda-system", "logs", "job/"+name)
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -110,8 +111,12 @@ func (w *world) close() {
 
 // command runs a program in the checkout and gives what it prints.
 func (w *world) command(ctx context.Context, stdin string, env []string, name string, args ...string) (string, error) {
+	return commandIn(ctx, w.root, stdin, env, name, args...)
+}
+
+func commandIn(ctx context.Context, dir, stdin string, env []string, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Dir = w.root
+	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdin = strings.NewReader(stdin)
 	var stdout, stderr bytes.Buffer
@@ -126,17 +131,22 @@ func (w *world) kubectl(ctx context.Context, args ...string) (string, error) {
 	return w.command(ctx, "", nil, "kubectl", args...)
 }
 
-// applyEntry renders a directory, builds its images and applies it.
-func (w *world) applyEntry(ctx context.Context, dir string) error {
-	manifest, err := w.kubectl(ctx, "kustomize", dir)
+// applyEntry renders an entry of a checkout and applies those of its documents that are to be kept, all where keep is nil.
+func (w *world) applyEntry(ctx context.Context, root, entry string, keep func(document string) bool) error {
+	manifest, err := commandIn(ctx, root, "", nil, "kubectl", "kustomize", entry)
 	if err != nil {
 		return err
 	}
-	return w.applyManifest(ctx, manifest)
+	documents := strings.Split(manifest, "\n---\n")
+	if keep != nil {
+		documents = slices.DeleteFunc(documents, func(d string) bool { return !keep(d) })
+	}
+	return w.applyManifest(ctx, root, strings.Join(documents, "\n---\n"))
 }
 
-func (w *world) applyManifest(ctx context.Context, manifest string) error {
-	_, err := w.command(ctx, manifest, nil, "ko", "apply", "--platform", w.platform, "-f", "-")
+// applyManifest builds the images that a manifest names from a checkout, and applies it.
+func (w *world) applyManifest(ctx context.Context, root, manifest string) error {
+	_, err := commandIn(ctx, root, manifest, nil, "ko", "apply", "--platform", w.platform, "-f", "-")
 	return err
 }
 
@@ -336,18 +346,7 @@ func (w *world) secret(namespace, name, database string) string {
 // deploy applies the pool's stable ring and the system, but for the Jobs, which have tests of their own.
 func (w *world) deploy(ctx context.Context) error {
 	for _, entry := range []string{"config/regions/local/stable", "config/regions/local/system"} {
-		manifest, err := w.kubectl(ctx, "kustomize", entry)
-		if err != nil {
-			return err
-		}
-		docs := strings.Split(manifest, "\n---\n")
-		kept := docs[:0]
-		for _, d := range docs {
-			if !strings.Contains(d, "kind: Job\n") {
-				kept = append(kept, d)
-			}
-		}
-		if err := w.applyManifest(ctx, strings.Join(kept, "\n---\n")); err != nil {
+		if err := w.applyEntry(ctx, w.root, entry, func(d string) bool { return !strings.Contains(d, "kind: Job\n") }); err != nil {
 			return err
 		}
 	}
