@@ -84,3 +84,19 @@ func TestMainSaysWhatIsWrong(t *testing.T) {
 		t.Errorf("status %d, output %q", status, out.String())
 	}
 }
+
+// A setting that is applied with the service ends the process also under Knative, so that its revision is never ready.
+func TestASettingOfNoSecretEndsTheProcess(t *testing.T) {
+	t.Parallel()
+	knative := envconfig.MapLookuper(map[string]string{"K_SERVICE": "send"})
+	for text, want := range map[string]bool{
+		"ONDA_DATABASE_URL: is not set": true, `ONDA_SMTP_URL: "x" is no URL`: true, "ONDA_LINK_URL: is not set": false, "PORT: x": false,
+	} {
+		if got := secretAtFault(errors.New(text), knative) != nil; got != want {
+			t.Errorf("%s: %v", text, got)
+		}
+		if secretAtFault(errors.New(text), envconfig.MapLookuper(nil)) != nil {
+			t.Errorf("%s: outside of Knative", text)
+		}
+	}
+}

@@ -75,6 +75,11 @@ func run(ctx context.Context, name string, build Build, env envconfig.Lookuper, 
 	tel.share()
 	in, err := start(ctx, name, build, env, log, tel)
 	if err != nil {
+		if why := secretAtFault(err, env); why != nil {
+			in, err = start(ctx, name, refusing(why), env, log, tel)
+		}
+	}
+	if err != nil {
 		return fail(errors.Join(err, tel.Close(context.WithoutCancel(ctx))))
 	}
 	if err := serve(ctx, in); err != nil {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -23,7 +24,15 @@ import (
 )
 
 // buildHelper is the function that the test binary runs as. The subject of an event tells how it behaves.
-func buildHelper(_ context.Context, rt *Runtime) (Handler, error) {
+func buildHelper(ctx context.Context, rt *Runtime) (Handler, error) {
+	if os.Getenv(envHelper) == "secret" {
+		var cfg struct {
+			Database string `env:"ONDA_DATABASE_URL, required"`
+		}
+		if err := rt.Config(ctx, &cfg); err != nil {
+			return Handler{}, err
+		}
+	}
 	return Handler{
 		Event: func(ctx context.Context, e ce.Event) (*ce.Event, error) {
 			rt.Log.Info("handling")
@@ -203,6 +212,40 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	}
 	if got := <-status; got != 0 {
 		t.Errorf("answered %d", got)
+	}
+}
+
+// What a Secret lacks is said to who asks, and not by ending again and again.
+func TestASecretThatIsMissing(t *testing.T) {
+	t.Parallel()
+	p := startProcess(t, envHelper+"=secret", "K_SERVICE=helper")
+	if status := <-p.send("x"); status != http.StatusServiceUnavailable {
+		t.Errorf("an event was answered %d", status)
+	}
+	for path, want := range map[string]struct {
+		status int
+		text   string
+	}{
+		"/health/readiness": {http.StatusOK, ""},
+		"/":                 {http.StatusServiceUnavailable, "helper is not set up: ONDA_DATABASE_URL: is not set\n"},
+	} {
+		res, err := http.Get(p.url + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(res.Body)
+		_ = res.Body.Close()
+		if err != nil || res.StatusCode != want.status || string(body) != want.text {
+			t.Errorf("%s: %d %q, %v", path, res.StatusCode, body, err)
+		}
+	}
+	p.signal(syscall.SIGTERM)
+	if status := p.wait(); status != 0 {
+		t.Errorf("exit status %d", status)
+	}
+	const say = "mend the Secret that the service names"
+	if said := slices.ContainsFunc(p.log, func(line map[string]any) bool { s, _ := line["error"].(string); return strings.Contains(s, say) }); !said {
+		t.Errorf("no line of the log says %q: %v", say, p.log)
 	}
 }
 
