@@ -137,12 +137,15 @@ type tenantLoginCmd struct {
 	PasswordFile string `help:"Give it a login of its own with the password in this file, or - for standard input." placeholder:"FILE" xor:"login"`
 	Drop         bool   `help:"Take its own login away, and let the pool's enter it again." xor:"login"`
 	Pool         *bool  `help:"Whether the pool's login may enter it." negatable:""`
+	LoseLinks    bool   `help:"With --no-pool: also where mails were sent, whose links, that to unsubscribe among them, find nothing at the pool's hosts any more."`
 }
 
 // Help is shown by --help.
 func (tenantLoginCmd) Help() string {
 	return "Needs ONDA_ADMIN_DATABASE_URL. From pooled to dedicated: give it a login, let its functions start, suspend it, shut the pool out with --no-pool a minute " +
 		"later, resume it. Back: suspend it, --drop a minute later, resume it. While both logins may enter it, both work.\n\n" +
+		"A tenant whose mails lead to the pool's hosts is better left open to the pool for as long as they are read: its own functions send all the same. One with hosts " +
+		"of its own (spec.hosts in its file) takes them along.\n\n" +
 		"Example:\n  onda tenant login acme --password-file secret\n  onda tenant login acme --no-pool"
 }
 
@@ -167,6 +170,9 @@ func (c tenantLoginCmd) Run(ctx context.Context, s *session) error {
 		if err == nil && c.Drop {
 			err = a.DropLogin(ctx, c.Name)
 		}
+		if err == nil && c.Pool != nil && !*c.Pool && !c.LoseLinks {
+			err = keepsLinks(ctx, a, c.Name)
+		}
 		if err == nil && c.Pool != nil {
 			err = a.SetPooled(ctx, c.Name, *c.Pool)
 		}
@@ -183,6 +189,16 @@ func (c tenantLoginCmd) Run(ctx context.Context, s *session) error {
 		s.print("%s is entered by %s", t.Name, enteredBy(t))
 		return nil
 	})
+}
+
+// keepsLinks refuses what would leave links in mails, that to unsubscribe among them, without anybody to answer.
+func keepsLinks(ctx context.Context, a *postgres.Admin, tenant string) error {
+	sent, err := a.HasSent(ctx, tenant)
+	if err == nil && sent {
+		err = fmt.Errorf("tenant %s has sent mails: links in those that lead to the pool's hosts, that to unsubscribe among them, would find nothing; "+
+			"leave it open to the pool, or say --lose-links where they all lead to hosts of its own", tenant)
+	}
+	return err
 }
 
 func readPassword(path string, stdin io.Reader) ([]byte, error) {

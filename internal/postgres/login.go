@@ -85,6 +85,20 @@ func (a *Admin) SetPooled(ctx context.Context, tenant string, pooled bool) error
 	return nil
 }
 
+// HasSent tells whether mails of the tenant's went out, whose links lead to where its functions were then.
+func (a *Admin) HasSent(ctx context.Context, tenant string) (sent bool, err error) {
+	err = a.inTx(ctx, func(tx pgx.Tx) error {
+		if _, err := lockTenant(ctx, tx, tenant); err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, fmt.Sprintf("SELECT EXISTS (SELECT FROM %s.delivery)", quote(tenant))).Scan(&sent)
+	})
+	if err != nil {
+		return false, fmt.Errorf("look for mails of tenant %s: %w", tenant, err)
+	}
+	return sent, nil
+}
+
 // changeRole runs statements with the login's rights, when the tenant is there and may says nothing against it.
 func (a *Admin) changeRole(ctx context.Context, tenant string, may func(context.Context, pgx.Tx, string) error, statements ...string) error {
 	return a.inTx(ctx, func(tx pgx.Tx) error {

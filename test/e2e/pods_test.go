@@ -102,6 +102,18 @@ func (l *timeline) see(e podEvent) {
 	}
 }
 
+// ready tells whether a pod of a service (namespace/name) has been ready.
+func (l *timeline) ready(service string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range l.pods {
+		if p.service == service && !p.ready.IsZero() {
+			return true
+		}
+	}
+	return false
+}
+
 // say marks a moment in the plot.
 func (l *timeline) say(format string, args ...any) {
 	l.mu.Lock()
