@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"slices"
 	"text/tabwriter"
 	"time"
@@ -35,7 +34,7 @@ type eventSendCmd struct {
 
 // Help is shown by --help.
 func (eventSendCmd) Help() string {
-	return "Needs K_SINK, the broker's address. The data is checked against the catalogue first.\n\n" +
+	return "Needs K_SINK, the broker's address, and ONDA_OIDC_TOKEN, a file with a token, where the broker asks who publishes. The data is checked against the catalogue first.\n\n" +
 		"Example:\n  onda --tenant acme event send onda.segment.rebuild.requested.v1 \\\n    '{\"segment\": \"nordic\"}'"
 }
 
@@ -44,8 +43,7 @@ func (c eventSendCmd) Run(ctx context.Context, s *session) error {
 	if s.tenant == "" {
 		return errNoTenant
 	}
-	sink := s.env("K_SINK")
-	if sink == "" {
+	if s.env("K_SINK") == "" {
 		return errors.New("K_SINK is not set: it is the address of the broker (onda dev sets it for this directory)")
 	}
 	body := []byte(c.Data)
@@ -60,7 +58,12 @@ func (c eventSendCmd) Run(ctx context.Context, s *session) error {
 	} else if err := json.Unmarshal(body, new(map[string]any)); err != nil {
 		return usageError{fmt.Sprintf("the data is not a JSON object: %v (%s: %s)", err, entry.Type, entry.Description)}
 	}
-	if err := s.inTenant(ctx, func(context.Context, *postgres.Tx) error { return nil }); err != nil { // is it there?
+	var namespace string
+	err := s.inTenant(ctx, func(_ context.Context, tx *postgres.Tx) error {
+		namespace = tx.Tenant.Namespace
+		return nil
+	})
+	if err != nil {
 		return err
 	}
 	e := cloudevents.NewEvent()
@@ -80,7 +83,7 @@ func (c eventSendCmd) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	if err := post(ctx, sink, e); err != nil {
+	if err := s.publisher().Publish(ctx, namespace, e); err != nil {
 		return err
 	}
 	if ok, err := s.data(map[string]string{"id": id}); ok {
@@ -214,17 +217,14 @@ func (c eventReplayCmd) replay(ctx context.Context, tx *postgres.Tx) ([]int64, e
 
 // ring posts what this command published, where the broker is known. Otherwise, and when the broker is away, it is left to the function that sweeps the outbox.
 func (s *session) ring(ctx context.Context) error {
-	sink := s.env("K_SINK")
-	if sink == "" || s.db == nil {
+	p := s.publisher()
+	if p.Sink == "" || s.db == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	err := s.db.DrainPending(ctx, func(ctx context.Context, namespace string, e cloudevents.Event) error {
-		return post(ctx, fn.SinkIn(sink, namespace), e)
-	})
-	if err != nil {
-		_, _ = fmt.Fprintf(s.stderr, "onda: done; but the broker at %s does not take events (%s), so functions see it at their next sweep, within %v\n", sink, innermost(err), s.tick())
+	if err := s.db.DrainPending(ctx, p.Publish); err != nil {
+		_, _ = fmt.Fprintf(s.stderr, "onda: done; but the broker at %s does not take events (%s), so functions see it at their next sweep, within %v\n", p.Sink, innermost(err), s.tick())
 	}
 	return nil
 }
@@ -238,19 +238,7 @@ func (s *session) tick() time.Duration {
 	return d
 }
 
-func post(ctx context.Context, url string, e cloudevents.Event) error {
-	r, err := cloudevents.NewHTTPRequestFromEvent(ctx, url, e)
-	if err != nil {
-		return err
-	}
-	resp, err := http.DefaultClient.Do(r)
-	if err != nil {
-		return fmt.Errorf("post event: %w", err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode/100 != 2 {
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, 300))
-		return fmt.Errorf("post event: %s answers %s: %s", url, resp.Status, text)
-	}
-	return nil
+// publisher posts events to the broker as functions do.
+func (s *session) publisher() fn.Publisher {
+	return fn.NewPublisher(s.env("K_SINK"), s.env("ONDA_OIDC_TOKEN"))
 }

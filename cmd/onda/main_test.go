@@ -25,6 +25,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/onda-run/onda/internal/event"
+	"github.com/onda-run/onda/internal/fn"
 	"github.com/onda-run/onda/internal/fntest"
 	"github.com/onda-run/onda/internal/localbroker"
 	"github.com/onda-run/onda/internal/mailbox"
@@ -305,7 +306,7 @@ func (s *scripted) unchecked(ts *testscript.TestScript, neg bool, args []string)
 	e.SetSource("/tenants/" + pgtest.Acme + "/functions/onda")
 	e.SetExtension(event.ExtTenant, pgtest.Acme)
 	ts.Check(e.SetData(cloudevents.ApplicationJSON, json.RawMessage(args[1])))
-	ts.Check(post(context.Background(), s.fn.URL()+"/broker", e))
+	ts.Check(fn.NewPublisher("", "").Post(context.Background(), s.fn.URL()+"/broker", e))
 }
 
 // production: makes the database one that is not for development; development: one that is.

@@ -23,6 +23,8 @@ type Config struct {
 	Tenant string `env:"ONDA_TENANT"`
 	// Sink is the URL that events are published to; {namespace} in it stands for that of the tenant's functions.
 	Sink string `env:"K_SINK"`
+	// Token is the file with the token that is shown to the broker which it is for, and to nobody else; it need not be there. Knative's SinkBinding mounts it.
+	Token string `env:"ONDA_OIDC_TOKEN, default=/oidc/token"`
 	// Drain is how long requests may go on after SIGTERM. It must be shorter than the pod's grace period, which is the service's timeoutSeconds.
 	Drain time.Duration `env:"ONDA_DRAIN, default=8s"`
 	// Log is the form of the log: "json", "console", or "auto" for console on a terminal.

@@ -24,10 +24,30 @@ import (
 type StatusError struct {
 	// Code is the HTTP status.
 	Code int
+	// Remedy is what mends it, where that is known.
+	Remedy string
 }
 
 func (e *StatusError) Error() string {
-	return fmt.Sprintf("answered %d %s", e.Code, http.StatusText(e.Code))
+	text := fmt.Sprintf("answered %d %s", e.Code, http.StatusText(e.Code))
+	if e.Remedy != "" {
+		text += ": " + e.Remedy
+	}
+	return text
+}
+
+// Publisher posts events, to brokers and straight to functions.
+type Publisher struct {
+	// Sink is the URL that Publish posts to; {namespace} in it stands for that of the tenant's functions.
+	Sink string
+
+	identity identity
+	client   *http.Client
+}
+
+// NewPublisher gives one that publishes at a sink, and shows the broker there the token of a file, if there is such a file.
+func NewPublisher(sink, token string) Publisher {
+	return Publisher{Sink: sink, identity: identity(token), client: newClient()}
 }
 
 // newClient keeps connections to the few hosts that a function posts to. A time-out of the whole is in Post.
@@ -50,15 +70,22 @@ func newClient() *http.Client {
 // Post sends one CloudEvent in binary mode and waits for the answer, at most 30 s at a time, since the receiver may have to start first. It tries three
 // times in all, within half a second between them, when Knative would (no answer, 404, 408, 409, 429, 5xx); longer patience is the outbox's. An answer that
 // is not 2xx is a *StatusError. An event in the answer is not read.
-func (rt *Runtime) Post(ctx context.Context, to string, e ce.Event) error {
+func (p Publisher) Post(ctx context.Context, to string, e ce.Event) error {
+	if err := p.post(ctx, to, "", e); err != nil {
+		return fmt.Errorf("post event %s to %s: %w", e.Type(), host(to), err)
+	}
+	return nil
+}
+
+func (p Publisher) post(ctx context.Context, to, token string, e ce.Event) error {
 	if err := e.Validate(); err != nil {
-		return fmt.Errorf("post event: %w", err)
+		return err
 	}
 	e = e.Clone()
 	inject(ctx, &e)
 	backoff := retry.WithMaxRetries(2, retry.WithJitter(20*time.Millisecond, retry.NewExponential(100*time.Millisecond)))
-	err := retry.Do(ctx, backoff, func(ctx context.Context) error {
-		err := rt.postOnce(ctx, to, e)
+	return retry.Do(ctx, backoff, func(ctx context.Context) error {
+		err := p.postOnce(ctx, to, token, e)
 		var status *StatusError
 		switch {
 		case err == nil || ctx.Err() != nil:
@@ -68,25 +95,34 @@ func (rt *Runtime) Post(ctx context.Context, to string, e ce.Event) error {
 		}
 		return retry.RetryableError(err)
 	})
+}
+
+// Publish posts one event to the broker that K_SINK names, in the namespace of the event's tenant, and shows it the token that is for it, if there is one. A token
+// that is for the broker of another namespace is an error: the event waits for the functions there.
+func (p Publisher) Publish(ctx context.Context, namespace string, e ce.Event) error {
+	if p.Sink == "" {
+		return errors.New("publish event: K_SINK is not set")
+	}
+	token, err := p.identity.token(namespace)
 	if err != nil {
-		return fmt.Errorf("post event %s to %s: %w", e.Type(), host(to), err)
+		return fmt.Errorf("publish event %s: %w", e.Type(), err)
+	}
+	to := sinkIn(p.Sink, namespace)
+	if err := p.post(ctx, to, token, e); err != nil {
+		var status *StatusError
+		if errors.As(err, &status) {
+			status.Remedy = p.identity.remedy(status.Code, token != "")
+		}
+		return fmt.Errorf("publish event %s to %s: %w", e.Type(), host(to), err)
 	}
 	return nil
 }
 
-// Publish posts one event to the broker that K_SINK names, in the namespace of the event's tenant.
-func (rt *Runtime) Publish(ctx context.Context, namespace string, e ce.Event) error {
-	if rt.Sink == "" {
-		return errors.New("publish event: K_SINK is not set")
-	}
-	return rt.Post(ctx, SinkIn(rt.Sink, namespace), e)
-}
-
-// SinkIn is K_SINK with a namespace in it, where it is a pattern with {namespace}: a doorbell goes to the broker of its tenant's functions, whichever ring of the pool it
+// sinkIn is K_SINK with a namespace in it, where it is a pattern with {namespace}: a doorbell goes to the broker of its tenant's functions, whichever ring of the pool it
 // is rung in.
-func SinkIn(sink, namespace string) string { return strings.ReplaceAll(sink, "{namespace}", namespace) }
+func sinkIn(sink, namespace string) string { return strings.ReplaceAll(sink, "{namespace}", namespace) }
 
-func (rt *Runtime) postOnce(ctx context.Context, to string, e ce.Event) error {
+func (p Publisher) postOnce(ctx context.Context, to, token string, e ce.Event) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, to, http.NoBody)
@@ -96,7 +132,10 @@ func (rt *Runtime) postOnce(ctx context.Context, to string, e ce.Event) error {
 	if err := cehttp.WriteRequest(ctx, binding.ToMessage(&e), req); err != nil {
 		return err
 	}
-	res, err := rt.client.Do(req)
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	res, err := p.client.Do(req)
 	if err != nil {
 		var u *url.Error
 		if errors.As(err, &u) { // its text has the whole URL

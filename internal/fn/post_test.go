@@ -2,10 +2,14 @@ package fn
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -13,6 +17,7 @@ import (
 
 	ce "github.com/cloudevents/sdk-go/v2/event"
 	cehttp "github.com/cloudevents/sdk-go/v2/protocol/http"
+	"github.com/google/go-cmp/cmp"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/onda-run/onda/internal/event/eventtest"
@@ -24,6 +29,7 @@ type sink struct {
 	mu       sync.Mutex
 	statuses []int
 	got      []ce.Event
+	shown    []string
 	conns    map[string]bool
 }
 
@@ -39,7 +45,7 @@ func newSink(t *testing.T, statuses ...int) *sink {
 			t.Error(err)
 			return
 		}
-		s.got = append(s.got, *e)
+		s.got, s.shown = append(s.got, *e), append(s.shown, r.Header.Get("Authorization"))
 		status := s.statuses[0]
 		if len(s.statuses) > 1 {
 			s.statuses = s.statuses[1:]
@@ -60,6 +66,13 @@ func (s *sink) received() []ce.Event {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.got)
+}
+
+// authorizations are what stood in Authorization of what came so far.
+func (s *sink) authorizations() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.shown)
 }
 
 func TestPost(t *testing.T) {
@@ -158,11 +171,179 @@ func TestPublish(t *testing.T) {
 	if err := newWorld(t, map[string]string{"K_SINK": s.URL}, Handler{}).in.Runtime().Publish(t.Context(), "onda", work(t)); err != nil || len(s.received()) != 1 {
 		t.Errorf("error %v, %d events", err, len(s.received()))
 	}
-	pattern := SinkIn("http://onda-broker-ingress.{namespace}.svc/{namespace}/onda", "tenant-acme")
+	pattern := sinkIn("http://onda-broker-ingress.{namespace}.svc/{namespace}/onda", "tenant-acme")
 	if want := "http://onda-broker-ingress.tenant-acme.svc/tenant-acme/onda"; pattern != want {
 		t.Errorf("sink %s, want %s", pattern, want)
 	}
 	if err := newWorld(t, nil, Handler{}).in.Runtime().Publish(t.Context(), "onda", work(t)); err == nil || !strings.Contains(err.Error(), "K_SINK is not set") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// publisher publishes at a sink with a token's file, which holds the given text; there is none where that is empty.
+func publisher(t *testing.T, sink, token string) (rt *Runtime, file string) {
+	t.Helper()
+	file = filepath.Join(t.TempDir(), "token")
+	if token != "" {
+		writeToken(t, file, token)
+	}
+	return newWorld(t, map[string]string{"K_SINK": sink, "ONDA_OIDC_TOKEN": file}, Handler{}).in.Runtime(), file
+}
+
+func writeToken(t *testing.T, file, token string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(token+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// oidcToken is a token as Kubernetes makes them, but for its signature.
+func oidcToken(audience, id string) string {
+	claims := base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"aud":[%q],"jti":%q,"sub":"system:serviceaccount:onda:functions"}`, audience, id))
+	return "eyJhbGciOiJSUzI1NiJ9." + claims + ".c2lnbmF0dXJl"
+}
+
+const ownBroker = "eventing.knative.dev/broker/onda/onda"
+
+// TestPublishShowsItsToken follows a token as Knative mounts it: the broker is shown it as it is at that moment.
+func TestPublishShowsItsToken(t *testing.T) {
+	t.Parallel()
+	s := newSink(t, 503, 202)
+	first, second := oidcToken(ownBroker, "1"), oidcToken(ownBroker, "2")
+	rt, file := publisher(t, s.URL+"/onda/onda", first)
+	publish := func() {
+		t.Helper()
+		if err := rt.Publish(t.Context(), "onda", work(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	publish() // at the second try
+	writeToken(t, file, second)
+	publish()
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	publish()
+	if diff := cmp.Diff([]string{"Bearer " + first, "Bearer " + first, "Bearer " + second, ""}, s.authorizations()); diff != "" {
+		t.Errorf("shown to the broker (-want +got)\n%s", diff)
+	}
+}
+
+// TestTokenIsForOneBroker posts to whom the token is not for: whoever gets it could publish with it.
+func TestTokenIsForOneBroker(t *testing.T) {
+	t.Parallel()
+	token := oidcToken(ownBroker, "1")
+	t.Run("a post", func(t *testing.T) { // of schedule, to wherever the pattern of addresses leads
+		t.Parallel()
+		s := newSink(t, 202)
+		rt, _ := publisher(t, s.URL, token)
+		if err := rt.Post(t.Context(), s.URL, work(t)); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]string{""}, s.authorizations()); diff != "" {
+			t.Error(diff)
+		}
+	})
+	t.Run("a redirect", func(t *testing.T) {
+		t.Parallel()
+		s := newSink(t, 202)
+		away := httptest.NewServer(http.RedirectHandler(s.URL, http.StatusTemporaryRedirect))
+		t.Cleanup(away.Close)
+		rt, _ := publisher(t, away.URL, token)
+		var status *StatusError
+		if err := rt.Publish(t.Context(), "onda", work(t)); !errors.As(err, &status) || status.Code != http.StatusTemporaryRedirect {
+			t.Errorf("error %v", err)
+		}
+		if len(s.authorizations()) != 0 {
+			t.Errorf("followed, with %q", s.authorizations())
+		}
+	})
+	// Whether K_SINK is a pattern or, as SinkBinding sets it, the one broker.
+	for _, path := range []string{"/onda/onda", "/{namespace}/onda"} {
+		t.Run("another namespace at "+path, func(t *testing.T) {
+			t.Parallel()
+			s := newSink(t, 202)
+			rt, file := publisher(t, s.URL+path, token)
+			err := rt.Publish(t.Context(), "onda-next", work(t))
+			want := "the token in " + file + " is for the broker in namespace onda, and the event for that in onda-next: it waits for the functions there"
+			if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), token) {
+				t.Errorf("error %v", err)
+			}
+			if len(s.authorizations()) != 0 {
+				t.Errorf("posted, with %q", s.authorizations())
+			}
+			if err := rt.Publish(t.Context(), "onda", work(t)); err != nil || len(s.authorizations()) != 1 {
+				t.Errorf("to its own: %v, %q", err, s.authorizations())
+			}
+		})
+	}
+	for name, text := range map[string]string{
+		"nothing":                   "\n",
+		"no token":                  "secret",
+		"no base64":                 "a.{}.c",
+		"no claims":                 "a.e30.c",
+		"a token for the API":       oidcToken("https://kubernetes.default.svc", "1"),
+		"a token for no namespace":  oidcToken("eventing.knative.dev/broker/onda", "1"),
+		"a token for another thing": oidcToken("messaging.knative.dev/inmemorychannel/onda/onda", "1"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSink(t, 202)
+			rt, file := publisher(t, s.URL, text)
+			err := rt.Publish(t.Context(), "onda", work(t))
+			if want := "ONDA_OIDC_TOKEN: " + file + " holds no token for a broker"; err == nil || !strings.Contains(err.Error(), want) || len(s.authorizations()) != 0 {
+				t.Errorf("error %v, shown %q", err, s.authorizations())
+			}
+		})
+	}
+	t.Run("what cannot be read", func(t *testing.T) {
+		t.Parallel()
+		s := newSink(t, 202)
+		dir := t.TempDir()
+		rt := newWorld(t, map[string]string{"K_SINK": s.URL, "ONDA_OIDC_TOKEN": dir}, Handler{}).in.Runtime()
+		if err := rt.Publish(t.Context(), "onda", work(t)); err == nil || !strings.Contains(err.Error(), "ONDA_OIDC_TOKEN: read "+dir) || len(s.authorizations()) != 0 {
+			t.Errorf("error %v, shown %q", err, s.authorizations())
+		}
+	})
+}
+
+// TestRefusedByTheBroker looks at what is said of a refusal: what mends it, and no token.
+func TestRefusedByTheBroker(t *testing.T) {
+	t.Parallel()
+	token := oidcToken(ownBroker, "1")
+	for name, c := range map[string]struct {
+		token  string
+		status int
+		want   string
+	}{
+		"without a token":        {"", 401, "answered 401 Unauthorized: the broker asks who publishes, and there is no token at FILE: compose config/components/event-policy"},
+		"with a bad token":       {token, 401, "answered 401 Unauthorized: the broker does not take the token at FILE: see that the SinkBinding of config/components/event-policy is Ready"},
+		"by the policy":          {token, 403, "answered 403 Forbidden: who has the token at FILE may not publish on this broker: add its SinkBinding or service account to spec.from"},
+		"for another reason":     {token, 400, "answered 400 Bad Request"},
+		"by what is no broker's": {"", 403, "answered 403 Forbidden: the broker asks who publishes, and there is no token at FILE"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSink(t, c.status)
+			rt, file := publisher(t, s.URL, c.token)
+			err := rt.Publish(t.Context(), "onda", work(t))
+			if want := strings.ReplaceAll(c.want, "FILE", file); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), token) {
+				t.Errorf("error %v, want %s", err, want)
+			}
+			if c.status == 400 && !strings.HasSuffix(err.Error(), c.want) {
+				t.Errorf("error %v, want no more than %s", err, c.want)
+			}
+			if len(s.authorizations()) != 1 {
+				t.Errorf("%d tries", len(s.authorizations()))
+			}
+			var status *StatusError
+			if err := rt.Post(t.Context(), s.URL, work(t)); !errors.As(err, &status) || status.Remedy != "" {
+				t.Errorf("a post: %v", err)
+			}
+		})
+	}
+	s := newSink(t, 401)
+	if err := NewPublisher(s.URL, "").Publish(t.Context(), "onda", work(t)); err == nil || !strings.Contains(err.Error(), "name a file with a token in ONDA_OIDC_TOKEN") {
 		t.Errorf("error %v", err)
 	}
 }

@@ -3,7 +3,6 @@ package fn
 import (
 	"context"
 	"fmt"
-	"net/http"
 
 	"github.com/sethvargo/go-envconfig"
 	"go.opentelemetry.io/otel/metric"
@@ -18,8 +17,8 @@ type Runtime struct {
 	// Tenant is the one tenant that this process serves; empty for any. Events of other tenants are refused before they reach the handler; requests over
 	// HTTP must be checked by the function, once the tenant is proven.
 	Tenant string
-	// Sink is the URL that Publish posts to.
-	Sink string
+	// Publisher posts the function's events.
+	Publisher
 	// ServesHTTP and ServesEvents tell what ONDA_SERVE asks for.
 	ServesHTTP, ServesEvents bool
 	// Log is the function's logger. A line of each request is written by the runtime; see LogTenant and LogError.
@@ -30,7 +29,6 @@ type Runtime struct {
 	Tracer trace.Tracer
 	Meter  metric.Meter
 
-	client   *http.Client
 	draining chan struct{}
 }
 
@@ -52,10 +50,10 @@ func newRuntime(ctx context.Context, name string, env envconfig.Lookuper, log *z
 		return nil, cfg, fmt.Errorf("function %s: no logger", name)
 	}
 	return &Runtime{
-		Name: name, Tenant: cfg.Tenant, Sink: cfg.Sink,
+		Name: name, Tenant: cfg.Tenant, Publisher: NewPublisher(cfg.Sink, cfg.Token),
 		ServesHTTP: cfg.Serve != "events", ServesEvents: cfg.Serve != "http",
 		Log: log, Env: env,
 		Tracer: tel.tracers.Tracer(scope), Meter: tel.meters.Meter(scope),
-		client: newClient(), draining: make(chan struct{}),
+		draining: make(chan struct{}),
 	}, cfg, nil
 }
