@@ -17,6 +17,7 @@ func testBadInput(t *testing.T, all map[string]rendering) {
 		trigger = "eventing/triggers/send.yaml"
 		sandbox = "config/tenants/dev-ana"
 		rabbit  = "config/testdata/combinations/rabbitmq"
+		oidc    = "config/testdata/combinations/event-policy"
 	)
 	for name, c := range map[string]struct {
 		entry, file, old, new string
@@ -104,6 +105,18 @@ func testBadInput(t *testing.T, all map[string]rendering) {
 		},
 		"pods that nothing guards": {
 			rabbit, "config/components/network-policy/policy.yaml", "app.kubernetes.io/part-of: onda", "app.kubernetes.io/part-of: ondas", []string{"no network policy is about its pods"},
+		},
+		"a function without an identity": {
+			oidc, "config/components/event-policy/identity.yaml", "app.kubernetes.io/part-of: onda", "app.kubernetes.io/name: send",
+			[]string{"config/components/event-policy/policy.yaml: EventPolicy onda-publishers: lets no event of campaign in, which no SinkBinding to onda in spec.from gives an identity"},
+		},
+		"an identity that may not publish": {
+			oidc, "config/components/event-policy/policy.yaml", "- ref:\n        apiVersion: sources.knative.dev/v1\n        kind: SinkBinding\n        name: functions",
+			"- sub: system:serviceaccount:onda:default", []string{"EventPolicy onda-publishers: lets no event of send in"},
+		},
+		"an unknown identity": {
+			oidc, "config/components/event-policy/policy.yaml", "name: functions", "name: publishers",
+			[]string{`EventPolicy onda-publishers: spec.from: there is no SinkBinding "publishers" in namespace tenant-example: name one of functions`},
 		},
 		"an image that is not pinned": {
 			"config/regions/eu-west/system", "config/regions/eu-west/images/kustomization.yaml", "name: ko://github.com/onda-run/onda/functions/schedule", "name: schedule",

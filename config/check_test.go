@@ -63,6 +63,7 @@ func check(r rendering, all map[string]rendering) []string {
 	c.brokers()
 	c.hosts()
 	c.policies()
+	c.identities()
 	c.quotas()
 	if len(c.problems) == 0 { // or the same would be told again
 		c.events()

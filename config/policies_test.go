@@ -10,6 +10,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"knative.dev/eventing/pkg/apis/eventing/v1alpha1"
+	sourcesv1 "knative.dev/eventing/pkg/apis/sources/v1"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 
 	"github.com/onda-run/onda/internal/manifest"
@@ -130,6 +132,35 @@ func (c *checker) peers(peers []networkingv1.NetworkPolicyPeer, namespace string
 		}
 		return namespace != "" && matches(p.NamespaceSelector, set)
 	})
+}
+
+// identities looks at event policies as a broker does that asks who publishes: it must know every function, by what a SinkBinding to it gives them.
+func (c *checker) identities() {
+	for at, p := range manifest.Of[*v1alpha1.EventPolicy](c.objects) {
+		for _, to := range p.Spec.To {
+			if to.Ref == nil || to.Ref.Kind != "Broker" {
+				continue
+			}
+			for _, s := range manifest.Of[*servingv1.Service](c.objects) {
+				if !c.knows(p, to.Ref.Name, s) {
+					c.add(at, "lets no event of %s in, which no SinkBinding to %s in spec.from gives an identity: select it there", s.Name, to.Ref.Name)
+				}
+			}
+		}
+	}
+}
+
+func (c *checker) knows(p *v1alpha1.EventPolicy, broker string, s *servingv1.Service) bool {
+	for _, b := range manifest.Of[*sourcesv1.SinkBinding](c.objects) {
+		named := slices.ContainsFunc(p.Spec.From, func(from v1alpha1.EventPolicySpecFrom) bool {
+			return from.Ref != nil && from.Ref.Kind == "SinkBinding" && from.Ref.Name == b.Name && from.Ref.Namespace == b.Namespace
+		})
+		sink, subject := b.Spec.Sink.Ref, b.Spec.Subject
+		if named && sink != nil && sink.Kind == "Broker" && sink.Name == broker && subject.Kind == "Service" && subject.Selector != nil && matches(subject.Selector, s.Labels) {
+			return true
+		}
+	}
+	return false
 }
 
 // quotas compares a namespace's bounds with what its functions ask for at full scale, Knative's sidecar included.
