@@ -17,6 +17,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/onda-run/onda/internal/tenantname"
 )
 
 // Schema is the tenant migration that this code needs at the least; a tenant below it answers ErrSchemaTooOld.
@@ -199,7 +201,7 @@ func (db *DB) InTenant(ctx context.Context, tenant string, f func(ctx context.Co
 	if !db.Serves(tenant) {
 		return fmt.Errorf("tenant %s: %w", tenant, ErrForeignTenant)
 	}
-	if !validName(tenant) { // no role that is no tenant's is entered, and no text that Postgres would choke on is sent
+	if tenantname.Check(tenant) != nil { // no role that is no tenant's is entered, and no text that Postgres would choke on is sent
 		return fmt.Errorf("tenant %.60q: %w", tenant, ErrUnknownTenant)
 	}
 	conn, err := db.pool.Acquire(ctx)

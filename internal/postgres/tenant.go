@@ -10,6 +10,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/onda-run/onda/internal/tenantname"
 )
 
 // States of a tenant. Active ones are served in full. Of suspended ones nothing is sent, and all else is served: unsubscribing, preferences and bounces
@@ -91,27 +93,11 @@ func (a *Admin) Size(ctx context.Context, tenant string) (n int64, err error) {
 	return n, nil
 }
 
-func reserved(name string) bool {
-	return name == "onda" || name == "public" || name == "postgres" || strings.HasPrefix(name, "pg_") || strings.HasPrefix(name, "onda_") || strings.HasPrefix(name, "onda-")
-}
-
-func validName(name string) bool {
-	if name == "" || len(name) > 40 || name[0] < 'a' || name[0] > 'z' || reserved(name) {
-		return false
-	}
-	for _, c := range []byte(name) {
-		if c != '-' && (c < '0' || c > '9') && (c < 'a' || c > 'z') {
-			return false
-		}
-	}
-	return true
-}
-
 // CreateTenant makes a tenant's role, schema, keys and wake-ups in one transaction, or finds that they are there: made tells which. Of two at once one makes it
 // and both succeed. The role of a tenant that is there is made where the server has none, as after a restore into another.
 func (a *Admin) CreateTenant(ctx context.Context, name string) (made bool, err error) {
-	if !validName(name) {
-		return false, fmt.Errorf("tenant %q: a name is 1 to 40 of a-z, 0-9 and -, begins with a letter, and is none of onda, public, postgres, pg_*, onda-*", name)
+	if err := tenantname.Check(name); err != nil {
+		return false, fmt.Errorf("a tenant's name is %w", err)
 	}
 	steps, err := files("tenant")
 	if err != nil {

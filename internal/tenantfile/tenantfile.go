@@ -8,11 +8,12 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 
 	yaml "github.com/goccy/go-yaml"
+
+	"github.com/onda-run/onda/internal/tenantname"
 )
 
 // The rings of the pool and the namespaces that they are in.
@@ -95,8 +96,6 @@ func (t *Tenant) Namespace() string {
 // Sandbox tells whether only some functions are the tenant's own.
 func (t *Tenant) Sandbox() bool { return len(t.Spec.Functions) > 0 }
 
-var label = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$`)
-
 // functions are those that a sandbox may have of its own.
 func functions() []string {
 	return []string{"bounce", "campaign", "render-form", "segment", "send", "track"}
@@ -115,8 +114,8 @@ func (t *Tenant) Check() error {
 	if t.APIVersion != apiVersion || t.Kind != "Tenant" {
 		wrong("is a %q of %q: want kind Tenant of apiVersion %s", t.Kind, t.APIVersion, apiVersion)
 	}
-	if !label.MatchString(t.Metadata.Name) {
-		wrong("metadata.name is %q: want 1 to 40 of a-z, 0-9 and -, with a letter at the beginning and no - at the end, as a DNS label", t.Metadata.Name)
+	if err := tenantname.Check(t.Metadata.Name); err != nil {
+		wrong("metadata.name is %v", err)
 	}
 	if s.Region == "" || s.Cell == "" {
 		wrong("spec.region and spec.cell say where it lives: name a file config/regions/REGION/cells/CELL.yaml")

@@ -37,6 +37,7 @@ func TestReadTellsWhatIsWrong(t *testing.T) {
 		"a function that is none":  {"placement: pooled", "placement: dedicated\n  functions: [sendd]", `spec.functions has "sendd": there are bounce`},
 		"functions in the pool":    {"placement: pooled", "placement: pooled\n  functions: [send]", "set spec.placement to dedicated"},
 		"a host that is a URL":     {"placement: pooled", "placement: pooled\n  hosts: {link: ['https://x.example']}", "want a host's name"},
+		"a reserved name":          {"name: acme", "name: public", `metadata.name is "public": want`},
 		"another tenant's file":    {"name: acme", "name: brava", `metadata.name is "brava": want "acme"`},
 	} {
 		text := strings.Replace(good, c.from, c.to, 1)
