@@ -20,8 +20,8 @@ type tenantCreateCmd struct {
 	Ring      string   `help:"The pool's functions that serve it: stable, or next, which gets a new version first." enum:"stable,next" default:"stable"`
 	Placement string   `help:"pooled, or dedicated: a namespace, functions and a login of its own." enum:"pooled,dedicated" default:"pooled"`
 	Functions []string `help:"Of a developer's sandbox, the functions of its own: send. The rest are the pool's." placeholder:"FUNCTION"`
-	LinkHost  []string `help:"A host for its links." placeholder:"HOST"`
-	FormHost  []string `help:"A host for its forms." placeholder:"HOST"`
+	LinkHost  []string `help:"A host for its links; the first is in new ones." placeholder:"HOST"`
+	FormHost  []string `help:"A host for its forms; the first is in new links to them." placeholder:"HOST"`
 	Domain    string   `help:"The cluster's domain, of which a dedicated tenant's functions are where it has no hosts." default:"onda.test"`
 }
 

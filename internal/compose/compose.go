@@ -1,8 +1,8 @@
 // Package compose makes mails: it turns a version of an Email document and a recipient into a message, with the recipient's fields, signed links and the
 // headers that receiving servers expect. It is used wherever a mail is shown: by send, by the web view and by onda email preview.
 //
-// Invariant: what a mail holds is decided by the version of its email, the recipient as they are at that moment and the delivery alone, so that the same
-// delivery is the same mail wherever it is made.
+// Invariant: what a mail holds is decided by the version of its email, the recipient and the tenant's link host as they are at that moment and the delivery alone, so
+// that the same delivery is the same mail wherever it is made.
 package compose
 
 import (
@@ -33,7 +33,7 @@ var (
 
 // Config is what mails need to know of the outside.
 type Config struct {
-	// LinkURL is where track answers: https://links.example.com.
+	// LinkURL is where track answers, and where links of mails lead unless the tenant has a link host of its own: https://links.example.com.
 	LinkURL string `env:"ONDA_LINK_URL, required"`
 	// ReturnPathDomain is where bounces go; empty for the domain that a mail is from.
 	ReturnPathDomain string `env:"ONDA_RETURN_PATH_DOMAIN"`
@@ -55,7 +55,7 @@ func (c *Config) Check() error {
 
 // Composer loads emails and keeps the last ones ready. Safe for concurrent use.
 type Composer struct {
-	base   string // of links, without a slash at the end
+	base   string // of links of tenants without a host of their own; no slash at the end
 	domain string
 
 	mu    sync.Mutex

@@ -80,13 +80,15 @@ spec:
 // bench is a tenant with emails and a composer.
 type bench struct {
 	t  testing.TB
+	d  *pgtest.Database
 	db *postgres.DB
 	c  *Composer
 }
 
 func setUp(tb testing.TB) *bench {
 	tb.Helper()
-	b := &bench{t: tb, db: pgtest.New(tb).DB(tb), c: New(Config{LinkURL: "https://links.example.com/", ReturnPathDomain: "bounce.example.com"})}
+	d := pgtest.New(tb)
+	b := &bench{t: tb, d: d, db: d.DB(tb), c: New(Config{LinkURL: "https://links.example.com/", ReturnPathDomain: "bounce.example.com"})}
 	// A key that is always the same, so that tokens are.
 	pgtest.Exec(tb, b.db, pgtest.Acme, "UPDATE key SET secret = decode(repeat('0b', 32), 'hex') WHERE kind = 'hmac'")
 	b.apply(documents)
@@ -95,7 +97,12 @@ func setUp(tb testing.TB) *bench {
 
 func (b *bench) apply(docs string) {
 	b.t.Helper()
-	pgtest.In(b.t, b.db, pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+	b.applyTo(pgtest.Acme, docs)
+}
+
+func (b *bench) applyTo(tenant, docs string) {
+	b.t.Helper()
+	pgtest.In(b.t, b.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		set, err := apply.Load(ctx, tx, fstest.MapFS{"all.yaml": {Data: []byte(docs)}})
 		if err != nil {
 			return err
@@ -242,6 +249,84 @@ func TestLinksSayWhoOnlyWhereThatIsAllowed(t *testing.T) {
 		if got, ok := claims(c.HTML, "/w/", token.WebView); !ok || got.Delivery != id {
 			t.Errorf("%s: web view %v %+v", state, ok, got)
 		}
+	}
+}
+
+var hosts = regexp.MustCompile(`https://([a-z.]+)/[couwp]/`)
+
+// One process makes the mails of many tenants: the links of each lead to its own host, from the moment that it has one.
+func TestLinksLeadToTheTenantsOwnHost(t *testing.T) {
+	t.Parallel()
+	b := setUp(t)
+	b.applyTo(pgtest.Brava, documents)
+	a := b.d.Admin(t)
+	for _, step := range []struct {
+		what, tenant string
+		link         []string
+		want         string
+	}{
+		{"none of its own", "acme", nil, "links.example.com"},
+		{"one of its own", "acme", []string{"links.acme.example"}, "links.acme.example"},
+		{"the other tenant has none", "brava", nil, "links.example.com"},
+		{"the other tenant has one too", "brava", []string{"news.brava.example"}, "news.brava.example"},
+		{"the first is as it was", "acme", []string{"links.acme.example"}, "links.acme.example"},
+		{"a new one, and the old one stays", "acme", []string{"go.acme.example", "links.acme.example"}, "go.acme.example"},
+		{"none any more", "acme", nil, "links.example.com"},
+	} {
+		if _, err := a.SetHosts(t.Context(), step.tenant, step.link, []string{"forms." + step.tenant + ".example"}); err != nil {
+			t.Fatal(err)
+		}
+		pgtest.In(t, b.db, step.tenant, func(ctx context.Context, tx *postgres.Tx) error {
+			var to int64
+			if err := tx.QueryRow(ctx, "INSERT INTO contact (email) VALUES (gen_random_uuid() || '@x.example') RETURNING id").Scan(&to); err != nil {
+				return err
+			}
+			if _, err := tx.Exec(ctx, "INSERT INTO subscription (contact, purpose, state, consent, at) VALUES ($1, 'tracking.email', 'granted', 0, onda.now())", to); err != nil {
+				return err
+			}
+			e, err := b.c.ByName(ctx, tx, "news")
+			if err != nil {
+				return err
+			}
+			audience, err := e.Audience(ctx, tx, []int64{to})
+			if err != nil {
+				return err
+			}
+			sent, err := audience.Mail(to, delivery.ID(9, 1), 7)
+			if err != nil {
+				return err
+			}
+			preview, err := b.c.Preview(ctx, tx, "news", to, nil)
+			if err != nil {
+				return err
+			}
+			for _, c := range []struct {
+				what  string
+				m     *Mail
+				links int
+			}{
+				{"sent", sent, 9},       // click, pixel, web view, preferences, unsubscribe: all but the pixel in both parts
+				{"preview", preview, 4}, // preferences, unsubscribe
+			} {
+				envelope, msg, err := c.m.Message()
+				if err != nil {
+					return err
+				}
+				found := hosts.FindAllStringSubmatch(msg.HTML+msg.Text, -1)
+				for _, f := range append(found, hosts.FindStringSubmatch(msg.ListUnsubscribe.URL)) {
+					if len(f) == 0 || f[1] != step.want {
+						t.Errorf("%s, %s: a link to %q, want %s", step.what, c.what, f, step.want)
+					}
+				}
+				if len(found) != c.links {
+					t.Errorf("%s, %s: %d links, want %d: %s", step.what, c.what, len(found), c.links, msg.HTML)
+				}
+				if strings.ContainsAny(envelope.From, ":/") || !strings.HasSuffix(msg.ListUnsubscribe.Mailto, "@bounce.example.com") {
+					t.Errorf("%s, %s: from %s, unsubscribe to %s", step.what, c.what, envelope.From, msg.ListUnsubscribe.Mailto)
+				}
+			}
+			return nil
+		})
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 type Audience struct {
 	email    *Email
 	tenant   int32
+	base     string // of links; of the moment, and so not the email's, which is kept
 	now      time.Time
 	key      token.Key
 	tracking map[int64]contact.TrackingMode
@@ -40,7 +41,9 @@ type person struct {
 
 // Audience reads what the mails to these contacts need, in a few statements whatever their number.
 func (e *Email) Audience(ctx context.Context, tx *postgres.Tx, contacts []int64) (*Audience, error) {
-	a := &Audience{email: e, tenant: tx.Tenant.Number, now: tx.Now(), people: make(map[int64]person, len(contacts))}
+	a := &Audience{
+		email: e, tenant: tx.Tenant.Number, base: tx.Tenant.LinkHosts.URL(e.composer.base), now: tx.Now(), people: make(map[int64]person, len(contacts)),
+	}
 	keys, err := tx.Keys(ctx)
 	if err != nil {
 		return nil, err
@@ -267,12 +270,20 @@ func (m *Mail) urls() (u urls, err error) {
 }
 
 func (m *Mail) url(path string, c token.Claims, suffix string) (string, error) {
+	t, err := m.sign(c)
+	if err != nil {
+		return "", err
+	}
+	return m.a.base + path + t + suffix, nil
+}
+
+func (m *Mail) sign(c token.Claims) (string, error) {
 	c.Key, c.Tenant = m.a.key.ID, m.a.tenant
 	t, err := token.Sign(m.a.key, c)
 	if err != nil {
 		return "", fmt.Errorf("sign a link: %w", err)
 	}
-	return m.a.email.composer.base + path + t + suffix, nil
+	return t, nil
 }
 
 // Message makes the whole message and its envelope. In a preview it has a Message-ID of its own, and bounces go to where the mail is from.
@@ -292,11 +303,11 @@ func (m *Mail) Message() (mail.Envelope, mail.Message, error) {
 	}
 	envelope := mail.Envelope{From: e.from.Email, To: m.person.address}
 	if m.delivery > 0 {
-		back, err := m.url("", token.Claims{Purpose: token.ReturnPath, Delivery: m.delivery}, "")
+		back, err := m.sign(token.Claims{Purpose: token.ReturnPath, Delivery: m.delivery})
 		if err != nil {
 			return mail.Envelope{}, mail.Message{}, err
 		}
-		envelope.From = mail.ReturnPath(strings.TrimPrefix(back, e.composer.base), returnDomain)
+		envelope.From = mail.ReturnPath(back, returnDomain)
 		msg.MessageID = mail.MessageID(m.a.tenant, m.delivery, domain)
 	} else {
 		msg.MessageID = "<preview." + uuid.NewString() + "@" + domain + ">"

@@ -110,6 +110,8 @@ func TestAHostileTenantRunsNothingWithTheRightsOfOthers(t *testing.T) {
 		"GRANT brava TO mallory",
 		"ALTER ROLE onda_pool SET search_path = mallory",
 		"UPDATE onda.tenant SET state = 'active'",
+		"UPDATE onda.tenant SET link_hosts = '{links.brava.example}'",
+		"INSERT INTO onda.host (host, tenant, kind) VALUES ('links.brava.example', 'mallory', 'link')",
 		"UPDATE onda.database SET development = true",
 		"UPDATE onda.wakeup SET function = 'x@example.org/'",
 		"INSERT INTO onda.wakeup (tenant, function) VALUES ('mallory', 'x@example.org/')",

@@ -35,32 +35,37 @@ func (a *Admin) Place(ctx context.Context, tenant string, p Placement) (changed 
 	return changed, nil
 }
 
-// SetHosts makes the hosts at which a tenant's links and forms are what they are said to be; changed tells whether they were others. A host of another tenant's is an error
-// that names it.
+// SetHosts makes the hosts at which a tenant's links and forms are what they are said to be, in this order; changed tells whether they were others, or in another. A host
+// of another tenant's is an error that names it.
 func (a *Admin) SetHosts(ctx context.Context, tenant string, link, form []string) (changed bool, err error) {
+	link, form = append([]string{}, link...), append([]string{}, form...) // nil would be NULL
 	err = a.inTx(ctx, func(tx pgx.Tx) error {
 		if _, err := lockTenant(ctx, tx, tenant); err != nil {
 			return err
 		}
-		for kind, hosts := range map[string][]string{"link": link, "form": form} {
-			var other string
-			err := tx.QueryRow(ctx, "SELECT host || ' is a host of tenant ' || tenant FROM onda.host WHERE host = ANY ($2) AND tenant <> $1 LIMIT 1", tenant, hosts).Scan(&other)
-			if err == nil {
-				return errors.New(other)
-			}
-			if !errors.Is(err, pgx.ErrNoRows) {
-				return err
-			}
-			gone, err := tx.Exec(ctx, "DELETE FROM onda.host WHERE tenant = $1 AND kind = $2 AND NOT host = ANY ($3)", tenant, kind, append([]string{}, hosts...))
+		changed = false // of an attempt before
+		for _, sql := range []string{
+			"UPDATE onda.tenant SET link_hosts = $2, form_hosts = $3 WHERE name = $1 AND (link_hosts, form_hosts) IS DISTINCT FROM ($2::text[], $3::text[])",
+			// In order, and before any goes, so that two tenants that want each other's do not wait in a circle.
+			`INSERT INTO onda.host (host, tenant, kind) SELECT DISTINCT h, $1, CASE WHEN h = ANY ($2::text[]) THEN 'link' ELSE 'form' END FROM unnest($2::text[] || $3::text[]) h ORDER BY h
+				ON CONFLICT (host) DO UPDATE SET kind = EXCLUDED.kind WHERE onda.host.tenant = EXCLUDED.tenant AND onda.host.kind <> EXCLUDED.kind`,
+			"DELETE FROM onda.host WHERE tenant = $1 AND NOT host = ANY ($2::text[] || $3::text[])",
+		} {
+			ct, err := tx.Exec(ctx, sql, tenant, link, form)
 			if err != nil {
 				return err
 			}
-			come, err := tx.Exec(ctx, `INSERT INTO onda.host (host, tenant, kind) SELECT unnest($3::text[]), $1, $2
-				ON CONFLICT (host) DO UPDATE SET kind = EXCLUDED.kind WHERE onda.host.kind <> EXCLUDED.kind`, tenant, kind, hosts)
-			if err != nil {
-				return err
-			}
-			changed = changed || gone.RowsAffected() > 0 || come.RowsAffected() > 0
+			changed = changed || ct.RowsAffected() > 0
+		}
+		// Afterwards: what another tenant's transaction put there meanwhile is seen now.
+		var other string
+		err := tx.QueryRow(ctx, "SELECT host || ' is a host of tenant ' || tenant FROM onda.host WHERE host = ANY ($2::text[] || $3::text[]) AND tenant <> $1 ORDER BY host LIMIT 1",
+			tenant, link, form).Scan(&other)
+		if err == nil {
+			return errors.New(other)
+		}
+		if !errors.Is(err, pgx.ErrNoRows) {
+			return err
 		}
 		return nil
 	})

@@ -151,6 +151,19 @@ type Tenant struct {
 	Armed bool
 	// Namespace is where its functions and its broker are: a ring of the pool's, or its own.
 	Namespace string
+	// LinkHosts and FormHosts are its own names of track and of render-form.
+	LinkHosts, FormHosts Hosts
+}
+
+// Hosts are a tenant's own names of one function. New links are made with the first; at the others, and at the function's own, it goes on being served.
+type Hosts []string
+
+// URL is what new links of the tenant begin with, without a slash at the end: its first host, else the address that the function has for all.
+func (h Hosts) URL(all string) string {
+	if len(h) == 0 {
+		return all
+	}
+	return "https://" + h[0]
 }
 
 // Tx is a transaction in a tenant's schema, under its role. It is used by one goroutine at a time.
@@ -206,7 +219,7 @@ func (db *DB) InTenant(ctx context.Context, tenant string, f func(ctx context.Co
 	}
 	conn, err := db.pool.Acquire(ctx)
 	if err != nil {
-		return fmt.Errorf("connect to postgres: %w", err)
+		return fmt.Errorf("connect to postgres%s: %w", remedy(err), err)
 	}
 	defer conn.Release() // a connection that is still in a transaction is closed by this
 	tx := &Tx{db: db, conn: conn, wakes: map[string]time.Time{}, rang: map[drain]struct{}{}}
@@ -227,6 +240,15 @@ func (db *DB) InTenant(ctx context.Context, tenant string, f func(ctx context.Co
 	return nil
 }
 
+// remedy is what to look at when the server is there and lets nobody in.
+func remedy(err error) string {
+	var pe *pgconn.PgError
+	if errors.As(err, &pe) && (strings.HasPrefix(pe.Code, "28") || pe.Code == "3D000") { // a wrong login, password or database
+		return ", check ONDA_DATABASE_URL"
+	}
+	return ""
+}
+
 // run ends the transaction also when f panics, so that its locks do not wait for the connection to be found out.
 func (tx *Tx) run(ctx context.Context, f func(ctx context.Context, tx *Tx) error) error {
 	done := false
@@ -240,11 +262,13 @@ func (tx *Tx) run(ctx context.Context, f func(ctx context.Context, tx *Tx) error
 	return err
 }
 
-// enter needs no schema on the search path: it is parsed before the role is set.
-const enter = `SELECT number, name, state, schema, armed, onda.identity(), namespace,
-       set_config('onda.offset', "offset"::text, true) IS NOT NULL,
-       pg_catalog.now() + "offset"
-  FROM onda.tenant WHERE name = $1`
+// enter needs no schema on the search path: it is parsed before the role is set. What a column is called that onda.tenant does not have yet is found in absent, so
+// that this code runs on the shared schema before 0002 too.
+const enter = `SELECT t.number, t.name, t.state, t.schema, t.armed, onda.identity(), t.namespace, t.link_hosts, t.form_hosts,
+       set_config('onda.offset', t."offset"::text, true) IS NOT NULL,
+       pg_catalog.now() + t."offset"
+  FROM (SELECT '{}'::text[] AS link_hosts, '{}'::text[] AS form_hosts) AS absent,
+       LATERAL (SELECT number, name, state, schema, armed, namespace, link_hosts, form_hosts, "offset" FROM onda.tenant WHERE name = $1) AS t`
 
 func (tx *Tx) begin(ctx context.Context, tenant string) error {
 	b := &pgx.Batch{}
@@ -254,7 +278,8 @@ func (tx *Tx) begin(ctx context.Context, tenant string) error {
 	var armed, here string
 	var moved bool
 	b.Queue(enter, tenant).QueryRow(func(row pgx.Row) error {
-		return row.Scan(&tx.Tenant.Number, &tx.Tenant.Name, &tx.Tenant.State, &schema, &armed, &here, &tx.Tenant.Namespace, &moved, &tx.now)
+		t := &tx.Tenant
+		return row.Scan(&t.Number, &t.Name, &t.State, &schema, &armed, &here, &t.Namespace, &t.LinkHosts, &t.FormHosts, &moved, &tx.now)
 	})
 	err := tx.conn.SendBatch(ctx, b).Close()
 	var pe *pgconn.PgError

@@ -348,7 +348,7 @@ func TestOtherSites(t *testing.T) {
 		t.Errorf("its own page: %d", a.status)
 	}
 	js := w.get(newsletter + ".js")
-	if js.status != 200 || !strings.Contains(js.body, `\u003cform method=\"post\"`) || !strings.Contains(js.body, w.url+newsletter) || js.header.Get("Cross-Origin-Resource-Policy") != "cross-origin" {
+	if js.status != 200 || !strings.Contains(js.body, `\u003cform method=\"post\" action=\"`+w.url+newsletter+`\"`) || !strings.Contains(js.body, w.url+newsletter) || js.header.Get("Cross-Origin-Resource-Policy") != "cross-origin" {
 		t.Errorf("script: %d %s", js.status, js.body)
 	}
 	for _, left := range []string{"(STYLE)", "= LANG;", "(ACTION", "(FORM"} {
@@ -360,6 +360,66 @@ func TestOtherSites(t *testing.T) {
 	js = w.get(newsletter + ".js?utm=" + url.QueryEscape("(STYLE(ACTION= LANG"))
 	if !strings.Contains(js.body, `value=\"(STYLE(ACTION= LANG\"`) || !strings.Contains(js.body, `sheet.replaceSync("`) || !strings.Contains(js.body, `fetch("http`) || !strings.Contains(js.body, `box.lang = "en";`) {
 		t.Errorf("script with names in a parameter: %s", js.body)
+	}
+}
+
+// Each tenant's forms are at its own host, from one process; its older hosts, and the function's own, go on serving.
+func TestFormsAreAtTheTenantsOwnHost(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for tenant, form := range map[string][]string{"acme": {"forms.acme.example", "old.acme.example"}, "brava": {"forms.brava.example"}} {
+		if _, err := w.admin.SetHosts(t.Context(), tenant, []string{"links." + tenant + ".example"}, form); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := func(host, method, path, body string, header ...string) answer {
+		t.Helper()
+		r := w.request(method, path, body, append([]string{"Content-Type", "application/x-www-form-urlencoded"}, header...)...)
+		if host != "" {
+			r.Host = host
+		}
+		return w.send(r)
+	}
+	// What is made now names the first host.
+	for tenant, host := range map[string]string{"acme": "https://forms.acme.example", "brava": "https://forms.brava.example"} {
+		form := "/f/" + tenant + "/newsletter"
+		if a := w.post(form, good()); a.status != 200 {
+			t.Fatalf("%s: %d", tenant, a.status)
+		}
+		if got := w.confirmURL(tenant); !strings.HasPrefix(got, host+"/y/") {
+			t.Errorf("%s confirms at %s", tenant, got)
+		}
+		js := w.get(form + ".js").body
+		if !strings.Contains(js, `fetch("`+host+form+`"`) || !strings.Contains(js, `action=\"`+host+form+`\"`) || strings.Contains(js, w.url) {
+			t.Errorf("the script of %s: %s", tenant, js)
+		}
+	}
+	// What was made before is served wherever it is asked for, and stays there.
+	link := strings.TrimPrefix(w.confirmURL("acme"), "https://forms.acme.example")
+	for _, host := range []string{"forms.acme.example", "old.acme.example", ""} {
+		if a := at(host, http.MethodGet, newsletter, ""); a.status != 200 || !strings.Contains(a.body, `action="/f/acme/newsletter"`) {
+			t.Errorf("the form at %q: %d %s", host, a.status, a.body)
+		}
+		if a := at(host, http.MethodGet, link, ""); a.status != 200 || !strings.Contains(a.body, "<button") {
+			t.Errorf("the confirmation at %q: %d", host, a.status)
+		}
+	}
+	// Who posts it: its own pages at any of its hosts, also where an ingress has put the function's name for them.
+	for origin, want := range map[string]int{
+		"https://forms.acme.example": 200, "https://old.acme.example": 200, w.url: 200,
+		"https://forms.brava.example": 403, "https://links.acme.example": 403, "http://forms.acme.example": 403, "https://forms.acme.example:8443": 403, "https://forms.acme.example.evil.example": 403,
+	} {
+		for _, accept := range []string{"text/html", "application/json"} {
+			if a := at("", http.MethodPost, newsletter, good().Encode(), "Origin", origin, "Accept", accept); a.status != want {
+				t.Errorf("posted from %s: %d, want %d", origin, a.status, want)
+			}
+		}
+		if a := at("", http.MethodOptions, newsletter, "", "Origin", origin); (a.status == 204) != (want == 200) {
+			t.Errorf("asked first from %s: %d", origin, a.status)
+		}
+	}
+	if a := at("old.acme.example", http.MethodPost, link, ""); a.status != 200 || w.state("acme") != "newsletter=granted tracking.email=granted" {
+		t.Errorf("confirmed at the old host: %d, %s", a.status, w.state("acme"))
 	}
 }
 

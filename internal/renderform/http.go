@@ -120,9 +120,8 @@ func wantsJSON(r *http.Request) bool {
 }
 
 // load reads the form that the path names.
-func (s *server) load(r *http.Request) (tenant string, f *form, err error) {
-	tenant = r.PathValue("tenant")
-	name := strings.TrimSuffix(r.PathValue("form"), ".js")
+func (s *server) load(r *http.Request) (f *form, err error) {
+	tenant, name := r.PathValue("tenant"), strings.TrimSuffix(r.PathValue("form"), ".js")
 	err = within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
 		f, err = readForm(ctx, tx, name, 0)
 		return err
@@ -130,7 +129,7 @@ func (s *server) load(r *http.Request) (tenant string, f *form, err error) {
 	if err == nil {
 		fn.LogTenant(r.Context(), tenant)
 	}
-	return tenant, f, err
+	return f, err
 }
 
 // lang is the language of the form: the one that its page was shown in, else the visitor's, among those that it has texts in.
@@ -151,10 +150,18 @@ func (f *form) lang(r *http.Request, shown string) string {
 	return page.Negotiate(r.Header.Get("Accept-Language"), offered...)
 }
 
-// formView is the page of a form.
-func (s *server) formView(f *form, tenant, lang string, values url.Values, problems []failed) page.View {
+// path is where a form is, at whatever host.
+func (f *form) path() string {
+	return "/f/" + url.PathEscape(f.tenant.Name) + "/" + url.PathEscape(f.Name)
+}
+
+// address is where a form is for other sites.
+func (s *server) address(f *form) string { return f.tenant.FormHosts.URL(s.cfg.FormURL) + f.path() }
+
+// formView is the page of a form, which is sent to action.
+func (s *server) formView(f *form, action, lang string, values url.Values, problems []failed) page.View {
 	v := f.view(lang, values, problems, func(key string, pairs ...any) string { return s.pages.Text(lang, key, pairs...) })
-	v.Action = "/f/" + url.PathEscape(tenant) + "/" + url.PathEscape(f.Name)
+	v.Action = action
 	out := page.View{Lang: lang, Title: f.Text(lang, "title"), Brand: f.settings.Title, Block: "form", Data: v}
 	if f.Result.Redirect != "" {
 		if u, err := url.Parse(f.Result.Redirect); err == nil {
@@ -169,18 +176,17 @@ func (s *server) formView(f *form, tenant, lang string, values url.Values, probl
 
 // show is the page of a form, or the script that shows it on another site.
 func (s *server) show(w http.ResponseWriter, r *http.Request) error {
-	tenant, f, err := s.load(r)
+	f, err := s.load(r)
 	if err != nil {
 		return err
 	}
 	lang := f.lang(r, "")
-	v := s.formView(f, tenant, lang, f.prefilled(r), nil)
 	if strings.HasSuffix(r.PathValue("form"), ".js") {
-		return s.script(w, r, tenant, f, v)
+		return s.script(w, r, f, lang)
 	}
 	// Without a referrer a browser would not say which site posts the form; the path has no secret in it.
 	w.Header().Set("Referrer-Policy", "same-origin")
-	s.write(w, r, v)
+	s.write(w, r, s.formView(f, f.path(), lang, f.prefilled(r), nil)) // the host stays the one that it was opened at
 	return nil
 }
 
@@ -199,15 +205,15 @@ func (f *form) prefilled(r *http.Request) url.Values {
 }
 
 // script is the embedded form: the same as on its page, in a shadow tree.
-func (s *server) script(w http.ResponseWriter, r *http.Request, tenant string, f *form, v page.View) error {
-	html, err := s.fragment(v)
+func (s *server) script(w http.ResponseWriter, r *http.Request, f *form, lang string) error {
+	action := s.address(f)
+	html, err := s.fragment(s.formView(f, action, lang, f.prefilled(r), nil))
 	if err != nil {
 		return err
 	}
-	action := s.cfg.FormURL + "/f/" + url.PathEscape(tenant) + "/" + url.PathEscape(f.Name)
 	// In one pass: what is put in may have such a name in it, as a text of the form or a parameter of the page.
 	var fill []string
-	for _, part := range []struct{ before, name, value string }{{"(", "STYLE", s.pages.Embedded()}, {"= ", "LANG", v.Lang}, {"(", "ACTION", action}, {"(", "FORM", html}} {
+	for _, part := range []struct{ before, name, value string }{{"(", "STYLE", s.pages.Embedded()}, {"= ", "LANG", lang}, {"(", "ACTION", action}, {"(", "FORM", html}} {
 		text, err := json.Marshal(part.value)
 		if err != nil {
 			return fmt.Errorf("encode the embedded form: %w", err)
@@ -245,16 +251,20 @@ func (s *server) allow(w http.ResponseWriter, r *http.Request, f *form) error {
 		w.Header().Set("Access-Control-Allow-Origin", origin)
 		return nil
 	}
+	// Its own page, at any of its hosts: what stands before the function may have put another into the request.
 	u, err := url.Parse(origin)
 	own, ownErr := url.Parse(s.cfg.FormURL)
 	if err == nil && (u.Host == r.Host || ownErr == nil && u.Host == own.Host) && u.Host != "" {
+		return nil
+	}
+	if host, ok := strings.CutPrefix(origin, "https://"); ok && slices.Contains(f.tenant.FormHosts, host) {
 		return nil
 	}
 	return errOrigin
 }
 
 func (s *server) preflight(w http.ResponseWriter, r *http.Request) error {
-	_, f, err := s.load(r)
+	f, err := s.load(r)
 	if err != nil {
 		return err
 	}
@@ -313,13 +323,14 @@ func readValues(w http.ResponseWriter, r *http.Request) (url.Values, error) {
 
 // post takes in what was sent.
 func (s *server) post(w http.ResponseWriter, r *http.Request) error {
-	tenant, f, err := s.load(r)
+	f, err := s.load(r)
 	if err != nil {
 		return err
 	}
 	if err := s.allow(w, r, f); err != nil {
 		return err
 	}
+	tenant := f.tenant.Name
 	values, err := readValues(w, r)
 	if err != nil {
 		return err
@@ -353,7 +364,11 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if len(problems) > 0 {
-		return s.showProblems(w, r, s.formView(f, tenant, lang, values, problems))
+		action := f.path()
+		if wantsJSON(r) { // it is shown on another site
+			action = s.address(f)
+		}
+		return s.showProblems(w, r, s.formView(f, action, lang, values, problems))
 	}
 	return s.showResult(w, r, f, lang)
 }
@@ -481,7 +496,7 @@ func (s *server) confirmPage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.showOpting(w, r, tenant, o)
+	return s.showOpting(w, r, o)
 }
 
 func (s *server) confirmNow(w http.ResponseWriter, r *http.Request) error {
@@ -501,13 +516,13 @@ func (s *server) confirmNow(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.showOpting(w, r, tenant, o)
+	return s.showOpting(w, r, o)
 }
 
 // optingView is what the pages of a confirmation show.
 type optingView struct{ Address, Topics string }
 
-func (s *server) showOpting(w http.ResponseWriter, r *http.Request, tenant string, o opting) error {
+func (s *server) showOpting(w http.ResponseWriter, r *http.Request, o opting) error {
 	lang := s.pages.Lang(r)
 	v := page.View{Lang: lang, Brand: o.form.settings.Title, Data: optingView{o.address, strings.Join(o.topics, ", ")}}
 	switch o.state {
@@ -517,7 +532,7 @@ func (s *server) showOpting(w http.ResponseWriter, r *http.Request, tenant strin
 		v.Icon, v.Title, v.Block = "done", s.pages.Text(lang, "confirmed.title"), "confirmed"
 	default:
 		v.Status, v.Icon, v.Title, v.Block = http.StatusGone, "warning", s.pages.Text(lang, "confirm.expired.title"), "expired"
-		v.Data = "/f/" + url.PathEscape(tenant) + "/" + url.PathEscape(o.form.Name)
+		v.Data = o.form.path()
 	}
 	s.write(w, r, v)
 	return nil

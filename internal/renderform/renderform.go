@@ -24,7 +24,7 @@ const drainer = "campaign"
 // Config is render-form's part of the environment.
 type Config struct {
 	Postgres postgres.Config
-	// FormURL is where the function is reached from outside: it is in the links of confirmation mails.
+	// FormURL is where the function is reached from outside: it is in the links of confirmation mails, unless the tenant has a form host of its own.
 	FormURL string `env:"ONDA_FORM_URL, required"`
 	// Proxies is how many proxies stand before the function; each adds an entry to X-Forwarded-For.
 	Proxies int `env:"ONDA_PROXIES, default=1"`
@@ -80,13 +80,14 @@ type form struct {
 	entity   int32
 	document int64
 	version  int32
+	tenant   postgres.Tenant
 	fields   map[string]*spec.Field
 	settings *spec.Settings
 }
 
 // readForm reads the version of a form that is in force, or the one with that id when document is not 0.
 func readForm(ctx context.Context, tx *postgres.Tx, name string, document int64) (*form, error) {
-	f := &form{fields: map[string]*spec.Field{}, settings: spec.DefaultSettings()}
+	f := &form{tenant: tx.Tenant, fields: map[string]*spec.Field{}, settings: spec.DefaultSettings()}
 	var doc []byte
 	err := tx.QueryRow(ctx, `SELECT e.id, d.id, d.version, d.spec FROM entity e JOIN document d ON d.entity = e.id
 		WHERE e.kind = $1 AND CASE WHEN $3 > 0 THEN d.id = $3 ELSE e.name = $2 AND d.id = e.current END`, spec.KindForm, name, document).

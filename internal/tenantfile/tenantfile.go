@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -76,7 +77,8 @@ type Spec struct {
 	SMTPSecret string `yaml:"smtpSecret,omitempty"`
 }
 
-// Hosts are the names that a tenant's links and forms have.
+// Hosts are the names that a tenant's links and forms have. New links are made with the first of each; the others are older ones, which go on serving. Where there is
+// none, they are those of ONDA_LINK_URL and ONDA_FORM_URL.
 type Hosts struct {
 	Link []string `yaml:"link,omitempty,flow"`
 	Form []string `yaml:"form,omitempty,flow"`
@@ -95,6 +97,9 @@ func (t *Tenant) Namespace() string {
 
 // Sandbox tells whether only some functions are the tenant's own.
 func (t *Tenant) Sandbox() bool { return len(t.Spec.Functions) > 0 }
+
+// host is a host's name as a cluster takes it of a DomainMapping: labels of DNS in lower case (RFC 1123 section 2.1), two at the least.
+var host = regexp.MustCompile(`^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
 // functions are those that a sandbox may have of its own.
 func functions() []string {
@@ -131,9 +136,14 @@ func (t *Tenant) Check() error {
 	if t.Sandbox() && s.Placement != Dedicated {
 		wrong("spec.functions are those of a tenant's own namespace: set spec.placement to dedicated, or leave them out")
 	}
-	for _, h := range slices.Concat(s.Hosts.Link, s.Hosts.Form) {
-		if h != strings.ToLower(h) || !strings.Contains(h, ".") || strings.ContainsAny(h, "/: ") {
-			wrong("spec.hosts has %q: want a host's name in lower case, such as links.example.com", h)
+	for _, list := range [][]string{s.Hosts.Link, s.Hosts.Form} {
+		for i, h := range list {
+			if len(h) > 253 || !host.MatchString(h) {
+				wrong("spec.hosts has %q: want a host's name in lower case, such as links.example.com", h)
+			}
+			if slices.Contains(list[:i], h) {
+				wrong("spec.hosts has %q twice: the first of a list is where new links lead, so leave out one of the two", h)
+			}
 		}
 	}
 	if s.Quotas.MailsPerDay < 0 {

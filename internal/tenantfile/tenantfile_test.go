@@ -37,6 +37,10 @@ func TestReadTellsWhatIsWrong(t *testing.T) {
 		"a function that is none":  {"placement: pooled", "placement: dedicated\n  functions: [sendd]", `spec.functions has "sendd": there are bounce`},
 		"functions in the pool":    {"placement: pooled", "placement: pooled\n  functions: [send]", "set spec.placement to dedicated"},
 		"a host that is a URL":     {"placement: pooled", "placement: pooled\n  hosts: {link: ['https://x.example']}", "want a host's name"},
+		"a host with more in it":   {"placement: pooled", "placement: pooled\n  hosts: {form: ['x.example\"><b>']}", "want a host's name"},
+		"a host of one label":      {"placement: pooled", "placement: pooled\n  hosts: {link: [links]}", "want a host's name"},
+		"a host in upper case":     {"placement: pooled", "placement: pooled\n  hosts: {link: [Links.example]}", "want a host's name"},
+		"a host twice":             {"placement: pooled", "placement: pooled\n  hosts: {form: [f.example, f.example]}", `has "f.example" twice`},
 		"a reserved name":          {"name: acme", "name: public", `metadata.name is "public": want`},
 		"another tenant's file":    {"name: acme", "name: brava", `metadata.name is "brava": want "acme"`},
 	} {

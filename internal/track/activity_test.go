@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -312,5 +313,43 @@ func TestWebView(t *testing.T) {
 	pgtest.Exec(t, w.db, "acme", "UPDATE contact SET erased_at = now() WHERE id = $1", id)
 	if a := w.get(path); a.status != 404 || !strings.Contains(a.body, "no longer here") {
 		t.Errorf("erased: %d", a.status)
+	}
+}
+
+// The web view, like the mail, leads to the tenant's own host; whatever host a link has, it is served.
+func TestServesAtEveryHost(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for tenant, link := range map[string][]string{"acme": {"go.acme.example", "old.acme.example"}, "brava": {"go.brava.example"}} {
+		if _, err := w.admin.SetHosts(t.Context(), tenant, link, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for tenant, want := range map[string]string{"acme": "https://go.acme.example/", "brava": "https://go.brava.example/"} {
+		_, d := w.sent(tenant, "ada@example.com", time.Hour)
+		view := "/w/" + w.token(tenant, token.Claims{Purpose: token.WebView, Delivery: d})
+		body := w.get(view).body
+		paths := []string{view, "/o/" + w.token(tenant, token.Claims{Purpose: token.Open, Delivery: d}) + ".gif"}
+		for _, m := range regexp.MustCompile(`href="(https://[^/]+/)([cuw]/[^"]+)"`).FindAllStringSubmatch(body, -1) {
+			if m[1] != want {
+				t.Errorf("%s: a link to %s, want %s", tenant, m[1], want)
+			}
+			paths = append(paths, "/"+m[2])
+		}
+		if len(paths) != 6 { // two clicks, one unsubscribe, one web view more
+			t.Errorf("%s: paths %q in %s", tenant, paths, body)
+		}
+		for _, host := range []string{"go.acme.example", "old.acme.example", "gone.acme.example", "links.example"} {
+			for _, path := range paths {
+				r, err := http.NewRequest(http.MethodGet, w.url+path, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				r.Host = host
+				if a := w.send(r); a.status != 200 && (a.status != 302 || !strings.HasPrefix(a.header.Get("Location"), "https://example.com/")) {
+					t.Errorf("%s at %s: %s: %d", tenant, host, path, a.status)
+				}
+			}
+		}
 	}
 }
