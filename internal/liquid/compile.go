@@ -14,6 +14,8 @@ type compiler struct {
 	mode    Mode
 	filters map[string]filter
 	names   []Name
+	// literals are what is put out as it is, outside of all blocks; what is compiled is between them.
+	literals []string
 
 	locals   map[string]bool // names that the template has made so far, but for loops'
 	assigned map[string]bool // names that are assigned or looped over anywhere
@@ -46,7 +48,7 @@ func (c *compiler) isLocal(name string) bool {
 	})
 }
 
-// compile gives the template for the engine.
+// compile gives the template for the engine: what is between the literals.
 func (c *compiler) compile(toks []token) string {
 	c.locals, c.assigned, c.captured = map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, t := range toks {
@@ -64,10 +66,25 @@ func (c *compiler) compile(toks []token) string {
 			c.captured[first] = true
 		}
 	}
-	var b strings.Builder
+	var b, text strings.Builder
+	hole := false
+	literal := func(s string) {
+		if hole {
+			b.WriteString("{% " + cutTag + " %}")
+			hole = false
+		}
+		text.WriteString(s)
+	}
 	for i, t := range toks {
 		if len(c.problems) >= maxProblems {
 			break
+		}
+		if t.kind != textToken && t.kind != rawToken && t.kind != commentToken || len(c.blocks) > 0 {
+			if !hole {
+				c.literals = append(c.literals, text.String())
+				text.Reset()
+			}
+			hole = true
 		}
 		switch t.kind {
 		case textToken:
@@ -79,12 +96,20 @@ func (c *compiler) compile(toks []token) string {
 				t.src = strings.TrimRightFunc(t.src, unicode.IsSpace)
 			}
 			c.ctx.feed(t.src)
+			if len(c.blocks) == 0 {
+				literal(t.src)
+				continue
+			}
 			if brace, ok := strings.CutSuffix(t.src, "{"); ok && i+1 < len(toks) {
 				t.src = brace + "{{ '{' }}" // else the engine would take it with the mark that now follows it
 			}
 			b.WriteString(t.src)
 		case rawToken:
 			c.ctx.feed(t.src)
+			if len(c.blocks) == 0 {
+				literal(t.src)
+				continue
+			}
 			if t.src != "" {
 				b.WriteString("{% raw %}" + t.src + "{% endraw %}")
 			}
@@ -103,6 +128,8 @@ func (c *compiler) compile(toks []token) string {
 	for _, open := range c.blocks {
 		c.fail(open.at, "{%% %s %%} is never closed: put {%% end%s %%} after it", open.tag, open.tag)
 	}
+	literal("")
+	c.literals = append(c.literals, text.String())
 	return b.String()
 }
 

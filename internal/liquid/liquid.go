@@ -50,13 +50,13 @@ const (
 // Template is a template that was parsed.
 type Template struct {
 	mode  Mode
-	root  render.Node
-	cfg   render.Config
 	names []Name
-	// plain is the whole output when there is nothing to render
-	plain  string
-	static bool
-	size   int // of the source: about what a rendering needs
+	// literals are the texts that are the same whatever the variables are; between each and the next is a hole.
+	literals []string
+	// root renders the holes alone, with a cut after each.
+	root render.Node
+	cfg  render.Config
+	size int // of the literals
 }
 
 // Parse reads a template. When there are problems, it gives them all and no template.
@@ -83,9 +83,11 @@ func Parse(src string, mode Mode) (*Template, []Problem) {
 	if len(c.problems) > 0 {
 		return nil, c.sorted()
 	}
-	t := &Template{mode: mode, names: c.names, cfg: c.config(), size: len(src)}
-	if !slices.ContainsFunc(toks, func(t token) bool { return t.kind != textToken }) {
-		t.static, t.plain = true, t.finish(src)
+	t := &Template{mode: mode, names: c.names, cfg: c.config(), literals: c.literals}
+	for _, l := range t.literals {
+		t.size += len(l)
+	}
+	if t.Static() {
 		return t, nil
 	}
 	root, err := compileSafely(t.cfg, safe)
@@ -121,14 +123,23 @@ func (t *Template) Uses(name string) bool {
 }
 
 // Static says whether the template gives the same whatever the variables are.
-func (t *Template) Static() bool { return t.static }
+func (t *Template) Static() bool { return len(t.literals) == 1 }
+
+// Literals gives what the template puts out whatever the variables are, in order: one more than there are holes, which are between them. For who makes much out
+// of one template, so that what is done to them is done once. Not for a Header, which is made one line as a whole.
+func (t *Template) Literals() []string { return t.literals }
 
 // budgetKey is where a rendering's budget is among its variables; no template can spell it.
 const budgetKey = "\x00budget"
 
+// cutTag ends a hole.
+const cutTag = "_cut"
+
 // budget is what one rendering may use.
 type budget struct {
 	w          strings.Builder
+	cuts       []int // where holes end
+	literals   int   // bytes of what is between them
 	iterations int
 	writes     int
 	began      time.Time
@@ -141,7 +152,7 @@ var (
 )
 
 func (b *budget) Write(p []byte) (int, error) {
-	if b.w.Len()+len(p) > maxOutput {
+	if b.literals+b.w.Len()+len(p) > maxOutput {
 		return 0, errOutput
 	}
 	if b.writes++; b.writes%64 == 0 && time.Since(b.began) > maxTime {
@@ -164,12 +175,34 @@ func (b *budget) tick() error {
 // change. Values are strings, bools, ints, float64s, times, []any and
 // map[string]any. An error is a limit that was passed, or a mistake that
 // depends on values, such as comparing a map.
-func (t *Template) Render(vars map[string]any) (out string, err error) {
-	if t.static {
-		return t.plain, nil
+func (t *Template) Render(vars map[string]any) (string, error) {
+	if t.Static() {
+		return t.finish(t.literals[0]), nil
 	}
-	b := &budget{began: time.Now()}
-	b.w.Grow(t.size)
+	holes, err := t.Holes(vars)
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	n := t.size
+	for _, h := range holes {
+		n += len(h)
+	}
+	b.Grow(n)
+	for i, h := range holes {
+		b.WriteString(t.literals[i])
+		b.WriteString(h)
+	}
+	b.WriteString(t.literals[len(holes)])
+	return t.finish(b.String()), nil
+}
+
+// Holes gives what is between the literals for these variables: see Render.
+func (t *Template) Holes(vars map[string]any) (holes []string, err error) {
+	if t.Static() {
+		return nil, nil
+	}
+	b := &budget{began: time.Now(), literals: t.size, cuts: make([]int, 0, len(t.literals)-1)}
 	scope := make(map[string]any, len(vars)+1)
 	for k, v := range vars {
 		scope[k] = v
@@ -178,13 +211,21 @@ func (t *Template) Render(vars map[string]any) (out string, err error) {
 	defer func() {
 		// the engine panics when a write fails, and when it compares what cannot be
 		if r := recover(); r != nil {
-			out, err = "", fmt.Errorf("rendering: %w", asError(r))
+			holes, err = nil, fmt.Errorf("rendering: %w", asError(r))
 		}
 	}()
 	if e := render.Render(t.root, b, scope, t.cfg); e != nil {
-		return "", fmt.Errorf("rendering: %w", rootCause(e))
+		return nil, fmt.Errorf("rendering: %w", rootCause(e))
 	}
-	return t.finish(b.w.String()), nil
+	if len(b.cuts) != len(t.literals)-1 {
+		return nil, fmt.Errorf("rendering: %d of %d places were filled", len(b.cuts), len(t.literals)-1)
+	}
+	out, from := b.w.String(), 0
+	holes = make([]string, len(b.cuts))
+	for i, to := range b.cuts {
+		holes[i], from = out[from:to], to
+	}
+	return holes, nil
 }
 
 func asError(r any) error {
@@ -240,6 +281,18 @@ func (c *compiler) config() render.Config {
 				return errIterations
 			}
 			return b.tick()
+		}, nil
+	})
+	cfg.AddTag(cutTag, func(string) (func(io.Writer, render.Context) error, error) {
+		return func(w io.Writer, ctx render.Context) error {
+			b, ok := ctx.Get(budgetKey).(*budget)
+			if f, flushes := w.(interface{ Flush() (int, error) }); ok && flushes { // the engine holds back its last write
+				if _, err := f.Flush(); err != nil {
+					return err
+				}
+				b.cuts = append(b.cuts, b.w.Len())
+			}
+			return nil
 		}, nil
 	})
 	// the engine's own capture has no limit

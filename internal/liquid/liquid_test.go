@@ -3,6 +3,7 @@ package liquid_test
 import (
 	"encoding/json"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -376,5 +377,30 @@ func BenchmarkRender(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// What is between the literals is rendered apart, and gives the same as the whole does.
+func TestHoles(t *testing.T) {
+	t.Parallel()
+	vars := map[string]any{"a": "x", "list": []any{"1", "2"}, "odd": "{% _cut %}\x00"}
+	for src, want := range map[string]struct{ literals, holes []string }{
+		"":                                       {[]string{""}, nil},
+		"plain {% comment %}no{% endcomment %}t": {[]string{"plain t"}, nil},
+		"{{ a }}":                                {[]string{"", ""}, []string{"x"}},
+		"1{{ a }}{{ a }}2":                       {[]string{"1", "2"}, []string{"xx"}},
+		"1 {{- a -}} 2 {{ odd }}3":               {[]string{"1", "2 ", "3"}, []string{"x", "{% _cut %}\x00"}},
+		"{% assign b = a %}1{{ b }}":             {[]string{"", "1", ""}, []string{"", "x"}},
+		"1{% for i in list %}, {{ i }}{% endfor %}.{% raw %}{{ a }}{% endraw %}":                          {[]string{"1", ".{{ a }}"}, []string{", 1, 2"}},
+		"{% capture c %}in{% endcapture %}{{ c }}{% if a %}{% unless a %}no{% endunless %}{ {% endif %}{": {[]string{"", "{"}, []string{"in{ "}},
+	} {
+		tmpl, problems := liquid.Parse(src, liquid.Text)
+		if len(problems) > 0 {
+			t.Fatal(problems)
+		}
+		holes, err := tmpl.Holes(vars)
+		if err != nil || !slices.Equal(holes, want.holes) || !slices.Equal(tmpl.Literals(), want.literals) {
+			t.Errorf("%s: literals %q, holes %q, %v", src, tmpl.Literals(), holes, err)
+		}
 	}
 }
