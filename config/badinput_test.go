@@ -112,7 +112,8 @@ func testBadInput(t *testing.T, all map[string]rendering) {
 		},
 		"an identity that may not publish": {
 			oidc, "config/components/event-policy/policy.yaml", "- ref:\n        apiVersion: sources.knative.dev/v1\n        kind: SinkBinding\n        name: functions",
-			"- sub: system:serviceaccount:onda:default", []string{"EventPolicy onda-publishers: lets no event of send in"},
+			"- sub: system:serviceaccount:onda:default",
+			[]string{"EventPolicy onda-publishers: lets no event of send in"},
 		},
 		"an unknown identity": {
 			oidc, "config/components/event-policy/policy.yaml", "name: functions", "name: publishers",

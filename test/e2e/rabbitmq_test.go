@@ -8,6 +8,14 @@ import (
 	"time"
 )
 
+// swap puts another entry in the place of the ring: its broker and triggers are taken down and made anew.
+func (t *test) swap(entry string) {
+	t.Helper()
+	t.k("-n", pool, "delete", "broker,trigger", "--all", "--timeout=120s")
+	t.must(t.applyEntry(t.ctx, t.root, entry, nil))
+	t.must(t.ready(t.ctx, pool))
+}
+
 // The same 50,000 with a durable broker: the ring's broker and triggers are taken down and made anew as RabbitMQ's. ONDA_E2E_RABBITMQ names the Secret's manifest.
 func TestDurableBroker(t *testing.T) {
 	c := begin(t)
@@ -16,16 +24,10 @@ func TestDurableBroker(t *testing.T) {
 		t.Skip("no RabbitMQ in the cluster: ONDA_E2E_RABBITMQ names the manifest of the Secret that its broker needs")
 	}
 	c.company("durable", audience)
-	swap := func(entry string) {
-		t.Helper()
-		c.k("-n", pool, "delete", "broker,trigger", "--all", "--timeout=120s")
-		c.must(c.applyEntry(c.ctx, c.root, entry, nil))
-		c.must(c.ready(c.ctx, pool))
-	}
 	_, err = c.command(c.ctx, string(secret), nil, "kubectl", "-n", pool, "apply", "-f", "-")
 	c.must(err)
-	swap("config/testdata/combinations/local-rabbitmq")
-	defer swap("config/regions/local/stable")
+	c.swap("config/testdata/combinations/local-rabbitmq")
+	defer c.swap("config/regions/local/stable")
 	if class := c.k("-n", pool, "get", "broker", "onda", "-o", `jsonpath={.metadata.annotations.eventing\.knative\.dev/broker\.class}`); class != "RabbitMQBroker" {
 		t.Fatalf("the broker is a %s", class)
 	}

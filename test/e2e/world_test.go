@@ -67,6 +67,7 @@ type world struct {
 	superURL string // of Postgres's superuser, for looking into tenants
 	box      *mailbox.Server
 	forward  net.Listener
+	token    string       // the file with what the command line shows the broker; empty for none
 	slow     atomic.Int64 // how long the mail server thinks about a recipient, in nanoseconds
 	http     *http.Client
 }
@@ -382,7 +383,7 @@ func (w *world) onda(ctx context.Context, tenant string, args ...string) (string
 		sink = "http://" + ip + "/{namespace}/onda"
 	}
 	env := []string{
-		"ONDA_ADMIN_DATABASE_URL=" + w.databaseURL("platform"), "ONDA_DATABASE_URL=" + w.databaseURL("onda_pool"), "K_SINK=" + sink,
+		"ONDA_ADMIN_DATABASE_URL=" + w.databaseURL("platform"), "ONDA_DATABASE_URL=" + w.databaseURL("onda_pool"), "K_SINK=" + sink, "ONDA_OIDC_TOKEN=" + w.token,
 		"ONDA_LINK_URL=" + w.linkURL(), "ONDA_FORM_URL=" + w.formURL(),
 	}
 	return w.command(ctx, "", env, filepath.Join(w.root, "bin", "onda"), args...)
