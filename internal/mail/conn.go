@@ -72,6 +72,17 @@ type Conn struct {
 	reset  bool // a transaction is open at the relay: RSET before the next
 	broken bool // nothing more can be sent
 	buf    []byte
+	ahead  []string  // the commands of a transaction that were written behind the content before, and not answered yet
+	opens  *Outgoing // whose they are
+}
+
+// Outgoing is a message on its way.
+type Outgoing struct {
+	Envelope
+	// Content is the whole message.
+	Content []byte
+	// Ready says that Content is as DATA takes it and of ASCII alone, as Skeleton.Append makes it; else it may have any line ends.
+	Ready bool
 }
 
 // Dial connects, encrypts and authenticates. Any error matches ErrRelayAway and names the relay and the remedy.
@@ -186,7 +197,7 @@ func (c *Conn) Usable() bool { return !c.broken }
 
 // Close says QUIT, if the connection still works, and closes it.
 func (c *Conn) Close() error {
-	if !c.broken {
+	if !c.broken && c.opens == nil { // else QUIT would be the other message's content
 		c.broken = true
 		_ = c.raw.SetDeadline(time.Now().Add(quitLimit))
 		if err := c.client.Quit(); err == nil {
@@ -199,17 +210,38 @@ func (c *Conn) Close() error {
 // Send hands one message over and tells precisely what became of it. The body is a whole message with any line ends; it is sent
 // with CRLF and dots stuffed. ctx and the message limit end it at once, which makes it NotTried or Unknown like any other break.
 func (c *Conn) Send(ctx context.Context, env Envelope, body []byte) Result {
+	return c.SendThen(ctx, &Outgoing{Envelope: env, Content: body}, nil)
+}
+
+// SendThen does the same, and with PIPELINING opens the next message's transaction in the same write (RFC 2920 section 3.1), so that no round trip is spent on it: what is
+// called next must then be SendThen for that message, or Close. Nothing of the next message itself goes out before that, so it is never Unknown by this one's end.
+func (c *Conn) SendThen(ctx context.Context, m, next *Outgoing) Result {
 	if c.broken {
 		return Result{State: NotTried, Err: net.ErrClosed}
 	}
 	if err := ctx.Err(); err != nil {
-		return Result{State: NotTried, Err: err}
+		return c.leave(err)
 	}
-	mailFrom, rcptTo, failed := c.commands(env, body)
-	if failed != nil {
-		return *failed
+	group := c.ahead
+	if c.opens != nil && c.opens != m {
+		// The relay waits for the content of another: whatever was written now would be that.
+		return c.leave(errors.New("another message's transaction is open"))
 	}
-	c.buf = appendContent(c.buf[:0], body)
+	if c.opens == nil {
+		mailFrom, rcptTo, failed := c.commands(m)
+		if failed != nil {
+			return *failed
+		}
+		group = []string{mailFrom, rcptTo, "DATA"}
+		if c.reset {
+			group = []string{"RSET", mailFrom, rcptTo, "DATA"}
+		}
+	}
+	if m.Ready {
+		c.buf = append(append(c.buf[:0], m.Content...), end...)
+	} else {
+		c.buf = appendContent(c.buf[:0], m.Content)
+	}
 
 	deadline := time.Now().Add(c.limit)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
@@ -228,13 +260,24 @@ func (c *Conn) Send(ctx context.Context, env Envelope, body []byte) Result {
 		}
 	}()
 	c.sent++
-	res := c.transact(mailFrom, rcptTo)
+	res := c.transact(group, next)
 	c.used = time.Now()
 	return res
 }
 
+// leave gives a message up before anything of it went out. A transaction that was opened ahead for it can only be ended by ending the connection.
+func (c *Conn) leave(err error) Result {
+	if c.opens == nil {
+		return Result{State: NotTried, Err: err}
+	}
+	res := c.breaks(NotTried, err)
+	_ = c.raw.Close()
+	return res
+}
+
 // commands writes MAIL and RCPT, or tells why this message cannot be sent through this relay.
-func (c *Conn) commands(env Envelope, body []byte) (mailFrom, rcptTo string, failed *Result) {
+func (c *Conn) commands(m *Outgoing) (mailFrom, rcptTo string, failed *Result) {
+	env, body := m.Envelope, m.Content
 	fail := func(status, text string, class Class) (string, string, *Result) {
 		return "", "", &Result{State: Failed, Enhanced: status, Class: class, Text: text}
 	}
@@ -249,12 +292,16 @@ func (c *Conn) commands(env Envelope, body []byte) (mailFrom, rcptTo string, fai
 		}
 	}
 	mailFrom, rcptTo = "MAIL FROM:<"+from+">", "RCPT TO:<"+to+">"
-	header := body
-	if i := bytes.Index(body, []byte("\r\n\r\n")); i >= 0 {
-		header = body[:i]
+	eight, eightHeader := false, false
+	if !m.Ready {
+		header := body
+		if i := bytes.Index(body, []byte("\r\n\r\n")); i >= 0 {
+			header = body[:i]
+		}
+		eight = has8Bit(body)
+		eightHeader = eight && has8Bit(header)
 	}
-	eight := has8Bit(body)
-	switch needsUTF8 := has8Bit([]byte(from)) || has8Bit([]byte(to)) || eight && has8Bit(header); {
+	switch needsUTF8 := has8Bit([]byte(from)) || has8Bit([]byte(to)) || eightHeader; {
 	case needsUTF8 && !c.utf8:
 		return fail("5.6.7", "the address or header needs SMTPUTF8, which the relay does not offer", Policy)
 	case needsUTF8:
@@ -267,14 +314,12 @@ func (c *Conn) commands(env Envelope, body []byte) (mailFrom, rcptTo string, fai
 	return mailFrom, rcptTo, nil
 }
 
-// transact runs one mail transaction. The content is in c.buf, end included.
-func (c *Conn) transact(mailFrom, rcptTo string) Result {
+// transact runs one mail transaction: the group of its commands, and the content that is in c.buf, end included.
+func (c *Conn) transact(group []string, next *Outgoing) Result {
 	// With PIPELINING (RFC 2920) the group goes out in one write; else each command waits for the answer before.
-	group := []string{mailFrom, rcptTo, "DATA"}
-	if c.reset {
-		group = append([]string{"RSET"}, group...)
-	}
-	if c.pipelining {
+	written := c.opens != nil
+	c.ahead, c.opens = nil, nil
+	if c.pipelining && !written {
 		if err := c.write(group...); err != nil {
 			return c.breaks(NotTried, err)
 		}
@@ -329,7 +374,7 @@ func (c *Conn) transact(mailFrom, rcptTo string) Result {
 				return Result{State: NotTried, Code: code, Err: fmt.Errorf("relay closes the connection: %d %s", code, redact(text))}
 			}
 		}
-		if code/100 != 4 && code/100 != 5 {
+		if code/100 != 4 && code/100 != 5 || written && code == 503 { // 503: it has not ended the transaction before, so it says nothing about this message
 			return c.breaks(NotTried, fmt.Errorf("relay answered %d to %s", code, strings.SplitN(command, " ", 2)[0]))
 		}
 		r := refusal(code, text)
@@ -341,13 +386,22 @@ func (c *Conn) transact(mailFrom, rcptTo string) Result {
 	if refused != nil {
 		return *refused
 	}
-	return c.content()
+	return c.content(next)
 }
 
 // end is the line that ends the content.
 const end = ".\r\n"
 
-func (c *Conn) content() Result {
+func (c *Conn) content(next *Outgoing) Result {
+	size := len(c.buf)
+	if next != nil && c.pipelining {
+		if mailFrom, rcptTo, failed := c.commands(next); failed == nil { // else it is said when its turn comes
+			c.ahead, c.opens = []string{mailFrom, rcptTo, "DATA"}, next
+			for _, l := range c.ahead {
+				c.buf = append(append(c.buf, l...), "\r\n"...)
+			}
+		}
+	}
 	w := c.client.Text.W
 	n, err := w.Write(c.buf)
 	if err == nil {
@@ -356,7 +410,7 @@ func (c *Conn) content() Result {
 	if err != nil {
 		// What is certain: a message whose end was not handed to the system at all cannot have been taken. Over TLS a record
 		// counts once it is written whole, and the relay reads none that is not.
-		if unwritten := len(c.buf) - n + w.Buffered(); unwritten >= len(end) {
+		if handed := n - w.Buffered(); handed <= size-len(end) {
 			return c.breaks(NotTried, err)
 		}
 		return c.breaks(Unknown, err)
@@ -370,7 +424,8 @@ func (c *Conn) content() Result {
 		status, rest := splitEnhanced(code, firstLine(text))
 		return Result{State: Sent, Code: code, Enhanced: status, Text: redact(rest), QueueID: queueID(rest)}
 	case code/100 == 4, code/100 == 5:
-		c.reset = true
+		// The transaction is over (RFC 5321 section 4.1.1.4), and relays that think otherwise are told so, unless the next has begun.
+		c.reset = c.opens == nil
 		c.broken = code == 421
 		return refusal(code, text)
 	default: // no answer that RFC 5321 allows here

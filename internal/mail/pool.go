@@ -100,7 +100,7 @@ func (p *Pool) take() (c *Conn, stale []*Conn, err error) {
 }
 
 func (p *Pool) worn(c *Conn) bool {
-	return c.broken || c.sent >= p.config.MaxMessages || time.Since(c.opened) >= p.config.MaxAge
+	return c.broken || c.opens != nil || c.sent >= p.config.MaxMessages || time.Since(c.opened) >= p.config.MaxAge
 }
 
 // Put takes a connection back; one that broke or has served its time is closed.
@@ -120,20 +120,60 @@ func (p *Pool) Put(c *Conn) {
 // Send takes a connection, hands one message over, and gives the connection back. A message that was certainly not sent because
 // a used connection broke under it (relays close idle ones) is tried once more on another.
 func (p *Pool) Send(ctx context.Context, env Envelope, body []byte) Result {
+	l := p.Line()
+	defer l.Rest()
+	return l.Send(ctx, &Outgoing{Envelope: env, Content: body}, nil)
+}
+
+// Line hands one message after another over, on a connection that it keeps while it knows of a next. It serves one goroutine at a time.
+type Line struct {
+	pool *Pool
+	conn *Conn
+}
+
+// Line gives a line, which has no connection yet.
+func (p *Pool) Line() *Line { return &Line{pool: p} }
+
+// Send hands a message over as Pool.Send does. next, unless nil, is the one that Send is called with after this one: its transaction may be opened on the way, so Rest must
+// come before any other.
+func (l *Line) Send(ctx context.Context, m, next *Outgoing) Result {
 	var res Result
 	for range 2 {
-		c, err := p.Get(ctx)
-		if err != nil {
-			return Result{State: NotTried, RelayAway: errors.Is(err, ErrRelayAway), Err: err}
+		if l.conn == nil {
+			c, err := l.pool.Get(ctx)
+			if err != nil {
+				return Result{State: NotTried, RelayAway: errors.Is(err, ErrRelayAway), Err: err}
+			}
+			l.conn = c
 		}
-		fresh := c.sent == 0
-		res = c.Send(ctx, env, body)
-		p.Put(c)
+		fresh := l.conn.sent == 0
+		follows := next
+		if l.pool.lasts(l.conn) {
+			follows = nil
+		}
+		res = l.conn.SendThen(ctx, m, follows)
+		if follows == nil || !l.conn.Usable() {
+			l.Rest()
+		}
 		if res.State != NotTried || fresh {
 			break
 		}
 	}
 	return res
+}
+
+// Rest gives the connection back. One on which a transaction was opened for a message that never came is ended.
+func (l *Line) Rest() {
+	if l.conn == nil {
+		return
+	}
+	l.pool.Put(l.conn)
+	l.conn = nil
+}
+
+// lasts tells whether the next message is the last that a connection serves.
+func (p *Pool) lasts(c *Conn) bool {
+	return c.sent+1 >= p.config.MaxMessages || time.Since(c.opened) >= p.config.MaxAge
 }
 
 // Close closes the idle connections, lets nobody have another, and waits until those that are out came back or ctx ends.
