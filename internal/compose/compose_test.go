@@ -158,12 +158,12 @@ func TestMailsAsTheyGoOut(t *testing.T) {
 		"aggregate":     b.mail("news", luc, delivery.ID(9, 2)),
 		"transactional": receipt,
 	} {
-		envelope, body, err := m.Build()
+		out, err := m.Append(nil)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		got := append([]byte("MAIL FROM:<"+envelope.From+">\nRCPT TO:<"+envelope.To+">\n\n"), bytes.ReplaceAll(body, []byte("\r\n"), []byte("\n"))...)
+		got := append([]byte("MAIL FROM:<"+out.From+">\nRCPT TO:<"+out.To+">\n\n"), bytes.ReplaceAll(out.Content, []byte("\r\n"), []byte("\n"))...)
 		got = boundary.ReplaceAll(got, []byte("BOUNDARY")) // with attachments it is random
 		file := filepath.Join("testdata", name+".eml")
 		if *update {
@@ -447,7 +447,7 @@ func BenchmarkBuild(b *testing.B) {
 	w := setUp(b)
 	m := w.mail("news", w.contact("ana@x.example", `{"first_name": "Ana"}`), delivery.ID(9, 1))
 	for b.Loop() {
-		if _, _, err := m.Build(); err != nil {
+		if _, err := m.Append(nil); err != nil {
 			b.Fatal(err)
 		}
 	}

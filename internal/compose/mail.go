@@ -7,6 +7,7 @@ import (
 	netmail "net/mail"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -167,13 +168,7 @@ type Content struct {
 
 // Render makes the texts. It may be called by several goroutines for different mails of one audience.
 func (m *Mail) Render() (Content, error) {
-	e := m.a.email
-	locale := m.person.locale
-	if locale == "" {
-		locale = e.Settings.Locale
-	}
-	parts := e.compiled.For(locale)
-	vars, err := m.vars(locale, parts)
+	parts, vars, err := m.templates()
 	if err != nil {
 		return Content{}, err
 	}
@@ -188,6 +183,18 @@ func (m *Mail) Render() (Content, error) {
 		return Content{}, fmt.Errorf("text: %w", err)
 	}
 	return c, nil
+}
+
+// templates are those of the recipient's language, and what they see.
+func (m *Mail) templates() (*spec.Parts, map[string]any, error) {
+	e := m.a.email
+	locale := m.person.locale
+	if locale == "" {
+		locale = e.Settings.Locale
+	}
+	parts := e.compiled.For(locale)
+	vars, err := m.vars(locale, parts)
+	return parts, vars, err
 }
 
 // vars are what the templates see.
@@ -286,21 +293,15 @@ func (m *Mail) sign(c token.Claims) (string, error) {
 	return t, nil
 }
 
-// Message makes the whole message and its envelope. In a preview it has a Message-ID of its own, and bounces go to where the mail is from.
-func (m *Mail) Message() (mail.Envelope, mail.Message, error) {
+// head is the message without its texts, and its envelope. In a preview it has a Message-ID of its own, and bounces go to where the mail is from.
+func (m *Mail) head() (mail.Envelope, mail.Message, error) {
 	e := m.a.email
-	c, err := m.Render()
-	if err != nil {
-		return mail.Envelope{}, mail.Message{}, err
-	}
 	_, domain, _ := strings.Cut(e.from.Email, "@")
 	returnDomain := e.composer.domain
 	if returnDomain == "" {
 		returnDomain = domain
 	}
-	msg := mail.Message{
-		From: e.from, ReplyTo: e.replyTo, To: mail.Address{Email: m.person.address}, Subject: c.Subject, HTML: c.HTML, Text: c.Text, Date: m.Now,
-	}
+	msg := mail.Message{From: e.from, ReplyTo: e.replyTo, To: mail.Address{Email: m.person.address}, Date: m.Now}
 	envelope := mail.Envelope{From: e.from.Email, To: m.person.address}
 	if m.delivery > 0 {
 		back, err := m.sign(token.Claims{Purpose: token.ReturnPath, Delivery: m.delivery})
@@ -331,14 +332,85 @@ func (m *Mail) Message() (mail.Envelope, mail.Message, error) {
 	return envelope, msg, nil
 }
 
-// Build makes the message's bytes. An address that cannot be mailed is an error that matches mail.ErrAddress.
-func (m *Mail) Build() (mail.Envelope, []byte, error) {
-	envelope, msg, err := m.Message()
+// Message makes the whole message and its envelope.
+func (m *Mail) Message() (mail.Envelope, mail.Message, error) {
+	envelope, msg, err := m.head()
 	if err != nil {
-		return mail.Envelope{}, nil, err
+		return mail.Envelope{}, mail.Message{}, err
 	}
-	body, err := msg.Build()
-	return envelope, body, err
+	c, err := m.Render()
+	if err != nil {
+		return mail.Envelope{}, mail.Message{}, err
+	}
+	msg.Subject, msg.HTML, msg.Text = c.Subject, c.HTML, c.Text
+	return envelope, msg, nil
+}
+
+// Append writes the whole message behind dst. An address that cannot be mailed is an error that matches mail.ErrAddress. The email is laid out once; what it cannot be laid
+// out for (attachments, an address of more than ASCII) is built for the recipient alone, and is the same message.
+func (m *Mail) Append(dst []byte) (mail.Outgoing, error) {
+	if len(m.Attachments) > 0 || m.delivery == 0 || !mail.PlainAddress(m.person.address) {
+		envelope, msg, err := m.Message()
+		if err != nil {
+			return mail.Outgoing{}, err
+		}
+		body, err := msg.Build()
+		return mail.Outgoing{Envelope: envelope, Content: append(dst, body...)}, err
+	}
+	envelope, msg, err := m.head()
+	if err != nil {
+		return mail.Outgoing{}, err
+	}
+	parts, vars, err := m.templates()
+	if err != nil {
+		return mail.Outgoing{}, err
+	}
+	v := mail.Varying{To: msg.To.Email, Date: msg.Date, MessageID: msg.MessageID, Unsubscribe: msg.ListUnsubscribe, FeedbackID: msg.FeedbackID}
+	if v.Subject, v.HTML, v.Text, err = holes(parts, vars); err != nil {
+		return mail.Outgoing{}, err
+	}
+	s, err := m.a.email.laid.of(parts, msg)
+	if err != nil {
+		return mail.Outgoing{}, err
+	}
+	content, err := s.Append(dst, v)
+	return mail.Outgoing{Envelope: envelope, Content: content, Ready: true}, err
+}
+
+// holes renders what differs from one recipient to the next.
+func holes(parts *spec.Parts, vars map[string]any) (subject string, html, text []string, err error) {
+	if subject, err = parts.Subject.Render(vars); err != nil {
+		return "", nil, nil, fmt.Errorf("subject: %w", err)
+	}
+	if html, err = parts.HTML.Holes(vars); err != nil {
+		return "", nil, nil, fmt.Errorf("html: %w", err)
+	}
+	if text, err = parts.Text.Holes(vars); err != nil {
+		return "", nil, nil, fmt.Errorf("text: %w", err)
+	}
+	return subject, html, text, nil
+}
+
+// layouts are the layouts of an email, by language; made when the first mail needs one.
+type layouts struct {
+	mu       sync.Mutex
+	byLocale map[string]*mail.Skeleton
+}
+
+func (l *layouts) of(parts *spec.Parts, msg mail.Message) (*mail.Skeleton, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s := l.byLocale[parts.Locale]; s != nil {
+		return s, nil
+	}
+	html, text := parts.HTML.Literals(), parts.Text.Literals()
+	msg.HTML, msg.Text = strings.Join(html, "-"), strings.Join(text, "-") // whether there is any
+	s, err := mail.NewSkeleton(msg, text, html)
+	if err != nil {
+		return nil, err
+	}
+	l.byLocale[parts.Locale] = s
+	return s, nil
 }
 
 // mailbox reads "Name <local@domain>" (RFC 5322 section 3.4).

@@ -137,6 +137,9 @@ func (s *Skeleton) body(before []byte, literals []string, h hole) {
 	for i, l := range literals {
 		encoded, column := appendQP(nil, l, 0)
 		if i == len(literals)-1 { // nothing differs after it
+			if strings.HasSuffix(l, " ") || strings.HasSuffix(l, "\t") {
+				encoded = append(encoded, softBreak...)
+			}
 			s.pieces = append(s.pieces, piece{literal: slices.Concat(before, encoded)})
 			return
 		}
@@ -186,8 +189,11 @@ func (s *Skeleton) Append(dst []byte, v Varying) ([]byte, error) {
 			if p.index >= len(texts) {
 				return dst, fmt.Errorf("write message: %d texts where there are more holes", len(texts))
 			}
-			var column int
-			dst, column = appendQP(dst, texts[p.index], p.column)
+			text, column := texts[p.index], p.column
+			if column > 0 && (strings.HasPrefix(text, "\r") || strings.HasPrefix(text, "\n")) {
+				dst, column = append(dst, softBreak...), 0 // a blank before it is none at the end of a line
+			}
+			dst, column = appendQP(dst, text, column)
 			if column > 0 {
 				dst = append(dst, softBreak...) // what follows was encoded from the beginning of a line
 			}
@@ -230,7 +236,7 @@ func appendFolded(dst []byte, column int, text string) []byte {
 const softBreak = "=\r\n"
 
 // appendQP encodes text as quoted-printable (RFC 2045 section 6.7) from a column of a line on, and gives the column where it ends. Line ends of any kind become CRLF. No
-// line begins with a dot, so that none needs another in SMTP (RFC 5321 section 4.5.2), or with a hyphen, so that none ends a part, and blanks at the end of the text are encoded, since nobody knows what follows.
+// line begins with a dot, so that none needs another in SMTP (RFC 5321 section 4.5.2), or with a hyphen, so that none ends a part. A blank at the end of the text is left as it is: a line end may not follow.
 func appendQP(dst []byte, text string, column int) ([]byte, int) {
 	const most = 75 // and the = of a soft line break
 	const hex = "0123456789ABCDEF"
@@ -245,7 +251,7 @@ func appendQP(dst []byte, text string, column int) ([]byte, int) {
 		}
 		plain := c > ' ' && c <= '~' && c != '='
 		if c == ' ' || c == '\t' {
-			plain = i+1 < len(text) && text[i+1] != '\r' && text[i+1] != '\n'
+			plain = i+1 == len(text) || text[i+1] != '\r' && text[i+1] != '\n'
 		}
 		width := 3
 		if plain {

@@ -178,42 +178,82 @@ func (h *holder) settle(o delivery.Outcome) {
 	h.lane.recorder.add(entry{tenant: h.tenant, outcome: o, done: func() { h.acks <- struct{}{} }})
 }
 
-// connection takes messages one after another and hands each over, for as long as the lane lives.
+// handover is a message that is ready to be handed over.
+type handover struct {
+	mail.Outgoing
+	job     job
+	outcome delivery.Outcome // what is known of it so far
+}
+
+// connection takes messages one after another and hands each over, for as long as the lane lives. While it hands one over it has the next ready, if there is one: it never
+// waits for it with a message in hand, since marks wait for outcomes.
 func (l *lane) connection() {
-	for {
-		select {
-		case j := <-l.jobs:
-			j.holder.settle(l.deliver(j))
-		case <-l.stop:
-			return
+	line := l.pool.Line()
+	defer line.Rest()
+	var now, next *handover
+	var spare [2][]byte // contents, in turn
+	for n := 0; ; n = 1 - n {
+		if now, next = next, nil; now == nil {
+			select {
+			case j := <-l.jobs:
+				now = l.prepare(j, spare[n][:0])
+			case <-l.stop:
+				return
+			}
+			if now == nil {
+				continue
+			}
 		}
+		spare[n] = now.Content
+		for more := true; more && next == nil; {
+			select {
+			case j := <-l.jobs:
+				next = l.prepare(j, spare[1-n][:0])
+			default:
+				more = false
+			}
+		}
+		var follows *mail.Outgoing
+		if next != nil {
+			follows = &next.Outgoing
+		}
+		now.job.holder.settle(l.deliver(line, now, follows))
 	}
 }
 
-// deliver hands one message over, if the batch is still ours, and tells what became of it.
-func (l *lane) deliver(j job) delivery.Outcome {
-	h := j.holder
-	o := delivery.Outcome{Delivery: j.to.Delivery, Contact: j.to.Contact, Attempt: j.to.Attempt}
-	if h.broken != nil {
-		return failed(o, h.broken)
+// prepare makes a message. One that cannot be made is settled at once, and nil.
+func (l *lane) prepare(j job, buf []byte) *handover {
+	m := &handover{job: j, outcome: delivery.Outcome{Delivery: j.to.Delivery, Contact: j.to.Contact, Attempt: j.to.Attempt}}
+	err := j.holder.broken
+	if err == nil {
+		m.Outgoing, err = j.mail.Append(buf)
 	}
-	envelope, body, err := j.mail.Build()
-	switch {
+	switch o := &m.outcome; {
 	case errors.Is(err, mail.ErrAddress):
 		o.State, o.Reason, o.Detail = delivery.Suppressed, delivery.BadAddress, "the address cannot be mailed"
-		return o
 	case err != nil:
-		return failed(o, err)
+		*o = failed(*o, err)
+	default:
+		o.Tracking = j.mail.Tracking()
+		return m
 	}
-	o.Tracking = j.mail.Tracking()
+	j.holder.settle(m.outcome)
+	return nil
+}
+
+// deliver hands one message over, if the batch is still ours, and tells what became of it. next is what the line is given after it.
+func (l *lane) deliver(line *mail.Line, m *handover, next *mail.Outgoing) delivery.Outcome {
+	j, o := m.job, m.outcome
+	h := j.holder
 	// The limit of a message counts from here, the dialling included: a takeover waits no longer than that after the lease.
 	ctx, cancel := context.WithTimeout(context.Background(), l.cfg.MessageLimit)
 	defer cancel()
 	if !h.lease.Alive(time.Now()) {
+		line.Rest() // its transaction may be open
 		o.State, o.RetryAt, o.Detail = delivery.Deferred, time.Unix(0, 0), "not handed over: the lease ended"
 		return o
 	}
-	res := l.pool.Send(ctx, envelope, body)
+	res := line.Send(ctx, &m.Outgoing, next)
 	o.Code, o.Status, o.Detail, o.Class = res.Code, res.Enhanced, res.Text, string(res.Class)
 	switch res.State {
 	case mail.Sent:
