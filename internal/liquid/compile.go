@@ -16,6 +16,9 @@ type compiler struct {
 	names   []Name
 	// literals are what is put out as it is, outside of all blocks; what is compiled is between them.
 	literals []string
+	// direct are the holes that are a variable and nothing else, by number; rest is the template of the others.
+	direct map[int]direct
+	rest   strings.Builder
 
 	locals   map[string]bool // names that the template has made so far, but for loops'
 	assigned map[string]bool // names that are assigned or looped over anywhere
@@ -68,21 +71,30 @@ func (c *compiler) compile(toks []token) string {
 	}
 	var b, text strings.Builder
 	hole := false
+	part := 0 // where the hole begins in b
 	literal := func(s string) {
 		if hole {
+			if _, ok := c.direct[len(c.literals)-1]; !ok {
+				c.rest.WriteString(b.String()[part:] + "{% " + cutTag + " %}")
+			}
 			b.WriteString("{% " + cutTag + " %}")
 			hole = false
 		}
 		text.WriteString(s)
 	}
+	c.direct = map[int]direct{}
 	for i, t := range toks {
 		if len(c.problems) >= maxProblems {
 			break
 		}
 		if t.kind != textToken && t.kind != rawToken && t.kind != commentToken || len(c.blocks) > 0 {
+			if hole && t.kind == outputToken && len(c.blocks) == 0 {
+				literal("") // each is a hole by itself
+			}
 			if !hole {
 				c.literals = append(c.literals, text.String())
 				text.Reset()
+				part = b.Len()
 			}
 			hole = true
 		}
@@ -114,7 +126,15 @@ func (c *compiler) compile(toks []token) string {
 				b.WriteString("{% raw %}" + t.src + "{% endraw %}")
 			}
 		case outputToken:
-			b.WriteString("{{ " + c.output(t) + " }}")
+			expr, d := c.output(t)
+			b.WriteString("{{ " + expr + " }}")
+			if len(c.blocks) > 0 {
+				continue
+			}
+			if d != nil {
+				c.direct[len(c.literals)-1] = *d
+			}
+			literal("")
 		case tagToken:
 			if out := c.tag(t); out != "" {
 				b.WriteString("{% " + out + " %}")
@@ -133,16 +153,16 @@ func (c *compiler) compile(toks []token) string {
 	return b.String()
 }
 
-// output gives an output with its escaping.
-func (c *compiler) output(t token) string {
+// output gives an output with its escaping, and how it is had without the engine, where that is a look at a variable.
+func (c *compiler) output(t token) (string, *direct) {
 	if strings.TrimSpace(t.body) == "" {
 		c.fail(t.start, "{{ }} is empty")
-		return "nil"
+		return "nil", nil
 	}
 	p := c.expression(t.body, t.bodyStart)
 	what, plain := p.cond()
 	if !p.end() {
-		return "nil"
+		return "nil", nil
 	}
 	expr := p.out.String()
 	if !plain {
@@ -152,37 +172,46 @@ func (c *compiler) output(t token) string {
 	if len(what.filters) > 0 {
 		last = what.filters[len(what.filters)-1]
 	}
+	plainly := func(escape func(any) (any, error)) *direct {
+		if !plain || what.steps == nil {
+			return nil
+		}
+		return &direct{what.steps, escape}
+	}
 	if last == "raw" {
-		return expr[:what.mark] + " | _text"
+		return expr[:what.mark] + " | _text", plainly(asText)
 	}
 	if c.mode != HTML {
-		return expr + " | _text"
+		return expr + " | _text", plainly(asText)
 	}
 	escape, problem := c.ctx.escape()
 	if problem != "" {
 		c.fail(t.start, "%s", problem)
-		return "nil"
+		return "nil", nil
 	}
 	captured := what.name != "" && c.captured[what.name] && !c.assigned[what.name] && c.isLocal(what.name)
 	if escape == "_url" {
 		switch { // an address is looked at before it is escaped, whatever was asked for
 		case last == "escape" || last == "newline_to_br":
-			return expr[:what.mark] + " | _url"
+			return expr[:what.mark] + " | _url", nil
 		case last == "escape_once" || captured:
-			return expr + " | _escaped_url"
+			return expr + " | _escaped_url", nil
 		}
-		return expr + " | _url"
+		return expr + " | _url", plainly(asURL)
 	}
 	switch {
 	case last == "escape" || last == "escape_once":
-		return expr
+		return expr, nil
 	case last == "newline_to_br":
-		return expr[:what.mark] + " | _html" + expr[what.mark:]
+		return expr[:what.mark] + " | _html" + expr[what.mark:], nil
 	case captured:
 		// what was captured was escaped as it was written
-		return expr + " | _text"
+		return expr + " | _text", nil
 	}
-	return expr + " | " + escape
+	if escape == "_html" {
+		return expr + " | _html", plainly(asHTML)
+	}
+	return expr + " | " + escape, nil
 }
 
 func tagNames() []string {

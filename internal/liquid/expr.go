@@ -2,6 +2,7 @@ package liquid
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -174,6 +175,7 @@ type term struct {
 	filters []string // their names, in order
 	literal string   // of a lone string
 	name    string   // of a lone variable without a path
+	steps   []any    // of a lone variable from outside: names and, in lists, numbers; nil when one is computed
 	mark    int      // where the last filter begins in the output
 }
 
@@ -245,6 +247,9 @@ func (p *exprParser) filtered() term {
 		}
 		t.filters = append(t.filters, name.text)
 		t.name, t.literal = "", ""
+		if name.text != "raw" { // which changes nothing
+			t.steps = nil
+		}
 	}
 	return t
 }
@@ -273,7 +278,7 @@ func (p *exprParser) primary() term {
 		}
 		p.write(tok.text)
 	case 'i':
-		t.name = p.variable(tok)
+		t.name, t.steps = p.variable(tok)
 		return t
 	case 'o':
 		if tok.text != "(" {
@@ -311,39 +316,50 @@ func (p *exprParser) parenthesis() {
 }
 
 // variable reads the rest of a variable and notes its name. It gives the name
-// of one without a path.
-func (p *exprParser) variable(tok lexeme) string {
+// of one without a path, and the way to one from outside.
+func (p *exprParser) variable(tok lexeme) (string, []any) {
 	switch tok.text {
 	case "true", "false", "nil":
 		p.write(tok.text)
-		return ""
+		return "", nil
 	case "null":
 		p.write("nil")
-		return ""
+		return "", nil
 	case "empty", "blank":
 		p.fail(tok, "%q is not known: a value that is not there is false, so write {%% if name %%} or {%% unless name %%}", tok.text)
-		return ""
+		return "", nil
 	case "and", "or", "contains", "in":
 		p.unexpected(tok, "a value")
-		return ""
+		return "", nil
 	}
 	p.write(tok.text)
-	path := []string{tok.text}
-	whole := p.accessors(&path)
-	if !p.c.isLocal(tok.text) {
+	way := &way{path: []string{tok.text}, steps: []any{tok.text}}
+	whole := p.accessors(way)
+	if p.c.isLocal(tok.text) {
+		way.steps = nil
+	} else {
 		line, col := p.c.position(tok.at)
-		p.c.names = append(p.c.names, Name{Path: path, Line: line, Col: col})
+		p.c.names = append(p.c.names, Name{Path: way.path, Line: line, Col: col})
 	}
 	if whole {
-		return tok.text
+		return tok.text, way.steps
 	}
-	return ""
+	return "", way.steps
+}
+
+// way is how a value is reached: path as far as its names are known, steps when all of it is.
+type way struct {
+	path  []string
+	steps []any
 }
 
 // accessors reads .name and [index], as many as there are, and says whether
-// there were none. path is extended as far as it is known.
-func (p *exprParser) accessors(path *[]string) bool {
-	none, known := true, path != nil
+// there were none. w is extended as far as it is known.
+func (p *exprParser) accessors(w *way) bool {
+	none, known := true, w != nil
+	if w == nil {
+		w = &way{}
+	}
 	for !p.bad {
 		t := p.peek()
 		switch {
@@ -351,18 +367,32 @@ func (p *exprParser) accessors(path *[]string) bool {
 			p.next()
 			p.write(".", t.text)
 			if known {
-				*path = append(*path, t.text)
+				w.path = append(w.path, t.text)
+			}
+			if w.steps != nil {
+				w.steps = append(w.steps, t.text)
 			}
 		case t.kind == 'o' && t.text == "[":
 			p.next()
 			p.write("[")
-			index := p.peek()
+			index, from := p.peek(), p.pos
 			p.primary()
+			alone := p.pos == from+1
 			p.write("]")
 			if known && index.kind == 's' {
-				*path = append(*path, strings.Trim(index.text, `"'`))
+				w.path = append(w.path, strings.Trim(index.text, `"'`))
 			} else {
 				known = false
+			}
+			n, err := strconv.Atoi(index.text)
+			switch {
+			case w.steps == nil:
+			case alone && index.kind == 's':
+				w.steps = append(w.steps, index.text[1:len(index.text)-1])
+			case alone && index.kind == 'n' && err == nil:
+				w.steps = append(w.steps, n)
+			default:
+				w.steps = nil
 			}
 			if end := p.next(); !p.bad && end.text != "]" {
 				p.unexpected(end, "]")

@@ -236,11 +236,11 @@ func filterTable() map[string]filter {
 		"date": {0, 1, date},
 
 		// those that Parse adds; a template cannot name them
-		"_html": {0, 0, func(v any) (any, error) { return bounded(html.EscapeString(format(v))) }},
-		"_url":  {0, 0, func(v any) (any, error) { return bounded(html.EscapeString(safeURL(format(v)))) }},
+		"_html": {0, 0, asHTML},
+		"_url":  {0, 0, asURL},
 		// an address that was escaped already
 		"_escaped_url": {0, 0, func(v any) (any, error) { return bounded(html.EscapeString(safeURL(html.UnescapeString(format(v))))) }},
-		"_text":        {0, 0, func(v any) any { return format(v) }},
+		"_text":        {0, 0, asText},
 		"_int":         {0, 0, func(v any) any { return int(min(max(number(v), -1e9), 1e9)) }},
 		"_items":       {0, 0, items},
 	}
@@ -284,9 +284,11 @@ func format(v any) string {
 	case fmt.Stringer:
 		return v.String()
 	}
-	if s, err := join(v, ", "); err == nil && isList(v) {
-		text, _ := s.(string)
-		return text
+	if isList(v) { // looked at first: to join what is none is to format it
+		if s, err := join(v, ", "); err == nil {
+			text, _ := s.(string)
+			return text
+		}
 	}
 	if reflect.TypeOf(v).Kind() == reflect.Map {
 		if b, err := json.Marshal(v); err == nil {

@@ -14,6 +14,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -55,8 +56,11 @@ type Template struct {
 	literals []string
 	// root renders the holes alone, with a cut after each.
 	root render.Node
-	cfg  render.Config
-	size int // of the literals
+	// direct are the holes that are a look at a variable, by number; rest renders the others, and is nil when there are none.
+	direct map[int]direct
+	rest   func() render.Node
+	cfg    render.Config
+	size   int // of the literals
 }
 
 // Parse reads a template. When there are problems, it gives them all and no template.
@@ -95,7 +99,16 @@ func Parse(src string, mode Mode) (*Template, []Problem) {
 		// the compiler has checked all that the engine is known to refuse
 		return nil, []Problem{{Line: 1, Col: 1, Msg: "the template does not parse: " + err.Error()}}
 	}
-	t.root = root
+	t.root, t.direct = root, c.direct
+	if rest := c.rest.String(); rest != "" {
+		t.rest = sync.OnceValue(func() render.Node { // most templates of a process are never rendered
+			n, err := compileSafely(t.cfg, rest)
+			if err != nil {
+				return nil // pieces of what compiles, in their order: then all of it does the same
+			}
+			return n
+		})
+	}
 	return t, nil
 }
 
@@ -198,11 +211,48 @@ func (t *Template) Render(vars map[string]any) (string, error) {
 }
 
 // Holes gives what is between the literals for these variables: see Render.
-func (t *Template) Holes(vars map[string]any) (holes []string, err error) {
-	if t.Static() {
+func (t *Template) Holes(vars map[string]any) ([]string, error) {
+	n := len(t.literals) - 1
+	if n == 0 {
 		return nil, nil
 	}
-	b := &budget{began: time.Now(), literals: t.size, cuts: make([]int, 0, len(t.literals)-1)}
+	holes := make([]string, n)
+	size := t.size
+	for i, d := range t.direct {
+		text, ok, err := d.text(vars)
+		if err != nil {
+			return nil, fmt.Errorf("rendering: %w", err)
+		}
+		if !ok {
+			return t.run(t.root, vars, n, t.size)
+		}
+		if size += len(text); size > maxOutput {
+			return nil, fmt.Errorf("rendering: %w", errOutput)
+		}
+		holes[i] = text
+	}
+	if len(t.direct) == n {
+		return holes, nil
+	}
+	root := t.rest()
+	if root == nil {
+		return t.run(t.root, vars, n, t.size)
+	}
+	others, err := t.run(root, vars, n-len(t.direct), size)
+	if err != nil {
+		return nil, err
+	}
+	for i := range holes {
+		if _, ok := t.direct[i]; !ok {
+			holes[i], others = others[0], others[1:]
+		}
+	}
+	return holes, nil
+}
+
+// run has the engine render n holes; size is what the output has already.
+func (t *Template) run(root render.Node, vars map[string]any, n, size int) (holes []string, err error) {
+	b := &budget{began: time.Now(), literals: size, cuts: make([]int, 0, n)}
 	scope := make(map[string]any, len(vars)+1)
 	for k, v := range vars {
 		scope[k] = v
@@ -214,14 +264,14 @@ func (t *Template) Holes(vars map[string]any) (holes []string, err error) {
 			holes, err = nil, fmt.Errorf("rendering: %w", asError(r))
 		}
 	}()
-	if e := render.Render(t.root, b, scope, t.cfg); e != nil {
+	if e := render.Render(root, b, scope, t.cfg); e != nil {
 		return nil, fmt.Errorf("rendering: %w", rootCause(e))
 	}
-	if len(b.cuts) != len(t.literals)-1 {
-		return nil, fmt.Errorf("rendering: %d of %d places were filled", len(b.cuts), len(t.literals)-1)
+	if len(b.cuts) != n {
+		return nil, fmt.Errorf("rendering: %d of %d places were filled", len(b.cuts), n)
 	}
 	out, from := b.w.String(), 0
-	holes = make([]string, len(b.cuts))
+	holes = make([]string, n)
 	for i, to := range b.cuts {
 		holes[i], from = out[from:to], to
 	}

@@ -2,11 +2,13 @@ package liquid_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -388,11 +390,11 @@ func TestHoles(t *testing.T) {
 		"":                                       {[]string{""}, nil},
 		"plain {% comment %}no{% endcomment %}t": {[]string{"plain t"}, nil},
 		"{{ a }}":                                {[]string{"", ""}, []string{"x"}},
-		"1{{ a }}{{ a }}2":                       {[]string{"1", "2"}, []string{"xx"}},
+		"1{{ a }}{{ a }}2":                       {[]string{"1", "", "2"}, []string{"x", "x"}},
 		"1 {{- a -}} 2 {{ odd }}3":               {[]string{"1", "2 ", "3"}, []string{"x", "{% _cut %}\x00"}},
 		"{% assign b = a %}1{{ b }}":             {[]string{"", "1", ""}, []string{"", "x"}},
 		"1{% for i in list %}, {{ i }}{% endfor %}.{% raw %}{{ a }}{% endraw %}":                          {[]string{"1", ".{{ a }}"}, []string{", 1, 2"}},
-		"{% capture c %}in{% endcapture %}{{ c }}{% if a %}{% unless a %}no{% endunless %}{ {% endif %}{": {[]string{"", "{"}, []string{"in{ "}},
+		"{% capture c %}in{% endcapture %}{{ c }}{% if a %}{% unless a %}no{% endunless %}{ {% endif %}{": {[]string{"", "", "", "{"}, []string{"", "in", "{ "}},
 	} {
 		tmpl, problems := liquid.Parse(src, liquid.Text)
 		if len(problems) > 0 {
@@ -401,6 +403,43 @@ func TestHoles(t *testing.T) {
 		holes, err := tmpl.Holes(vars)
 		if err != nil || !slices.Equal(holes, want.holes) || !slices.Equal(tmpl.Literals(), want.literals) {
 			t.Errorf("%s: literals %q, holes %q, %v", src, tmpl.Literals(), holes, err)
+		}
+	}
+}
+
+// An output that is a variable alone is had without the engine, and is what the engine makes of it.
+func TestDirectOutputsAreTheEngines(t *testing.T) {
+	t.Parallel()
+	vars := map[string]any{
+		"s": "a<b & 'c' \"d\"", "url": "https://x.example/?a=1&b=2", "bad": "javascript:alert(1)", "n": 3, "i64": int64(5), "f": 1.5, "yes": true, "no": false, "nil": nil,
+		"at": time.Date(2026, 11, 26, 8, 0, 0, 0, time.UTC), "list": []any{"x<", 2, nil, []any{"deep"}}, "empty": []any{}, "big": strings.Repeat("<", 1<<20),
+		"m": map[string]any{"k": "v<", "size": "own", "list": []any{map[string]any{"x": "y&"}}, "odd key": "o", "nil": nil}, "plain": map[string]any{"a": 1},
+	}
+	for _, path := range []string{
+		"s", "url", "bad", "n", "i64", "f", "yes", "no", "nil", "at", "list", "empty", "m", "missing", "big", "s.size", "s.x", "list.size", "list.first", "list.last", "list[0]", "list[3][0]", "list[9]",
+		"list[-1]", "list['0']", "list[n]", "m.k", "m.size", "plain.size", "plain.first", "plain[0]", "m.list[0].x", "m['odd key']", "m[s]", "nil.x", "nil[0]", "n.x", "n[0]", "missing.x.y", "m.nil.x", "at.year",
+		"s | raw", "m.k | raw", "s | upcase", "s | escape", "m.k | raw | raw",
+	} {
+		for _, in := range []struct {
+			mode          liquid.Mode
+			before, after string
+		}{{liquid.Text, "", ""}, {liquid.HTML, "<p>", "</p>"}, {liquid.HTML, `<a title="`, `">x</a>`}, {liquid.HTML, `<a href="`, `">x</a>`}, {liquid.HTML, `<a href="https://x.example/`, `">x</a>`}} {
+			render := func(src string) string {
+				tmpl, problems := liquid.Parse(src, in.mode)
+				if len(problems) > 0 {
+					return fmt.Sprint("problem ", problems[0].Msg)
+				}
+				out, err := tmpl.Render(vars)
+				if err != nil {
+					return "error " + err.Error()
+				}
+				return out
+			}
+			output := "{{ " + path + " }}"
+			direct, engine := render(in.before+output+in.after), render(in.before+"{% if yes %}"+output+"{% endif %}"+in.after)
+			if direct != engine {
+				t.Errorf("%s after %q: %.200q, the engine %.200q", path, in.before, direct, engine)
+			}
 		}
 	}
 }
