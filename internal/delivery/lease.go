@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/onda-run/onda/internal/event"
 	"github.com/onda-run/onda/internal/postgres"
@@ -167,24 +168,17 @@ func (l *Lease) open(ctx context.Context, tx *postgres.Tx, from, to int) ([]Reci
 	if from >= to {
 		return nil, nil
 	}
+	if l.Attempt == 1 {
+		var have []int64
+		b := &pgx.Batch{}
+		l.queueSettled(b, from, to, &have)
+		if err := tx.SendBatch(ctx, b).Close(); err != nil {
+			return nil, err
+		}
+		return l.unsettled(from, to, have), nil
+	}
 	part := l.Contacts[from:to]
 	out := make([]Recipient, 0, len(part))
-	if l.Attempt == 1 {
-		rows, err := tx.Query(ctx, "SELECT id FROM delivery WHERE id > $1 AND id <= $2", ID(l.Batch, from), ID(l.Batch, to))
-		if err != nil {
-			return nil, fmt.Errorf("look for outcomes: %w", err)
-		}
-		have, err := pgx.CollectRows(rows, pgx.RowTo[int64])
-		if err != nil {
-			return nil, fmt.Errorf("look for outcomes: %w", err)
-		}
-		for i, c := range part {
-			if id := ID(l.Batch, from+1+i); !slices.Contains(have, id) {
-				out = append(out, Recipient{Number: from + 1 + i, Delivery: id, Contact: c, Attempt: 1, Expires: l.Expires})
-			}
-		}
-		return out, nil
-	}
 	rows, err := tx.Query(ctx, `SELECT u.n, d.id, d.contact, b.expires_at
 		FROM unnest($1::bigint[]) WITH ORDINALITY u (id, n) JOIN delivery d ON d.id = u.id JOIN batch b ON b.id = d.id >> 9
 		WHERE d.state = 'deferred' AND d.retry_at IS NULL AND d.attempt = $2 ORDER BY u.n`, part, l.Attempt)
@@ -203,26 +197,82 @@ func (l *Lease) open(ctx context.Context, tx *postgres.Tx, from, to int) ([]Reci
 	return out, nil
 }
 
+// queueSettled looks which deliveries of a first attempt have an outcome.
+func (l *Lease) queueSettled(b *pgx.Batch, from, to int, have *[]int64) {
+	b.Queue("SELECT id FROM delivery WHERE id > $1 AND id <= $2", ID(l.Batch, from), ID(l.Batch, to)).Query(func(rows pgx.Rows) (err error) {
+		if *have, err = pgx.CollectRows(rows, pgx.RowTo[int64]); err != nil {
+			return fmt.Errorf("look for outcomes: %w", err)
+		}
+		return nil
+	})
+}
+
+// unsettled are the recipients of a first attempt but for those.
+func (l *Lease) unsettled(from, to int, have []int64) []Recipient {
+	out := make([]Recipient, 0, to-from)
+	for i, c := range l.Contacts[from:to] {
+		if id := ID(l.Batch, from+1+i); !slices.Contains(have, id) {
+			out = append(out, Recipient{Number: from + 1 + i, Delivery: id, Contact: c, Attempt: 1, Expires: l.Expires})
+		}
+	}
+	return out
+}
+
 // Advance moves the mark to hi, which may be where it is, renews the lease, and gives the recipients that came under it and have no outcome. ok is false when
 // the lease is lost, the run does not run any more or the tenant is held back: then nothing more may be handed over. Nothing of what it gives may be handed
 // over before its transaction is committed; Moved is called after that.
 func (l *Lease) Advance(ctx context.Context, tx *postgres.Tx, hi int) (open []Recipient, ok bool, err error) {
-	if hi < l.Mark || hi > l.Size() || hi-l.Mark > MaxWindow {
-		return nil, false, fmt.Errorf("batch %d: a mark at %d does not follow one at %d of %d", l.Batch, hi, l.Mark, l.Size())
-	}
-	if Held(tx) != nil {
-		return nil, false, nil
-	}
-	tag, err := tx.Exec(ctx, `UPDATE batch b SET mark = $3, lease_until = now() + $4::interval FROM run r
-		WHERE b.id = $1 AND b.fence = $2 AND b.state = 'open' AND b.lease_until > now() AND r.id = b.run AND r.state IN ('running', 'completed')`,
-		l.Batch, l.fence, hi, l.terms.Lease)
+	b := &pgx.Batch{}
+	a, err := l.QueueAdvance(tx, b, hi)
 	if err != nil {
-		return nil, false, fmt.Errorf("mark batch %d: %w", l.Batch, err)
+		return nil, false, err
 	}
-	if tag.RowsAffected() == 0 {
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return nil, false, err
+	}
+	return a.Done(ctx, tx)
+}
+
+// Advance is a mark on its way.
+type Advance struct {
+	lease   *Lease
+	from    int
+	hi      int
+	moved   bool
+	settled []int64 // of a first attempt, those with an outcome
+}
+
+// QueueAdvance does what Advance does, with others in one round trip: Done gives the result once the batch is read.
+func (l *Lease) QueueAdvance(tx *postgres.Tx, b *pgx.Batch, hi int) (*Advance, error) {
+	if hi < l.Mark || hi > l.Size() || hi-l.Mark > MaxWindow {
+		return nil, fmt.Errorf("batch %d: a mark at %d does not follow one at %d of %d", l.Batch, hi, l.Mark, l.Size())
+	}
+	a := &Advance{lease: l, from: l.Mark, hi: hi}
+	if Held(tx) != nil {
+		return a, nil
+	}
+	b.Queue(`UPDATE batch b SET mark = $3, lease_until = now() + $4::interval FROM run r
+		WHERE b.id = $1 AND b.fence = $2 AND b.state = 'open' AND b.lease_until > now() AND r.id = b.run AND r.state IN ('running', 'completed')`,
+		l.Batch, l.fence, hi, l.terms.Lease).Exec(func(tag pgconn.CommandTag) error {
+		a.moved = tag.RowsAffected() > 0
+		return nil
+	})
+	// Of a batch that nobody held before, no recipient beyond the mark has an outcome.
+	if l.Attempt == 1 && l.fence > 1 && hi > l.Mark {
+		l.queueSettled(b, l.Mark, hi, &a.settled)
+	}
+	return a, nil
+}
+
+// Done gives the result of an advance: see Lease.Advance.
+func (a *Advance) Done(ctx context.Context, tx *postgres.Tx) (open []Recipient, ok bool, err error) {
+	switch {
+	case !a.moved:
 		return nil, false, nil
+	case a.lease.Attempt == 1:
+		return a.lease.unsettled(a.from, a.hi, a.settled), true, nil
 	}
-	open, err = l.open(ctx, tx, l.Mark, hi)
+	open, err = a.lease.open(ctx, tx, a.from, a.hi)
 	return open, err == nil, err
 }
 

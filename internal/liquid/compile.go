@@ -19,6 +19,7 @@ type compiler struct {
 	// direct are the holes that are a variable and nothing else, by number; rest is the template of the others.
 	direct map[int]direct
 	rest   strings.Builder
+	asked  []any // the way to the variable that the last condition is, where it is one alone
 
 	locals   map[string]bool // names that the template has made so far, but for loops'
 	assigned map[string]bool // names that are assigned or looped over anywhere
@@ -71,7 +72,8 @@ func (c *compiler) compile(toks []token) string {
 	}
 	var b, text strings.Builder
 	hole := false
-	part := 0 // where the hole begins in b
+	part := 0          // where the hole begins in b
+	var branch *direct // an if of one variable, with nothing but texts and variables in it; nil elsewhere
 	literal := func(s string) {
 		if hole {
 			if _, ok := c.direct[len(c.literals)-1]; !ok {
@@ -88,7 +90,7 @@ func (c *compiler) compile(toks []token) string {
 			break
 		}
 		if t.kind != textToken && t.kind != rawToken && t.kind != commentToken || len(c.blocks) > 0 {
-			if hole && t.kind == outputToken && len(c.blocks) == 0 {
+			if hole && len(c.blocks) == 0 {
 				literal("") // each is a hole by itself
 			}
 			if !hole {
@@ -112,6 +114,7 @@ func (c *compiler) compile(toks []token) string {
 				literal(t.src)
 				continue
 			}
+			branch.add(insert{text: t.src})
 			if brace, ok := strings.CutSuffix(t.src, "{"); ok && i+1 < len(toks) {
 				t.src = brace + "{{ '{' }}" // else the engine would take it with the mark that now follows it
 			}
@@ -122,21 +125,33 @@ func (c *compiler) compile(toks []token) string {
 				literal(t.src)
 				continue
 			}
+			branch.add(insert{text: t.src})
 			if t.src != "" {
 				b.WriteString("{% raw %}" + t.src + "{% endraw %}")
 			}
 		case outputToken:
 			expr, d := c.output(t)
 			b.WriteString("{{ " + expr + " }}")
-			if len(c.blocks) > 0 {
-				continue
-			}
-			if d != nil {
+			switch {
+			case len(c.blocks) > 0 && d == nil:
+				branch = nil
+			case len(c.blocks) > 0:
+				branch.add(insert{value: d})
+			case d != nil:
 				c.direct[len(c.literals)-1] = *d
 			}
-			literal("")
 		case tagToken:
-			if out := c.tag(t); out != "" {
+			out := c.tag(t)
+			switch {
+			case t.name == "if" && len(c.blocks) == 1 && c.asked != nil:
+				branch = &direct{steps: c.asked}
+			case t.name == "endif" && len(c.blocks) == 0 && branch != nil:
+				c.direct[len(c.literals)-1] = *branch
+				branch = nil
+			default:
+				branch = nil
+			}
+			if out != "" {
 				b.WriteString("{% " + out + " %}")
 				if t.name == "for" {
 					b.WriteString("{% _tick %}")
@@ -176,7 +191,7 @@ func (c *compiler) output(t token) (string, *direct) {
 		if !plain || what.steps == nil {
 			return nil
 		}
-		return &direct{what.steps, escape}
+		return &direct{steps: what.steps, escape: escape}
 	}
 	if last == "raw" {
 		return expr[:what.mark] + " | _text", plainly(asText)
@@ -327,8 +342,11 @@ func (c *compiler) endsWhereItBegan(b *block, t token) {
 
 func (c *compiler) condition(t token) string {
 	p := c.expression(t.body, t.bodyStart)
-	p.cond()
+	what, plain := p.cond()
 	p.end()
+	if c.asked = nil; plain && len(what.filters) == 0 {
+		c.asked = what.steps
+	}
 	return p.out.String()
 }
 

@@ -436,9 +436,16 @@ func TestDirectOutputsAreTheEngines(t *testing.T) {
 				return out
 			}
 			output := "{{ " + path + " }}"
-			direct, engine := render(in.before+output+in.after), render(in.before+"{% if yes %}"+output+"{% endif %}"+in.after)
+			direct, engine := render(in.before+output+in.after), render(in.before+"{% unless no %}"+output+"{% endunless %}"+in.after)
 			if direct != engine {
 				t.Errorf("%s after %q: %.200q, the engine %.200q", path, in.before, direct, engine)
+			}
+			if strings.HasSuffix(in.before, ">") || in.mode == liquid.Text {
+				branch := "{% if " + path + " %}a " + output + "{ b{% raw %}{{{% endraw %}{% endif %}"
+				direct, engine = render(in.before+branch+in.after), render(in.before+"{% unless no %}"+branch+"{% endunless %}"+in.after)
+				if direct != engine {
+					t.Errorf("if %s after %q: %.200q, the engine %.200q", path, in.before, direct, engine)
+				}
 			}
 		}
 	}

@@ -21,6 +21,8 @@ const keysFor = time.Minute
 type Keys struct {
 	// Tokens are the HMAC keys of tokens, retired ones too. One at least may sign.
 	Tokens token.Keys
+	// Signer signs with the one that does.
+	Signer *token.Signer
 	// Pepper keys the hashes of addresses.
 	Pepper []byte
 }
@@ -73,8 +75,12 @@ func (tx *Tx) Keys(ctx context.Context) (Keys, error) {
 	if err != nil {
 		return Keys{}, fmt.Errorf("read keys: %w", err)
 	}
-	if _, ok := k.Tokens.Current(); !ok || k.Pepper == nil {
+	current, ok := k.Tokens.Current()
+	if !ok || k.Pepper == nil {
 		return Keys{}, fmt.Errorf("tenant %s has no keys: run onda tenant create %s again", tx.Tenant.Name, tx.Tenant.Name)
+	}
+	if k.Signer, err = token.NewSigner(current); err != nil {
+		return Keys{}, fmt.Errorf("read keys: %w", err)
 	}
 	db.mu.Lock()
 	db.keys[tx.Tenant.Name] = cachedKeys{k, time.Now()}

@@ -6,31 +6,44 @@ import (
 	"slices"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onda-run/onda/internal/compose"
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
 )
 
-// admit asks the gate about recipients that have just come under the mark: those it refuses come back as outcomes, the others as messages to hand over. In the
-// transaction of the mark, so that what it answers holds at the moment of sending and not only when it was planned.
-func (h *holder) admit(ctx context.Context, tx *postgres.Tx, open []delivery.Recipient) (jobs []job, refusals []delivery.Outcome, err error) {
+// inquiry is what is asked about recipients that come under the mark.
+type inquiry struct {
+	refused  *[]contact.Refusal // by the gate
+	audience *compose.Audience
+}
+
+// ask puts the questions about contacts into a batch of statements. In the transaction of the mark, so that what the gate answers holds at the moment of sending and not
+// only when it was planned.
+func (h *holder) ask(ctx context.Context, tx *postgres.Tx, b *pgx.Batch, contacts []int64) (i inquiry, err error) {
+	if h.broken != nil {
+		return i, nil
+	}
+	i.refused = new([]contact.Refusal)
+	contact.QueueGate(b, contacts, h.email.Topic, i.refused)
+	i.audience, err = h.email.QueueAudience(ctx, tx, b, contacts)
+	return i, err
+}
+
+// admit goes by the answers: recipients that are refused come back as outcomes, the others as messages to hand over.
+func (h *holder) admit(ctx context.Context, tx *postgres.Tx, open []delivery.Recipient, asked inquiry) (jobs []job, refusals []delivery.Outcome, err error) {
 	if h.broken != nil {
 		for _, r := range open {
 			jobs = append(jobs, job{holder: h, to: r})
 		}
 		return jobs, nil, nil
 	}
-	contacts := make([]int64, len(open))
-	for i, r := range open {
-		contacts[i] = r.Contact
-	}
-	refused, err := contact.Gate(ctx, tx, contacts, h.email.Topic)
-	if err != nil {
-		return nil, nil, err
-	}
-	why := make(map[int64]delivery.Reason, len(refused))
-	for _, r := range refused {
+	audience := asked.audience
+	why := make(map[int64]delivery.Reason, len(*asked.refused))
+	for _, r := range *asked.refused {
 		why[r.Contact] = delivery.Reason(r.Reason)
 	}
 	rest := open[:0:0]
@@ -43,10 +56,6 @@ func (h *holder) admit(ctx context.Context, tx *postgres.Tx, open []delivery.Rec
 		default:
 			rest = append(rest, r)
 		}
-	}
-	audience, err := h.email.Audience(ctx, tx, contactsOf(rest))
-	if err != nil {
-		return nil, nil, err
 	}
 	if h.email.Topic != "" {
 		capped, quiet, err := h.holdBack(ctx, tx, rest, audience.Zone)

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/onda-run/onda/internal/compose"
 	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/mail"
@@ -141,15 +143,38 @@ func (h *holder) advance(ctx context.Context, hi int) (jobs []job, err error) {
 	started := time.Now()
 	held := false
 	err = h.lane.db.InTenant(ctx, h.tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		open, ok, err := h.lease.Advance(ctx, tx, hi)
+		b := &pgx.Batch{}
+		mark, err := h.lease.QueueAdvance(tx, b, hi)
+		if err != nil {
+			return err
+		}
+		var asked inquiry
+		if h.lease.Attempt == 1 && hi > h.lease.Mark { // whom it comes to is known before it moves
+			if asked, err = h.ask(ctx, tx, b, h.lease.Contacts[h.lease.Mark:hi]); err != nil {
+				return err
+			}
+		}
+		if err := tx.SendBatch(ctx, b).Close(); err != nil {
+			return err
+		}
+		open, ok, err := mark.Done(ctx, tx)
 		if err != nil {
 			return err
 		}
 		if held = !ok; held || len(open) == 0 {
 			return nil
 		}
+		if h.lease.Attempt > 1 {
+			b := &pgx.Batch{}
+			if asked, err = h.ask(ctx, tx, b, contactsOf(open)); err != nil {
+				return err
+			}
+			if err := tx.SendBatch(ctx, b).Close(); err != nil {
+				return err
+			}
+		}
 		var refusals []delivery.Outcome
-		jobs, refusals, err = h.admit(ctx, tx, open)
+		jobs, refusals, err = h.admit(ctx, tx, open, asked)
 		if err != nil {
 			return err
 		}

@@ -17,11 +17,12 @@ import (
 	"github.com/onda-run/onda/internal/postgres"
 )
 
-// How outcomes are gathered for one statement.
+// How outcomes are gathered for one statement. While writers are at work, more come together than at least.
 const (
-	recordAtOnce = 100
-	recordWait   = 10 * time.Millisecond
-	recordAgain  = 200 * time.Millisecond
+	recordAtLeast = 64
+	recordWait    = 5 * time.Millisecond
+	recordAgain   = 200 * time.Millisecond
+	writers       = 2 // connections: see Config.MaxConns
 )
 
 // entry is one outcome on its way into Postgres. done is called once it is committed, or can never be.
@@ -40,6 +41,7 @@ type recorder struct {
 	counter metric.Int64Counter
 
 	in    chan entry
+	out   chan []entry
 	quit  chan struct{}
 	ended chan struct{}
 	once  sync.Once
@@ -49,7 +51,7 @@ type recorder struct {
 }
 
 func newRecorder(db *postgres.DB, log *zap.Logger, drainer string, counter metric.Int64Counter) *recorder {
-	r := &recorder{db: db, log: log, drainer: drainer, counter: counter, in: make(chan entry, recordAtOnce), quit: make(chan struct{}), ended: make(chan struct{})}
+	r := &recorder{db: db, log: log, drainer: drainer, counter: counter, in: make(chan entry, recordAtLeast), out: make(chan []entry), quit: make(chan struct{}), ended: make(chan struct{})}
 	r.ctx, r.abort = context.WithCancel(context.Background())
 	return r
 }
@@ -73,16 +75,41 @@ func (r *recorder) close(ctx context.Context) error {
 	}
 }
 
+// loop gathers outcomes for the writers, who commit while the next come together.
 func (r *recorder) loop() {
+	var at sync.WaitGroup
+	for range writers {
+		at.Go(func() {
+			for some := range r.out {
+				r.flush(some)
+			}
+		})
+	}
 	defer func() {
+		close(r.out)
+		at.Wait()
 		r.stuck.Wait()
 		close(r.ended)
 	}()
+	var some []entry
+	wait := time.NewTimer(time.Hour)
+	waited := false
 	for {
-		var some []entry
+		var out chan []entry
+		if waited || len(some) >= recordAtLeast {
+			out = r.out
+		}
 		select {
 		case e := <-r.in:
+			if len(some) == 0 {
+				waited = false
+				wait.Reset(recordWait)
+			}
 			some = append(some, e)
+		case <-wait.C:
+			waited = len(some) > 0
+		case out <- some:
+			some, waited = nil, false
 		case <-r.quit:
 			for {
 				select {
@@ -91,24 +118,12 @@ func (r *recorder) loop() {
 					continue
 				default:
 				}
-				r.flush(some)
+				if len(some) > 0 {
+					r.out <- some
+				}
 				return
 			}
 		}
-		wait := time.NewTimer(recordWait)
-	gather:
-		for len(some) < recordAtOnce {
-			select {
-			case e := <-r.in:
-				some = append(some, e)
-			case <-wait.C:
-				break gather
-			case <-r.quit:
-				break gather
-			}
-		}
-		wait.Stop()
-		r.flush(some)
 	}
 }
 

@@ -15,7 +15,9 @@ import (
 	"encoding/base32"
 	"errors"
 	"fmt"
+	"hash"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -140,7 +142,7 @@ var encoding = base32.NewEncoding(alphabet).WithPadding(base32.NoPadding)
 // Sign makes a token. c.Key is set from key; claims that the purpose does not carry, or that exceed the limits above, are errors.
 func Sign(key Key, c Claims) (string, error) {
 	if len(key.Secret) < MinSecret {
-		return "", fmt.Errorf("sign token: secret of key %d has %d bytes, needs at least %d", key.ID, len(key.Secret), MinSecret)
+		return "", tooShort(key)
 	}
 	c.Key = key.ID
 	var buf [MaxLength]byte
@@ -149,6 +151,39 @@ func Sign(key Key, c Claims) (string, error) {
 		return "", fmt.Errorf("sign token: %w", err)
 	}
 	return encoding.EncodeToString(appendMAC(body, key.Secret)), nil
+}
+
+// Signer signs many tokens with one key: its part of the MAC is half of what a token costs, and is worked out once. Safe for concurrent use.
+type Signer struct {
+	key  Key
+	macs sync.Pool // of hash.Hash
+}
+
+// NewSigner makes a signer; the key's secret has at least MinSecret bytes.
+func NewSigner(key Key) (*Signer, error) {
+	if len(key.Secret) < MinSecret {
+		return nil, tooShort(key)
+	}
+	return &Signer{key: key, macs: sync.Pool{New: func() any { return hmac.New(sha256.New, key.Secret) }}}, nil
+}
+
+// Sign makes the token that the function Sign makes.
+func (s *Signer) Sign(c Claims) (string, error) {
+	c.Key = s.key.ID
+	var buf [MaxLength]byte
+	body, err := appendBody(buf[:0], c)
+	if err != nil {
+		return "", fmt.Errorf("sign token: %w", err)
+	}
+	h, _ := s.macs.Get().(hash.Hash)
+	h.Reset()
+	body = appendSum(body, h)
+	s.macs.Put(h)
+	return encoding.EncodeToString(body), nil
+}
+
+func tooShort(key Key) error {
+	return fmt.Errorf("sign token: secret of key %d has %d bytes, needs at least %d", key.ID, len(key.Secret), MinSecret)
 }
 
 // Peek reads a token of the wanted purpose without proving it: only to find the tenant and the key that must prove it.
@@ -185,7 +220,10 @@ func Verify(secret []byte, tok string, want Purpose) (Claims, error) {
 }
 
 func appendMAC(body, secret []byte) []byte {
-	h := hmac.New(sha256.New, secret)
+	return appendSum(body, hmac.New(sha256.New, secret))
+}
+
+func appendSum(body []byte, h hash.Hash) []byte {
 	h.Write([]byte(domain))
 	h.Write(body)
 	var sum [sha256.Size]byte

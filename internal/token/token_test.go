@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -319,4 +320,35 @@ func FuzzVerify(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A signer gives the tokens that Sign gives, whoever else it signs for at the same time.
+func TestSignerSignsTheSame(t *testing.T) {
+	t.Parallel()
+	key := token.Key{ID: 3, Secret: []byte("0123456789abcdef0123456789abcdef")}
+	s, err := token.NewSigner(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	for g := range 4 {
+		all.Go(func() {
+			for n := int64(1); n < 500; n++ {
+				c := token.Claims{Purpose: token.Click, Tenant: 7, Link: n, Delivery: n << g}
+				got, err := s.Sign(c)
+				want, wantErr := token.Sign(key, c)
+				if got != want || err != nil || wantErr != nil {
+					t.Errorf("%+v: %q, %v; want %q, %v", c, got, err, want, wantErr)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	if _, err := s.Sign(token.Claims{Purpose: token.Click}); err == nil {
+		t.Error("claims of no tenant are signed")
+	}
+	if _, err := token.NewSigner(token.Key{Secret: []byte("short")}); err == nil {
+		t.Error("a short secret is taken")
+	}
 }

@@ -29,7 +29,10 @@ type lab struct {
 	profiles string
 	db       *postgres.DB
 	side     *side
-	closers  []func() error // run in reverse
+	super    *pgx.Conn
+	// postmaster is the server's first process; 0 until it is asked for.
+	postmaster int
+	closers    []func() error // run in reverse
 }
 
 func newLab(ctx context.Context, server, profiles string) (l *lab, err error) {
@@ -47,6 +50,7 @@ func newLab(ctx context.Context, server, profiles string) (l *lab, err error) {
 	if err != nil {
 		return l, fmt.Errorf("connect to postgres: %w", err)
 	}
+	l.super = conn
 	l.closers = append(l.closers, func() error { return conn.Close(context.Background()) })
 	name := fmt.Sprintf("onda_bench_%d", os.Getpid())
 	for _, sql := range []string{"DROP DATABASE IF EXISTS " + name + " WITH (FORCE)", "CREATE DATABASE " + name + " TEMPLATE template0"} {

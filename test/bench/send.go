@@ -2,7 +2,11 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"os/exec"
 	"strconv"
 	"strings"
 	"time"
@@ -16,7 +20,7 @@ import (
 )
 
 const (
-	mailCount   = 10_000
+	mailCount   = 20_000
 	connections = 16
 )
 
@@ -54,11 +58,16 @@ func mailDocuments() string {
 // prepareSend measures the way of a mail that is planned: leased, marked, past the gate, rendered with its signed links, handed over, its outcome committed.
 // The reference builds the same mail with go-mail for each recipient and hands it over on as many connections, without any database.
 func prepareSend(ctx context.Context, l *lab) (r rounds, err error) {
-	to, err := startSink(ctx)
+	to, err := startSinkProcess(ctx)
 	if err != nil {
 		return r, err
 	}
 	l.closers = append(l.closers, to.close)
+	bare, err := startBare(ctx)
+	if err != nil {
+		return r, err
+	}
+	l.closers = append(l.closers, bare.close)
 	if err := l.apply(ctx, mailDocuments()); err != nil {
 		return r, err
 	}
@@ -73,45 +82,149 @@ func prepareSend(ctx context.Context, l *lab) (r rounds, err error) {
 	if err := l.refresh(ctx); err != nil {
 		return r, err
 	}
-	err = l.start(ctx, "send", "ONDA_LANE=bulk", "ONDA_SMTP_URL=smtp://"+to.addr().String()+"?tls=none", "ONDA_SMTP_CONNECTIONS="+strconv.Itoa(connections))
+	err = l.start(ctx, "send", "ONDA_LANE=bulk", "ONDA_SMTP_URL=smtp://127.0.0.1:"+strconv.Itoa(to.port)+"?tls=none", "ONDA_SMTP_CONNECTIONS="+strconv.Itoa(connections))
 	if err != nil {
 		return r, err
 	}
 	var ours int64 // size of one of our mails
+	cpu := &beside{name: "CPU of send", unit: "ms a mail", goal: 0.2}
+	server := &beside{name: "CPU of Postgres", unit: "s a 1,000", goal: 1, reference: []float64{0.04}}
+	r.beside = []*beside{cpu, server}
 	r.ours = func(ctx context.Context) (float64, error) {
 		if err := planMails(ctx, l); err != nil {
+			return 0, err
+		}
+		process, err := l.costs(ctx, l.side.cmd.Process.Pid)
+		if err != nil {
 			return 0, err
 		}
 		took, err := l.side.do(task{Until: "SELECT NOT EXISTS (SELECT FROM batch WHERE state = 'open')"})
 		if err != nil {
 			return 0, err
 		}
-		n, size := to.take()
-		ours = size
+		used, err := process()
+		if err != nil {
+			return 0, err
+		}
+		came, err := to.ask()
+		if err != nil {
+			return 0, err
+		}
+		ours = came.Size
 		sent, err := l.one(ctx, "SELECT count(*) FROM delivery WHERE state = 'sent' AND id >> 9 IN (SELECT id FROM batch ORDER BY id DESC LIMIT $1)", (mailCount+delivery.MaxBatch-1)/delivery.MaxBatch)
 		if err != nil {
 			return 0, err
 		}
-		if n != mailCount || sent != mailCount {
-			return 0, fmt.Errorf("%d mails came and %d are recorded as sent, of %d", n, sent, mailCount)
+		if came.Mails != mailCount || sent != mailCount {
+			return 0, fmt.Errorf("%d mails came and %d are recorded as sent, of %d", came.Mails, sent, mailCount)
 		}
+		cpu.ours = append(cpu.ours, used.process/mailCount*1000)
+		server.ours = append(server.ours, used.postgres/mailCount*1000)
 		return mailCount / took.Seconds(), nil
 	}
 	r.reference = func(ctx context.Context) (float64, error) {
-		took, err := bareLoop(ctx, to.addr().Port, mailCount, connections)
+		before, err := cpuOf(bare.cmd.Process.Pid, false)
 		if err != nil {
 			return 0, err
 		}
-		n, size := to.take()
-		if n != mailCount {
-			return 0, fmt.Errorf("%d of %d mails came", n, mailCount)
+		took, err := bare.do(to.port)
+		if err != nil {
+			return 0, err
 		}
-		if size > ours*11/10 || size < ours*9/10 {
-			return 0, fmt.Errorf("its mails have %d bytes, ours %d: that compares nothing", size, ours)
+		after, err := cpuOf(bare.cmd.Process.Pid, false)
+		if err != nil {
+			return 0, err
 		}
+		came, err := to.ask()
+		if err != nil {
+			return 0, err
+		}
+		if came.Mails != mailCount {
+			return 0, fmt.Errorf("%d of %d mails came", came.Mails, mailCount)
+		}
+		if came.Size > ours*11/10 || came.Size < ours*9/10 {
+			return 0, fmt.Errorf("its mails have %d bytes, ours %d: that compares nothing", came.Size, ours)
+		}
+		cpu.reference = append(cpu.reference, (after-before)/mailCount*1000)
 		return mailCount / took.Seconds(), nil
 	}
 	return r, nil
+}
+
+// used is the processor time that something took, in seconds.
+type used struct{ process, postgres float64 }
+
+// costs begins to measure what a process and Postgres use.
+func (l *lab) costs(ctx context.Context, pid int) (func() (used, error), error) {
+	now := func() (u used, err error) {
+		if u.process, err = cpuOf(pid, false); err != nil {
+			return u, err
+		}
+		u.postgres, err = l.postgresCPU(ctx)
+		return u, err
+	}
+	before, err := now()
+	return func() (used, error) {
+		after, err := now()
+		return used{after.process - before.process, after.postgres - before.postgres}, err
+	}, err
+}
+
+// bareProcess is the reference in a process of its own.
+type bareProcess struct {
+	cmd *exec.Cmd
+	in  *json.Encoder
+	raw io.WriteCloser
+	out *json.Decoder
+}
+
+func startBare(ctx context.Context) (*bareProcess, error) {
+	b := &bareProcess{}
+	var err error
+	if b.cmd, b.raw, b.out, err = startSelf(ctx, sideEnv+"=bare"); err != nil {
+		return nil, err
+	}
+	b.in = json.NewEncoder(b.raw)
+	return b, nil
+}
+
+// do has it send mailCount mails to a port of this machine.
+func (b *bareProcess) do(port int) (time.Duration, error) {
+	var r report
+	err := b.in.Encode(port)
+	if err == nil {
+		err = b.out.Decode(&r)
+	}
+	if err == nil && r.Err != "" {
+		err = errors.New(r.Err)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("ask the reference: %w", err)
+	}
+	return time.Duration(r.Seconds * float64(time.Second)), nil
+}
+
+func (b *bareProcess) close() error { return errors.Join(b.raw.Close(), b.cmd.Wait()) }
+
+// serveBare is the reference's process.
+func serveBare(in io.Reader, out io.Writer) error {
+	ports, answers := json.NewDecoder(in), json.NewEncoder(out)
+	for {
+		var port int
+		if err := ports.Decode(&port); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		took, err := bareLoop(context.Background(), port, mailCount, connections)
+		r := report{Seconds: took.Seconds()}
+		if err != nil {
+			r.Err = err.Error()
+		}
+		if err := answers.Encode(r); err != nil {
+			return err
+		}
+	}
 }
 
 // planMails plans the mail to everybody.

@@ -63,30 +63,36 @@ type side struct {
 
 // start starts the process of a function; settings are its environment beside what all have.
 func (l *lab) start(ctx context.Context, name string, settings ...string) error {
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this program: %w", err)
-	}
-	cmd := exec.CommandContext(ctx, self)
-	cmd.Env = append([]string{sideEnv + "=" + name, "ONDA_DATABASE_URL=" + l.poolURL, "K_SINK=" + l.sink, "ONDA_LINK_URL=http://localhost:8080"}, settings...)
+	env := append([]string{sideEnv + "=" + name, "ONDA_DATABASE_URL=" + l.poolURL, "K_SINK=" + l.sink, "ONDA_LINK_URL=http://localhost:8080"}, settings...)
 	if l.profiles != "" {
-		cmd.Env = append(cmd.Env, profileEnv+"="+filepath.Join(l.profiles, name+".pprof"))
+		env = append(env, profileEnv+"="+filepath.Join(l.profiles, name+".pprof"))
 	}
-	cmd.Stderr = os.Stderr
-	s := &side{cmd: cmd}
-	if s.in, err = cmd.StdinPipe(); err != nil {
-		return fmt.Errorf("start %s: %w", name, err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return fmt.Errorf("start %s: %w", name, err)
-	}
-	s.answers = json.NewDecoder(out)
-	if err := cmd.Start(); err != nil {
+	s := &side{}
+	var err error
+	if s.cmd, s.in, s.answers, err = startSelf(ctx, env...); err != nil {
 		return fmt.Errorf("start %s: %w", name, err)
 	}
 	l.side = s
 	return nil
+}
+
+// startSelf starts this program as another process, with nothing but this environment. It is asked on its input, and answers in JSON.
+func startSelf(ctx context.Context, env ...string) (*exec.Cmd, io.WriteCloser, *json.Decoder, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("find this program: %w", err)
+	}
+	cmd := exec.CommandContext(ctx, self)
+	cmd.Env, cmd.Stderr = env, os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return cmd, in, json.NewDecoder(out), cmd.Start()
 }
 
 // do has the process do a task and gives how long it took.

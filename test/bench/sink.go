@@ -4,9 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os/exec"
 	"sync"
 	"sync/atomic"
 )
@@ -107,6 +110,60 @@ func (s *sink) content(r *bufio.Reader) bool {
 		}
 		size += len(line)
 	}
+}
+
+// sinkProcess is a sink in a process of its own, so that what it takes of the processor is nobody else's.
+type sinkProcess struct {
+	cmd  *exec.Cmd
+	in   io.WriteCloser
+	out  *json.Decoder
+	port int
+}
+
+// counts is what came since it was asked before.
+type counts struct{ Port, Mails, Size int64 }
+
+func startSinkProcess(ctx context.Context) (*sinkProcess, error) {
+	s := &sinkProcess{}
+	var err error
+	if s.cmd, s.in, s.out, err = startSelf(ctx, sideEnv+"=sink"); err != nil {
+		return nil, err
+	}
+	c, err := s.ask()
+	if err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	s.port = int(c.Port)
+	return s, nil
+}
+
+func (s *sinkProcess) ask() (c counts, err error) {
+	if _, err = io.WriteString(s.in, "\n"); err == nil {
+		err = s.out.Decode(&c)
+	}
+	if err != nil {
+		return c, fmt.Errorf("ask the sink: %w", err)
+	}
+	return c, nil
+}
+
+func (s *sinkProcess) close() error { return errors.Join(s.in.Close(), s.cmd.Wait()) }
+
+// serveSink is the sink's process: it answers each line with what came.
+func serveSink(in io.Reader, out io.Writer) (err error) {
+	s, err := startSink(context.Background())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	lines, answers := bufio.NewScanner(in), json.NewEncoder(out)
+	for lines.Scan() {
+		mails, size := s.take()
+		if err := answers.Encode(counts{int64(s.addr().Port), mails, size}); err != nil {
+			return err
+		}
+	}
+	return lines.Err()
 }
 
 // take gives how many mails came since the last take, and their mean size in bytes.
