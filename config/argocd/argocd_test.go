@@ -358,6 +358,10 @@ func TestWhatApplicationsDeploy(t *testing.T) {
 		if !ok {
 			t.Errorf("%s: there is no project %s", name, a.Spec.Project)
 		}
+		// Settings have a hash in their names, and are in an earlier wave than what uses them: the old ones must outlive the old revision's last start.
+		if !slices.Contains(a.Spec.SyncPolicy.SyncOptions, "PruneLast=true") {
+			t.Errorf("%s: deletes the settings of what still serves: %v", name, a.Spec.SyncPolicy.SyncOptions)
+		}
 		objects := map[string]bool{}
 		for _, s := range a.sources() {
 			if s.RepoURL != repoURL || !slices.Equal(p.Spec.SourceRepos, []string{repoURL}) {

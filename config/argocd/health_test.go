@@ -180,6 +180,19 @@ func TestHealth(t *testing.T) {
 	}
 }
 
+// TestHealthOfAnUnclaimedHost: Knative says of a host that nobody has claimed that another has it, and makes no claim itself unless it is told to.
+func TestHealthOfAnUnclaimedHost(t *testing.T) {
+	t.Parallel()
+	d := &servingv1beta1.DomainMapping{}
+	d.Generation, d.Status.ObservedGeneration = 1, 1
+	d.Status.InitializeConditions()
+	d.Status.MarkDomainClaimNotOwned()
+	got := run(t, settings(t, "argocd-cm")["resource.customizations.health.serving.knative.dev_DomainMapping"], d)
+	if got.Status != "Degraded" || !strings.HasPrefix(got.Message, "DomainAlreadyClaimed: ") || !strings.HasSuffix(got.Message, "autocreate-cluster-domain-claims is not true in config-network") {
+		t.Errorf("%+v", got)
+	}
+}
+
 // TestHealthIsComplete finds a check for each Knative kind that is deployed anywhere, components included, and no check for anything else.
 func TestHealthIsComplete(t *testing.T) {
 	t.Parallel()

@@ -20,6 +20,9 @@ for _, condition in ipairs(status.conditions) do
     if condition.message ~= nil and condition.message ~= "" then
       health.message = health.message .. ": " .. condition.message
     end
+    if condition.reason == "DomainAlreadyClaimed" then -- what Knative says too where nobody has claimed it
+      health.message = health.message .. ", or autocreate-cluster-domain-claims is not true in config-network"
+    end
   end
 end
 return health
