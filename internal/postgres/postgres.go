@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -67,12 +68,20 @@ type DB struct {
 	only string
 	tick time.Duration
 
+	server atomic.Pointer[server]
+
 	mu      sync.Mutex
 	visits  map[*pgx.Conn]map[string]struct{}
 	pending map[drain]struct{}  // what this process published to and has not drained
 	rungAt  map[drain]time.Time // when it last posted a doorbell from there
 	keys    map[string]cachedKeys
 	numbers map[int32]string
+}
+
+// server is a Postgres that is no standby, and onda.identity() of it.
+type server struct {
+	started  time.Time
+	identity string
 }
 
 // Open checks the configuration and makes a pool that has no connection yet. A malformed URL is an error; a server that is
@@ -90,6 +99,7 @@ func Open(cfg Config) (*DB, error) {
 		keys:    map[string]cachedKeys{},
 		numbers: map[int32]string{},
 	}
+	db.server.Store(&server{}) // of no server: none started in the year 1
 	if db.tick <= 0 {
 		db.tick = time.Minute
 	}
@@ -264,7 +274,13 @@ func (tx *Tx) run(ctx context.Context, f func(ctx context.Context, tx *Tx) error
 
 // enter needs no schema on the search path: it is parsed before the role is set. What a column is called that onda.tenant does not have yet is found in absent, so
 // that this code runs on the shared schema before 0002 too.
-const enter = `SELECT t.number, t.name, t.state, t.schema, t.armed, onda.identity(), t.namespace, t.link_hosts, t.form_hosts,
+//
+// Which server this is costs ten times what the rest does, and cannot change while a server runs, unless it is a standby: so it is asked once for each start of a server,
+// whichever one a pooler leads to.
+const enter = `SELECT t.number, t.name, t.state, t.schema, t.armed,
+       pg_catalog.pg_postmaster_start_time(), pg_catalog.pg_is_in_recovery(),
+       CASE WHEN pg_catalog.pg_postmaster_start_time() = $2 AND NOT pg_catalog.pg_is_in_recovery() THEN '' ELSE onda.identity() END,
+       t.namespace, t.link_hosts, t.form_hosts,
        set_config('onda.offset', t."offset"::text, true) IS NOT NULL,
        pg_catalog.now() + t."offset"
   FROM (SELECT '{}'::text[] AS link_hosts, '{}'::text[] AS form_hosts) AS absent,
@@ -276,12 +292,19 @@ func (tx *Tx) begin(ctx context.Context, tenant string) error {
 	b.Queue("SELECT set_config('role', $1, true)", tenant)
 	var schema int
 	var armed, here string
-	var moved bool
-	b.Queue(enter, tenant).QueryRow(func(row pgx.Row) error {
+	var started time.Time
+	var standby, moved bool
+	known := tx.db.server.Load()
+	b.Queue(enter, tenant, known.started).QueryRow(func(row pgx.Row) error {
 		t := &tx.Tenant
-		return row.Scan(&t.Number, &t.Name, &t.State, &schema, &armed, &here, &t.Namespace, &t.LinkHosts, &t.FormHosts, &moved, &tx.now)
+		return row.Scan(&t.Number, &t.Name, &t.State, &schema, &armed, &started, &standby, &here, &t.Namespace, &t.LinkHosts, &t.FormHosts, &moved, &tx.now)
 	})
 	err := tx.conn.SendBatch(ctx, b).Close()
+	if here == "" {
+		here = known.identity
+	} else if !standby {
+		tx.db.server.Store(&server{started, here})
+	}
 	var pe *pgconn.PgError
 	switch {
 	case errors.Is(err, pgx.ErrNoRows), errors.As(err, &pe) && (pe.Code == "22023" || pe.Code == "42501"):

@@ -19,8 +19,8 @@ import (
 
 // How outcomes are gathered for one statement. While writers are at work, more come together than at least.
 const (
-	recordAtLeast = 64
-	recordWait    = 5 * time.Millisecond
+	recordAtLeast = 100
+	recordWait    = 8 * time.Millisecond
 	recordAgain   = 200 * time.Millisecond
 	writers       = 2 // connections: see Config.MaxConns
 )
