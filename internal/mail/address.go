@@ -25,6 +25,18 @@ func CheckAddress(addr string) error {
 	return err
 }
 
+// plainDomain tells whether a domain is of lower-case letters, digits, hyphens and dots, and says nothing in Punycode: then there is nothing to convert, which costs more than
+// all else about an address.
+func plainDomain(domain string) bool {
+	for i := range len(domain) {
+		c := domain[i]
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '.' {
+			return false
+		}
+	}
+	return !strings.Contains(domain, "--") && !strings.HasSuffix(domain, ".")
+}
+
 // envelopeAddress gives an address as SMTP wants it: its domain in ASCII. Only its local part may then still need SMTPUTF8.
 func envelopeAddress(addr string) (string, error) {
 	bad := func(why string) (string, error) { return "", fmt.Errorf("%w: %s", ErrAddress, why) }
@@ -54,9 +66,12 @@ func envelopeAddress(addr string) (string, error) {
 	if local[0] == '.' || local[len(local)-1] == '.' || strings.Contains(local, "..") {
 		return bad("a dot at the wrong place before the @")
 	}
-	ascii, err := idna.Lookup.ToASCII(domain)
-	if err != nil {
-		return bad("not a domain after the @")
+	ascii := domain
+	if !plainDomain(domain) {
+		var err error
+		if ascii, err = idna.Lookup.ToASCII(domain); err != nil {
+			return bad("not a domain after the @")
+		}
 	}
 	if len(ascii) > 253 {
 		return bad("the domain is too long")

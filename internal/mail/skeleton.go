@@ -241,6 +241,18 @@ func appendQP(dst []byte, text string, column int) ([]byte, int) {
 	const most = 75 // and the = of a soft line break
 	const hex = "0123456789ABCDEF"
 	for i := 0; i < len(text); i++ {
+		// Most of it is letters: as many as the line has room for at once.
+		if column > 0 {
+			end := min(len(text), i+most-column)
+			from := i
+			for i < end && text[i] > ' ' && text[i] <= '~' && text[i] != '=' {
+				i++
+			}
+			dst = append(dst, text[from:i]...)
+			if column += i - from; i == len(text) {
+				break
+			}
+		}
 		c := text[i]
 		if c == '\r' || c == '\n' {
 			if c == '\r' && i+1 < len(text) && text[i+1] == '\n' {

@@ -15,8 +15,8 @@ import (
 	"github.com/onda-run/onda/internal/postgres"
 )
 
-// step is by how many recipients a mark moves at once: half of the window, so that the connections have work while the next mark is on its way.
-const step = delivery.MaxWindow / 2
+// minWindow is how many recipients of a batch are marked and not settled at least, so that the connections have work while the next mark is on its way.
+const minWindow = 8
 
 // retrySoon is when a mail is tried again that was certainly not handed over.
 const retrySoon = time.Minute
@@ -40,7 +40,8 @@ type job struct {
 	mail   *compose.Mail
 }
 
-// run sends the batch. The window slides: a further mark is set as soon as half of the window is settled. Whatever ends it early, what was handed over is waited
+// run sends the batch. The window slides: a further mark is set as soon as half of the window is settled. What is marked and not settled is unknown after a crash: so it
+// is no more than keeps the connections busy. Whatever ends it early, what was handed over is waited
 // for, what was marked and not handed over is put back, and the batch is released.
 func (h *holder) run(ctx context.Context, w *worker) error {
 	var queue []job // marked, not handed over
@@ -49,13 +50,24 @@ func (h *holder) run(ctx context.Context, w *worker) error {
 	if h.broken == nil {
 		stop = h.lane.probe(ctx)
 	}
+	window := h.lane.window()
+	starved, ample := 0, 0 // marks that came too late for the connections, and sooner than they had to
+	defer func() { h.lane.learn(window, starved, ample) }()
 	renew := time.NewTicker(max(h.lane.cfg.Lease/4, 10*time.Millisecond))
 	defer renew.Stop()
 	for {
 		if stop == nil {
 			stop = h.mayGoOn(ctx, w)
 		}
-		if stop == nil && h.lease.Mark < h.lease.Size() && unsettled <= delivery.MaxWindow-step {
+		if step := window / 2; stop == nil && h.lease.Mark < h.lease.Size() && unsettled <= window-step {
+			switch {
+			case unsettled == 0: // the first
+			case len(queue) == 0:
+				starved++
+				window = min(2*window, delivery.MaxWindow)
+			default:
+				ample++
+			}
 			jobs, err := h.advance(ctx, min(h.lease.Mark+step, h.lease.Size()))
 			if err != nil {
 				stop = err

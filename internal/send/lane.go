@@ -44,6 +44,18 @@ type lane struct {
 	stop  chan struct{}
 	done  sync.WaitGroup
 	good  atomic.Int64 // unix nanoseconds of the relay's last answer
+	wide  atomic.Int32 // the window that batches begin with
+}
+
+// window is how many recipients of a batch may be marked and not settled, to begin with.
+func (l *lane) window() int { return max(minWindow, int(l.wide.Load())) }
+
+// learn takes what became of a window: the next batch begins with one that had work for the connections, and with half of one that had more than that.
+func (l *lane) learn(window, starved, ample int) {
+	if starved == 0 && ample > 0 {
+		window /= 2
+	}
+	l.wide.Store(int32(window))
 }
 
 func newLane(number int, cfg Config, relay mail.Relay, db *postgres.DB, composer *compose.Composer, rt *fn.Runtime, outcomes metric.Int64Counter) *lane {
