@@ -12,5 +12,6 @@ if [ -z "${ONDA_BENCH_DATABASE_URL:-}" ]; then
   ONDA_BENCH_DATABASE_URL=$(scripts/postgres.sh start)
   export ONDA_BENCH_DATABASE_URL
 fi
+if [[ -z ${ONLY:-} || $ONLY == *postfix* ]]; then need_smtp_sink; fi
 go build -o bin/bench ./test/bench
 bin/bench "$@"

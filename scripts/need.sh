@@ -53,3 +53,19 @@ need_postgres() {
 need_chromium() {
   command -v chromium >/dev/null || command -v google-chrome >/dev/null || need_packages 'Chromium, for tests of pages' chromium
 }
+
+# need_smtp_sink sets SMTP_SINK: Debian's package is unpacked and not installed, since that would start a mail server.
+need_smtp_sink() {
+  SMTP_SINK=$(command -v smtp-sink || true)
+  if [ -z "$SMTP_SINK" ]; then
+    local dir=$PWD/.onda/postfix
+    if [ ! -x "$dir/usr/sbin/smtp-sink" ]; then
+      echo "unpacking Postfix's smtp-sink from Debian"
+      mkdir -p "$dir" && (cd "$dir" && apt-get download -qq postfix >/dev/null 2>&1 && dpkg-deb -x postfix_*.deb . && rm postfix_*.deb) ||
+        { echo "smtp-sink is missing and could not be had: run sudo apt-get update, or install Postfix" >&2; exit 1; }
+    fi
+    SMTP_SINK=$dir/usr/sbin/smtp-sink
+    export LD_LIBRARY_PATH=$dir/usr/lib/postfix${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+  fi
+  export SMTP_SINK
+}

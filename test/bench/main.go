@@ -63,6 +63,7 @@ func (b *beside) line() string {
 func paths() []path {
 	return []path{
 		{name: "send", unit: "mails/s", goal: 4, prepare: prepareSend},
+		{name: "send-postfix", unit: "mails/s", goal: 2.5, prepare: prepareSendPostfix},
 		{name: "track", unit: "hits/s", goal: 1, prepare: prepareTrack},
 		{name: "segment", unit: "contacts/s", goal: 0.3, prepare: prepareSegment},
 		{name: "campaign", unit: "recipients/s", goal: 1, prepare: prepareCampaign},

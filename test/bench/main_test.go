@@ -51,7 +51,7 @@ func TestLine(t *testing.T) {
 
 func TestChoose(t *testing.T) {
 	t.Parallel()
-	for only, want := range map[string]string{"": "send track segment campaign", "track": "track", "campaign, send": "campaign send"} {
+	for only, want := range map[string]string{"": "send send-postfix track segment campaign", "track": "track", "campaign, send": "campaign send"} {
 		got, err := choose(paths(), only)
 		var names []string
 		for _, p := range got {

@@ -9,9 +9,12 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"os/exec"
+	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // sink is an SMTP server that takes every mail, counts it and forgets it, as cheaply as can be: it reads lines, and looks at their first letter.
@@ -164,6 +167,49 @@ func serveSink(in io.Reader, out io.Writer) (err error) {
 		}
 	}
 	return lines.Err()
+}
+
+// startPostfixSink starts the smtp-sink that SMTP_SINK names; make bench gets it from Debian.
+func startPostfixSink(ctx context.Context) (port int, end func() error, err error) {
+	program := os.Getenv("SMTP_SINK")
+	if program == "" {
+		return 0, nil, errors.New("SMTP_SINK: is not set: it names Postfix's smtp-sink; make bench does it")
+	}
+	free, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, nil, fmt.Errorf("look for a port: %w", err)
+	}
+	port = free.Addr().(*net.TCPAddr).Port
+	if err := free.Close(); err != nil {
+		return 0, nil, err
+	}
+	at := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	args := []string{at, "1000"}
+	if os.Geteuid() == 0 {
+		args = append([]string{"-u", "nobody"}, args...) // it refuses to be root
+	}
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		return 0, nil, fmt.Errorf("start smtp-sink: %w", err)
+	}
+	end = func() error {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // killed
+		return nil
+	}
+	for range 100 { // it says nowhere that it listens
+		c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", at)
+		if err == nil {
+			return port, end, c.Close()
+		}
+		select {
+		case <-ctx.Done():
+			return 0, nil, errors.Join(ctx.Err(), end())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return 0, nil, errors.Join(errors.New("smtp-sink does not listen"), end())
 }
 
 // take gives how many mails came since the last take, and their mean size in bytes.
