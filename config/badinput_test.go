@@ -103,6 +103,22 @@ func testBadInput(t *testing.T, all map[string]rendering) {
 		"a network that is shut": {
 			rabbit, "config/components/network-policy/policy.yaml", "port: 5432", "port: 5433", []string{"the network policies do not let it reach Postgres (outside, port 5432)"},
 		},
+		"a broker that the other ring cannot reach": {
+			rabbit, "config/components/network-policy/policy.yaml", "onda.run/functions: \"true\"\n          podSelector:\n            matchLabels:\n              eventing", "onda.run/ring: own\n          podSelector:\n            matchLabels:\n              eventing",
+			[]string{"Service send: the network policies do not let it reach K_SINK (namespace onda-elsewhere, port 8080)"},
+		},
+		"a broker that anybody reaches": {
+			rabbit, "config/components/network-policy/policy.yaml", "- podSelector: {}\n        - namespaceSelector", "- namespaceSelector: {}\n        - namespaceSelector",
+			[]string{rabbit + ": the network policies let a pod of no ring (namespace shop) reach the broker's ingress: true, want false"},
+		},
+		"a program that could pass for another tenant": {
+			oidc, "config/components/network-policy/policy.yaml", "port: 8443", "port: 8081",
+			[]string{oidc + ": the network policies let a tenant's own program reach the ingress (namespace ingress, port 8081)"},
+		},
+		"programs that nothing guards": {
+			oidc, "config/components/network-policy/policy.yaml", "operator: NotIn, values: [onda]", "operator: In, values: [onda]",
+			[]string{"the network policies let a tenant's own program reach Postgres (outside, port 5432)", "reach K_SINK (namespace knative-eventing, port 8080)"},
+		},
 		"pods that nothing guards": {
 			rabbit, "config/components/network-policy/policy.yaml", "app.kubernetes.io/part-of: onda", "app.kubernetes.io/part-of: ondas", []string{"no network policy is about its pods"},
 		},

@@ -384,14 +384,23 @@ type class struct {
 	sink string
 	// attributes is set where it only knows spec.filter, and spec.filters would let everything through.
 	attributes bool
+	// pods are the labels of those that events are published to.
+	pods labels.Set
 }
 
 func classes() map[string]class {
+	ingress := labels.Set{"eventing.knative.dev/brokerRole": "ingress"}
 	return map[string]class{
-		"MTChannelBasedBroker": {config: "ConfigMap", sink: "http://broker-ingress.knative-eventing.svc.cluster.local/{namespace}/onda"},
-		"Kafka":                {config: "ConfigMap", sink: "http://kafka-broker-ingress.knative-eventing.svc.cluster.local/{namespace}/onda"},
-		"NatsJetStreamBroker":  {sink: "http://nats-broker-ingress.knative-eventing.svc.cluster.local/{namespace}/onda"},
-		"RabbitMQBroker":       {config: "RabbitmqBrokerConfig", sink: "http://onda-broker-ingress.{namespace}.svc.cluster.local", attributes: true},
+		"MTChannelBasedBroker": {config: "ConfigMap", sink: "http://broker-ingress.knative-eventing.svc.cluster.local/{namespace}/onda", pods: ingress},
+		"Kafka": {
+			config: "ConfigMap", sink: "http://kafka-broker-ingress.knative-eventing.svc.cluster.local/{namespace}/onda",
+			pods: labels.Set{"app.kubernetes.io/component": "kafka-broker-receiver"},
+		},
+		"NatsJetStreamBroker": {sink: "http://nats-broker-ingress.knative-eventing.svc.cluster.local/{namespace}/onda", pods: ingress},
+		"RabbitMQBroker": {
+			config: "RabbitmqBrokerConfig", sink: "http://onda-broker-ingress.{namespace}.svc.cluster.local", attributes: true,
+			pods: labels.Set{"eventing.knative.dev/brokerRole": "ingress", "eventing.knative.dev/broker": "onda"},
+		},
 	}
 }
 

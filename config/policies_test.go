@@ -1,9 +1,12 @@
 package config_test
 
 import (
+	"maps"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
+	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -18,7 +21,8 @@ import (
 )
 
 // policies looks at network policies as a cluster's network would: that they are about every function, and let through what a function needs, which is all
-// that the settings name in the cluster, names, Postgres and the relay; and Knative and the ingress in.
+// that the settings name in the cluster, names, Postgres and the relay; and Knative and the ingress in. And that a tenant's own program, which is any other pod of the
+// namespace, gets nowhere where it could pass for another tenant.
 func (c *checker) policies() {
 	var all []*networkingv1.NetworkPolicy
 	for _, p := range manifest.Of[*networkingv1.NetworkPolicy](c.objects) {
@@ -28,65 +32,167 @@ func (c *checker) policies() {
 		return
 	}
 	for at, s := range manifest.Of[*servingv1.Service](c.objects) {
-		pod := labels.Set(s.Spec.Template.Labels)
-		in, out := selecting(all, networkingv1.PolicyTypeIngress, pod), selecting(all, networkingv1.PolicyTypeEgress, pod)
-		if len(in) == 0 || len(out) == 0 {
-			c.add(at, "no network policy is about its pods (labels %v): select them in config/components/network-policy", pod)
+		pod := peer{namespace: c.namespace, of: c.labels(), pod: s.Spec.Template.Labels}
+		if len(selecting(all, networkingv1.PolicyTypeIngress, pod)) == 0 || len(selecting(all, networkingv1.PolicyTypeEgress, pod)) == 0 {
+			c.add(at, "no network policy is about its pods (labels %v): select them in config/components/network-policy", pod.pod)
 			continue
 		}
-		for _, from := range []string{"knative-serving", "knative-eventing"} {
-			if !slices.ContainsFunc(in, func(p *networkingv1.NetworkPolicy) bool { return c.entersFrom(p, from) }) {
-				c.add(at, "the network policies let nothing in from %s, which has its requests", from)
+		for _, from := range []peer{{what: "Knative", namespace: "knative-serving"}, {what: "the broker", namespace: "knative-eventing"}, publicIngress(8080)} {
+			if !enters(all, from, pod) {
+				c.add(at, "the network policies let nothing in from %s (%s), which has its requests", from.what, from)
 			}
 		}
 		for _, to := range c.destinations() {
-			if !slices.ContainsFunc(out, func(p *networkingv1.NetworkPolicy) bool { return c.leavesTo(p, to) }) {
+			if !leaves(all, pod, to) {
 				c.add(at, "the network policies do not let it reach %s (%s): add that to config/components/network-policy", to.what, to)
 			}
 		}
 	}
+	c.programs(all)
 }
 
-// destination is where a function has to get: a namespace, or outside.
-type destination struct {
+// programs holds a pod that is none of Onda's, and what else is in the cluster, to what they may reach.
+func (c *checker) programs(all []*networkingv1.NetworkPolicy) {
+	program := peer{what: "a program", namespace: c.namespace, of: c.labels(), pod: labels.Set{"app": "shop"}}
+	for _, to := range []peer{{what: "names", namespace: "kube-system", port: 53}, publicIngress(8080), {what: "another program", namespace: c.namespace, of: c.labels(), port: 8080}} {
+		if !leaves(all, program, to) {
+			c.add(c, "the network policies do not let a tenant's own program reach %s (%s): add that to config/components/network-policy", to.what, to)
+		}
+	}
+	brokers, elsewhere := c.brokerPods(c.namespace), c.brokerPods(otherRing)
+	for _, to := range slices.Concat(elsewhere, []peer{
+		{what: "Knative", namespace: "knative-serving", port: 8012}, publicIngress(8081), {what: "another ring", namespace: otherRing, of: c.labels(), port: 8012},
+		{what: "Postgres", port: 5432}, {what: "a relay", port: 587},
+	}) {
+		if leaves(all, program, to) {
+			c.add(c, "the network policies let a tenant's own program reach %s (%s), where it could pass for another tenant: see programs-out in config/components/network-policy", to.what, to)
+		}
+	}
+	function := peer{what: "another ring's function", namespace: otherRing, of: c.labels(), pod: labels.Set{"app.kubernetes.io/part-of": "onda"}}
+	outsider := peer{what: "a pod of no ring", namespace: "shop", pod: function.pod}
+	for _, broker := range brokers {
+		if broker.namespace != c.namespace {
+			continue // the cell's: see TestSharedBrokers
+		}
+		for _, from := range []struct {
+			peer
+			want bool
+		}{{program, true}, {function, true}, {peer{what: "a source", namespace: "knative-eventing"}, true}, {outsider, false}, {peer{what: "another tenant's program", namespace: otherRing, of: c.labels(), pod: program.pod}, false}} {
+			if enters(all, from.peer, broker) != from.want {
+				c.add(c, "the network policies let %s (%s) reach the broker's ingress: %t, want %t: see broker-in in config/components/network-policy", from.what, from, !from.want, from.want)
+			}
+		}
+	}
+}
+
+// TestSharedBrokers holds what a cell adds to knative-eventing to who may publish on a broker that namespaces share: functions and sources.
+func TestSharedBrokers(t *testing.T) {
+	t.Parallel()
+	const file = "config/components/network-policy/broker-in.yaml"
+	text, err := os.ReadFile("../" + file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects, err := manifest.Read(file, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []*networkingv1.NetworkPolicy
+	for _, p := range manifest.Of[*networkingv1.NetworkPolicy](objects) {
+		all = append(all, p)
+	}
+	rings, function := labels.Set{"onda.run/functions": "true"}, labels.Set{"app.kubernetes.io/part-of": "onda"}
+	for class, of := range classes() {
+		if strings.Contains(of.sink, ".{namespace}.") {
+			continue
+		}
+		broker := peer{namespace: "knative-eventing", pod: of.pods, port: 8080}
+		for name, from := range map[string]struct {
+			peer
+			want bool
+		}{
+			"a function":                   {peer{namespace: "onda", of: rings, pod: function}, true},
+			"a source":                     {peer{namespace: "knative-eventing"}, true},
+			"a dedicated tenant's program": {peer{namespace: "tenant-corvo", of: rings, pod: labels.Set{"app": "shop"}}, false},
+			"a pod of no ring":             {peer{namespace: "shop", pod: function}, false},
+		} {
+			if enters(all, from.peer, broker) != from.want {
+				t.Errorf("%s reaches the ingress of %s: %t, want %t", name, class, !from.want, from.want)
+			}
+		}
+	}
+}
+
+// otherRing is another namespace with functions.
+const otherRing = "onda-elsewhere"
+
+// peer is one end of a connection: a pod of a namespace, or, without one, an address outside the cluster. port is the pod's, where it is asked.
+type peer struct {
 	what, namespace string
+	of, pod         labels.Set // the namespace's labels, and the pod's
 	port            int
 }
 
-func (d destination) String() string {
-	if d.namespace == "" {
-		return "outside, port " + itoa(d.port)
+func (p peer) String() string {
+	if p.namespace == "" {
+		return "outside, port " + itoa(p.port)
 	}
-	return "namespace " + d.namespace + ", port " + itoa(d.port)
+	if p.port == 0 {
+		return "namespace " + p.namespace
+	}
+	return "namespace " + p.namespace + ", port " + itoa(p.port)
+}
+
+// publicIngress is a port of the pods of the cluster's ingress.
+func publicIngress(port int) peer {
+	return peer{what: "the ingress", namespace: "ingress", of: labels.Set{"onda.run/ingress": "true"}, port: port}
+}
+
+// labels are those of the entry's namespace.
+func (c *checker) labels() labels.Set {
+	for ns := range manifest.Of[*corev1.Namespace](c.objects) {
+		return ns.GetLabels()
+	}
+	return nil
 }
 
 // destinations are those of the settings, and what each function needs besides.
-func (c *checker) destinations() []destination {
-	all := []destination{
-		{"names", "kube-system", 53}, {"Postgres", "", 5432}, {"a relay", "", 25}, {"a relay", "", 465}, {"a relay", "", 587},
+func (c *checker) destinations() []peer {
+	all := []peer{
+		{what: "names", namespace: "kube-system", port: 53}, {what: "Postgres", port: 5432}, {what: "a relay", port: 25}, {what: "a relay", port: 465},
+		{what: "a relay", port: 587},
 	}
-	for _, setting := range []string{"K_SINK", "OTEL_EXPORTER_OTLP_ENDPOINT"} {
-		u, err := url.Parse(strings.ReplaceAll(c.setting(setting), "{namespace}", c.namespace))
-		if err != nil {
-			c.add(c, "%s: %v", setting, err)
-			continue
-		}
-		if host, ok := strings.CutSuffix(u.Hostname(), ".svc.cluster.local"); ok {
-			d := destination{what: setting, port: 80}
-			_, d.namespace, _ = strings.Cut(host, ".")
-			if u.Port() != "" {
-				d.port = atoi(u.Port())
-			}
-			all = append(all, d)
-		}
+	if u, err := url.Parse(c.setting("OTEL_EXPORTER_OTLP_ENDPOINT")); err != nil {
+		c.add(c, "OTEL_EXPORTER_OTLP_ENDPOINT: %v", err)
+	} else if host, ok := strings.CutSuffix(u.Hostname(), ".svc.cluster.local"); ok {
+		_, namespace, _ := strings.Cut(host, ".")
+		all = append(all, peer{what: "OTEL_EXPORTER_OTLP_ENDPOINT", namespace: namespace, port: atoi(u.Port())})
 	}
-	return all
+	// A doorbell goes to the broker of the tenant's ring, whichever ring has the request.
+	return append(all, append(c.brokerPods(c.namespace), c.brokerPods(otherRing)...)...)
 }
 
-func selecting(all []*networkingv1.NetworkPolicy, of networkingv1.PolicyType, pod labels.Set) []*networkingv1.NetworkPolicy {
+// brokerPods are where K_SINK leads for a tenant of a namespace.
+func (c *checker) brokerPods(namespace string) []peer {
+	for _, of := range classes() {
+		if of.sink != c.setting("K_SINK") {
+			continue
+		}
+		p := peer{what: "K_SINK", pod: of.pods, port: 8080}
+		host, _, _ := strings.Cut(strings.TrimPrefix(strings.ReplaceAll(of.sink, "{namespace}", namespace), "http://"), ".svc.")
+		if _, p.namespace, _ = strings.Cut(host, "."); p.namespace == namespace {
+			p.of = c.labels()
+		}
+		return []peer{p}
+	}
+	return nil
+}
+
+// selecting are the policies of a type that are about a pod.
+func selecting(all []*networkingv1.NetworkPolicy, of networkingv1.PolicyType, pod peer) []*networkingv1.NetworkPolicy {
 	var found []*networkingv1.NetworkPolicy
 	for _, p := range all {
-		if slices.Contains(p.Spec.PolicyTypes, of) && matches(&p.Spec.PodSelector, pod) {
+		if p.Namespace == pod.namespace && slices.Contains(p.Spec.PolicyTypes, of) && matches(&p.Spec.PodSelector, pod.pod) {
 			found = append(found, p)
 		}
 	}
@@ -98,39 +204,42 @@ func matches(selector *metav1.LabelSelector, set labels.Set) bool {
 	return err == nil && s.Matches(set)
 }
 
-func (c *checker) entersFrom(p *networkingv1.NetworkPolicy, namespace string) bool {
-	for _, rule := range p.Spec.Ingress {
-		if len(rule.Ports) == 0 && c.peers(rule.From, namespace) {
-			return true
-		}
-	}
-	return false
+// enters tells whether policies let a connection into a pod: any does, or none is about it.
+func enters(all []*networkingv1.NetworkPolicy, from, to peer) bool {
+	about := selecting(all, networkingv1.PolicyTypeIngress, to)
+	return len(about) == 0 || slices.ContainsFunc(about, func(p *networkingv1.NetworkPolicy) bool {
+		return slices.ContainsFunc(p.Spec.Ingress, func(rule networkingv1.NetworkPolicyIngressRule) bool {
+			return onPort(rule.Ports, to.port) && from.isOf(rule.From, p.Namespace)
+		})
+	})
 }
 
-func (c *checker) leavesTo(p *networkingv1.NetworkPolicy, to destination) bool {
-	for _, rule := range p.Spec.Egress {
-		open := len(rule.Ports) == 0
-		for _, port := range rule.Ports {
-			open = open || port.Port != nil && port.Port.IntValue() == to.port
-		}
-		if open && c.peers(rule.To, to.namespace) {
-			return true
-		}
-	}
-	return false
+// leaves tells whether policies let a connection out of a pod.
+func leaves(all []*networkingv1.NetworkPolicy, from, to peer) bool {
+	about := selecting(all, networkingv1.PolicyTypeEgress, from)
+	return len(about) == 0 || slices.ContainsFunc(about, func(p *networkingv1.NetworkPolicy) bool {
+		return slices.ContainsFunc(p.Spec.Egress, func(rule networkingv1.NetworkPolicyEgressRule) bool {
+			return onPort(rule.Ports, to.port) && to.isOf(rule.To, p.Namespace)
+		})
+	})
 }
 
-// peers tells whether a rule is about a namespace, or, without one, about what is outside.
-func (c *checker) peers(peers []networkingv1.NetworkPolicyPeer, namespace string) bool {
-	set := labels.Set{"kubernetes.io/metadata.name": namespace}
-	return len(peers) == 0 || slices.ContainsFunc(peers, func(p networkingv1.NetworkPolicyPeer) bool {
-		switch {
-		case p.IPBlock != nil:
-			return namespace == ""
-		case p.NamespaceSelector == nil:
-			return namespace == c.namespace
+func onPort(ports []networkingv1.NetworkPolicyPort, port int) bool {
+	return len(ports) == 0 || slices.ContainsFunc(ports, func(p networkingv1.NetworkPolicyPort) bool { return p.Port != nil && p.Port.IntValue() == port })
+}
+
+// isOf tells whether a policy's peers, as seen from its namespace, have this one among them.
+func (p peer) isOf(peers []networkingv1.NetworkPolicyPeer, own string) bool {
+	of := labels.Set{"kubernetes.io/metadata.name": p.namespace}
+	maps.Copy(of, p.of)
+	return len(peers) == 0 || slices.ContainsFunc(peers, func(rule networkingv1.NetworkPolicyPeer) bool {
+		if rule.IPBlock != nil || p.namespace == "" {
+			return rule.IPBlock != nil && p.namespace == ""
 		}
-		return namespace != "" && matches(p.NamespaceSelector, set)
+		if rule.NamespaceSelector == nil && p.namespace != own || rule.NamespaceSelector != nil && !matches(rule.NamespaceSelector, of) {
+			return false
+		}
+		return rule.PodSelector == nil || matches(rule.PodSelector, p.pod)
 	})
 }
 

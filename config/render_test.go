@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sync/errgroup"
+	servingv1beta1 "knative.dev/serving/pkg/apis/serving/v1beta1"
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 	"sigs.k8s.io/yaml"
@@ -253,6 +254,10 @@ func TestBlueprint(t *testing.T) {
 		t.Parallel()
 		testOneSink(t, all)
 	})
+	t.Run("OwnHosts", func(t *testing.T) {
+		t.Parallel()
+		testOwnHosts(t, all)
+	})
 	t.Run("README", func(t *testing.T) {
 		t.Parallel()
 		testREADME(t, all)
@@ -363,5 +368,36 @@ func testOneSink(t *testing.T, all map[string]rendering) {
 		if len(of) != 1 {
 			t.Errorf("rings and sandboxes of %s publish to different brokers: compose one broker component in all of them: %v", region, of)
 		}
+	}
+}
+
+// testOwnHosts holds rings and dedicated tenants to hosts of their own: Knative gives a host to one namespace of a cluster, and links that lead to another ring show
+// nothing of the canary. A sandbox has the pool's.
+func testOwnHosts(t *testing.T, all map[string]rendering) {
+	t.Helper()
+	taken := map[string]string{} // by host, the entry
+	for _, dir := range slices.Sorted(maps.Keys(all)) {
+		r := all[dir]
+		if r.part || r.pool != "" || strings.HasPrefix(dir, "config/testdata/") {
+			continue
+		}
+		hosts := map[string]bool{}
+		for d := range manifest.Of[*servingv1beta1.DomainMapping](r.objects) {
+			hosts[d.GetName()] = true
+		}
+		for _, setting := range []string{"ONDA_LINK_URL", "ONDA_FORM_URL"} {
+			if _, host, ok := strings.Cut(r.setting(setting), "://"); ok {
+				hosts[host] = true
+			}
+		}
+		for _, host := range slices.Sorted(maps.Keys(hosts)) {
+			if taken[host] != "" {
+				t.Errorf("%s is a host of %s and of %s: give each its own", host, taken[host], dir)
+			}
+			taken[host] = dir
+		}
+	}
+	if len(taken) == 0 {
+		t.Error("there are no hosts")
 	}
 }

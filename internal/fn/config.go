@@ -25,7 +25,7 @@ type Config struct {
 	Sink string `env:"K_SINK"`
 	// Token is the file with the token that is shown to the broker which it is for, and to nobody else; it need not be there. Knative's SinkBinding mounts it.
 	Token string `env:"ONDA_OIDC_TOKEN, default=/oidc/token"`
-	// Drain is how long requests may go on after SIGTERM. It must be shorter than the pod's grace period, which is the service's timeoutSeconds.
+	// Drain is how long requests may go on after SIGTERM. On Knative that comes after 30 s without a request, and the pod has the service's timeoutSeconds for both.
 	Drain time.Duration `env:"ONDA_DRAIN, default=8s"`
 	// Log is the form of the log: "json", "console", or "auto" for console on a terminal.
 	Log string `env:"ONDA_LOG, default=auto"`
