@@ -104,7 +104,7 @@ func (c emailTestCmd) Run(ctx context.Context, s *session) error {
 	if s.env("ONDA_SMTP_URL") == "" {
 		return errors.New("ONDA_SMTP_URL is not set: it is the relay, such as smtp://user:password@relay.example.com:587?tls=starttls")
 	}
-	relay, err := mail.ParseURL(s.env("ONDA_SMTP_URL"))
+	relays, err := mail.ParseURLs(s.env("ONDA_SMTP_URL"))
 	if err != nil {
 		return fmt.Errorf("ONDA_SMTP_URL: %w", err)
 	}
@@ -131,7 +131,7 @@ func (c emailTestCmd) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	pool := mail.NewPool(relay, mail.PoolConfig{Size: 1, MessageLimit: 30 * time.Second})
+	pool := mail.NewPool(relays, mail.PoolConfig{Size: 1, MessageLimit: 30 * time.Second})
 	defer func() { _ = pool.Close(context.WithoutCancel(ctx)) }()
 	res := pool.Send(ctx, envelope, body)
 	if err := outcome(res); err != nil {

@@ -66,6 +66,7 @@ type Conn struct {
 	opened time.Time
 	used   time.Time
 	sent   int // messages tried
+	to     *destination
 
 	pipelining, eightBit, utf8 bool
 

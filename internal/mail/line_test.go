@@ -50,7 +50,7 @@ func TestLineTellsWhatBecameOfEach(t *testing.T) {
 				if err != nil {
 					r.Fatal(err)
 				}
-				p := mail.NewPool(relay, mail.PoolConfig{Size: 2, MaxMessages: rapid.IntRange(1, 8).Draw(r, "messages on a connection")})
+				p := mail.NewPool([]mail.Relay{relay}, mail.PoolConfig{Size: 2, MaxMessages: rapid.IntRange(1, 8).Draw(r, "messages on a connection")})
 				line := p.Line()
 				drawn := rapid.SliceOfN(rapid.IntRange(0, len(fates)-1), 1, 12).Draw(r, "fates")
 				out := make([]*mail.Outgoing, len(drawn))
@@ -113,7 +113,7 @@ func TestLineOpensAhead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := mail.NewPool(relay, mail.PoolConfig{Size: 1})
+	p := mail.NewPool([]mail.Relay{relay}, mail.PoolConfig{Size: 1})
 	line := p.Line()
 	one := &mail.Outgoing{Envelope: mail.Envelope{From: sender, To: "one@example.com"}, Content: content}
 	two := &mail.Outgoing{Envelope: mail.Envelope{From: sender, To: "two@example.com"}, Content: content}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 )
@@ -20,20 +21,30 @@ type PoolConfig struct {
 // ErrPoolClosed is what Get answers after Close.
 var ErrPoolClosed = errors.New("mail pool is closed")
 
-// Pool keeps connections to one relay. It is lazy: the first Get dials. Safe for concurrent use.
+// awayFor is how long a relay to which no connection could be made is passed over, while there are others.
+const awayFor = 10 * time.Second
+
+// Pool keeps connections to a relay, or to several by their weights; while one is away the others take its part. It is lazy: the first Get dials. Safe for concurrent use.
 type Pool struct {
-	relay  Relay
 	config PoolConfig
 	slots  chan struct{} // one for each connection that is out
 
 	mu     sync.Mutex
-	idle   []*Conn // the last used is last
+	relays []*destination
 	closed bool
 	done   chan struct{} // closed by Close, for those who wait
 }
 
-// NewPool makes a pool; it connects nowhere yet.
-func NewPool(relay Relay, config PoolConfig) *Pool {
+// destination is a relay of a pool.
+type destination struct {
+	Relay
+	idle  []*Conn // the last used is last
+	until time.Time
+	turn  int // by how much it is due: see choose
+}
+
+// NewPool makes a pool of at least one relay; it connects nowhere yet.
+func NewPool(relays []Relay, config PoolConfig) *Pool {
 	if config.Size < 1 {
 		config.Size = 4
 	}
@@ -49,7 +60,11 @@ func NewPool(relay Relay, config PoolConfig) *Pool {
 	if config.MaxIdle <= 0 {
 		config.MaxIdle = 20 * time.Second
 	}
-	return &Pool{relay: relay, config: config, slots: make(chan struct{}, config.Size), done: make(chan struct{})}
+	p := &Pool{config: config, slots: make(chan struct{}, config.Size), done: make(chan struct{})}
+	for _, r := range relays {
+		p.relays = append(p.relays, &destination{Relay: r})
+	}
+	return p
 }
 
 // Get gives a connection, waiting while all are out. An error matches ErrRelayAway when none could be made, ErrPoolClosed, or
@@ -65,15 +80,7 @@ func (p *Pool) Get(ctx context.Context) (*Conn, error) {
 	case <-ctx.Done():
 		return nil, fmt.Errorf("get mail connection: %w", ctx.Err())
 	}
-	c, stale, err := p.take()
-	for _, s := range stale {
-		_ = s.Close()
-	}
-	if err == nil && c == nil {
-		if c, err = Dial(ctx, p.relay); err == nil {
-			c.SetMessageLimit(p.config.MessageLimit)
-		}
-	}
+	c, err := p.connect(ctx)
 	if err != nil {
 		<-p.slots
 		return nil, err
@@ -81,22 +88,120 @@ func (p *Pool) Get(ctx context.Context) (*Conn, error) {
 	return c, nil
 }
 
-// take gives the connection used last, if it still serves, and those that do not any more.
-func (p *Pool) take() (c *Conn, stale []*Conn, err error) {
+// connect takes a connection, or makes one, to the relay whose turn it is; to another where that one is away.
+func (p *Pool) connect(ctx context.Context) (*Conn, error) {
+	var errs []error
+	tried := map[*destination]bool{}
+	for {
+		d, c, stale, err := p.take(tried)
+		for _, s := range stale {
+			_ = s.Close()
+		}
+		switch {
+		case err != nil:
+			return nil, err
+		case d == nil:
+			return nil, errors.Join(errs...)
+		case c != nil:
+			return c, nil
+		}
+		if c, err = Dial(ctx, d.Relay); err == nil {
+			c.SetMessageLimit(p.config.MessageLimit)
+			c.to = d
+			p.mu.Lock()
+			d.until = time.Time{}
+			p.mu.Unlock()
+			return c, nil
+		}
+		errs, tried[d] = append(errs, err), true
+		if ctx.Err() == nil { // else it had no time
+			p.passOver(d)
+		}
+	}
+}
+
+func (p *Pool) passOver(d *destination) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d.until = time.Now().Add(awayFor)
+}
+
+// take gives the relay whose turn it is, nil when all were tried, and its connection used last, if one still serves; and those that do not any more.
+func (p *Pool) take(tried map[*destination]bool) (d *destination, c *Conn, stale []*Conn, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		return nil, nil, ErrPoolClosed
+		return nil, nil, nil, ErrPoolClosed
 	}
-	for len(p.idle) > 0 {
-		last := p.idle[len(p.idle)-1]
-		p.idle = p.idle[:len(p.idle)-1]
+	if d = p.choose(tried); d == nil {
+		return nil, nil, nil, nil
+	}
+	for len(d.idle) > 0 {
+		last := d.idle[len(d.idle)-1]
+		d.idle = d.idle[:len(d.idle)-1]
 		if !p.worn(last) && time.Since(last.used) < p.config.MaxIdle {
-			return last, stale, nil
+			return d, last, stale, nil
 		}
 		stale = append(stale, last)
 	}
-	return nil, stale, nil
+	return d, nil, stale, nil
+}
+
+// choose picks among relays by weighted turns: each is due by its weight more at each turn, and the one that is picked by all weights less. Those that are away come after
+// those that are not, standbys after all others.
+func (p *Pool) choose(tried map[*destination]bool) *destination {
+	now := time.Now()
+	for _, fits := range []func(*destination) bool{
+		func(d *destination) bool { return d.Weight > 0 && !now.Before(d.until) },
+		func(d *destination) bool { return d.Weight == 0 && !now.Before(d.until) },
+		func(*destination) bool { return true },
+	} {
+		var best *destination
+		sum := 0
+		for _, d := range p.relays {
+			if tried[d] || !fits(d) {
+				continue
+			}
+			weight := max(d.Weight, 1)
+			sum += weight
+			if d.turn += weight; best == nil || d.turn > best.turn {
+				best = d
+			}
+		}
+		if best != nil {
+			best.turn -= sum
+			return best
+		}
+	}
+	return nil
+}
+
+// Reach finds out whether any relay takes connections, at most until ctx ends; those that do not are passed over for a while.
+func (p *Pool) Reach(ctx context.Context) error {
+	failed := make(chan error, len(p.relays))
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for _, d := range p.relays {
+		go func() {
+			conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", d.Addr())
+			if err == nil {
+				err = conn.Close()
+			} else if !errors.Is(ctx.Err(), context.Canceled) { // another answered first
+				p.passOver(d)
+				err = fmt.Errorf("%w: %s", ErrRelayAway, d.Relay)
+			}
+			failed <- err
+		}()
+	}
+	var errs []error
+	for range p.relays {
+		err := <-failed
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 func (p *Pool) worn(c *Conn) bool {
@@ -107,8 +212,11 @@ func (p *Pool) worn(c *Conn) bool {
 func (p *Pool) Put(c *Conn) {
 	p.mu.Lock()
 	keep := !p.closed && !p.worn(c)
+	for _, d := range p.relays {
+		keep = keep && len(d.idle) < p.config.Size
+	}
 	if keep {
-		p.idle = append(p.idle, c)
+		c.to.idle = append(c.to.idle, c)
 	}
 	p.mu.Unlock()
 	if !keep {
@@ -179,8 +287,11 @@ func (p *Pool) lasts(c *Conn) bool {
 // Close closes the idle connections, lets nobody have another, and waits until those that are out came back or ctx ends.
 func (p *Pool) Close(ctx context.Context) error {
 	p.mu.Lock()
-	idle := p.idle
-	p.idle = nil
+	var idle []*Conn
+	for _, d := range p.relays {
+		idle = append(idle, d.idle...)
+		d.idle = nil
+	}
 	if !p.closed {
 		p.closed = true
 		close(p.done)

@@ -14,7 +14,7 @@ import (
 
 func pool(t *testing.T, s *smtptest.Server, config mail.PoolConfig) *mail.Pool {
 	t.Helper()
-	p := mail.NewPool(relay(t, s), config)
+	p := mail.NewPool([]mail.Relay{relay(t, s)}, config)
 	t.Cleanup(func() {
 		if err := p.Close(context.WithoutCancel(t.Context())); err != nil {
 			t.Error(err)
@@ -137,7 +137,7 @@ func TestPoolRelayAway(t *testing.T) {
 func TestPoolCloses(t *testing.T) {
 	t.Parallel()
 	s := smtptest.Start(t, smtptest.Config{})
-	p := mail.NewPool(relay(t, s), mail.PoolConfig{Size: 2})
+	p := mail.NewPool([]mail.Relay{relay(t, s)}, mail.PoolConfig{Size: 2})
 	out, err := p.Get(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -173,4 +173,84 @@ func TestPoolCloses(t *testing.T) {
 		t.Error(err)
 	}
 	s.Wait("all connections are closed", func() bool { _, open := s.Conns(); return open == 0 })
+}
+
+func relays(t *testing.T, weights []int, servers ...*smtptest.Server) []mail.Relay {
+	t.Helper()
+	out := make([]mail.Relay, len(servers))
+	for i, s := range servers {
+		out[i] = relay(t, s)
+		out[i].Weight = weights[i]
+	}
+	return out
+}
+
+// Connections are shared by weight; a standby has none while the others are there.
+func TestPoolSharesByWeight(t *testing.T) {
+	t.Parallel()
+	a, b, standby := smtptest.Start(t, smtptest.Config{}), smtptest.Start(t, smtptest.Config{}), smtptest.Start(t, smtptest.Config{})
+	p := mail.NewPool(relays(t, []int{3, 1, 0}, a, b, standby), mail.PoolConfig{Size: 8})
+	var out []*mail.Conn
+	for range 8 {
+		c, err := p.Get(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, c)
+	}
+	for i, want := range []int{6, 2, 0} {
+		if made, _ := []*smtptest.Server{a, b, standby}[i].Conns(); made != want {
+			t.Errorf("relay %d has %d connections, want %d", i, made, want)
+		}
+	}
+	for _, c := range out {
+		p.Put(c)
+	}
+	if err := p.Close(context.WithoutCancel(t.Context())); err != nil {
+		t.Error(err)
+	}
+}
+
+// While a relay is away the others take its part, the standby too when all others are; each mail is sent once.
+func TestPoolFallsBack(t *testing.T) {
+	t.Parallel()
+	a, b, standby := smtptest.Start(t, smtptest.Config{}), smtptest.Start(t, smtptest.Config{}), smtptest.Start(t, smtptest.Config{})
+	p := mail.NewPool(relays(t, []int{1, 1, 0}, a, b, standby), mail.PoolConfig{Size: 2, MaxMessages: 5})
+	n := 0
+	send := func(count int) {
+		t.Helper()
+		for range count {
+			n++
+			if res := p.Send(t.Context(), mail.Envelope{From: sender, To: fmt.Sprintf("r%d@example.com", n)}, content); res.State != mail.Sent {
+				t.Fatalf("%+v, %v", res, res.Err)
+			}
+		}
+	}
+	send(20)
+	if len(a.Mails()) == 0 || len(b.Mails()) == 0 || len(standby.Mails()) != 0 {
+		t.Errorf("%d, %d and %d mails", len(a.Mails()), len(b.Mails()), len(standby.Mails()))
+	}
+	a.Close()
+	if err := p.Reach(t.Context()); err != nil {
+		t.Error(err)
+	}
+	send(20)
+	if len(standby.Mails()) != 0 {
+		t.Errorf("the standby has %d mails while a relay is there", len(standby.Mails()))
+	}
+	b.Close()
+	send(20)
+	if got := len(a.Mails()) + len(b.Mails()) + len(standby.Mails()); got != n || len(standby.Mails()) != 20 {
+		t.Errorf("%d mails of %d, %d by the standby", got, n, len(standby.Mails()))
+	}
+	standby.Close()
+	if res := p.Send(t.Context(), mail.Envelope{From: sender, To: rcpt}, content); res.State != mail.NotTried || !res.RelayAway || !errors.Is(res.Err, mail.ErrRelayAway) {
+		t.Errorf("without any relay: %+v, %v", res, res.Err)
+	}
+	if err := p.Reach(t.Context()); !errors.Is(err, mail.ErrRelayAway) {
+		t.Errorf("no relay is reached: %v", err)
+	}
+	if err := p.Close(context.WithoutCancel(t.Context())); err != nil {
+		t.Error(err)
+	}
 }

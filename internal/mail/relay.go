@@ -28,9 +28,38 @@ type Relay struct {
 	Password string
 	TLS      TLSMode
 	HELO     string // name given in EHLO; empty: the machine's host name
+	// Weight is the relay's part of the connections, among several; 0: only while the others are away.
+	Weight int
 
 	// TLSConfig replaces the default (system roots, TLS 1.2 or later, the host's name checked): tests bring their own roots.
 	TLSConfig *tls.Config
+}
+
+// maxWeight bounds weights, and so how many connections one relay gets before another has its turn.
+const maxWeight = 100
+
+// ParseURLs reads one or more relays as ParseURL does, separated by spaces: weight=3 gives one three times the connections of another, weight=0 makes it a standby.
+func ParseURLs(s string) ([]Relay, error) {
+	all := strings.Fields(s)
+	if len(all) == 0 {
+		all = []string{""}
+	}
+	relays := make([]Relay, len(all))
+	weights := 0
+	for i, one := range all {
+		var err error
+		if relays[i], err = ParseURL(one); err != nil {
+			if len(all) > 1 {
+				err = fmt.Errorf("relay %d of %d: %w", i+1, len(all), err)
+			}
+			return nil, err
+		}
+		weights += relays[i].Weight
+	}
+	if weights == 0 {
+		return nil, errors.New("SMTP URL has weight=0: a standby needs another relay to stand by for")
+	}
+	return relays, nil
 }
 
 // ParseURL reads smtp://user:pass@host:587?tls=starttls, the form of ONDA_SMTP_URL. Without tls, port 465 and the scheme smtps
@@ -54,7 +83,7 @@ func ParseURL(s string) (Relay, error) {
 	if u.Scheme != "smtp" && u.Scheme != "smtps" {
 		return Relay{}, fmt.Errorf("SMTP URL has scheme %q: want smtp:// or smtps://", u.Scheme)
 	}
-	r := Relay{Host: u.Hostname(), User: u.User.Username()}
+	r := Relay{Host: u.Hostname(), User: u.User.Username(), Weight: 1}
 	r.Password, _ = u.User.Password()
 	if r.Host == "" {
 		return Relay{}, errors.New("SMTP URL names no host: want smtp://user:pass@host:587?tls=starttls")
@@ -72,7 +101,7 @@ func ParseURL(s string) (Relay, error) {
 	}
 	query, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
-		return Relay{}, errors.New("SMTP URL has a query that does not parse: want ?tls=starttls, implicit or none, and helo=NAME")
+		return Relay{}, errors.New("SMTP URL has a query that does not parse: want ?tls=starttls, implicit or none, helo=NAME and weight=N")
 	}
 	for name, values := range query {
 		if len(values) > 1 {
@@ -89,8 +118,12 @@ func ParseURL(s string) (Relay, error) {
 			if r.HELO == "" || strings.ContainsFunc(r.HELO, func(c rune) bool { return c <= ' ' || c > '~' }) {
 				return Relay{}, fmt.Errorf("SMTP URL has helo=%q: want a host name", values[0])
 			}
+		case "weight":
+			if r.Weight, err = strconv.Atoi(values[0]); err != nil || r.Weight < 0 || r.Weight > maxWeight {
+				return Relay{}, fmt.Errorf("SMTP URL has weight=%q: want 0 to %d", values[0], maxWeight)
+			}
 		default:
-			return Relay{}, fmt.Errorf("SMTP URL has an unknown parameter %q: want tls or helo", name)
+			return Relay{}, fmt.Errorf("SMTP URL has an unknown parameter %q: want tls, helo or weight", name)
 		}
 	}
 	switch {

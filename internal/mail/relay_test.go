@@ -16,13 +16,14 @@ func TestParseURL(t *testing.T) {
 		url  string
 		want mail.Relay
 	}{
-		{"smtp://user:pass@mx.example.com:587?tls=starttls", mail.Relay{Host: "mx.example.com", Port: 587, User: "user", Password: "pass", TLS: mail.TLSStart}},
-		{"smtp://mx.example.com", mail.Relay{Host: "mx.example.com", Port: 587, TLS: mail.TLSStart}},
-		{"smtp://mx.example.com:465", mail.Relay{Host: "mx.example.com", Port: 465, TLS: mail.TLSImplicit}},
-		{"smtps://mx.example.com", mail.Relay{Host: "mx.example.com", Port: 465, TLS: mail.TLSImplicit}},
-		{"smtp://mx.example.com:2525?tls=none", mail.Relay{Host: "mx.example.com", Port: 2525, TLS: mail.TLSNone}},
-		{"smtp://mx.example.com?tls=none&helo=out.acme.example", mail.Relay{Host: "mx.example.com", Port: 25, TLS: mail.TLSNone, HELO: "out.acme.example"}},
-		{"smtp://user%40acme:p%2Fw%40@[::1]:1025/?tls=none", mail.Relay{Host: "::1", Port: 1025, User: "user@acme", Password: "p/w@", TLS: mail.TLSNone}},
+		{"smtp://user:pass@mx.example.com:587?tls=starttls", mail.Relay{Host: "mx.example.com", Port: 587, User: "user", Password: "pass", TLS: mail.TLSStart, Weight: 1}},
+		{"smtp://mx.example.com", mail.Relay{Host: "mx.example.com", Port: 587, TLS: mail.TLSStart, Weight: 1}},
+		{"smtp://mx.example.com:465", mail.Relay{Host: "mx.example.com", Port: 465, TLS: mail.TLSImplicit, Weight: 1}},
+		{"smtps://mx.example.com", mail.Relay{Host: "mx.example.com", Port: 465, TLS: mail.TLSImplicit, Weight: 1}},
+		{"smtp://mx.example.com:2525?tls=none", mail.Relay{Host: "mx.example.com", Port: 2525, TLS: mail.TLSNone, Weight: 1}},
+		{"smtp://mx.example.com?tls=none&helo=out.acme.example", mail.Relay{Host: "mx.example.com", Port: 25, TLS: mail.TLSNone, HELO: "out.acme.example", Weight: 1}},
+		{"smtp://user%40acme:p%2Fw%40@[::1]:1025/?tls=none", mail.Relay{Host: "::1", Port: 1025, User: "user@acme", Password: "p/w@", TLS: mail.TLSNone, Weight: 1}},
+		{"smtps://mx.example.com?weight=0", mail.Relay{Host: "mx.example.com", Port: 465, TLS: mail.TLSImplicit}},
 	}
 	for _, tt := range tests {
 		got, err := mail.ParseURL(tt.url)
@@ -61,6 +62,8 @@ func TestParseURLRefuses(t *testing.T) {
 		{"smtp://mx.example.com?ssl=true", `unknown parameter "ssl"`},
 		{"smtp://mx.example.com?helo=a%0d%0ab", "want a host name"},
 		{"smtps://mx.example.com?tls=starttls", "contradict"},
+		{"smtp://mx.example.com?weight=-1", `weight="-1": want 0 to 100`},
+		{"smtp://mx.example.com?weight=heavy", `weight="heavy"`},
 		{"smtp://user:secret@mx.example.com?tls=none", "unencrypted"},
 	}
 	for _, tt := range tests {
@@ -71,6 +74,21 @@ func TestParseURLRefuses(t *testing.T) {
 		}
 		if msg := err.Error(); strings.Contains(msg, "secret") || strings.Contains(msg, "sec/ret") || strings.Contains(msg, "sec%ret") {
 			t.Errorf("the error shows the password: %v", err)
+		}
+	}
+}
+
+func TestParseURLs(t *testing.T) {
+	t.Parallel()
+	got, err := mail.ParseURLs(" smtp://a.example?weight=3\n smtp://b.example smtp://c.example?weight=0 ")
+	if err != nil || len(got) != 3 || got[0].Weight != 3 || got[1].Weight != 1 || got[2].Host != "c.example" || got[2].Weight != 0 {
+		t.Errorf("%v, %v", got, err)
+	}
+	for urls, want := range map[string]string{
+		"": "is empty", "smtp://a.example http://u:secret@b.example": `relay 2 of 2: SMTP URL has scheme "http"`, "smtp://a.example?weight=0": "stand by for",
+	} {
+		if _, err := mail.ParseURLs(urls); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%q: %v, want %q", urls, err, want)
 		}
 	}
 }

@@ -47,7 +47,7 @@ func sender(tb testing.TB, s *mailbox.Server, size int) *mail.Pool {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	p := mail.NewPool(relay, mail.PoolConfig{Size: size, MaxMessages: 1 << 30})
+	p := mail.NewPool([]mail.Relay{relay}, mail.PoolConfig{Size: size, MaxMessages: 1 << 30})
 	tb.Cleanup(func() {
 		if err := p.Close(context.WithoutCancel(tb.Context())); err != nil {
 			tb.Error(err)

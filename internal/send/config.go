@@ -15,7 +15,8 @@ import (
 type Config struct {
 	Postgres postgres.Config
 	Compose  compose.Config
-	// SMTP is the relay: smtp://user:pass@host:587?tls=starttls.
+	// SMTP is the relay: smtp://user:pass@host:587?tls=starttls. Several are separated by spaces, each with a weight: weight=3 has three times the connections of
+	// weight=1, and weight=0 stands by until the others are away.
 	SMTP string `env:"ONDA_SMTP_URL, required"`
 	// Connections is how many connections to the relay a process makes at most, for each lane.
 	Connections int `env:"ONDA_SMTP_CONNECTIONS, default=8"`
@@ -33,7 +34,7 @@ type Config struct {
 
 // Check looks at what has bounds.
 func (c *Config) Check() error {
-	if _, err := mail.ParseURL(c.SMTP); err != nil {
+	if _, err := mail.ParseURLs(c.SMTP); err != nil {
 		return fmt.Errorf("ONDA_SMTP_URL: %w", err)
 	}
 	switch {

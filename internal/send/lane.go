@@ -3,8 +3,6 @@ package send
 import (
 	"context"
 	"errors"
-	"fmt"
-	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,7 +28,6 @@ const (
 type lane struct {
 	number   int
 	cfg      Config
-	relay    mail.Relay
 	pool     *mail.Pool
 	db       *postgres.DB
 	composer *compose.Composer
@@ -58,10 +55,10 @@ func (l *lane) learn(window, starved, ample int) {
 	l.wide.Store(int32(window))
 }
 
-func newLane(number int, cfg Config, relay mail.Relay, db *postgres.DB, composer *compose.Composer, rt *fn.Runtime, outcomes metric.Int64Counter) *lane {
+func newLane(number int, cfg Config, relays []mail.Relay, db *postgres.DB, composer *compose.Composer, rt *fn.Runtime, outcomes metric.Int64Counter) *lane {
 	return &lane{
-		number: number, cfg: cfg, relay: relay, db: db, composer: composer, log: rt.Log, draining: rt.Draining(),
-		pool:     mail.NewPool(relay, mail.PoolConfig{Size: cfg.Connections, MessageLimit: cfg.MessageLimit}),
+		number: number, cfg: cfg, db: db, composer: composer, log: rt.Log, draining: rt.Draining(),
+		pool:     mail.NewPool(relays, mail.PoolConfig{Size: cfg.Connections, MessageLimit: cfg.MessageLimit}),
 		recorder: newRecorder(db, rt.Log, delivery.Function(number), outcomes),
 		slots:    make(chan struct{}, cfg.Batches),
 		jobs:     make(chan job),
@@ -221,18 +218,16 @@ func (l *lane) take(ctx context.Context, tenant string) (*holder, error) {
 	return h, nil
 }
 
-// probe finds out within a second whether the relay is there, unless it has just answered, so that nothing is marked for a relay that is away.
+// probe finds out within a second whether a relay is there, unless it has just answered, so that nothing is marked for a relay that is away.
 func (l *lane) probe(ctx context.Context) error {
 	if time.Since(time.Unix(0, l.good.Load())) < probeEvery {
 		return nil
 	}
 	reach, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
-	conn, err := (&net.Dialer{}).DialContext(reach, "tcp", l.relay.Addr())
-	if err != nil {
-		return fmt.Errorf("%w: %s", mail.ErrRelayAway, l.relay)
+	if err := l.pool.Reach(reach); err != nil {
+		return err
 	}
-	_ = conn.Close()
 	ctx, cancel = context.WithTimeout(ctx, l.cfg.MessageLimit)
 	defer cancel()
 	c, err := l.pool.Get(ctx)

@@ -63,7 +63,7 @@ type sender struct {
 }
 
 func newSender(cfg Config, db *postgres.DB, rt *fn.Runtime) (*sender, error) {
-	relay, err := mail.ParseURL(cfg.SMTP)
+	relays, err := mail.ParseURLs(cfg.SMTP)
 	if err != nil {
 		return nil, fmt.Errorf("ONDA_SMTP_URL: %w", err)
 	}
@@ -74,7 +74,7 @@ func newSender(cfg Config, db *postgres.DB, rt *fn.Runtime) (*sender, error) {
 	}
 	for n := range s.lanes {
 		if cfg.serves(n) {
-			s.lanes[n] = newLane(n, cfg, relay, db, s.composer, rt, outcomes)
+			s.lanes[n] = newLane(n, cfg, relays, db, s.composer, rt, outcomes)
 		}
 	}
 	s.accepted = newAccepted(rt.Log, func(ctx context.Context, tenant, cause string) error {
