@@ -30,13 +30,14 @@ type lab struct {
 	db       *postgres.DB
 	side     *side
 	super    *pgx.Conn
+	mails    int // of a round of sending
 	// postmaster is the server's first process; 0 until it is asked for.
 	postmaster int
 	closers    []func() error // run in reverse
 }
 
-func newLab(ctx context.Context, server, profiles string) (l *lab, err error) {
-	l = &lab{profiles: profiles}
+func newLab(ctx context.Context, server, profiles string, mails int) (l *lab, err error) {
+	l = &lab{profiles: profiles, mails: mails}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.close())

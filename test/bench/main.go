@@ -95,6 +95,7 @@ func main() {
 func run() error {
 	only := flag.String("only", os.Getenv("ONLY"), "measure these `paths` alone, separated by commas")
 	n := flag.Int("rounds", 3, "how many `rounds` each side has")
+	mails := flag.Int("mails", 20_000, "how many `mails` a round of sending has")
 	profiles := flag.String("profile", "", "write the CPU profile of each function to this `directory`")
 	verbose := flag.Bool("v", false, "show every round")
 	flag.Parse()
@@ -102,8 +103,8 @@ func run() error {
 	if url == "" {
 		return errors.New("ONDA_BENCH_DATABASE_URL: is not set; make bench does it")
 	}
-	if *n < 1 {
-		return fmt.Errorf("-rounds: %d is not at least 1", *n)
+	if *n < 1 || *mails < 1 {
+		return fmt.Errorf("-rounds %d, -mails %d: want at least 1 of each", *n, *mails)
 	}
 	todo, err := choose(paths(), *only)
 	if err != nil {
@@ -114,7 +115,7 @@ func run() error {
 	defer stop()
 	fmt.Println(header)
 	for _, p := range todo {
-		m, err := measure(ctx, p, url, *profiles, *n, *verbose)
+		m, err := measure(ctx, p, url, *profiles, *n, *mails, *verbose)
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
@@ -147,8 +148,8 @@ func choose(all []path, only string) ([]path, error) {
 }
 
 // measure runs the rounds of a path, ours and the reference's in turns.
-func measure(ctx context.Context, p path, url, profiles string, n int, verbose bool) (m measured, err error) {
-	l, err := newLab(ctx, url, profiles)
+func measure(ctx context.Context, p path, url, profiles string, n, mails int, verbose bool) (m measured, err error) {
+	l, err := newLab(ctx, url, profiles, mails)
 	if err != nil {
 		return m, err
 	}

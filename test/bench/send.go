@@ -19,10 +19,7 @@ import (
 	"github.com/onda-run/onda/internal/postgres"
 )
 
-const (
-	mailCount   = 20_000
-	connections = 16
-)
+const connections = 16
 
 // mailFields are those of a contact that the mail names.
 func mailFields() []string {
@@ -79,7 +76,7 @@ func prepareSendPostfix(ctx context.Context, l *lab) (r rounds, err error) {
 // prepareSending measures sending to a port of this machine; came tells what came there since it was asked before, and is nil where nobody knows.
 func prepareSending(ctx context.Context, l *lab, port int, came func() (counts, error)) (r rounds, err error) {
 	if came == nil {
-		came = func() (counts, error) { return counts{Mails: mailCount, Size: 1}, nil }
+		came = func() (counts, error) { return counts{Mails: int64(l.mails), Size: 1}, nil }
 	}
 	bare, err := startBare(ctx)
 	if err != nil {
@@ -91,7 +88,7 @@ func prepareSending(ctx context.Context, l *lab, port int, came func() (counts, 
 	}
 	err = l.exec(ctx,
 		`INSERT INTO contact (email, fields) SELECT 'u' || n || '@example.org', jsonb_build_object('first_name', 'Grace', 'last_name', 'Hopper' || n, 'city', 'Lisbon',
-			'company', 'Company ' || n, 'plan', 'paid', 'seat', 'A' || n) FROM generate_series(1, `+strconv.Itoa(mailCount)+`) n`,
+			'company', 'Company ' || n, 'plan', 'paid', 'seat', 'A' || n) FROM generate_series(1, `+strconv.Itoa(l.mails)+`) n`,
 		`INSERT INTO subscription (contact, purpose, state, consent, at) SELECT id, p, 'granted', 0, onda.now() FROM contact, unnest('{news,tracking.email}'::text[]) p`,
 		`INSERT INTO run (kind, entity, document, state) SELECT 'broadcast', e.id, e.current, 'running' FROM entity e WHERE e.kind = 'Email'`)
 	if err != nil {
@@ -129,23 +126,23 @@ func prepareSending(ctx context.Context, l *lab, port int, came func() (counts, 
 			return 0, err
 		}
 		ours = got.Size
-		sent, err := l.one(ctx, "SELECT count(*) FROM delivery WHERE state = 'sent' AND id >> 9 IN (SELECT id FROM batch ORDER BY id DESC LIMIT $1)", (mailCount+delivery.MaxBatch-1)/delivery.MaxBatch)
+		sent, err := l.one(ctx, "SELECT count(*) FROM delivery WHERE state = 'sent' AND id >> 9 IN (SELECT id FROM batch ORDER BY id DESC LIMIT $1)", (l.mails+delivery.MaxBatch-1)/delivery.MaxBatch)
 		if err != nil {
 			return 0, err
 		}
-		if got.Mails != mailCount || sent != mailCount {
-			return 0, fmt.Errorf("%d mails came and %d are recorded as sent, of %d", got.Mails, sent, mailCount)
+		if got.Mails != int64(l.mails) || sent != int64(l.mails) {
+			return 0, fmt.Errorf("%d mails came and %d are recorded as sent, of %d", got.Mails, sent, l.mails)
 		}
-		cpu.ours = append(cpu.ours, used.process/mailCount*1000)
-		server.ours = append(server.ours, used.postgres/mailCount*1000)
-		return mailCount / took.Seconds(), nil
+		cpu.ours = append(cpu.ours, used.process/float64(l.mails)*1000)
+		server.ours = append(server.ours, used.postgres/float64(l.mails)*1000)
+		return float64(l.mails) / took.Seconds(), nil
 	}
 	r.reference = func(ctx context.Context) (float64, error) {
 		before, err := cpuOf(bare.cmd.Process.Pid, false)
 		if err != nil {
 			return 0, err
 		}
-		took, err := bare.do(port)
+		took, err := bare.do(bareTask{port, l.mails})
 		if err != nil {
 			return 0, err
 		}
@@ -157,14 +154,14 @@ func prepareSending(ctx context.Context, l *lab, port int, came func() (counts, 
 		if err != nil {
 			return 0, err
 		}
-		if got.Mails != mailCount {
-			return 0, fmt.Errorf("%d of %d mails came", got.Mails, mailCount)
+		if got.Mails != int64(l.mails) {
+			return 0, fmt.Errorf("%d of %d mails came", got.Mails, l.mails)
 		}
 		if got.Size > ours*11/10 || got.Size < ours*9/10 {
 			return 0, fmt.Errorf("its mails have %d bytes, ours %d: that compares nothing", got.Size, ours)
 		}
-		cpu.reference = append(cpu.reference, (after-before)/mailCount*1000)
-		return mailCount / took.Seconds(), nil
+		cpu.reference = append(cpu.reference, (after-before)/float64(l.mails)*1000)
+		return float64(l.mails) / took.Seconds(), nil
 	}
 	return r, nil
 }
@@ -206,10 +203,12 @@ func startBare(ctx context.Context) (*bareProcess, error) {
 	return b, nil
 }
 
-// do has it send mailCount mails to a port of this machine.
-func (b *bareProcess) do(port int) (time.Duration, error) {
+// bareTask is how many mails it sends, to which port of this machine.
+type bareTask struct{ Port, Mails int }
+
+func (b *bareProcess) do(t bareTask) (time.Duration, error) {
 	var r report
-	err := b.in.Encode(port)
+	err := b.in.Encode(t)
 	if err == nil {
 		err = b.out.Decode(&r)
 	}
@@ -226,15 +225,15 @@ func (b *bareProcess) close() error { return errors.Join(b.raw.Close(), b.cmd.Wa
 
 // serveBare is the reference's process.
 func serveBare(in io.Reader, out io.Writer) error {
-	ports, answers := json.NewDecoder(in), json.NewEncoder(out)
+	tasks, answers := json.NewDecoder(in), json.NewEncoder(out)
 	for {
-		var port int
-		if err := ports.Decode(&port); errors.Is(err, io.EOF) {
+		var t bareTask
+		if err := tasks.Decode(&t); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err
 		}
-		took, err := bareLoop(context.Background(), port, mailCount, connections)
+		took, err := bareLoop(context.Background(), t.Port, t.Mails, connections)
 		r := report{Seconds: took.Seconds()}
 		if err != nil {
 			r.Err = err.Error()
