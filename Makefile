@@ -17,7 +17,7 @@ build: ## builds onda and the functions into bin/
 bench: ## measures the main paths against bare references; ONLY=send for one (send, track, segment, campaign)
 	@scripts/bench.sh
 
-e2e: ## runs Onda on the cluster of the present kubeconfig and puts it to the proof; ONLY=Campaign for some of it
+e2e: ## runs Onda on the cluster of the present kubeconfig and puts it to the proof; ONLY=Campaign for some, ONDA_E2E_WIPE=1 to delete an Onda that is there
 	@scripts/e2e.sh
 
 deploy: ## builds and deploys one function: FN=send TENANT=dev-ana, or FN=send RING=next

@@ -61,8 +61,11 @@ func (c *checker) programs(all []*networkingv1.NetworkPolicy) {
 	}
 	brokers, elsewhere := c.brokerPods(c.namespace), c.brokerPods(otherRing)
 	for _, to := range slices.Concat(elsewhere, []peer{
-		{what: "Knative", namespace: "knative-serving", port: 8012}, publicIngress(8081), {what: "another ring", namespace: otherRing, of: c.labels(), port: 8012},
-		{what: "Postgres", port: 5432}, {what: "a relay", port: 587},
+		{what: "Knative", namespace: "knative-serving", port: 8012},
+		publicIngress(8081),
+		{what: "another ring", namespace: otherRing, of: c.labels(), port: 8012},
+		{what: "Postgres", port: 5432},
+		{what: "a relay", port: 587},
 	}) {
 		if leaves(all, program, to) {
 			c.add(c, "the network policies let a tenant's own program reach %s (%s), where it could pass for another tenant: see programs-out in config/components/network-policy", to.what, to)
@@ -159,7 +162,10 @@ func (c *checker) labels() labels.Set {
 // destinations are those of the settings, and what each function needs besides.
 func (c *checker) destinations() []peer {
 	all := []peer{
-		{what: "names", namespace: "kube-system", port: 53}, {what: "Postgres", port: 5432}, {what: "a relay", port: 25}, {what: "a relay", port: 465},
+		{what: "names", namespace: "kube-system", port: 53},
+		{what: "Postgres", port: 5432},
+		{what: "a relay", port: 25},
+		{what: "a relay", port: 465},
 		{what: "a relay", port: 587},
 	}
 	if u, err := url.Parse(c.setting("OTEL_EXPORTER_OTLP_ENDPOINT")); err != nil {

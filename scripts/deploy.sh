@@ -25,31 +25,44 @@ need_cluster
 began=$(date +%s%N)
 selected=$(mktemp)
 trap 'rm -f "$selected"' EXIT
-# The function's services, and the settings they take. A first pod has to be ready before requests go to the new revision, and before this ends: where
-# revisions begin at zero, being Ready would prove nothing.
-kubectl kustomize "$entry" | awk -v image="image: ko://github.com/onda-run/onda/functions/$fn" 'BEGIN { RS = "---\n"; ORS = "---\n" }
-  index($0, image "\n") || (/\nkind: ConfigMap\n/ && /\n  name: onda-/)' |
+# The function's services by their names, whether the entry has their image built here or at a version, and the settings they take. A first pod has to be ready before
+# requests go to the new revision, and before this ends: where revisions begin at zero, being Ready would prove nothing.
+names=$(sed -n 's/^  name: //p' "functions/$fn/service.yaml" | tr '\n' ' ')
+kubectl kustomize "$entry" | awk -v names=" $names" 'BEGIN { RS = "---\n"; ORS = "---\n" }
+  function name() { return match($0, /\n  name: [a-z0-9-]+\n/) ? substr($0, RSTART + 9, RLENGTH - 10) : "" }
+  (/(^|\n)kind: Service\n/ && index(names, " " name() " ")) || (/\nkind: ConfigMap\n/ && /\n  name: onda-/)' |
   sed 's|^\( *\)autoscaling.knative.dev/max-scale:.*|\1autoscaling.knative.dev/initial-scale: "1"\n&|' >"$selected"
 grep -q '^kind: Service$' "$selected" || { echo "$entry has no function $fn of its own" >&2; exit 2; }
+pinned=$(sed -n 's|^ *- image: ||p; s|^ *image: ||p' "$selected" | grep -v '^ko://' | head -n 1) || true
+[ -z "$pinned" ] || echo "$entry has its images at a version, so nothing is built: $pinned"
 namespace=$(sed -n 's/^  namespace: //p' "$selected" | head -n 1)
 kubectl get namespace "$namespace" >/dev/null 2>&1 || { echo "there is no namespace $namespace: apply $entry as a whole first (kubectl kustomize $entry | ko apply -f -)" >&2; exit 1; }
 mapfile -t services < <(awk 'BEGIN { RS = "---\n" } /kind: Service\n/ { if (match($0, /\n  name: [a-z-]+\n/)) { s = substr($0, RSTART + 9, RLENGTH - 10); print s } }' "$selected")
-revision() { kubectl -n "$namespace" get ksvc "$1" -o jsonpath="{.status.latest${2}RevisionName}" 2>/dev/null || true; }
+# serving is the revision that all requests go to: not always the latest that was ever ready, after a way back was taken.
+serving() { kubectl -n "$namespace" get ksvc "$1" -o jsonpath='{.status.traffic[?(@.percent==100)].revisionName}' 2>/dev/null || true; }
+# seen waits until the controller has seen a generation, or one that came after it: somebody else may deploy too.
+seen() {
+  local until=$((SECONDS + 60))
+  until [ "$(kubectl -n "$namespace" get ksvc "$1" -o jsonpath='{.status.observedGeneration}')" -ge "$2" ] 2>/dev/null; do
+    [ $SECONDS -lt $until ] || return 1
+    sleep 0.2
+  done
+}
 declare -A before
-for s in "${services[@]}"; do before[$s]=$(revision "$s" Ready); done
+for s in "${services[@]}"; do before[$s]=$(serving "$s"); done
 
 ko apply --platform "$(platform)" -f "$selected"
 
 for s in "${services[@]}"; do
   generation=$(kubectl -n "$namespace" get ksvc "$s" -o jsonpath='{.metadata.generation}')
-  { kubectl -n "$namespace" wait --for=jsonpath='{.status.observedGeneration}'="$generation" "ksvc/$s" --timeout=60s &&
-    kubectl -n "$namespace" wait --for=condition=Ready "ksvc/$s" --timeout=180s; } >/dev/null ||
-    { echo "$namespace/$s is not ready, and the revision before goes on serving:" >&2
+  { seen "$s" "$generation" && kubectl -n "$namespace" wait --for=condition=Ready "ksvc/$s" --timeout=180s; } >/dev/null ||
+    { now=$(serving "$s")
+      echo "$namespace/$s is not ready, and ${now:-no revision} serves:" >&2
       kubectl -n "$namespace" get ksvc "$s" -o jsonpath='{range .status.conditions[?(@.status!="True")]}  {.type}: {.message}{"\n"}{end}' >&2; exit 1; }
 done
 took=$((($(date +%s%N) - began) / 1000000))
 for s in "${services[@]}"; do
-  now=$(revision "$s" Ready)
+  now=$(serving "$s")
   echo "$namespace/$s serves $now"
   if [ -n "${before[$s]}" ] && [ "${before[$s]}" != "$now" ]; then
     echo "  to go back: kubectl -n $namespace patch ksvc $s --type=merge -p '{\"spec\":{\"traffic\":[{\"revisionName\":\"${before[$s]}\",\"percent\":100}]}}'"

@@ -56,6 +56,9 @@ start)
     mv "$data.new" "$data"
   fi
   make_socket
+  if running && [ -n "${ONDA_POSTGRES_LISTEN:-}" ] && [ "$(sed -n 6p "$data/postmaster.pid"):$(sed -n 4p "$data/postmaster.pid")" != "$ONDA_POSTGRES_LISTEN" ]; then
+    as_server "$bin/pg_ctl" -D "$data" -m fast -w stop >/dev/null # it runs, and listens elsewhere: where is only read at the start
+  fi
   if ! running; then
     listen=${ONDA_POSTGRES_LISTEN:-}
     port=${listen##*:}

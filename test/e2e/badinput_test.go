@@ -101,7 +101,7 @@ func TestWrongSecret(t *testing.T) {
 	c := begin(t)
 	const ns, tenant = "onda-alone", "alone"
 	c.company(tenant, 10)
-	settings := "apiVersion: v1\nkind: Namespace\nmetadata: {name: " + ns + ", labels: {app.kubernetes.io/part-of: onda}}\n---\napiVersion: v1\nkind: ConfigMap\n" +
+	settings := "apiVersion: v1\nkind: Namespace\nmetadata: {name: " + ns + ", labels: {app.kubernetes.io/part-of: onda, " + marked + ": \"true\"}}\n---\napiVersion: v1\nkind: ConfigMap\n" +
 		"metadata: {name: onda, namespace: " + ns + "}\ndata: {ONDA_FORM_URL: https://render-form." + ns + "." + domain() + ", ONDA_LOG: json}\n"
 	_, err := c.command(c.ctx, settings, nil, "kubectl", "apply", "-f", "-")
 	c.must(err)

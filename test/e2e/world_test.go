@@ -38,8 +38,7 @@ var shared *world
 
 func TestMain(m *testing.M) {
 	if os.Getenv("ONDA_E2E") == "" {
-		fmt.Println("no cluster: make e2e runs these")
-		return
+		os.Exit(m.Run()) // begin skips what needs a cluster
 	}
 	os.Exit(run(m))
 }
@@ -132,7 +131,19 @@ func (w *world) kubectl(ctx context.Context, args ...string) (string, error) {
 	return w.command(ctx, "", nil, "kubectl", args...)
 }
 
-// applyEntry renders an entry of a checkout and applies those of its documents that are to be kept, all where keep is nil.
+// marked is the label of namespaces that these tests made, and may delete.
+const marked = "onda.run/e2e"
+
+// mark says of namespaces that these tests made them. A label that kubectl apply does not know of stays when the entry's own manifest is applied.
+func (w *world) mark(ctx context.Context, namespaces ...string) error {
+	if len(namespaces) == 0 {
+		return nil
+	}
+	_, err := w.kubectl(ctx, append([]string{"label", "namespace", "--overwrite", marked + "=true"}, namespaces...)...)
+	return err
+}
+
+// applyEntry renders an entry of a checkout and applies those of its documents that are to be kept, all where keep is nil. Its namespaces are marked.
 func (w *world) applyEntry(ctx context.Context, root, entry string, keep func(document string) bool) error {
 	manifest, err := commandIn(ctx, root, "", nil, "kubectl", "kustomize", entry)
 	if err != nil {
@@ -142,7 +153,17 @@ func (w *world) applyEntry(ctx context.Context, root, entry string, keep func(do
 	if keep != nil {
 		documents = slices.DeleteFunc(documents, func(d string) bool { return !keep(d) })
 	}
-	return w.applyManifest(ctx, root, strings.Join(documents, "\n---\n"))
+	if err := w.applyManifest(ctx, root, strings.Join(documents, "\n---\n")); err != nil {
+		return err
+	}
+	var namespaces []string
+	for _, d := range documents {
+		if _, name, ok := strings.Cut(d, "\n  name: "); ok && strings.Contains(d, "kind: Namespace\n") {
+			name, _, _ = strings.Cut(name, "\n")
+			namespaces = append(namespaces, name)
+		}
+	}
+	return w.mark(ctx, namespaces...)
 }
 
 // applyManifest builds the images that a manifest names from a checkout, and applies it.
@@ -183,9 +204,20 @@ func (w *world) findIngress(ctx context.Context) error {
 	return nil
 }
 
-// wipe deletes every namespace of Onda's. Brokers go first: what takes their queues away needs the namespace.
+// wipe deletes every namespace of Onda's, if these tests made them or ONDA_E2E_WIPE=1 says so: somebody may work with what is in them. Brokers go first: what takes
+// their queues away needs the namespace.
 func (w *world) wipe(ctx context.Context) error {
-	names, err := w.kubectl(ctx, "get", "namespaces", "-l", "app.kubernetes.io/part-of=onda", "-o", "jsonpath={.items[*].metadata.name}")
+	const ondas = "app.kubernetes.io/part-of=onda"
+	foreign, err := w.kubectl(ctx, "get", "namespaces", "-l", ondas+","+marked+"!=true", "-o", "jsonpath={.items[*].metadata.name}")
+	if err != nil {
+		return err
+	}
+	if foreign != "" && os.Getenv("ONDA_E2E_WIPE") != "1" {
+		where, _ := w.kubectl(ctx, "config", "current-context")
+		return fmt.Errorf("the cluster of kubectl's context %q has an Onda that make e2e did not make, in the namespaces %s: choose another cluster, or set ONDA_E2E_WIPE=1 to have them deleted",
+			strings.TrimSpace(where), foreign)
+	}
+	names, err := w.kubectl(ctx, "get", "namespaces", "-l", ondas, "-o", "jsonpath={.items[*].metadata.name}")
 	if err != nil {
 		return err
 	}
@@ -235,8 +267,8 @@ func (w *world) startPostgres(ctx context.Context) error {
 			return err
 		}
 	}
-	// Onda's administrator is no superuser, as with a managed Postgres.
-	for _, sql := range []string{"CREATE ROLE platform LOGIN CREATEROLE CREATEDB PASSWORD '" + password + "'", "CREATE DATABASE onda OWNER platform"} {
+	// Onda's administrator is no superuser, as with a managed Postgres. These are the statements of config/README.md.
+	for _, sql := range []string{"CREATE ROLE platform LOGIN CREATEROLE PASSWORD '" + password + "'", "CREATE DATABASE onda OWNER platform"} {
 		if _, err := conn.Exec(ctx, sql); err != nil {
 			return err
 		}
@@ -253,12 +285,21 @@ func (w *world) startPostgres(ctx context.Context) error {
 	if _, err := w.onda(ctx, "", "migrate"); err != nil {
 		return err
 	}
-	return w.sql(ctx, "ALTER ROLE onda_pool PASSWORD '"+password+"'; ALTER ROLE onda_schedule PASSWORD '"+password+"'")
+	for _, sql := range []string{"ALTER ROLE onda_pool PASSWORD '" + password + "'", "ALTER ROLE onda_schedule PASSWORD '" + password + "'"} {
+		if err := execute(ctx, w.databaseURL("platform"), sql); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // sql runs statements as the superuser.
 func (w *world) sql(ctx context.Context, statements string) error {
-	conn, err := pgx.Connect(ctx, w.superURL)
+	return execute(ctx, w.superURL, statements)
+}
+
+func execute(ctx context.Context, database, statements string) error {
+	conn, err := pgx.Connect(ctx, database)
 	if err != nil {
 		return err
 	}
@@ -334,8 +375,10 @@ func (w *world) secrets(ctx context.Context) error {
 	}
 	b.WriteString(w.secret("onda-system", "onda-schedule", w.databaseURL("onda_schedule")))
 	b.WriteString(strings.Replace(w.secret("onda-system", "onda-admin", w.databaseURL("platform")), "ONDA_DATABASE_URL", "ONDA_ADMIN_DATABASE_URL", 1))
-	_, err := w.command(ctx, b.String(), nil, "kubectl", "apply", "-f", "-")
-	return err
+	if _, err := w.command(ctx, b.String(), nil, "kubectl", "apply", "-f", "-"); err != nil {
+		return err
+	}
+	return w.mark(ctx, pool, "onda-next", "onda-system")
 }
 
 // secret is the manifest of a function's Secret.
