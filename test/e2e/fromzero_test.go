@@ -109,13 +109,16 @@ func TestFromZero(t *testing.T) {
 			d := w.ask()
 			answered := asked.Add(d)
 			took[w.name] = append(took[w.name], d)
-			if p := l.first(pool+"/"+w.service, asked); p != nil && !p.ready.IsZero() {
-				ph := phases[w.name]
-				for i, d := range []time.Duration{p.made.Sub(asked), p.ready.Sub(p.made), answered.Sub(p.ready)} {
-					ph[i] = append(ph[i], d)
-				}
-				phases[w.name] = ph
+			var p pod
+			c.wait(10*time.Second, "a pod of "+w.service+" to be seen that started for it: else it was not from zero", func() bool {
+				p = l.first(pool+"/"+w.service, asked)
+				return !p.ready.IsZero()
+			})
+			ph := phases[w.name]
+			for i, d := range []time.Duration{p.made.Sub(asked), p.ready.Sub(p.made), answered.Sub(p.ready)} {
+				ph[i] = append(ph[i], d)
 			}
+			phases[w.name] = ph
 		}
 		l.stop()
 	}
@@ -144,14 +147,13 @@ func median(d []time.Duration) time.Duration {
 	return d[len(d)/2]
 }
 
-// first is the first pod of a service that was made after a moment.
-func (l *timeline) first(service string, after time.Time) *pod {
+// first is the first pod of a service that was made after a moment; the zero pod where there is none.
+func (l *timeline) first(service string, after time.Time) (found pod) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var found *pod
 	for _, p := range l.pods {
-		if p.service == service && p.made.After(after) && (found == nil || p.made.Before(found.made)) {
-			found = p
+		if p.service == service && p.made.After(after) && (found.made.IsZero() || p.made.Before(found.made)) {
+			found = *p
 		}
 	}
 	return found

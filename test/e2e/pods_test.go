@@ -114,6 +114,35 @@ func (l *timeline) ready(service string) bool {
 	return false
 }
 
+// up are the names of a service's pods (namespace/name) that are ready and not on their way out, the youngest first.
+func (l *timeline) up(service string) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var names []string
+	for name, p := range l.pods {
+		if p.service == service && !p.ready.IsZero() && p.leaving.IsZero() && p.gone.IsZero() {
+			names = append(names, name)
+		}
+	}
+	slices.SortFunc(names, func(a, b string) int { return l.pods[b].made.Compare(l.pods[a].made) })
+	for i, n := range names {
+		_, names[i], _ = strings.Cut(n, "/")
+	}
+	return names
+}
+
+// seen counts the pods that a service has had.
+func (l *timeline) seen(service string) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range l.pods {
+		if p.service == service {
+			n++
+		}
+	}
+	return n
+}
+
 // say marks a moment in the plot.
 func (l *timeline) say(format string, args ...any) {
 	l.mu.Lock()

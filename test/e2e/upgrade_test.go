@@ -65,6 +65,6 @@ func (t *test) job(root, name string) string {
 	t.must(t.applyEntry(t.ctx, root, "config/regions/local/system", func(d string) bool {
 		return strings.Contains(d, "kind: Job\n") && strings.Contains(d, "\n  name: "+name+"\n") || strings.Contains(d, "kind: ConfigMap\n")
 	}))
-	t.k("-n", "onda-system", "wait", "--for=condition=Complete", "job/"+name, "--timeout=300s")
+	t.k("-n", "onda-system", "wait", "--for=condition=Complete", "job/"+name, "--timeout=900s")
 	return t.k("-n", "onda-system", "logs", "job/"+name)
 }
