@@ -27,13 +27,14 @@ const (
 	KindCampaign  = "Campaign"
 	KindForm      = "Form"
 	KindSettings  = "Settings"
+	KindDomain    = "Domain"
 )
 
 // Kinds gives the kinds in an order in which no document needs a later one,
 // but for forms and campaigns, which may name each other.
 func Kinds() []string {
 	return []string{
-		KindSettings, KindField, KindTopic, KindSegment, KindLayout, KindEmail,
+		KindSettings, KindDomain, KindField, KindTopic, KindSegment, KindLayout, KindEmail,
 		KindCampaign, KindForm, KindBroadcast,
 	}
 }
@@ -58,7 +59,7 @@ func (m *Meta) DisplayTitle() string {
 }
 
 // Doc is a typed document: *Field, *Topic, *Segment, *Layout, *Email,
-// *Broadcast, *Campaign, *Form or *Settings.
+// *Broadcast, *Campaign, *Form, *Settings or *Domain.
 type Doc interface {
 	Kind() string
 	Head() *Meta
@@ -106,9 +107,6 @@ func metadataRule(kind string) rule[Meta] {
 		get(o, "labels", dictionary(label, `^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$`, text()), &m.Labels, optional)
 	})
 }
-
-// laterKinds are kinds of the language that this version does not have.
-func laterKinds() []string { return []string{"Domain"} }
 
 // specReader reads one kind's document: the metadata and the spec.
 type specReader struct {
@@ -175,6 +173,7 @@ func specReaders() []specReader {
 		kindOf(KindCampaign, campaignKeys),
 		kindOf(KindForm, formKeys),
 		kindOf(KindSettings, settingsKeys),
+		kindOf(KindDomain, domainKeys),
 	}
 }
 
@@ -190,12 +189,6 @@ func readDocument(n *node, files *sources, stored bool) (*Document, Problems) {
 	if kind == nil || kind.kind != textNode {
 		d.fail(n.position, `"kind" is missing: one of %s`, strings.Join(Kinds(), ", "))
 		return nil, d.problems
-	}
-	for _, later := range laterKinds() {
-		if kind.text == later {
-			d.fail(kind.position, "this version does not have the kind %q yet", later)
-			return nil, d.problems
-		}
 	}
 	for _, r := range specReaders() {
 		if r.kind != kind.text {

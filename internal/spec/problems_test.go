@@ -97,9 +97,21 @@ func where(s string) string { return head("Segment", "s", "  where: "+s+"\n") }
 
 func badCases() []badCase {
 	return []badCase{
-		{"no kind", "apiVersion: onda/v1\n", []string{`1:1: "kind" is missing: one of Settings, Field, Topic, Segment, Layout, Email, Campaign, Form, Broadcast`}, false},
+		{"no kind", "apiVersion: onda/v1\n", []string{`1:1: "kind" is missing: one of Settings, Domain, Field, Topic, Segment, Layout, Email, Campaign, Form, Broadcast`}, false},
 		{"unknown kind", head("Segmant", "s", "  {}"), []string{`2:7: unknown kind "Segmant", did you mean "Segment"?`}, false},
-		{"a kind that comes later", head("Domain", "s", "  {}"), []string{`2:7: this version does not have the kind "Domain" yet`}, false},
+		{"domain without a domain", head("Domain", "s", "  {signer: onda}"), []string{`5:3: "domain" is missing`}, false},
+		{"domain that is none", head("Domain", "s", "  domain: news\n  signer: onda\n"), []string{`5:11: must be a domain such as example.com, not "news"`}, false},
+		{"domain with a label that is too long", head("Domain", "s", "  domain: "+strings.Repeat("a", 64)+".example\n  signer: onda\n"), []string{`5:11: not a domain: "` + strings.Repeat("a", 64) + `.example"`}, true},
+		{"domain with a hyphen in front", head("Domain", "s", "  domain: -a.example\n  signer: onda\n"), []string{`5:11: not a domain: "-a.example"`}, true},
+		{"signer unknown", head("Domain", "s", "  domain: a.example\n  signer: ondo\n"), []string{`6:11: unknown value "ondo", did you mean "onda"?`}, false},
+		{"relay's signature without selectors", head("Domain", "s", "  domain: a.example\n"), []string{`5:3: "dkim" is missing: the selectors that the relay signs with; or let Onda sign, with signer: onda`}, false},
+		{"selectors of Onda's", head("Domain", "s", "  domain: a.example\n  signer: onda\n  dkim: {selectors: [x]}\n"), []string{`7:3: Onda's own selectors are made by onda domain key: leave dkim out`}, false},
+		{"no selectors", head("Domain", "s", "  domain: a.example\n  dkim: {selectors: []}\n"), []string{`6:21: the list must not be empty`}, false},
+		{"selector with a space", head("Domain", "s", "  domain: a.example\n  dkim: {selectors: [\"a b\"]}\n"), []string{`6:22: must be a selector such as s1, not "a b"`}, false},
+		{"SPF that is no mechanism", head("Domain", "s", "  domain: a.example\n  signer: onda\n  spf: relay.example\n"), []string{`7:8: must be a mechanism of SPF such as include:spf.relay.example or ip4:192.0.2.1, not "relay.example"`}, false},
+		{"SPF with a bad network", head("Domain", "s", "  domain: a.example\n  signer: onda\n  spf: [ip4:192.0.2.1/33]\n"), []string{`7:9: not an address or network: "192.0.2.1/33"`}, true},
+		{"SPF with the other kind of address", head("Domain", "s", "  domain: a.example\n  signer: onda\n  spf: [\"ip6:192.0.2.1\"]\n"), []string{`7:9: not an address or network of ip6: "192.0.2.1"`}, true},
+		{"two documents of one domain", head("Domain", "s", "  domain: Bücher.example\n  signer: onda\n") + "---\n" + head("Domain", "t", "  domain: xn--bcher-kva.example\n  signer: onda\n"), []string{`5:11: the Domain "t" is of xn--bcher-kva.example too: one document a domain`, `12:11: the Domain "s" is of xn--bcher-kva.example too: one document a domain`}, true},
 		{"wrong version", strings.Replace(where("{tag: a}"), "onda/v1", "onda/v2", 1), []string{`1:13: unknown value "onda/v2", did you mean "onda/v1"?`}, false},
 		{"no name", "apiVersion: onda/v1\nkind: Topic\nmetadata: {title: x}\nspec: {}\n", []string{`3:11: "name" is missing`}, false},
 		{"bad name", head("Topic", "No_Good", "  {}"), []string{`3:18: must be a name of small letters, digits and -, not "No_Good"`}, false},
@@ -328,6 +340,8 @@ func goodDocs() []string {
 		head("Segment", "m", "  members: manual\n"),
 		head("Field", "l", "  {type: language, unique: false, personal: true, visitorWritable: true}\n"),
 		head("Settings", "s", "  {zone: Europe/Oslo, locale: pt-BR, tracking: none, frequency: [{count: 3, per: 7d}], quietHours: {from: \"21:00\", to: \"07:00\"}, retention: {facts: 1y}}\n"),
+		head("Domain", "own", "  {domain: News.Bücher.example, signer: onda, returnPath: bounce.bücher.example, linkHost: l.x.example, spf: [\"include:_spf.x.example\", \"ip4:192.0.2.0/24\", \"ip6:2001:db8::/32\"]}\n"),
+		head("Domain", "relayed", "  {domain: x.example, dkim: {selectors: [s1, s2.key]}, spf: \"a:out.x.example\"}\n"),
 		head("Broadcast", "b", "  {email: hello, to: {segment: vips}, exclude: {tag: a}, at: 2026-05-01T09:00, zone: contact}\n"),
 		head("Layout", "lay", "  {html: \"<p>{{ content }}</p>\", text: \"{{ content }} {{ unsubscribe_url }}\"}\n"),
 		head("Email", "full", "  {topic: news, from: \"N <a@x.example>\", replyTo: b@x.example, layout: lay, unknown: resend, subject: \"{{ topic.title }}\", preheader: p, markdown: \"[u]({{ unsubscribe_url }})\", text: t, locales: {fr: {subject: x}, pt-BR: {html: \"{{ unsubscribe_url }}\"}}}\n"),
@@ -397,9 +411,25 @@ func TestExamplesHaveEachKind(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	domains, err := LoadChecked(os.DirFS("../../examples/domain"), nil, plainly) // apart, since a Domain binds all emails
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, kind := range Kinds() {
-		if len(set.Names(kind)) == 0 {
+		if len(set.Names(kind))+len(domains.Names(kind)) == 0 {
 			t.Errorf("the examples have no %s", kind)
+		}
+	}
+}
+
+func TestASCIIDomain(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"Example.COM": "example.com", "Bücher.example": "xn--bcher-kva.example", "例え.テスト": "xn--r8jz45g.xn--zckzah", "a.b-c.example": "a.b-c.example",
+		"": "", "x..example": "", "a b.example": "", "-x.example": "", "a_b.example": "", strings.Repeat("a.", 130) + "example": "", "xn--a.example": "",
+	} {
+		if got, err := ASCIIDomain(in); got != want || (err == nil) != (want != "") {
+			t.Errorf("ASCIIDomain(%q) = %q, %v, want %q", in, got, err, want)
 		}
 	}
 }

@@ -32,7 +32,7 @@ func JSONSchema() []byte {
 		"$schema":     "https://json-schema.org/draft/2020-12/schema",
 		"$id":         "https://onda.run/schema/onda-v1.json",
 		"title":       "Onda documents",
-		"description": "Fields, topics, segments, layouts, emails, broadcasts, campaigns, forms and settings of Onda.",
+		"description": "Fields, topics, segments, layouts, emails, broadcasts, campaigns, forms, settings and sender domains of Onda.",
 		"type":        "object",
 		"required":    []string{"apiVersion", "kind", "metadata", "spec"},
 		"properties":  schema{"kind": schema{"enum": Kinds()}, "apiVersion": schema{"const": APIVersion}},
