@@ -36,6 +36,7 @@ type cli struct {
 	Explain  explainCmd  `cmd:"" help:"Tell all that is known about one delivery."`
 	Report   reportCmd   `cmd:"" help:"Report what became of a campaign's mails."`
 	Email    emailCmd    `cmd:"" help:"Preview an email, or send a test of it."`
+	Bounce   bounceCmd   `cmd:"" help:"Hand mails that came back to Onda."`
 	Event    eventCmd    `cmd:"" help:"Send events, list those that failed, and replay them."`
 	TenantC  tenantCmd   `cmd:"" name:"tenant" help:"Make and list tenants, make their keys, move their clocks."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
@@ -71,9 +72,13 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		_, _ = fmt.Fprintf(stderr, "onda: %v\nTry: %s --help\n", err, at)
 		return exitUsage
 	}
+	failed := exitFailed
+	if strings.HasPrefix(k.Command(), "bounce post") {
+		failed = exitTempFail // whatever it is, the mail server keeps the mail until it is mended
+	}
 	if err := s.loadEnv(); err != nil {
 		_, _ = fmt.Fprintf(stderr, "onda: %v\n", err)
-		return exitFailed
+		return failed
 	}
 	s.tenant, s.json = c.Tenant, c.Output == "json"
 	if s.tenant == "" {
@@ -88,13 +93,13 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		_, _ = fmt.Fprintf(stderr, "onda: %v\nTry: %s --help\n", err, command(k))
 		return exitUsage
 	case errors.Is(err, errQuiet):
-		return exitFailed
+		return failed
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		_, _ = fmt.Fprintln(stderr, "onda: interrupted")
-		return exitFailed
+		return failed
 	case err != nil:
 		_, _ = fmt.Fprintf(stderr, "onda: %s\n", s.inWords(err))
-		return exitFailed
+		return failed
 	}
 	return 0
 }

@@ -55,7 +55,8 @@ const (
 	Delayed      Result = "delayed" // the next server still tries
 	Complained   Result = "complained"
 	Unsubscribed Result = "unsubscribed"
-	Ignored      Result = "ignored"      // a mail of another sort, such as an automatic reply, or a report that asks for nothing
+	AutoReplied  Result = "autoreplied"  // a mailbox answered by itself: so the mail reached it
+	Ignored      Result = "ignored"      // a mail of another sort, or a report that asks for nothing
 	Unattributed Result = "unattributed" // a report without a token that proves which mail it is about
 )
 
@@ -77,14 +78,31 @@ func (s *service) take(ctx context.Context, tx *postgres.Tx, raw io.Reader, reci
 		return "", err
 	case rep.Kind == mail.ARF:
 		return s.complaint(ctx, tx, rep)
+	case rep.Kind == mail.AutoReply:
+		return s.delivered(ctx, tx, rep, AutoReplied)
 	}
 	return s.report(ctx, tx, rep)
+}
+
+// delivered settles that a mail reached its mailbox.
+func (s *service) delivered(ctx context.Context, tx *postgres.Tx, rep *mail.Report, result Result) (Result, error) {
+	id, err := s.delivery(ctx, tx, rep.ReturnPathToken)
+	if errors.Is(err, errNotOurs) {
+		return Unattributed, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	_, _, err = delivery.SettleDelivered(ctx, tx, drainer, delivery.Later{Delivery: id})
+	return result, err
 }
 
 // report takes a report of delivery (RFC 3464 section 2.3.3).
 func (s *service) report(ctx context.Context, tx *postgres.Tx, rep *mail.Report) (Result, error) {
 	switch rep.Action {
-	case "failed", "delivered":
+	case "failed":
+	case "delivered":
+		return s.delivered(ctx, tx, rep, Delivered)
 	case "delayed":
 		return Delayed, nil
 	default:
@@ -96,10 +114,6 @@ func (s *service) report(ctx context.Context, tx *postgres.Tx, rep *mail.Report)
 	}
 	if err != nil {
 		return "", err
-	}
-	if rep.Action == "delivered" {
-		_, _, err := delivery.SettleDelivered(ctx, tx, drainer, delivery.Later{Delivery: id})
-		return Delivered, err
 	}
 	who, news, err := delivery.Bounced(ctx, tx, drainer, delivery.Later{Delivery: id, Class: string(rep.Class)})
 	if err != nil || !news || rep.Class != mail.Hard {

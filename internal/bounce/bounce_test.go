@@ -251,6 +251,42 @@ func TestWhatComesBack(t *testing.T) {
 			body: func(w *world) string { return arf("not-spam", "x") }, to: (*world).returnPath,
 			result: "ignored", want: "queued granted",
 		},
+		"an automatic reply": {
+			body: func(*world) string {
+				return "From: ada@example.com\r\nSubject: away\r\nAuto-Submitted: auto-replied (vacation)\r\n\r\nError 550 5.1.1 is what I never send.\r\n"
+			}, to: (*world).returnPath,
+			result: "autoreplied", want: "sent delivered granted",
+		},
+		"an automatic reply to somebody else's mail": {
+			body: func(*world) string {
+				return "From: ada@example.com\r\nAuto-Submitted: auto-replied\r\nIn-Reply-To: <d1sl.t1@acme.example>\r\n\r\n"
+			},
+			to:     func(*world) string { return "news@acme.example" },
+			result: "unattributed", want: "queued granted",
+		},
+		"a report nested ten deep": {
+			body: func(*world) string {
+				body := dsn("failed", "5.1.1", "550 5.1.1 no such user")
+				for i := range 10 {
+					body = fmt.Sprintf("Content-Type: multipart/mixed; boundary=\"x%d\"\r\n\r\n--x%[1]d\r\n%s--x%[1]d--\r\n", i, body)
+				}
+				return body
+			}, to: (*world).returnPath,
+			result: "ignored", want: "queued granted",
+		},
+		"a report in ISO-2022-JP": {
+			body: func(*world) string {
+				return strings.Replace(dsn("failed", "5.1.1", "550 5.1.1 no such user"), "text/plain\r\n\r\nSorry.",
+					"text/plain; charset=iso-2022-jp\r\n\r\n\x1b$B%a!<%k\x1b(B", 1)
+			}, to: (*world).returnPath,
+			result: "bounced", want: "sent bounced:hard suppressed:bounce granted",
+		},
+		"a report that is none": {
+			body: func(*world) string {
+				return strings.Replace(dsn("failed", "5.1.1", "550"), "Final-Recipient: rfc822; ada@example.com\r\nAction: failed", "\x00\x1b", 1)
+			}, to: (*world).returnPath,
+			result: "ignored", want: "queued granted",
+		},
 		"an answer by a person": {
 			body: func(*world) string { return "From: ada@example.com\r\nSubject: Re: news\r\n\r\nThank you!\r\n" }, to: (*world).returnPath,
 			result: "ignored", want: "queued granted",

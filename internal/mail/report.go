@@ -16,13 +16,14 @@ import (
 	_ "github.com/emersion/go-message/charset" // reports come in every charset
 )
 
-// ReportKind tells a report of delivery from a report of abuse.
+// ReportKind tells reports of delivery, reports of abuse and automatic replies apart.
 type ReportKind string
 
 // The kinds of reports.
 const (
-	DSN ReportKind = "dsn" // RFC 3464, or a plain-text bounce that means the same
-	ARF ReportKind = "arf" // RFC 5965
+	DSN       ReportKind = "dsn"       // RFC 3464, or a plain-text bounce that means the same
+	ARF       ReportKind = "arf"       // RFC 5965
+	AutoReply ReportKind = "autoreply" // RFC 3834: an answer by the recipient's mailbox, which the mail thus has reached
 )
 
 // Report is what came back about one mail.
@@ -47,8 +48,8 @@ type Report struct {
 	OriginalRecipient string // personal: never into a log, an event or a URL
 }
 
-// ErrNotReport is what a mail that is no report matches: an automatic reply, a person's answer, spam.
-var ErrNotReport = errors.New("not a delivery or feedback report")
+// ErrNotReport is what a mail that is no report matches: a person's answer, spam.
+var ErrNotReport = errors.New("not a delivery or feedback report, nor an automatic reply")
 
 // Bounds of what is read of a report. What comes after is ignored: reports put what matters first and a returned mail last.
 const (
@@ -191,6 +192,9 @@ func (p *reportParser) judge(header message.Header, raw []byte) *Report {
 		return rep
 	}
 	if !looksLikeBounce(header) {
+		if isAutoReply(header) {
+			return &Report{Kind: AutoReply}
+		}
 		return nil
 	}
 	// A report whose MIME structure is broken still has its fields somewhere in the text.
@@ -318,8 +322,7 @@ func looksLikeBounce(h message.Header) bool {
 	if h.Get("X-Failed-Recipients") != "" {
 		return true
 	}
-	auto := strings.ToLower(h.Get("Auto-Submitted"))
-	if strings.HasPrefix(auto, "auto-replied") || h.Get("X-Autoreply") != "" || h.Get("X-Autorespond") != "" {
+	if saysAutoReplied(h) {
 		// An out-of-office reply, unless it claims to be a report.
 		kind, params, err := h.ContentType()
 		return err == nil && kind == "multipart/report" && params["report-type"] == "delivery-status"
@@ -327,9 +330,23 @@ func looksLikeBounce(h message.Header) bool {
 	if strings.TrimSpace(h.Get("Return-Path")) == "<>" {
 		return true
 	}
+	return fromMailSystem(h)
+}
+
+func fromMailSystem(h message.Header) bool {
 	from := strings.ToLower(h.Get("From"))
 	return strings.Contains(from, "mailer-daemon@") || strings.Contains(from, "postmaster@") || strings.Contains(from, "mail delivery s")
 }
+
+// saysAutoReplied tells whether a mail says that a program answered with it: by RFC 3834 section 5, or by what was in use before. Mail systems say it of their
+// reports too.
+func saysAutoReplied(h message.Header) bool {
+	return strings.HasPrefix(strings.ToLower(h.Get("Auto-Submitted")), "auto-replied") || h.Get("X-Autoreply") != "" || h.Get("X-Autorespond") != "" ||
+		strings.EqualFold(strings.TrimSpace(h.Get("Precedence")), "auto_reply")
+}
+
+// isAutoReply tells whether a recipient's mailbox answered by itself, rather than a mail system that never got so far.
+func isAutoReply(h message.Header) bool { return saysAutoReplied(h) && !fromMailSystem(h) }
 
 var (
 	plainReply   = pattern(`(?m)(?:^|[\s:>])([45]\d\d)[ -]+([45]\.\d{1,3}\.\d{1,3})?[ :]*([^\r\n]*(?:\r?\n[ \t]+[^\r\n]+){0,3})`)

@@ -38,7 +38,7 @@ func TestReports(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			rep, err := mail.ParseReport(bytes.NewReader(raw))
-			if name == "report_auto_reply" || name == "report_answer" {
+			if name == "report_answer" {
 				if !errors.Is(err, mail.ErrNotReport) {
 					t.Fatalf("was read as %+v, %v", rep, err)
 				}
@@ -145,7 +145,7 @@ func FuzzParseReport(f *testing.F) {
 			return
 		}
 		switch {
-		case rep.Kind == mail.DSN && rep.Action == "", rep.Kind == mail.ARF && rep.FeedbackType == "":
+		case rep.Kind == mail.DSN && rep.Action == "", rep.Kind == mail.ARF && rep.FeedbackType == "", rep.Kind == mail.AutoReply && rep.Action+rep.FeedbackType != "":
 			t.Fatalf("a report without its point: %+v", rep)
 		case (rep.Action == "failed" || rep.Action == "delayed") != (rep.Class != ""):
 			t.Fatalf("class %q for action %q", rep.Class, rep.Action)
