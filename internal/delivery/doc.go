@@ -78,8 +78,15 @@ const (
 	Erased           Reason = "erased"
 )
 
-// backOff is how long after an attempt the next one is made; the last goes for all further ones.
-func backOff(attempt int) time.Duration {
-	steps := [...]time.Duration{time.Minute, 5 * time.Minute, 15 * time.Minute, time.Hour, 4 * time.Hour}
+// backOff is how long after an attempt the next one is made, by the class of the refusal; the last step goes for all further ones. RFC 5321 section 4.5.4.1 wants a few soon
+// and half an hour and more between the rest. A block is about us: to come back soon makes it worse.
+func backOff(attempt int, class string) time.Duration {
+	steps := [...]time.Duration{time.Minute, 5 * time.Minute, 30 * time.Minute, time.Hour, 4 * time.Hour}
+	switch class {
+	case "block":
+		steps = [...]time.Duration{15 * time.Minute, time.Hour, 2 * time.Hour, 4 * time.Hour, 4 * time.Hour}
+	case "policy":
+		steps = [...]time.Duration{5 * time.Minute, 30 * time.Minute, time.Hour, 4 * time.Hour, 4 * time.Hour}
+	}
 	return steps[min(max(attempt, 1), len(steps))-1]
 }

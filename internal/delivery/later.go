@@ -1,15 +1,17 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
+	cloudevents "github.com/cloudevents/sdk-go/v2"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/onda-run/onda/internal/event"
 	"github.com/onda-run/onda/internal/postgres"
@@ -27,20 +29,27 @@ type Later struct {
 	Class string
 }
 
-// SettleDelivered notes that a mail reached its mailbox. One that was unknown is sent then. It gives the contact, and whether this was
-// news.
-func SettleDelivered(ctx context.Context, tx *postgres.Tx, drainer string, later Later) (contact int64, news bool, err error) {
-	return settleLater(ctx, tx, drainer, "delivered", later)
+// Told is a mail that something was told about. One that no batch has is not told about.
+type Told struct {
+	Later
+	Contact int64
+	// News is false when it had been told before.
+	News bool
 }
 
-// Bounced notes that a mail came back: so it had been sent. Suppressing the address, where the class is hard, is the caller's.
-func Bounced(ctx context.Context, tx *postgres.Tx, drainer string, later Later) (contact int64, news bool, err error) {
-	return settleLater(ctx, tx, drainer, "bounced", later)
+// SettleDelivered notes that mails reached their mailboxes. One that was unknown is sent then. It gives what was told about each, once, in order of delivery.
+func SettleDelivered(ctx context.Context, tx *postgres.Tx, drainer string, list ...Later) ([]Told, error) {
+	return settleLater(ctx, tx, drainer, "delivered", list)
 }
 
-// Complained notes that a recipient marked a mail as spam: so it had been sent. Ending all marketing to them is the caller's.
-func Complained(ctx context.Context, tx *postgres.Tx, drainer string, later Later) (contact int64, news bool, err error) {
-	return settleLater(ctx, tx, drainer, "complained", later)
+// Bounced notes that mails came back: so they had been sent. Suppressing the addresses, where the class is hard, is the caller's.
+func Bounced(ctx context.Context, tx *postgres.Tx, drainer string, list ...Later) ([]Told, error) {
+	return settleLater(ctx, tx, drainer, "bounced", list)
+}
+
+// Complained notes that recipients marked mails as spam: so they had been sent. Ending all marketing to them is the caller's.
+func Complained(ctx context.Context, tx *postgres.Tx, drainer string, list ...Later) ([]Told, error) {
+	return settleLater(ctx, tx, drainer, "complained", list)
 }
 
 // Unsubscribed counts, in the statistics of its run and step, the mail that most likely made a contact leave topics: the last one that it was sent of any of them; without
@@ -66,70 +75,132 @@ func Unsubscribed(ctx context.Context, tx *postgres.Tx, contact int64, withdrawa
 	return nil
 }
 
-// noteLater writes what came later, once; news is false when it was noted before, or there is no row.
-func noteLater(ctx context.Context, tx *postgres.Tx, what string, later Later) (news bool, err error) {
-	var tag pgconn.CommandTag
-	switch what {
-	case "delivered":
-		tag, err = tx.Exec(ctx, "UPDATE delivery SET delivered_at = $2 WHERE id = $1 AND delivered_at IS NULL", later.Delivery, later.At)
-	case "bounced":
-		tag, err = tx.Exec(ctx, "UPDATE delivery SET bounced_at = $2, bounce_class = nullif($3, '') WHERE id = $1 AND bounced_at IS NULL",
-			later.Delivery, later.At, later.Class)
-	default:
-		tag, err = tx.Exec(ctx, "UPDATE delivery SET complained_at = $2 WHERE id = $1 AND complained_at IS NULL", later.Delivery, later.At)
+// noteLater writes what came later, once, and gives the deliveries that it was news of. A delivery without a row is none.
+func noteLater(ctx context.Context, tx *postgres.Tx, what string, list []Told) (map[int64]bool, error) {
+	ids, at, classes := make([]int64, len(list)), make([]time.Time, len(list)), make([]string, len(list))
+	for i, l := range list {
+		ids[i], at[i], classes[i] = l.Delivery, l.At, l.Class
 	}
+	class := ""
+	if what == "bounced" {
+		class = ", bounce_class = nullif(l.class, '')"
+	}
+	rows, err := tx.Query(ctx, fmt.Sprintf(`UPDATE delivery d SET %[1]s_at = l.at%[2]s FROM unnest($1::bigint[], $2::timestamptz[], $3::text[]) l(id, at, class)
+		WHERE d.id = l.id AND d.%[1]s_at IS NULL RETURNING d.id`, what, class), ids, at, classes)
 	if err != nil {
-		return false, fmt.Errorf("note that delivery %d was %s: %w", later.Delivery, what, err)
+		return nil, fmt.Errorf("note that mails were %s: %w", what, err)
 	}
-	return tag.RowsAffected() > 0, nil
+	news, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return nil, fmt.Errorf("note that mails were %s: %w", what, err)
+	}
+	out := make(map[int64]bool, len(news))
+	for _, id := range news {
+		out[id] = true
+	}
+	return out, nil
 }
 
-func settleLater(ctx context.Context, tx *postgres.Tx, drainer, what string, later Later) (contact int64, news bool, err error) {
-	if later.At.IsZero() {
-		later.At = tx.Now()
+// mailRow is what telling of a mail needs to know of it.
+type mailRow struct {
+	contact, run   int64
+	name, tracking string // of its email, and how it was tracked
+	attempt        int
+}
+
+// mailsOf reads them. A report may be faster than our own recorder: the contact is known from the batch.
+func mailsOf(ctx context.Context, tx *postgres.Tx, list []Told) (map[int64]mailRow, error) {
+	ids := make([]int64, len(list))
+	for i, l := range list {
+		ids[i] = l.Delivery
 	}
-	var run int64
-	var name, tracking string
-	var attempt int
-	// A report may be faster than our own recorder: the contact is known from the batch.
-	err = tx.QueryRow(ctx, `SELECT coalesce(d.contact, b.contacts[$2]), b.run, e.name, coalesce(d.attempt, 1), coalesce(d.tracking, '')
-		FROM batch b JOIN document doc ON doc.id = b.email JOIN entity e ON e.id = doc.entity LEFT JOIN delivery d ON d.id = $1
-		WHERE b.id = $1 >> 9 AND b.attempt = 1 AND $2 BETWEEN 1 AND cardinality(b.contacts)`, later.Delivery, Number(later.Delivery)).
-		Scan(&contact, &run, &name, &attempt, &tracking)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return 0, false, fmt.Errorf("delivery %d: %w", later.Delivery, ErrUnknownDelivery)
-	}
+	rows, err := tx.Query(ctx, `SELECT l.id, coalesce(d.contact, b.contacts[l.n]), b.run, e.name, coalesce(d.attempt, 1), coalesce(d.tracking, '')
+		FROM (SELECT id, (id & $2)::integer AS n FROM unnest($1::bigint[]) id) l
+		JOIN batch b ON b.id = l.id >> 9 AND b.attempt = 1 AND l.n BETWEEN 1 AND cardinality(b.contacts)
+		JOIN document doc ON doc.id = b.email JOIN entity e ON e.id = doc.entity LEFT JOIN delivery d ON d.id = l.id`, ids, int64(postgres.BatchWidth-1))
 	if err != nil {
-		return 0, false, fmt.Errorf("look for delivery %d: %w", later.Delivery, err)
+		return nil, fmt.Errorf("look for mails: %w", err)
 	}
-	if _, err := Record(ctx, tx, drainer, Outcome{Delivery: later.Delivery, Contact: contact, Attempt: attempt, State: Sent, Tracking: tracking}); err != nil {
-		return 0, false, err
+	out := make(map[int64]mailRow, len(list))
+	var id int64
+	var m mailRow
+	_, err = pgx.ForEachRow(rows, []any{&id, &m.contact, &m.run, &m.name, &m.attempt, &m.tracking}, func() error {
+		out[id] = m
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for mails: %w", err)
 	}
-	if news, err = noteLater(ctx, tx, what, later); err != nil || !news {
-		return contact, false, err
+	return out, nil
+}
+
+func settleLater(ctx context.Context, tx *postgres.Tx, drainer, what string, list []Later) ([]Told, error) {
+	told := make([]Told, 0, len(list))
+	for _, l := range list {
+		if l.At.IsZero() {
+			l.At = tx.Now()
+		}
+		told = append(told, Told{Later: l})
 	}
-	f := postgres.Fact{Kind: "email." + what, Name: name, Contact: contact, Run: run, Deliveries: []int64{later.Delivery}, At: later.At}
-	item := event.Delivery{Delivery: later.Delivery, Contact: contact, Run: run}
+	slices.SortStableFunc(told, func(x, y Told) int { return cmp.Compare(x.Delivery, y.Delivery) })
+	told = slices.CompactFunc(told, func(x, y Told) bool { return x.Delivery == y.Delivery }) // the first that was told counts
+	mails, err := mailsOf(ctx, tx, told)
+	if err != nil {
+		return nil, err
+	}
+	told = slices.DeleteFunc(told, func(l Told) bool { _, ok := mails[l.Delivery]; return !ok })
+	if len(told) == 0 {
+		return nil, nil
+	}
+	sent := make([]Outcome, len(told))
+	for i, l := range told {
+		m := mails[l.Delivery]
+		told[i].Contact = m.contact
+		sent[i] = Outcome{Delivery: l.Delivery, Contact: m.contact, Attempt: m.attempt, State: Sent, Tracking: m.tracking}
+	}
+	if _, err := Record(ctx, tx, drainer, sent...); err != nil {
+		return nil, err
+	}
+	news, err := noteLater(ctx, tx, what, told)
+	if err != nil {
+		return nil, err
+	}
+	var facts []postgres.Fact
+	var bells []cloudevents.Event
+	for i, l := range told {
+		if told[i].News = news[l.Delivery]; !told[i].News {
+			continue
+		}
+		f, e, err := factOf(tx, drainer, what, told[i], mails[l.Delivery])
+		if err != nil {
+			return nil, err
+		}
+		facts, bells = append(facts, f), append(bells, e)
+	}
+	if err := tx.AddFacts(ctx, facts...); err != nil {
+		return nil, err
+	}
+	return told, tx.Publish(ctx, drainer, bells...)
+}
+
+// factOf makes the fact of what was told of one mail, and its doorbell.
+func factOf(tx *postgres.Tx, drainer, what string, l Told, m mailRow) (postgres.Fact, cloudevents.Event, error) {
+	f := postgres.Fact{Kind: "email." + what, Name: m.name, Contact: m.contact, Run: m.run, Deliveries: []int64{l.Delivery}, At: l.At}
 	var data event.Data
-	switch d := (event.Deliveries{Items: []event.Delivery{item}}); what {
+	switch d := (event.Deliveries{Items: []event.Delivery{{Delivery: l.Delivery, Contact: m.contact, Run: m.run}}}); what {
 	case "delivered":
 		data = event.EmailDelivered{Deliveries: d}
 	case "bounced":
-		d.Items[0].Reason = later.Class
+		d.Items[0].Reason = l.Class
 		data = event.EmailBounced{Deliveries: d}
-		if f.Data, err = json.Marshal(map[string]string{"class": later.Class}); err != nil {
-			return 0, false, fmt.Errorf("encode fact: %w", err)
+		var err error
+		if f.Data, err = json.Marshal(map[string]string{"class": l.Class}); err != nil {
+			return f, cloudevents.Event{}, fmt.Errorf("encode fact: %w", err)
 		}
 	default:
 		data = event.EmailComplained{Deliveries: d}
 	}
-	if err := tx.AddFacts(ctx, f); err != nil {
-		return 0, false, err
-	}
-	e, err := event.New(tx.Tenant.Name, drainer, "", event.DeriveID(f.Kind, tx.Tenant.Name, strconv.FormatInt(later.Delivery, 10)), data,
-		event.Correlation(run), event.PartitionKey(contact))
-	if err != nil {
-		return 0, false, err
-	}
-	return contact, true, tx.Publish(ctx, drainer, e)
+	e, err := event.New(tx.Tenant.Name, drainer, "", event.DeriveID(f.Kind, tx.Tenant.Name, strconv.FormatInt(l.Delivery, 10)), data,
+		event.Correlation(m.run), event.PartitionKey(m.contact))
+	return f, e, err
 }

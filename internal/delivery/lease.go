@@ -347,8 +347,8 @@ func (l *Lease) close(ctx context.Context, tx *postgres.Tx, drainer string) (boo
 	return true, tx.Publish(ctx, drainer, e)
 }
 
-// RetryAt is when a mail that was deferred at an attempt is tried again; ok is false when it expires before that.
-func RetryAt(now time.Time, attempt int, expires time.Time) (at time.Time, ok bool) {
-	at = now.Add(backOff(attempt))
+// RetryAt is when a mail that was deferred at an attempt, with a refusal of a class, is tried again; ok is false when it expires before that.
+func RetryAt(now time.Time, attempt int, class string, expires time.Time) (at time.Time, ok bool) {
+	at = now.Add(backOff(attempt, class))
 	return at, at.Before(expires)
 }

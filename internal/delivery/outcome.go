@@ -229,7 +229,7 @@ func resend(ctx context.Context, tx *postgres.Tx, changed []Outcome, batches map
 		b := batches[BatchOf(o.Delivery)]
 		wait := time.Duration(0) // the first time, whoever waits for the mail has waited already
 		if o.Attempt > 1 {
-			wait = backOff(o.Attempt - 1)
+			wait = backOff(o.Attempt-1, "")
 		}
 		if !tx.Now().Add(wait).Before(b.expires) {
 			continue

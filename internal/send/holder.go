@@ -317,7 +317,7 @@ func (l *lane) deliver(line *mail.Line, m *handover, next *mail.Outgoing) delive
 
 // later is the outcome of a mail that was refused for the moment: it is tried again, unless it expires before that.
 func later(o delivery.Outcome, now time.Time, to delivery.Recipient) delivery.Outcome {
-	at, ok := delivery.RetryAt(now, to.Attempt, to.Expires)
+	at, ok := delivery.RetryAt(now, to.Attempt, o.Class, to.Expires)
 	if !ok {
 		o.State, o.Reason = delivery.Failed, delivery.Expired
 		return o
