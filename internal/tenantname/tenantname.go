@@ -10,7 +10,7 @@ import (
 // namespace of it.
 func Check(name string) error {
 	if !isLabel(name) || reserved(name) {
-		return fmt.Errorf("%.60q: want 1 to 40 of a-z, 0-9 and -, with a letter at the beginning and no - at the end, as a DNS label, and none of onda, public, postgres and onda-*", name)
+		return fmt.Errorf("%.60q: want 1 to 40 of a-z, 0-9 and -, with a letter at the beginning and no - at the end, as a DNS label, and not none, onda, postgres, public or onda-*", name)
 	}
 	return nil
 }
@@ -27,7 +27,11 @@ func isLabel(name string) bool {
 	return true
 }
 
-// reserved are names of others: roles and schemas that a database has, and namespaces of Onda's own.
+// reserved are names of others: roles and schemas that a database has, namespaces of Onda's own, and what Postgres takes for no role at all (SET ROLE none).
 func reserved(name string) bool {
-	return name == "onda" || name == "public" || name == "postgres" || strings.HasPrefix(name, "onda-")
+	switch name {
+	case "none", "onda", "postgres", "public":
+		return true
+	}
+	return strings.HasPrefix(name, "onda-")
 }
