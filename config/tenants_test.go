@@ -5,12 +5,17 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	eventingv1 "knative.dev/eventing/pkg/apis/eventing/v1"
+	"sigs.k8s.io/kustomize/api/krusty"
+	"sigs.k8s.io/kustomize/kyaml/filesys"
 	"sigs.k8s.io/yaml"
 
+	"github.com/onda-run/onda/internal/manifest"
 	"github.com/onda-run/onda/internal/tenantfile"
 )
 
@@ -147,5 +152,58 @@ func TestTenants(t *testing.T) {
 	_, problems := checkTenants(os.DirFS(".."))
 	for _, p := range problems {
 		t.Error(p)
+	}
+}
+
+// What onda tenant create writes for a dedicated tenant and for a sandbox can be rendered, has its region's class of broker, and leads events to where each function is.
+func TestCreatedTenantsRender(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	for _, dir := range []string{"config", "eventing", "functions"} {
+		if err := os.CopyFS(filepath.Join(root, dir), os.DirFS(filepath.Join("..", dir))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tenants := filepath.Join(root, "config", "tenants")
+	for name, own := range map[string][]string{"whole": nil, "one": {"campaign"}, "two": {"send", "track"}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := &tenantfile.Tenant{Spec: tenantfile.Spec{Region: "eu-west", Cell: "eu-west-1", Ring: tenantfile.Stable, State: "active", Placement: tenantfile.Dedicated, Functions: own}}
+			n.Metadata.Name = name
+			if _, err := tenantfile.Add(tenants, n, "eu.example"); err != nil {
+				t.Fatal(err)
+			}
+			found, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), filepath.Join(tenants, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, err := found.AsYaml()
+			if err != nil {
+				t.Fatal(err)
+			}
+			objects, err := manifest.Read(name, text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, b := range manifest.Of[*eventingv1.Broker](objects) {
+				if class := b.Annotations[eventingv1.BrokerClassAnnotationKey]; class != "Kafka" {
+					t.Errorf("the broker's class is %q", class)
+				}
+			}
+			triggers := 0
+			for _, trigger := range manifest.Of[*eventingv1.Trigger](objects) {
+				triggers++
+				want := ""
+				if own != nil && !slices.Contains(own, trigger.Labels["onda.run/function"]) {
+					want = ringNamespace(tenantfile.Stable)
+				}
+				if got := trigger.Spec.Subscriber.Ref.Namespace; got != want && (want != "" || got != "tenant-"+name) {
+					t.Errorf("%s leads to a function in %q, want %q", trigger.Name, got, want)
+				}
+			}
+			if triggers == 0 {
+				t.Error("there are no triggers")
+			}
+		})
 	}
 }

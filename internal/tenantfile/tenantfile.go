@@ -66,15 +66,12 @@ type Spec struct {
 	// Functions are, of a developer's sandbox, the functions of its own; the rest are the pool's.
 	Functions []string `yaml:"functions,omitempty,flow"`
 	Hosts     Hosts    `yaml:"hosts,omitempty"`
-	// Domains are those that it sends from.
-	Domains []string `yaml:"domains,omitempty,flow"`
-	Quotas  struct {
-		MailsPerDay int64 `yaml:"mailsPerDay,omitempty"`
-	} `yaml:"quotas,omitempty"`
-	// Retention is how long data is kept, by kind, such as hits: 180d.
-	Retention map[string]string `yaml:"retention,omitempty"`
-	// SMTPSecret names the secret with its own relay; empty for the cell's.
-	SMTPSecret string `yaml:"smtpSecret,omitempty"`
+
+	// What nothing reads yet is refused, so that nobody counts on it: see notYet.
+	Domains    any `yaml:"domains,omitempty"`
+	Quotas     any `yaml:"quotas,omitempty"`
+	Retention  any `yaml:"retention,omitempty"`
+	SMTPSecret any `yaml:"smtpSecret,omitempty"`
 }
 
 // Hosts are the names that a tenant's links and forms have. New links are made with the first of each; the others are older ones, which go on serving. Where there is
@@ -128,13 +125,19 @@ func (t *Tenant) Check() error {
 	oneOf("ring", s.Ring, Stable, Next)
 	oneOf("state", s.State, "active", "suspended", "deleted")
 	oneOf("placement", s.Placement, Pooled, Dedicated)
-	for _, f := range s.Functions {
+	for i, f := range s.Functions {
 		if !slices.Contains(functions(), f) {
 			wrong("spec.functions has %q: there are %s", f, strings.Join(functions(), ", "))
+		}
+		if slices.Contains(s.Functions[:i], f) {
+			wrong("spec.functions has %q twice: leave out one of the two", f)
 		}
 	}
 	if t.Sandbox() && s.Placement != Dedicated {
 		wrong("spec.functions are those of a tenant's own namespace: set spec.placement to dedicated, or leave them out")
+	}
+	if t.Sandbox() && s.Ring == Next {
+		wrong("spec.ring is next, and what a sandbox has not of its own (spec.functions) is the ring stable's: set spec.ring to stable")
 	}
 	for _, list := range [][]string{s.Hosts.Link, s.Hosts.Form} {
 		for i, h := range list {
@@ -146,10 +149,28 @@ func (t *Tenant) Check() error {
 			}
 		}
 	}
-	if s.Quotas.MailsPerDay < 0 {
-		wrong("spec.quotas.mailsPerDay is %d: want 0, for none, or more", s.Quotas.MailsPerDay)
+	for _, f := range s.notYet() {
+		if f.value != nil {
+			wrong("spec.%s is not yet read: leave it out; %s", f.name, f.instead)
+		}
 	}
 	return errors.Join(errs...)
+}
+
+// unread is a field that nothing reads yet, and what is so instead.
+type unread struct {
+	name    string
+	value   any
+	instead string
+}
+
+func (s Spec) notYet() []unread {
+	return []unread{
+		{"domains", s.Domains, "a mail is from whatever address its document says (from), so take care that the domain allows the relay to send"},
+		{"quotas", s.Quotas, "a tenant sends as much as its documents say (frequency in its settings) and its relay takes"},
+		{"retention", s.Retention, "the tenant's settings say how long data is kept (retention in the document Settings)"},
+		{"smtpSecret", s.SMTPSecret, "mails go to the relay of ONDA_SMTP_URL: that of its namespace's Secret onda where it is dedicated, and else the pool's"},
+	}
 }
 
 // Read reads and checks one file.
@@ -158,6 +179,10 @@ func Read(fsys fs.FS, name string) (*Tenant, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parse(name, text)
+}
+
+func parse(name string, text []byte) (*Tenant, error) {
 	if len(text) > maxFile {
 		return nil, fmt.Errorf("%s: has %d bytes, at most %d are read", name, len(text), maxFile)
 	}

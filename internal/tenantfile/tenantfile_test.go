@@ -2,6 +2,7 @@ package tenantfile
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -27,7 +28,7 @@ func TestReadTellsWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ from, to, want string }{
 		"an unknown field":         {"placement: pooled", "placement: pooled\n  quota: 5", `unknown field "quota"`},
-		"a wrong type":             {"placement: pooled", "placement: pooled\n  quotas: {mailsPerDay: many}", "[11:25]"},
+		"a wrong type":             {"placement: pooled", "placement: pooled\n  hosts: {link: {a: b}}", "[11:17]"},
 		"another kind":             {"kind: Tenant", "kind: Broker", "want kind Tenant"},
 		"a name that is no label":  {"name: acme", "name: Acme_1", "DNS label"},
 		"a name with - at its end": {"name: acme", "name: acme-", "DNS label"},
@@ -36,6 +37,12 @@ func TestReadTellsWhatIsWrong(t *testing.T) {
 		"no cell":                  {"  cell: local-1\n", "", "config/regions/REGION/cells/CELL.yaml"},
 		"a function that is none":  {"placement: pooled", "placement: dedicated\n  functions: [sendd]", `spec.functions has "sendd": there are bounce`},
 		"functions in the pool":    {"placement: pooled", "placement: pooled\n  functions: [send]", "set spec.placement to dedicated"},
+		"a function twice":         {"placement: pooled", "placement: dedicated\n  functions: [send, track, send]", `spec.functions has "send" twice`},
+		"a sandbox of ring next":   {"ring: stable\n  state: active\n  placement: pooled", "ring: next\n  state: active\n  placement: dedicated\n  functions: [send]", "set spec.ring to stable"},
+		"domains":                  {"placement: pooled", "placement: pooled\n  domains: [acme.example]", "spec.domains is not yet read: leave it out; a mail is from"},
+		"a quota":                  {"placement: pooled", "placement: pooled\n  quotas: {mailsPerDay: 5}", "spec.quotas is not yet read: leave it out; a tenant sends as much"},
+		"retention":                {"placement: pooled", "placement: pooled\n  retention: {hits: 180d}", "spec.retention is not yet read: leave it out; the tenant's settings"},
+		"a relay of its own":       {"placement: pooled", "placement: pooled\n  smtpSecret: relay", "spec.smtpSecret is not yet read: leave it out; mails go to the relay of ONDA_SMTP_URL"},
 		"a host that is a URL":     {"placement: pooled", "placement: pooled\n  hosts: {link: ['https://x.example']}", "want a host's name"},
 		"a host with more in it":   {"placement: pooled", "placement: pooled\n  hosts: {form: ['x.example\"><b>']}", "want a host's name"},
 		"a host of one label":      {"placement: pooled", "placement: pooled\n  hosts: {link: [links]}", "want a host's name"},
@@ -80,10 +87,7 @@ func repository(t *testing.T) (dir string) {
 	t.Helper()
 	root := t.TempDir()
 	dir = filepath.Join(root, "tenants")
-	if err := os.MkdirAll(filepath.Join(root, "regions", "local", "cells"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(root, "regions", "local", "cells", "local-1.yaml"), nil, 0o644); err != nil {
+	if err := os.CopyFS(filepath.Join(root, "regions"), os.DirFS("../../config/regions")); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.CopyFS(dir, os.DirFS("../../config/tenants")); err != nil {
@@ -123,10 +127,7 @@ func TestAddWritesWhatTheExamplesAre(t *testing.T) {
 		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
-		line := "      - " + name + ".yaml=" + name + "/tenant.yaml\n"
-		if err := os.WriteFile(filepath.Join(dir, list), []byte(strings.Replace(files[list], line, "", 1)), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		unlist(t, dir, name)
 		spec := want.Spec
 		added := &Tenant{Spec: spec}
 		added.Metadata.Name = name
@@ -177,5 +178,162 @@ func TestAddChangesNothingWhenItFails(t *testing.T) {
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 5 {
 		t.Errorf("%d entries, %v", len(entries), err)
+	}
+}
+
+// unlist takes a tenant out of the list.
+func unlist(t *testing.T, dir, name string) {
+	t.Helper()
+	text := strings.Replace(read(t, filepath.Join(dir, list)), "      - "+name+".yaml="+name+"/tenant.yaml\n", "", 1)
+	if err := os.WriteFile(filepath.Join(dir, list), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func newTenant(name, region, cell string) *Tenant {
+	t := &Tenant{Spec: Spec{Region: region, Cell: cell, Ring: Stable, State: "active", Placement: Dedicated}}
+	t.Metadata.Name = name
+	return t
+}
+
+// Many at once each come into the list.
+func TestAddAtOnce(t *testing.T) {
+	t.Parallel()
+	dir := repository(t)
+	const n = 20
+	errs := make(chan error, n)
+	for i := range n {
+		go func() {
+			_, err := Add(dir, newTenant(fmt.Sprintf("many-%d", i), "local", "local-1"), "onda.test")
+			errs <- err
+		}()
+	}
+	for range n {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	text := read(t, filepath.Join(dir, list))
+	for i := range n {
+		if line := fmt.Sprintf("- many-%d.yaml=many-%[1]d/tenant.yaml\n", i); strings.Count(text, line) != 1 {
+			t.Errorf("the list has no %q", line)
+		}
+	}
+	if _, err := ReadAll(os.DirFS(dir), ""); err != nil {
+		t.Error(err)
+	}
+}
+
+// What was killed before the end is completed by a repeat that would write the same, and by no other.
+func TestAddCompletesWhatWasKilled(t *testing.T) {
+	t.Parallel()
+	dir := repository(t)
+	add := func(domain string) ([]string, error) { return Add(dir, newTenant("late", "local", "local-1"), domain) }
+	if err := os.MkdirAll(filepath.Join(dir, ".late.new", "x"), 0o755); err != nil { // killed before the directory had its name
+		t.Fatal(err)
+	}
+	wrote, err := add("onda.test")
+	if err != nil || len(wrote) != 3 {
+		t.Fatalf("%q, %v", wrote, err)
+	}
+	if _, err := add("onda.test"); !errors.Is(err, ErrTaken) {
+		t.Errorf("whole: %v", err)
+	}
+	listed := read(t, filepath.Join(dir, list))
+	unlist(t, dir, "late") // killed before it was listed
+	if _, err := add("other.test"); !errors.Is(err, ErrTaken) {
+		t.Errorf("another: %v", err)
+	}
+	if wrote, err := add("onda.test"); err != nil || !cmp.Equal(wrote, []string{filepath.Join(dir, list)}) {
+		t.Errorf("%q, %v", wrote, err)
+	}
+	if diff := cmp.Diff(listed, read(t, filepath.Join(dir, list))); diff != "" {
+		t.Error(diff)
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, ".*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %q, %v", left, err)
+	}
+}
+
+// A dedicated tenant has its region's class of broker, and its cluster's domain is named.
+func TestAddFollowsTheRegion(t *testing.T) {
+	t.Parallel()
+	dir := repository(t)
+	stable := filepath.Join(dir, "..", "regions", "eu-west", "stable", list)
+	if _, err := Add(dir, newTenant("one", "eu-west", "eu-west-1"), "eu.example"); err != nil {
+		t.Fatal(err)
+	}
+	if text := read(t, filepath.Join(dir, "one", list)); !strings.Contains(text, "components/broker-kafka\n") || !strings.Contains(text, "ONDA_FORM_URL=https://render-form.tenant-one.eu.example\n") {
+		t.Error(text)
+	}
+	for _, domain := range []string{"", "https://eu.example", "eu"} {
+		if _, err := Add(dir, newTenant("two", "eu-west", "eu-west-1"), domain); err == nil || !strings.Contains(err.Error(), "name it with --domain") {
+			t.Errorf("domain %q: %v", domain, err)
+		}
+	}
+	hosts := newTenant("two", "eu-west", "eu-west-1")
+	hosts.Spec.Hosts = Hosts{Link: []string{"l.example"}, Form: []string{"f.example"}}
+	if _, err := Add(dir, hosts, ""); err != nil {
+		t.Errorf("with hosts of its own: %v", err)
+	}
+	if err := os.WriteFile(stable, []byte("components: [../images]\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Add(dir, newTenant("three", "eu-west", "eu-west-1"), "eu.example"); err == nil || !strings.Contains(err.Error(), "composes 0 of config/components/broker-*") {
+		t.Errorf("a region without a broker: %v", err)
+	}
+	if err := os.Remove(stable); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Add(dir, newTenant("three", "eu-west", "eu-west-1"), "eu.example"); err == nil || !strings.Contains(err.Error(), "which class of broker the region has") {
+		t.Errorf("a region without a ring: %v", err)
+	}
+}
+
+func TestSetState(t *testing.T) {
+	t.Parallel()
+	nothing := func() error { return nil }
+	for name, c := range map[string]struct{ from, to, want, err string }{
+		"a line":           {"state: active", "state: active # why", "state: suspended # why", ""},
+		"in quotes":        {"state: active", `state: "active"`, "state: suspended", ""},
+		"the same":         {"state: active", "state: suspended", "state: suspended", ""},
+		"beside a comment": {"  state: active", "  # state: active\n  state: 'active'", "# state: active\n  state: suspended", ""},
+		"in one line":      {"  state: active\n  placement: pooled", "  placement: pooled\n  ? state\n  : active", "", "spec.state has no line of its own: set it to suspended by hand"},
+		"a wrong file":     {"state: active", "stat: active", "", `unknown field "stat"`},
+	} {
+		dir := repository(t)
+		file := filepath.Join(dir, "acme", "tenant.yaml")
+		before := strings.Replace(read(t, file), c.from, c.to, 1)
+		if err := os.WriteFile(file, []byte(before), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := SetState(dir, "acme", "suspended", func() error { return os.ErrPermission }); err == nil || read(t, file) != before {
+			t.Errorf("%s: after an error: %v\n%s", name, err, read(t, file))
+		}
+		wrote, err := SetState(dir, "acme", "suspended", nothing)
+		if c.err != "" {
+			if err == nil || !strings.Contains(err.Error(), c.err) || !strings.Contains(err.Error(), file) {
+				t.Errorf("%s: %v, want %q and the file", name, err, c.err)
+			}
+			continue
+		}
+		want := file
+		if c.to == c.want {
+			want = ""
+		}
+		if err != nil || wrote != want {
+			t.Errorf("%s: wrote %q, %v", name, wrote, err)
+		}
+		if diff := cmp.Diff(strings.Replace(before, strings.TrimSpace(c.to), c.want, 1), read(t, file)); diff != "" {
+			t.Errorf("%s:\n%s", name, diff)
+		}
+		if got, err := Read(os.DirFS(dir), "acme/tenant.yaml"); err != nil || got.Spec.State != "suspended" {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+	for _, name := range []string{"nobody", "../tenants/acme"} {
+		if _, err := SetState(repository(t), name, "suspended", func() error { t.Errorf("%s: something was done", name); return nil }); err == nil {
+			t.Errorf("%s: no error", name)
+		}
 	}
 }

@@ -5,35 +5,40 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
+	"path"
 	"path/filepath"
+	"reflect"
+	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 
 	yaml "github.com/goccy/go-yaml"
+
+	"github.com/onda-run/onda/internal/tenantname"
 )
 
 // ErrTaken says that there is a file of a tenant with this name.
 var ErrTaken = errors.New("the name is taken")
 
-// list is the kustomization that makes a ConfigMap of all files.
+// list is what a kustomization is called: that of dir makes a ConfigMap of all files.
 const list = "kustomization.yaml"
 
 // Add writes a new tenant's files below dir, config/tenants of a checkout, and lists it in dir's kustomization: it gives the paths it wrote. All or nothing: a tenant
-// that is wrong, or there already, changes nothing. domain is the cluster's, of which a dedicated tenant's public functions are.
+// that is wrong, or there already, changes nothing; what one that was killed has written is completed. Of two at once each does it after the other. domain is the cluster's,
+// of which a dedicated tenant's public functions are where it has no hosts.
 func Add(dir string, t *Tenant, domain string) (wrote []string, err error) {
 	t.APIVersion, t.Kind, t.File = apiVersion, "Tenant", filepath.Join(dir, t.Metadata.Name, "tenant.yaml")
 	if err := t.Check(); err != nil {
 		return nil, err
 	}
-	own := filepath.Dir(t.File)
-	if _, err := os.Lstat(own); err == nil {
-		return nil, fmt.Errorf("%s: %w: choose another, or edit its file", own, ErrTaken)
+	unlock, err := lock(dir)
+	if err != nil {
+		return nil, err
 	}
-	cell := filepath.Join(dir, "..", "regions", t.Spec.Region, "cells", t.Spec.Cell+".yaml")
-	if _, err := os.Stat(cell); err != nil {
-		return nil, fmt.Errorf("spec.cell is %q of region %q: there is no %s", t.Spec.Cell, t.Spec.Region, filepath.Clean(cell))
-	}
+	defer unlock()
 	listed, err := os.ReadFile(filepath.Join(dir, list))
 	if err != nil {
 		return nil, fmt.Errorf("%w: name the directory config/tenants of a checkout", err)
@@ -42,45 +47,195 @@ func Add(dir string, t *Tenant, domain string) (wrote []string, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, list), err)
 	}
+	files, err := t.files(dir, domain)
+	if err != nil {
+		return nil, err
+	}
+	own := filepath.Dir(t.File)
+	_, err = os.Lstat(own)
+	switch there := err == nil; {
+	case there && (longer == string(listed) || !has(own, files)):
+		return nil, fmt.Errorf("%s: %w: choose another, or edit its file", own, ErrTaken)
+	case !there:
+		if wrote, err = writeDir(own, files); err != nil {
+			return nil, err
+		}
+	}
+	if err := replace(filepath.Join(dir, list), []byte(longer)); err != nil { // last, so that what is listed is there
+		if len(wrote) > 0 {
+			err = errors.Join(err, os.RemoveAll(own))
+		}
+		return nil, err
+	}
+	return append(wrote, filepath.Join(dir, list)), nil
+}
+
+// SetState sets spec.state in a tenant's file below dir, and changes nothing else in it, when do has done what that says; an error of do's leaves the file as it is. wrote is
+// the file, or empty where it says so already.
+func SetState(dir, name, state string, do func() error) (wrote string, err error) {
+	if err := tenantname.Check(name); err != nil {
+		return "", fmt.Errorf("a tenant's name is %w", err)
+	}
+	unlock, err := lock(dir)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	file := filepath.Join(dir, name, "tenant.yaml")
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("%w: name the directory config/tenants of a checkout that has it", err)
+	}
+	if err != nil {
+		return "", err
+	}
+	edited, err := withState(file, text, state)
+	if err != nil {
+		return "", err
+	}
+	if err := do(); err != nil || bytes.Equal(edited, text) {
+		return "", err
+	}
+	if err := replace(file, edited); err != nil {
+		return "", fmt.Errorf("the tenant is %s, and its file does not say so: %w", state, err)
+	}
+	return file, nil
+}
+
+// stateLine is where a file says the state, as everybody writes it.
+var stateLine = regexp.MustCompile(`(?m)^ +state:[ \t]+("[^"\n]*"|'[^'\n]*'|[^\s#]+)`)
+
+// withState is a tenant's file with another state.
+func withState(file string, text []byte, state string) ([]byte, error) {
+	want, err := parse(file, text)
+	if err != nil {
+		return nil, err
+	}
+	want.Spec.State = state
+	if at := stateLine.FindSubmatchIndex(text); at != nil {
+		edited := slices.Concat(text[:at[2]], []byte(state), text[at[3]:])
+		if got, err := parse(file, edited); err == nil && reflect.DeepEqual(got, want) {
+			return edited, nil
+		}
+	}
+	return nil, fmt.Errorf("%s: spec.state has no line of its own: set it to %s by hand", file, state)
+}
+
+// lock lets one process at a time change the files below dir; it ends with the process at the latest.
+func lock(dir string) (unlock func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("%w: name the directory config/tenants of a checkout", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// beside is where what is to have a name is written first. Names that begin with a point are read by nobody, and one that was killed leaves no more than one.
+func beside(name string) string {
+	return filepath.Join(filepath.Dir(name), "."+filepath.Base(name)+".new")
+}
+
+// replace lets a file appear whole, by its name.
+func replace(name string, text []byte) error {
+	if err := os.WriteFile(beside(name), text, 0o644); err != nil { //nolint:gosec // it is part of a repository
+		return err
+	}
+	return os.Rename(beside(name), name)
+}
+
+// writeDir lets a directory appear whole, by its name, and gives the paths of its files.
+func writeDir(dir string, files map[string][]byte) (wrote []string, err error) {
+	made := beside(dir)
+	if err := os.RemoveAll(made); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(made, 0o755); err != nil { //nolint:gosec // it is part of a repository
+		return nil, err
+	}
+	defer func() { _ = os.RemoveAll(made) }()
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		if err := os.WriteFile(filepath.Join(made, name), files[name], 0o644); err != nil { //nolint:gosec // it is part of a repository
+			return nil, err
+		}
+		wrote = append(wrote, filepath.Join(dir, name))
+	}
+	return wrote, os.Rename(made, dir)
+}
+
+// has tells whether a directory has these files as they are here, and no other.
+func has(dir string, files map[string][]byte) bool {
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != len(files) {
+		return false
+	}
+	for name, want := range files {
+		if text, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(text, want) {
+			return false
+		}
+	}
+	return true
+}
+
+// files are what a new tenant's directory has, by their names; dir is the one of all tenants, beside that of regions.
+func (t *Tenant) files(dir, domain string) (map[string][]byte, error) {
+	region := filepath.Join(dir, "..", "regions", t.Spec.Region)
+	cell := filepath.Join(region, "cells", t.Spec.Cell+".yaml")
+	if _, err := os.Stat(cell); err != nil {
+		return nil, fmt.Errorf("spec.cell is %q of region %q: there is no %s", t.Spec.Cell, t.Spec.Region, cell)
+	}
 	text, err := yaml.MarshalWithOptions(t, yaml.Indent(2), yaml.IndentSequence(true))
 	if err != nil {
 		return nil, err
 	}
-	files := map[string][]byte{t.File: text}
-	if t.Spec.Placement == Dedicated {
-		files[filepath.Join(own, list)] = kustomization(t, domain)
+	files := map[string][]byte{"tenant.yaml": text}
+	if t.Spec.Placement != Dedicated {
+		return files, nil
 	}
-	// The directory appears whole, by its name.
-	made, err := os.MkdirTemp(dir, "."+t.Metadata.Name+"-*")
+	if (len(t.Spec.Hosts.Link) == 0 || len(t.Spec.Hosts.Form) == 0) && !host.MatchString(domain) {
+		return nil, fmt.Errorf("the domain of the cluster is %q: name it with --domain, since %s has no hosts of its own for links and for forms (--link-host, --form-host)", domain, t.Metadata.Name)
+	}
+	broker, err := brokerOf(filepath.Join(region, Stable, list))
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = os.RemoveAll(made) }()
-	if err := os.Chmod(made, 0o755); err != nil { //nolint:gosec // it is part of a repository
-		return nil, err
-	}
-	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(made, filepath.Base(name)), text, 0o644); err != nil { //nolint:gosec // it is part of a repository
-			return nil, err
-		}
-		wrote = append(wrote, name)
-	}
-	if err := os.Rename(made, own); errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("%s: %w: choose another, or edit its file", own, ErrTaken)
-	} else if err != nil {
-		return nil, err
-	}
-	if err := os.WriteFile(filepath.Join(dir, list), []byte(longer), 0o644); err != nil { //nolint:gosec // it is part of a repository
-		return nil, errors.Join(err, os.RemoveAll(own))
-	}
-	slices.Sort(wrote)
-	return append(wrote, filepath.Join(dir, list)), nil
+	files[list] = kustomization(t, broker, domain)
+	return files, nil
 }
 
-// withLine lists a tenant's file among the others, in order.
+// brokerOf is the component with the class of broker that a region's pool has: a dedicated tenant and a sandbox publish to that too.
+func brokerOf(file string) (string, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("%w: it says which class of broker the region has", err)
+	}
+	var k struct {
+		Components []string `yaml:"components"`
+	}
+	if err := yaml.Unmarshal(text, &k); err != nil {
+		return "", fmt.Errorf("%s: %s", file, yaml.FormatError(err, false, false))
+	}
+	var brokers []string
+	for _, c := range k.Components {
+		if name := path.Base(c); strings.HasPrefix(name, "broker-") {
+			brokers = append(brokers, name)
+		}
+	}
+	if len(brokers) != 1 {
+		return "", fmt.Errorf("%s: composes %d of config/components/broker-*: want exactly one, the class of broker that the region has", file, len(brokers))
+	}
+	return brokers[0], nil
+}
+
+// withLine lists a tenant's file among the others, in order; where it is listed, nothing changes.
 func withLine(text, name string) (string, error) {
 	line := fmt.Sprintf("      - %s.yaml=%[1]s/tenant.yaml", name)
 	lines := strings.Split(text, "\n")
+	if slices.Contains(lines, line) {
+		return text, nil
+	}
 	at := slices.IndexFunc(lines, func(l string) bool { return strings.TrimSpace(l) == "files:" })
 	if at < 0 {
 		return "", errors.New("has no list files: of the ConfigMap tenants: restore it")
@@ -92,7 +247,7 @@ func withLine(text, name string) (string, error) {
 }
 
 // kustomization is what a dedicated tenant's objects are made from.
-func kustomization(t *Tenant, domain string) []byte {
+func kustomization(t *Tenant, broker, domain string) []byte {
 	var b bytes.Buffer
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	name, ns := t.Metadata.Name, t.Namespace()
@@ -105,13 +260,13 @@ func kustomization(t *Tenant, domain string) []byte {
 		p("configMapGenerator:\n  - name: onda\n    literals:\n      - ONDA_DATABASE_MAX_CONNS=4")
 		p("      - ONDA_FORM_URL=%s\n      - ONDA_LINK_URL=%s", t.url("render-form", domain), t.url("track", domain))
 		p("      - ONDA_LOG=json\n      - ONDA_TENANT=%s", name)
-		p("components:\n  - ../../components/knative\n  - ../../components/broker-memory\n  - ../../components/sandbox")
+		p("components:\n  - ../../components/knative\n  - ../../components/%s\n  - ../../components/sandbox", broker)
 		p("patches:\n  # Events for what is not its own go to the pool's.")
-		p("  - target: {group: eventing.knative.dev, kind: Trigger, labelSelector: onda.run/function notin (%s)}", strings.Join(t.Spec.Functions, ", "))
+		p(`  - target: {group: eventing.knative.dev, kind: Trigger, labelSelector: "onda.run/function notin (%s)"}`, strings.Join(t.Spec.Functions, ", "))
 		p("    patch: |\n      - {op: add, path: /spec/subscriber/ref/namespace, value: %s}", poolNamespace)
 		return b.Bytes()
 	}
-	p("  - ../../base\ncomponents:\n  - ../../components/broker-memory\n  - ../../components/dedicated\n  - ../../components/network-policy")
+	p("  - ../../base\ncomponents:\n  - ../../components/%s\n  - ../../components/dedicated\n  - ../../components/network-policy", broker)
 	p("configMapGenerator:\n  - name: onda\n    behavior: merge\n    literals:\n      - ONDA_TENANT=%s", name)
 	p("      - ONDA_LINK_URL=%s\n      - ONDA_FORM_URL=%s", t.url("track", domain), t.url("render-form", domain))
 	return b.Bytes()
