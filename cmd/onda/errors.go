@@ -42,6 +42,8 @@ func (s *session) inWords(err error) string {
 		return fmt.Sprintf("there is no tenant %s: onda tenant list shows them, onda tenant create %[1]s makes it", s.tenant)
 	case errors.As(err, &sql) && (sql.Code == "42P01" || sql.Code == "3F000") && strings.Contains(sql.Message, "onda"):
 		return "the database is not Onda's yet: run onda migrate"
+	case errors.As(err, &sql) && sql.Code == "42703": // a column that a migration adds
+		return "the database is older than this onda: run onda migrate"
 	}
 	return err.Error()
 }

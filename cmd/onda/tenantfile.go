@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,15 +24,16 @@ type tenantCreateCmd struct {
 	Functions []string `help:"Of a developer's sandbox, the functions of its own: send. The rest are the pool's." placeholder:"FUNCTION"`
 	LinkHost  []string `help:"A host for its links; the first is in new ones." placeholder:"HOST"`
 	FormHost  []string `help:"A host for its forms; the first is in new links to them." placeholder:"HOST"`
-	Domain    string   `help:"The cluster's domain, of which a dedicated tenant's functions are where it has no hosts." default:"onda.test"`
+	Domain    string   `help:"The cluster's domain, of which a dedicated tenant's functions are where it has no hosts: onda.test in the region local." placeholder:"DOMAIN"`
 }
 
 // Help is shown by --help.
 func (tenantCreateCmd) Help() string {
 	return "With --files it writes config/tenants/NAME, from which a Job in the cell makes the rest: commit it. Without, it makes role, schema and keys at once " +
 		"(needs ONDA_ADMIN_DATABASE_URL), and changes nothing when the tenant is there.\n\n" +
+		"What a dedicated tenant is deployed from has the class of broker that its region has. A repeat after a create --files that was killed completes it.\n\n" +
 		"Example:\n  onda tenant create acme\n  onda tenant create acme --files config/tenants \\\n    --cell eu-west-1 --region eu-west\n" +
-		"  onda tenant create dev-ana --files config/tenants --functions send"
+		"  onda tenant create dev-ana --files config/tenants --functions send,track"
 }
 
 // Run makes the tenant, or its files.
@@ -72,6 +75,9 @@ func (c tenantCreateCmd) write(s *session) error {
 	if t.Sandbox() {
 		t.Spec.Placement = tenantfile.Dedicated
 	}
+	if c.Domain == "" && c.Region == "local" {
+		c.Domain = "onda.test"
+	}
 	wrote, err := tenantfile.Add(c.Files, t, c.Domain)
 	if err != nil {
 		return err
@@ -98,15 +104,24 @@ type tenantSyncCmd struct {
 func (tenantSyncCmd) Help() string {
 	return "Needs ONDA_ADMIN_DATABASE_URL. Makes each tenant that is missing (role, schema, keys), and its state, its hosts and where its functions are what its file " +
 		"says. What is so already stays as it is: safe to repeat, and two at once. A file that is wrong is told, and then nothing is done. A tenant without a file is left alone.\n\n" +
-		"Example:\n  onda tenant sync --files config/tenants --cell eu-west-1"
+		"What a tenant waits for is told and is no failure: it is moving, it is to be deleted and is sending, or a command set its state or purged it. What cannot be done is told, " +
+		"and fails when all others were done: a host that is another tenant's, or a placement whose functions could not enter the tenant (onda tenant login), which leaves it where " +
+		"it is.\n\n" + holds + "\n\nExample:\n  onda tenant sync --files config/tenants --cell eu-west-1"
 }
 
 // synced is what became of one tenant.
 type synced struct {
 	Name string   `json:"name"`
 	Did  []string `json:"did"`
-	Ms   int64    `json:"ms"`
-	Err  string   `json:"error,omitempty"`
+	// Waits is what keeps it from being what its file says, for now.
+	Waits string `json:"waits,omitempty"`
+	Ms    int64  `json:"ms"`
+	Err   string `json:"error,omitempty"`
+
+	file  *tenantfile.Tenant
+	state string // that it is in
+	freed bool   // hosts were taken from it
+	over  bool   // nothing more is to be done
 }
 
 // Run makes the tenants what their files say.
@@ -120,18 +135,18 @@ func (c tenantSyncCmd) Run(ctx context.Context, s *session) error {
 		return err
 	}
 	defer func() { _ = a.Close(ctx) }()
-	all, failed := make([]synced, 0, len(tenants)), 0
-	for _, t := range tenants {
-		began := time.Now()
-		did, err := syncTenant(ctx, a, t)
-		one := synced{Name: t.Metadata.Name, Did: did, Ms: time.Since(began).Milliseconds()}
-		if err != nil {
-			one.Err = err.Error()
+	all, failed := make([]*synced, len(tenants)), 0
+	for i, t := range tenants {
+		all[i] = &synced{Name: t.Metadata.Name, Did: []string{}, file: t}
+		all[i].step(ctx, a, (*synced).begin)
+	}
+	for _, one := range all { // once every host is free that one had and another is to have
+		one.step(ctx, a, (*synced).finish)
+		if one.Err != "" {
 			failed++
 		}
-		all = append(all, one)
 		if !s.json {
-			s.print("%s: %s", one.Name, told(one))
+			s.print("%s: %s", one.Name, one.told())
 		}
 	}
 	if ok, err := s.data(all); ok && err != nil {
@@ -143,82 +158,153 @@ func (c tenantSyncCmd) Run(ctx context.Context, s *session) error {
 	return nil
 }
 
-func told(one synced) string {
-	what := strings.Join(one.Did, ", ")
-	if what == "" {
-		what = "as it is"
-	}
+func (one *synced) told() string {
+	parts := slices.DeleteFunc([]string{strings.Join(one.Did, ", "), one.Waits, one.Err}, func(s string) bool { return s == "" })
+	told := cmp.Or(strings.Join(parts, "; "), "as it is")
 	if one.Err != "" {
-		return what + "; " + one.Err
+		return told
 	}
-	return fmt.Sprintf("%s (%d ms)", what, one.Ms)
+	return fmt.Sprintf("%s (%d ms)", told, one.Ms)
 }
 
-// syncTenant makes one tenant what its file says, and tells what it had to do.
-func syncTenant(ctx context.Context, a *postgres.Admin, t *tenantfile.Tenant) ([]string, error) {
-	name, did := t.Metadata.Name, []string{}
-	info, err := a.Tenant(ctx, name)
-	state := info.State
-	if errors.Is(err, postgres.ErrUnknownTenant) {
-		if t.Spec.State == postgres.Deleted {
-			return did, nil
-		}
-		state = postgres.Active
-	} else if err != nil {
-		return did, err
+// step takes the tenant a step further, unless there is none left.
+func (one *synced) step(ctx context.Context, a *postgres.Admin, do func(*synced, context.Context, *postgres.Admin) error) {
+	if one.over {
+		return
 	}
-	if state == postgres.Deleted {
-		if t.Spec.State == postgres.Deleted {
-			return did, nil
+	began := time.Now()
+	if err := do(one, ctx, a); err != nil {
+		if one.Err != "" {
+			err = fmt.Errorf("%s; %w", one.Err, err)
 		}
-		if _, err := a.Resume(ctx, name); err != nil {
-			return did, err
-		}
-		if state = postgres.Active; t.Spec.State == postgres.Suspended { // before anything below can fail
-			state = postgres.Suspended
-			if _, err := a.Suspend(ctx, name, false); err != nil {
-				return did, err
-			}
-		}
-		did = append(did, "taken back")
+		one.Err = err.Error()
 	}
-	made, err := a.CreateTenant(ctx, name)
+	one.Ms += time.Since(began).Milliseconds()
+}
+
+// begin does what needs nothing of others: it makes the tenant where there is none, restricts it before anything can fail, frees hosts that its file does not name, and
+// places it.
+func (one *synced) begin(ctx context.Context, a *postgres.Admin) error {
+	one.over = true // until it is found that the tenant is there and stays
+	want := one.file.Spec.State
+	info, err := a.Tenant(ctx, one.Name)
+	isNew := errors.Is(err, postgres.ErrUnknownTenant)
+	if isNew {
+		var there bool
+		if there, err = one.create(ctx, a); !there {
+			return err
+		}
+		info.State = postgres.Active
+	}
 	if err != nil {
-		return did, err
+		return err
 	}
+	one.state = info.State
+	switch {
+	case one.state == postgres.Moving:
+		one.Waits = "it is moving: onda tenant resume ends that"
+		return nil
+	case want != postgres.Active:
+		err = one.follow(ctx, a, want)
+	case one.state == postgres.Deleted: // it stays suspended until all else is so
+		err = one.follow(ctx, a, postgres.Suspended)
+	}
+	if err == nil && one.state == postgres.Deleted {
+		_, err = a.ReleaseHosts(ctx, one.Name, nil) // a version before this one left it some
+	}
+	if err != nil || one.state == postgres.Deleted || want == postgres.Deleted {
+		return err
+	}
+	if !isNew {
+		if _, err := a.CreateTenant(ctx, one.Name); err != nil { // its role, after a restore into another server
+			return err
+		}
+	}
+	one.over = false
+	hosts := one.file.Spec.Hosts
+	if one.freed, err = a.ReleaseHosts(ctx, one.Name, slices.Concat(hosts.Link, hosts.Form)); err != nil {
+		return err
+	}
+	return one.place(ctx, a, info, isNew)
+}
+
+// finish gives the tenant its hosts, and makes it active when all else is as its file says.
+func (one *synced) finish(ctx context.Context, a *postgres.Admin) error {
+	hosts, err := a.SetHosts(ctx, one.Name, one.file.Spec.Hosts.Link, one.file.Spec.Hosts.Form)
+	if err != nil {
+		return err
+	}
+	if hosts || one.freed {
+		one.Did = append(one.Did, "hosts set")
+	}
+	if one.file.Spec.State == postgres.Active && one.Err == "" {
+		return one.follow(ctx, a, postgres.Active)
+	}
+	return nil
+}
+
+// create makes the tenant, and tells whether it is there: not when its file says deleted, and not when a tenant of its name was purged.
+func (one *synced) create(ctx context.Context, a *postgres.Admin) (there bool, err error) {
+	want := one.file.Spec.State
+	if want == postgres.Deleted {
+		return false, nil
+	}
+	purged, err := a.Purged(ctx, one.Name)
+	if err != nil {
+		return false, err
+	}
+	if purged {
+		one.Waits = fmt.Sprintf("purged by command: the file says %s; onda tenant create %s makes a new one", want, one.Name)
+		return false, nil
+	}
+	made, err := a.CreateTenant(ctx, one.Name)
 	if made {
-		did = append(did, "made")
+		one.Did = append(one.Did, "made")
 	}
-	moved, err := a.Place(ctx, name, postgres.Placement{Namespace: t.Namespace(), Own: t.Spec.Functions})
-	if err != nil {
-		return did, err
+	return err == nil, err
+}
+
+// follow sets the tenant's state for its file, or tells what that waits for.
+func (one *synced) follow(ctx context.Context, a *postgres.Admin, state string) error {
+	changed, err := a.Follow(ctx, one.Name, state)
+	switch {
+	case errors.Is(err, postgres.ErrHeld):
+		one.Waits = fmt.Sprintf("%s by command: the file says %s; onda tenant resume %s ends that", one.state, one.file.Spec.State, one.Name)
+		return nil
+	case errors.Is(err, postgres.ErrSending), errors.Is(err, postgres.ErrMoving):
+		one.Waits = err.Error()
+		return nil
+	case err != nil:
+		return err
+	case changed && one.state == postgres.Deleted:
+		one.Did = append(one.Did, "taken back")
+	case changed:
+		one.Did = append(one.Did, state)
 	}
+	one.state = state
+	return nil
+}
+
+// place has the tenant's functions found where its file says that they are. Where those could not enter it, it stays where it is, and an error tells the remedy. A tenant that
+// is new is placed all the same: nothing of it runs that would stop.
+func (one *synced) place(ctx context.Context, a *postgres.Admin, info postgres.TenantInfo, isNew bool) error {
+	to := postgres.Placement{Namespace: one.file.Namespace(), Own: slices.Sorted(slices.Values(one.file.Spec.Functions))}
+	if !isNew && (to.Namespace != info.Namespace || !slices.Equal(to.Own, info.Own)) {
+		var remedies []string
+		dedicated := one.file.Spec.Placement == tenantfile.Dedicated
+		if dedicated && !info.Login {
+			remedies = append(remedies, fmt.Sprintf("onda tenant login %s --password-file FILE gives it a login of its own", one.Name))
+		}
+		if !info.Pooled && (!dedicated || one.file.Sandbox()) {
+			remedies = append(remedies, fmt.Sprintf("onda tenant login %s --pool lets the pool's enter it", one.Name))
+		}
+		if len(remedies) > 0 {
+			return fmt.Errorf("it stays in %s: in %s its functions could not enter it; %s", info.Namespace, to.Namespace, strings.Join(remedies, ", "))
+		}
+	}
+	moved, err := a.Place(ctx, one.Name, to)
 	if moved {
-		did = append(did, "now in "+t.Namespace())
+		one.Did = append(one.Did, "now in "+to.Namespace)
 	}
-	hosts, err := a.SetHosts(ctx, name, t.Spec.Hosts.Link, t.Spec.Hosts.Form)
-	if err != nil {
-		return did, err
-	}
-	if hosts {
-		did = append(did, "hosts set")
-	}
-	if state == t.Spec.State {
-		return did, nil
-	}
-	if state == postgres.Moving {
-		return did, errors.New("it is moving: its state is left to onda tenant resume")
-	}
-	switch t.Spec.State {
-	case postgres.Active:
-		_, err = a.Resume(ctx, name)
-	case postgres.Suspended:
-		_, err = a.Suspend(ctx, name, false)
-	case postgres.Deleted:
-		_, err = a.Delete(ctx, name)
-	}
-	if err != nil {
-		return did, err
-	}
-	return append(did, t.Spec.State), nil
+	return err
 }

@@ -10,38 +10,66 @@ import (
 	"time"
 
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/tenantfile"
 )
+
+// inFile is that a command which sets a tenant's state sets it in the tenant's file too.
+type inFile struct {
+	Files string `help:"Set the state in its file too, in this directory: config/tenants of a checkout. Commit it." placeholder:"DIR"`
+}
+
+// set runs do, which sets the tenant's state, and then has its file say so, where one is named.
+func (f inFile) set(s *session, tenant, state string, do func() error) error {
+	if f.Files == "" {
+		return do()
+	}
+	wrote, err := tenantfile.SetState(f.Files, tenant, state, do)
+	if err == nil && wrote != "" && !s.json {
+		s.print("wrote %s: commit it", wrote)
+	}
+	return err
+}
 
 type tenantSuspendCmd struct {
 	Name   string `arg:"" help:"The tenant."`
 	Moving bool   `help:"Serve nothing at all: its data is about to be copied to another server. Suspend it first."`
+	inFile
 }
 
 // Help is shown by --help.
 func (tenantSuspendCmd) Help() string {
 	return "Needs ONDA_ADMIN_DATABASE_URL. Nothing is sent from now on, mails stay queued; unsubscribing, preferences, forms, clicks and bounces are still " +
-		"answered. With --moving nothing is: requests are told to come back later.\n\nExample:\n  onda tenant suspend acme"
+		"answered. With --moving nothing is: requests are told to come back later.\n\n" + holds + "\n\nExample:\n  onda tenant suspend acme\n  onda tenant suspend acme --files config/tenants"
 }
+
+// holds is what a command's state is to onda tenant sync.
+const holds = "Of a tenant's file and of commands the stricter counts. What suspend and delete set, onda tenant sync does not lift: it tells of it, until onda tenant resume, " +
+	"or until the file has said the same. What resume sets, a file that says suspended or deleted undoes at the next sync: say --files."
 
 // Run suspends the tenant.
 func (c tenantSuspendCmd) Run(ctx context.Context, s *session) error {
+	if c.Moving && c.Files != "" {
+		return usageError{"no file says that a tenant is moving: say --moving without --files"}
+	}
 	return s.withTenant(ctx, c.Name, func(a *postgres.Admin) error {
-		inHand, err := a.Suspend(ctx, c.Name, c.Moving)
-		if err != nil {
-			return err
-		}
 		state := postgres.Suspended
 		if c.Moving {
 			state = postgres.Moving
 		}
-		if ok, err := s.data(map[string]any{"name": c.Name, "state": state, "inHand": inHand}); ok {
-			return err
-		}
-		s.print("tenant %s is %s", c.Name, state)
-		if inHand > 0 {
-			s.print("%s in hand: what was handed over gets its outcome within a minute", batches(inHand))
-		}
-		return nil
+		return c.set(s, c.Name, state, func() error {
+			inHand, err := a.Suspend(ctx, c.Name, c.Moving)
+			if err != nil {
+				return err
+			}
+			if ok, err := s.data(map[string]any{"name": c.Name, "state": state, "inHand": inHand}); ok {
+				return err
+			}
+			s.print("tenant %s is %s", c.Name, state)
+			if inHand > 0 {
+				s.print("%s in hand: what was handed over gets its outcome within a minute", batches(inHand))
+			}
+			return nil
+		})
 	})
 }
 
@@ -54,54 +82,62 @@ func batches(n int) string {
 
 type tenantResumeCmd struct {
 	Name string `arg:"" help:"The tenant."`
+	inFile
 }
 
 // Help is shown by --help.
 func (tenantResumeCmd) Help() string {
-	return "Needs ONDA_ADMIN_DATABASE_URL. For a tenant that is suspended, moving, or deleted and not yet purged.\n\nExample:\n  onda tenant resume acme"
+	return "Needs ONDA_ADMIN_DATABASE_URL. For a tenant that is suspended, moving, or deleted and not yet purged.\n\n" + holds +
+		"\n\nExample:\n  onda tenant resume acme\n  onda tenant resume acme --files config/tenants"
 }
 
 // Run makes the tenant active.
 func (c tenantResumeCmd) Run(ctx context.Context, s *session) error {
 	return s.withTenant(ctx, c.Name, func(a *postgres.Admin) error {
-		changed, err := a.Resume(ctx, c.Name)
-		if err != nil {
-			return err
-		}
-		if ok, err := s.data(map[string]any{"name": c.Name, "state": postgres.Active, "changed": changed}); ok {
-			return err
-		}
-		if !changed {
-			s.print("tenant %s is active already", c.Name)
+		return c.set(s, c.Name, postgres.Active, func() error {
+			changed, err := a.Resume(ctx, c.Name)
+			if err != nil {
+				return err
+			}
+			if ok, err := s.data(map[string]any{"name": c.Name, "state": postgres.Active, "changed": changed}); ok {
+				return err
+			}
+			if !changed {
+				s.print("tenant %s is active already", c.Name)
+				return nil
+			}
+			s.print("tenant %s is active; what became due meanwhile is found at the next tick", c.Name)
 			return nil
-		}
-		s.print("tenant %s is active; what became due meanwhile is found at the next tick", c.Name)
-		return nil
+		})
 	})
 }
 
 type tenantDeleteCmd struct {
 	Name string `arg:"" help:"The tenant."`
+	inFile
 }
 
 // Help is shown by --help.
 func (tenantDeleteCmd) Help() string {
-	return "Needs ONDA_ADMIN_DATABASE_URL. From now on nothing of it is served. Its data stays for 30 days, in which resume takes it back; purge removes it after that. " +
-		"Refused while it is sending: pause its campaigns, or suspend it, first.\n\nExample:\n  onda tenant delete acme"
+	return "Needs ONDA_ADMIN_DATABASE_URL. From now on nothing of it is served, and its hosts are free. Its data stays for 30 days, in which resume takes it back (and the next " +
+		"onda tenant sync its hosts); purge removes it after that. Refused while it is sending: pause its campaigns, or suspend it, first.\n\n" + holds +
+		"\n\nExample:\n  onda tenant delete acme\n  onda tenant delete acme --files config/tenants"
 }
 
 // Run deletes the tenant.
 func (c tenantDeleteCmd) Run(ctx context.Context, s *session) error {
 	return s.withTenant(ctx, c.Name, func(a *postgres.Admin) error {
-		purge, err := a.Delete(ctx, c.Name)
-		if err != nil {
-			return err
-		}
-		if ok, err := s.data(map[string]any{"name": c.Name, "state": postgres.Deleted, "purge": purge.UTC()}); ok {
-			return err
-		}
-		s.print("tenant %s is deleted; until %s onda tenant resume %[1]s takes it back, after that onda tenant purge %[1]s removes it", c.Name, purge.UTC().Format(time.DateTime))
-		return nil
+		return c.set(s, c.Name, postgres.Deleted, func() error {
+			purge, err := a.Delete(ctx, c.Name)
+			if err != nil {
+				return err
+			}
+			if ok, err := s.data(map[string]any{"name": c.Name, "state": postgres.Deleted, "purge": purge.UTC()}); ok {
+				return err
+			}
+			s.print("tenant %s is deleted; until %s onda tenant resume %[1]s takes it back, after that onda tenant purge %[1]s removes it", c.Name, purge.UTC().Format(time.DateTime))
+			return nil
+		})
 	})
 }
 
@@ -111,7 +147,8 @@ type tenantPurgeCmd struct {
 
 // Help is shown by --help.
 func (tenantPurgeCmd) Help() string {
-	return "Needs ONDA_ADMIN_DATABASE_URL. Removes a tenant that was deleted 30 days ago or more: schema, keys, hosts and role, for good.\n\nExample:\n  onda tenant purge acme"
+	return "Needs ONDA_ADMIN_DATABASE_URL. Removes a tenant that was deleted 30 days ago or more: schema, keys, hosts and role, for good. " +
+		"Whatever a file says, onda tenant sync makes no new one of its name: onda tenant create does.\n\nExample:\n  onda tenant purge acme"
 }
 
 // Run removes the tenant.
@@ -142,8 +179,9 @@ type tenantLoginCmd struct {
 
 // Help is shown by --help.
 func (tenantLoginCmd) Help() string {
-	return "Needs ONDA_ADMIN_DATABASE_URL. From pooled to dedicated: give it a login, let its functions start, suspend it, shut the pool out with --no-pool a minute " +
-		"later, resume it. Back: suspend it, --drop a minute later, resume it. While both logins may enter it, both work.\n\n" +
+	return "Needs ONDA_ADMIN_DATABASE_URL. From pooled to dedicated: give it a login, let its functions start, say so in its file (onda tenant sync), suspend it, shut " +
+		"the pool out with --no-pool a minute later, resume it. Back: let the pool in with --pool, say so in its file, suspend it, --drop a minute later, resume it. " +
+		"While both logins may enter it, both work, as a sandbox needs it; onda tenant sync puts a tenant nowhere that its functions could not enter it from.\n\n" +
 		"A tenant whose mails lead to the pool's hosts is better left open to the pool for as long as they are read: its own functions send all the same. One with hosts " +
 		"of its own (spec.hosts in its file) takes them along.\n\n" +
 		"Example:\n  onda tenant login acme --password-file secret\n  onda tenant login acme --no-pool"

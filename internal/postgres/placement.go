@@ -12,9 +12,9 @@ import (
 // Placement is where a tenant's functions are.
 type Placement struct {
 	// Namespace has its functions and its broker: onda, onda-next, or one of its own.
-	Namespace string
+	Namespace string `json:"namespace"`
 	// Own are, of a sandbox, the functions that are there (the names of the directories in functions/); the rest are the pool's. Empty: all of them.
-	Own []string
+	Own []string `json:"own,omitempty"`
 }
 
 // Place has schedule and every function's doorbells find a tenant's functions where they are from now on: changed tells whether they were elsewhere. What is under way
@@ -40,24 +40,9 @@ func (a *Admin) Place(ctx context.Context, tenant string, p Placement) (changed 
 func (a *Admin) SetHosts(ctx context.Context, tenant string, link, form []string) (changed bool, err error) {
 	link, form = append([]string{}, link...), append([]string{}, form...) // nil would be NULL
 	err = a.inTx(ctx, func(tx pgx.Tx) error {
-		if _, err := lockTenant(ctx, tx, tenant); err != nil {
+		if err := lockHosts(ctx, tx, tenant); err != nil {
 			return err
 		}
-		changed = false // of an attempt before
-		for _, sql := range []string{
-			"UPDATE onda.tenant SET link_hosts = $2, form_hosts = $3 WHERE name = $1 AND (link_hosts, form_hosts) IS DISTINCT FROM ($2::text[], $3::text[])",
-			// In order, and before any goes, so that two tenants that want each other's do not wait in a circle.
-			`INSERT INTO onda.host (host, tenant, kind) SELECT DISTINCT h, $1, CASE WHEN h = ANY ($2::text[]) THEN 'link' ELSE 'form' END FROM unnest($2::text[] || $3::text[]) h ORDER BY h
-				ON CONFLICT (host) DO UPDATE SET kind = EXCLUDED.kind WHERE onda.host.tenant = EXCLUDED.tenant AND onda.host.kind <> EXCLUDED.kind`,
-			"DELETE FROM onda.host WHERE tenant = $1 AND NOT host = ANY ($2::text[] || $3::text[])",
-		} {
-			ct, err := tx.Exec(ctx, sql, tenant, link, form)
-			if err != nil {
-				return err
-			}
-			changed = changed || ct.RowsAffected() > 0
-		}
-		// Afterwards: what another tenant's transaction put there meanwhile is seen now.
 		var other string
 		err := tx.QueryRow(ctx, "SELECT host || ' is a host of tenant ' || tenant FROM onda.host WHERE host = ANY ($2::text[] || $3::text[]) AND tenant <> $1 ORDER BY host LIMIT 1",
 			tenant, link, form).Scan(&other)
@@ -67,10 +52,65 @@ func (a *Admin) SetHosts(ctx context.Context, tenant string, link, form []string
 		if !errors.Is(err, pgx.ErrNoRows) {
 			return err
 		}
+		changed = false // of an attempt before
+		for _, sql := range []string{
+			"UPDATE onda.tenant SET link_hosts = $2, form_hosts = $3 WHERE name = $1 AND (link_hosts, form_hosts) IS DISTINCT FROM ($2::text[], $3::text[])",
+			"DELETE FROM onda.host WHERE tenant = $1 AND NOT host = ANY ($2::text[] || $3::text[])",
+			`INSERT INTO onda.host (host, tenant, kind) SELECT DISTINCT h, $1, CASE WHEN h = ANY ($2::text[]) THEN 'link' ELSE 'form' END FROM unnest($2::text[] || $3::text[]) h
+				ON CONFLICT (host) DO UPDATE SET kind = EXCLUDED.kind WHERE onda.host.kind <> EXCLUDED.kind`,
+		} {
+			ct, err := tx.Exec(ctx, sql, tenant, link, form)
+			if err != nil {
+				return err
+			}
+			changed = changed || ct.RowsAffected() > 0
+		}
 		return nil
 	})
 	if err != nil {
 		return false, fmt.Errorf("set the hosts of tenant %s: %w", tenant, err)
 	}
 	return changed, nil
+}
+
+// ReleaseHosts takes all hosts from a tenant but some, and gives it none: of tenants that swap hosts, each has to let go before any can take. changed tells whether it
+// had others.
+func (a *Admin) ReleaseHosts(ctx context.Context, tenant string, but []string) (changed bool, err error) {
+	err = a.inTx(ctx, func(tx pgx.Tx) error {
+		changed, err = releaseHosts(ctx, tx, tenant, but)
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("release hosts of tenant %s: %w", tenant, err)
+	}
+	return changed, nil
+}
+
+func releaseHosts(ctx context.Context, tx pgx.Tx, tenant string, but []string) (changed bool, err error) {
+	if err := lockHosts(ctx, tx, tenant); err != nil {
+		return false, err
+	}
+	for _, sql := range []string{
+		`UPDATE onda.tenant SET link_hosts = ARRAY(SELECT h FROM unnest(link_hosts) WITH ORDINALITY AS u (h, n) WHERE h = ANY ($2::text[]) ORDER BY n),
+			form_hosts = ARRAY(SELECT h FROM unnest(form_hosts) WITH ORDINALITY AS u (h, n) WHERE h = ANY ($2::text[]) ORDER BY n)
+			WHERE name = $1 AND NOT link_hosts || form_hosts <@ $2::text[]`,
+		"DELETE FROM onda.host WHERE tenant = $1 AND NOT host = ANY ($2::text[])",
+	} {
+		ct, err := tx.Exec(ctx, sql, tenant, append([]string{}, but...)) // nil would be NULL
+		if err != nil {
+			return false, err
+		}
+		changed = changed || ct.RowsAffected() > 0
+	}
+	return changed, nil
+}
+
+// lockHosts lets one transaction at a time change who has which hosts: two that took each other's, row by row, would wait in a circle. Readers do not wait, and a
+// tenant's role may lock nothing that this waits for.
+func lockHosts(ctx context.Context, tx pgx.Tx, tenant string) error {
+	if _, err := lockTenant(ctx, tx, tenant); err != nil { // first, as in every change of a tenant
+		return err
+	}
+	_, err := tx.Exec(ctx, "LOCK TABLE onda.host IN SHARE ROW EXCLUSIVE MODE")
+	return err
 }

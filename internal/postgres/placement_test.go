@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -91,6 +92,76 @@ func TestAHostIsOneTenantsAlone(t *testing.T) {
 	mustExec(t, other, "COMMIT")
 	if err := <-done; err == nil || !strings.Contains(err.Error(), "x.example is a host of tenant brava") {
 		t.Errorf("acme: %v", err)
+	}
+}
+
+// Two at once that each look at all hosts that the other has and wants end both: row by row they waited in a circle.
+func TestHostsAreChangedAtOnce(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	hosts := map[string][]string{"acme": {"a.example", "b.example"}, "brava": {"y.example", "z.example"}}
+	setup := d.Admin(t)
+	for tenant, link := range hosts {
+		if _, err := setup.SetHosts(t.Context(), tenant, link, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const rounds = 30
+	done := make(chan error, len(hosts))
+	for tenant, other := range map[string]string{"acme": "brava", "brava": "acme"} {
+		a := d.Admin(t)
+		go func() {
+			for range rounds {
+				// Another's: refused. Then fewer, and all again.
+				if _, err := a.SetHosts(context.WithoutCancel(t.Context()), tenant, hosts[other], nil); err == nil || !strings.Contains(err.Error(), "is a host of tenant "+other) {
+					done <- fmt.Errorf("%s took hosts of %s: %w", tenant, other, err)
+					return
+				}
+				if _, err := a.ReleaseHosts(context.WithoutCancel(t.Context()), tenant, hosts[tenant][:1]); err != nil {
+					done <- err
+					return
+				}
+				if _, err := a.SetHosts(context.WithoutCancel(t.Context()), tenant, hosts[tenant], nil); err != nil {
+					done <- err
+					return
+				}
+			}
+			done <- nil
+		}()
+	}
+	for range hosts {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A host that is released is free, and those that stay keep their order.
+func TestReleaseHosts(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	a, db := d.Admin(t), d.DB(t)
+	if _, err := a.SetHosts(t.Context(), "acme", []string{"c.example", "b.example", "a.example"}, []string{"f.example", "b.example"}); err != nil {
+		t.Fatal(err)
+	}
+	release := func(changes bool, but ...string) {
+		t.Helper()
+		if changed, err := a.ReleaseHosts(t.Context(), "acme", but); err != nil || changed != changes {
+			t.Errorf("but %q: %t, %v", but, changed, err)
+		}
+	}
+	release(false, "a.example", "b.example", "c.example", "f.example", "new.example")
+	release(true, "a.example", "c.example", "f.example", "new.example")
+	if got := tenant(t, db, "acme"); !cmp.Equal(got.LinkHosts, postgres.Hosts{"c.example", "a.example"}) || !cmp.Equal(got.FormHosts, postgres.Hosts{"f.example"}) {
+		t.Errorf("links at %q, forms at %q", got.LinkHosts, got.FormHosts)
+	}
+	if _, err := a.SetHosts(t.Context(), "brava", []string{"b.example"}, nil); err != nil {
+		t.Error(err)
+	}
+	release(true)
+	release(false)
+	if _, err := a.SetHosts(t.Context(), "brava", []string{"a.example", "f.example"}, nil); err != nil {
+		t.Error(err)
 	}
 }
 

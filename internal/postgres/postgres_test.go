@@ -542,6 +542,30 @@ func TestCreateTenantTwiceIsOnce(t *testing.T) {
 	}
 }
 
+// Tenants are looked at again and again, and there are not so many numbers: they are in tokens.
+func TestATenantThatIsThereUsesNoNumberUp(t *testing.T) {
+	t.Parallel()
+	admin := pgtest.New(t).Admin(t)
+	create := func(name string) int32 {
+		t.Helper()
+		if _, err := admin.CreateTenant(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+		info, err := admin.Tenant(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Number
+	}
+	first := create("numbered-a")
+	for range 3 {
+		create("numbered-a")
+	}
+	if next := create("numbered-b"); next != first+1 {
+		t.Errorf("numbers %d and %d", first, next)
+	}
+}
+
 func TestProgramsKeysLeaveTheIdsOfTokensKeys(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)

@@ -29,6 +29,9 @@ const Grace = 30 * 24 * time.Hour
 // ErrSending says that a tenant cannot be deleted or moved yet, since it is sending: what, and the remedy, is in the error's text.
 var ErrSending = errors.New("it is sending")
 
+// ErrHeld says that a command set a tenant's state, which its file does not lift: Resume does.
+var ErrHeld = errors.New("a command set its state")
+
 // TenantInfo is a tenant's row in the registry.
 type TenantInfo struct {
 	Number  int32         `json:"number"`
@@ -44,6 +47,9 @@ type TenantInfo struct {
 	// Login tells whether it has a login of its own, Pooled whether the pool's may enter it.
 	Login  bool `json:"login"`
 	Pooled bool `json:"pooled"`
+	// Held tells whether a command set its state, or else its file.
+	Held bool `json:"held"`
+	Placement
 }
 
 // Tenants lists all tenants by name.
@@ -70,7 +76,7 @@ func (a *Admin) Tenant(ctx context.Context, name string) (TenantInfo, error) {
 func (a *Admin) tenants(ctx context.Context, where string, args ...any) (list []TenantInfo, err error) {
 	err = a.inTx(ctx, func(tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, `SELECT t.number, t.name, t.state, t.schema, t."offset", t.created_at, t.deleted_at, t.armed = onda.identity(), coalesce(r.rolcanlogin, false),
-			EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles p ON p.oid = m.member WHERE m.roleid = r.oid AND p.rolname = 'onda_pool')
+			EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles p ON p.oid = m.member WHERE m.roleid = r.oid AND p.rolname = 'onda_pool'), t.held, t.namespace, t.own
 			FROM onda.tenant t LEFT JOIN pg_roles r ON r.rolname = t.name `+where+` ORDER BY t.name`, args...)
 		if err != nil {
 			return err
@@ -94,7 +100,7 @@ func (a *Admin) Size(ctx context.Context, tenant string) (n int64, err error) {
 }
 
 // CreateTenant makes a tenant's role, schema, keys and wake-ups in one transaction, or finds that they are there: made tells which. Of two at once one makes it
-// and both succeed. The role of a tenant that is there is made where the server has none, as after a restore into another.
+// and both succeed. A name that was purged is a new tenant's then. The role of a tenant that is there is made where the server has none, as after a restore into another.
 func (a *Admin) CreateTenant(ctx context.Context, name string) (made bool, err error) {
 	if err := tenantname.Check(name); err != nil {
 		return false, fmt.Errorf("a tenant's name is %w", err)
@@ -104,11 +110,18 @@ func (a *Admin) CreateTenant(ctx context.Context, name string) (made bool, err e
 		return false, err
 	}
 	err = a.inTx(ctx, func(tx pgx.Tx) error {
-		ct, err := tx.Exec(ctx, "INSERT INTO onda.tenant (name) VALUES ($1) ON CONFLICT (name) DO NOTHING", name)
-		if err != nil {
+		made = false // of an attempt before
+		var there bool
+		if err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM onda.tenant WHERE name = $1)", name).Scan(&there); err != nil {
 			return err
 		}
-		made = ct.RowsAffected() == 1
+		if !there { // looked at first, since an insert that finds it there uses a number up as well
+			ct, err := tx.Exec(ctx, "INSERT INTO onda.tenant (name) VALUES ($1) ON CONFLICT (name) DO NOTHING", name)
+			if err != nil {
+				return err
+			}
+			made = ct.RowsAffected() == 1
+		}
 		if !made {
 			if t, err := lockTenant(ctx, tx, name); err != nil {
 				return err
@@ -125,6 +138,9 @@ func (a *Admin) CreateTenant(ctx context.Context, name string) (made bool, err e
 			}
 		}
 		if _, err := tx.Exec(ctx, "INSERT INTO onda.wakeup (tenant, function) SELECT $1, unnest($2::text[])", name, Functions()); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, "DELETE FROM onda.purged WHERE name = $1", name); err != nil {
 			return err
 		}
 		_, err = tx.Exec(ctx, fmt.Sprintf("INSERT INTO %s.key (kind, secret) VALUES ('hmac', $1), ('pepper', $2)", quote(name)), secret(), secret())
@@ -179,12 +195,13 @@ func ensureRole(ctx context.Context, tx pgx.Tx, name string, schema bool) error 
 type tenantRow struct {
 	number  int32
 	state   string
+	held    bool
 	deleted *time.Time
 }
 
 // lockTenant reads the tenant's row and keeps it from other changes until the transaction ends.
 func lockTenant(ctx context.Context, tx pgx.Tx, name string) (t tenantRow, err error) {
-	err = tx.QueryRow(ctx, "SELECT number, state, deleted_at FROM onda.tenant WHERE name = $1 FOR UPDATE", name).Scan(&t.number, &t.state, &t.deleted)
+	err = tx.QueryRow(ctx, "SELECT number, state, held, deleted_at FROM onda.tenant WHERE name = $1 FOR UPDATE", name).Scan(&t.number, &t.state, &t.held, &t.deleted)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return t, fmt.Errorf("tenant %.60q: %w", name, ErrUnknownTenant)
 	}
@@ -193,7 +210,7 @@ func lockTenant(ctx context.Context, tx pgx.Tx, name string) (t tenantRow, err e
 
 // Suspend lets nothing of the tenant be sent any more; all else is served. With moving it is not served at all, until Resume: its data is about to be copied,
 // and what is in hand must be over by then. inHand is how many batches were being sent at that moment: what was handed over of them gets its outcome, and no
-// more than a window each can follow. Repeating it changes nothing.
+// more than a window each can follow. It holds against the tenant's file: see Follow. Repeating it changes nothing.
 func (a *Admin) Suspend(ctx context.Context, tenant string, moving bool) (inHand int, err error) {
 	state := Suspended
 	if moving {
@@ -204,16 +221,17 @@ func (a *Admin) Suspend(ctx context.Context, tenant string, moving bool) (inHand
 		if err != nil {
 			return err
 		}
-		if t.state == Deleted {
+		switch {
+		case t.state == Deleted:
 			return fmt.Errorf("it was deleted: onda tenant resume %s first", tenant)
-		}
-		if moving && t.state != Moving {
+		case t.state == Moving && !moving: // suspended it would be served again, while its data is copied
+			return fmt.Errorf("it is moving, and nothing of it is served: onda tenant resume %s ends that", tenant)
+		case t.state != Moving && moving:
 			if err := notSending(ctx, tx, tenant, t.state); err != nil {
 				return err
 			}
 		}
-		_, err = tx.Exec(ctx, "UPDATE onda.tenant SET state = $2 WHERE name = $1", tenant, state)
-		return err
+		return setState(ctx, tx, tenant, state, true)
 	})
 	if err == nil {
 		// In a transaction of its own, which waits for every mark that did not see the change.
@@ -237,7 +255,7 @@ func (a *Admin) Resume(ctx context.Context, tenant string) (changed bool, err er
 			return err
 		}
 		changed = true
-		if _, err := tx.Exec(ctx, "UPDATE onda.tenant SET state = 'active', deleted_at = NULL WHERE name = $1", tenant); err != nil {
+		if err := setState(ctx, tx, tenant, Active, false); err != nil {
 			return err
 		}
 		return wakeAll(ctx, tx, tenant)
@@ -246,6 +264,46 @@ func (a *Admin) Resume(ctx context.Context, tenant string) (changed bool, err er
 		return false, fmt.Errorf("resume tenant %s: %w", tenant, err)
 	}
 	return changed, nil
+}
+
+// Follow makes a tenant's state (active, suspended or deleted) what its file says. Of the file and of commands the stricter counts: an ErrHeld where it would lift what
+// Suspend or Delete set, which holds until Resume, or until a file has said the same. An ErrMoving while it is moving, and an ErrSending as Delete gives it.
+func (a *Admin) Follow(ctx context.Context, tenant, state string) (changed bool, err error) {
+	err = a.inTx(ctx, func(tx pgx.Tx) error {
+		changed = false // of an attempt before
+		t, err := lockTenant(ctx, tx, tenant)
+		if err != nil {
+			return err
+		}
+		lifts := state == Active || t.state == Deleted
+		switch {
+		case t.state == Moving:
+			return ErrMoving
+		case t.state == state:
+			return setState(ctx, tx, tenant, state, false)
+		case lifts && t.held:
+			return ErrHeld
+		case state == Deleted:
+			err = remove(ctx, tx, tenant, t.state, false)
+		default:
+			if err = setState(ctx, tx, tenant, state, false); err == nil && lifts {
+				err = wakeAll(ctx, tx, tenant)
+			}
+		}
+		changed = err == nil
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("make the state of tenant %s what its file says: %w", tenant, err)
+	}
+	return changed, nil
+}
+
+// setState sets the state of a tenant whose row is locked; held says that a command does.
+func setState(ctx context.Context, tx pgx.Tx, tenant, state string, held bool) error {
+	_, err := tx.Exec(ctx, `UPDATE onda.tenant SET state = $2, held = $3, deleted_at = CASE $2 WHEN 'deleted' THEN coalesce(deleted_at, now()) END
+		WHERE name = $1 AND (state, held) IS DISTINCT FROM ($2, $3)`, tenant, state, held)
+	return err
 }
 
 // wakeAll lets every function look after the tenant at the next tick. Like any writer of wake-ups it takes the lock first: see wakeup.go.
@@ -257,31 +315,37 @@ func wakeAll(ctx context.Context, tx pgx.Tx, tenant string) error {
 	return err
 }
 
-// Delete makes the tenant unknown to functions; its data stays until Purge, for which the time comes back. An ErrSending where it is sending: pause or suspend it
-// first. Repeating it changes nothing.
+// Delete makes the tenant unknown to functions; its data stays until Purge, for which the time comes back, and its hosts are free at once. An ErrSending where it is
+// sending: pause or suspend it first. It holds against the tenant's file: see Follow. Repeating it changes nothing.
 func (a *Admin) Delete(ctx context.Context, tenant string) (purge time.Time, err error) {
 	err = a.inTx(ctx, func(tx pgx.Tx) error {
 		t, err := lockTenant(ctx, tx, tenant)
 		if err != nil {
 			return err
 		}
-		if t.state == Deleted {
-			purge = t.deleted.Add(Grace)
-			return nil
-		}
-		if err := notSending(ctx, tx, tenant, t.state); err != nil {
+		if err := remove(ctx, tx, tenant, t.state, true); err != nil {
 			return err
 		}
-		if err := tx.QueryRow(ctx, "UPDATE onda.tenant SET state = 'deleted', deleted_at = now() WHERE name = $1 RETURNING deleted_at", tenant).Scan(&purge); err != nil {
-			return err
-		}
-		purge = purge.Add(Grace)
-		return nil
+		return tx.QueryRow(ctx, "SELECT deleted_at FROM onda.tenant WHERE name = $1", tenant).Scan(&purge)
 	})
 	if err != nil {
 		return time.Time{}, fmt.Errorf("delete tenant %s: %w", tenant, err)
 	}
-	return purge, nil
+	return purge.Add(Grace), nil
+}
+
+// remove deletes a tenant whose row is locked, by a command (held) or by its file.
+func remove(ctx context.Context, tx pgx.Tx, tenant, state string, held bool) error {
+	if state != Deleted {
+		if err := notSending(ctx, tx, tenant, state); err != nil {
+			return err
+		}
+	}
+	if err := setState(ctx, tx, tenant, Deleted, held); err != nil {
+		return err
+	}
+	_, err := releaseHosts(ctx, tx, tenant, nil)
+	return err
 }
 
 // notSending gives an ErrSending while batches are in hand, and where the tenant is active, while a run of it goes on.
@@ -308,8 +372,8 @@ func notInHand(ctx context.Context, tx pgx.Tx, tenant string) error {
 	return err
 }
 
-// Purge removes a deleted tenant for good when its grace is over: schema, keys, hosts, wake-ups, registry row and role. Its number is never given again. roleKept
-// tells that another database of the server still uses the role.
+// Purge removes a deleted tenant for good when its grace is over: schema, keys, hosts, wake-ups, registry row and role. Its number is never given again, and
+// Purged tells of its name from then on. roleKept tells that another database of the server still uses the role.
 func (a *Admin) Purge(ctx context.Context, tenant string) (roleKept bool, err error) {
 	err = a.inTx(ctx, func(tx pgx.Tx) error {
 		t, err := lockTenant(ctx, tx, tenant)
@@ -325,7 +389,7 @@ func (a *Admin) Purge(ctx context.Context, tenant string) (roleKept bool, err er
 		if _, err := tx.Exec(ctx, fmt.Sprintf("DROP SCHEMA %s CASCADE", quote(tenant))); err != nil {
 			return err
 		}
-		for _, sql := range []string{"DELETE FROM onda.host WHERE tenant = $1", "DELETE FROM onda.wakeup WHERE tenant = $1", "DELETE FROM onda.tenant WHERE name = $1"} {
+		for _, sql := range []string{"DELETE FROM onda.host WHERE tenant = $1", "DELETE FROM onda.wakeup WHERE tenant = $1", "DELETE FROM onda.tenant WHERE name = $1", "INSERT INTO onda.purged (name) VALUES ($1) ON CONFLICT DO NOTHING"} {
 			if _, err := tx.Exec(ctx, sql, tenant); err != nil {
 				return err
 			}
@@ -337,6 +401,17 @@ func (a *Admin) Purge(ctx context.Context, tenant string) (roleKept bool, err er
 		return false, fmt.Errorf("purge tenant %s: %w", tenant, err)
 	}
 	return roleKept, nil
+}
+
+// Purged tells whether a tenant of the name was purged, and none made since.
+func (a *Admin) Purged(ctx context.Context, tenant string) (purged bool, err error) {
+	err = a.inTx(ctx, func(tx pgx.Tx) error {
+		return tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM onda.purged WHERE name = $1)", tenant).Scan(&purged)
+	})
+	if err != nil {
+		return false, fmt.Errorf("look whether tenant %s was purged: %w", tenant, err)
+	}
+	return purged, nil
 }
 
 // dropRole drops the role and what it has in this database beyond its schema: temporary tables of a session that is open still.

@@ -86,7 +86,12 @@ func TestTenantMoves(t *testing.T) {
 	running(ns + "/send")
 
 	l.say("and back")
-	if out := c.run("", "tenant", "sync", "--files", c.tenantFiles(dir, tenant, "dedicated", "pooled")); !strings.Contains(out, "now in "+pool) {
+	back := c.tenantFiles(dir, tenant, "dedicated", "pooled")
+	if _, err := c.onda(c.ctx, "", "tenant", "sync", "--files", back); err == nil || value[string](c, "SELECT namespace FROM onda.tenant WHERE name = '"+tenant+"'") != ns {
+		t.Errorf("the tenant was put where nobody could enter it: %v", err)
+	}
+	c.run("", "tenant", "login", tenant, "--pool")
+	if out := c.run("", "tenant", "sync", "--files", back); !strings.Contains(out, "now in "+pool) {
 		t.Errorf("sync says %q", out)
 	}
 	c.run("", "tenant", "suspend", tenant)
