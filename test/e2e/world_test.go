@@ -139,7 +139,7 @@ func (w *world) mark(ctx context.Context, namespaces ...string) error {
 	if len(namespaces) == 0 {
 		return nil
 	}
-	_, err := w.kubectl(ctx, append([]string{"label", "namespace", "--overwrite", marked + "=true"}, namespaces...)...)
+	_, err := w.kubectl(ctx, slices.Concat([]string{"label", "namespace", "--overwrite"}, namespaces, []string{marked + "=true"})...)
 	return err
 }
 
