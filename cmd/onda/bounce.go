@@ -9,11 +9,13 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/onda-run/onda/internal/bounce"
 	"github.com/onda-run/onda/internal/mail"
+	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/token"
 )
 
@@ -21,7 +23,8 @@ import (
 const exitTempFail = 75
 
 type bounceCmd struct {
-	Post bouncePostCmd `cmd:"" default:"withargs" help:"Hand a mail that came back, from standard input, to the bounce function: for a relay's pipe or alias."`
+	Post   bouncePostCmd   `cmd:"" default:"withargs" help:"Hand a mail that came back, from standard input, to the bounce function: for a relay's pipe or alias."`
+	Secret bounceSecretCmd `cmd:"" help:"Set what proves a provider's webhooks."`
 }
 
 type bouncePostCmd struct {
@@ -55,7 +58,6 @@ or as a transport of the domain, in master.cf:
 
 // bouncePatience is less than the time that mail servers give a command.
 const bouncePatience = 60 * time.Second
-
 
 // Run posts the mail. After any error the mail server should try again.
 func (c bouncePostCmd) Run(ctx context.Context, s *session) error {
@@ -142,4 +144,65 @@ func (c bouncePostCmd) recipients() []string {
 		}
 	}
 	return nil
+}
+
+type bounceSecretCmd struct {
+	Provider string        `arg:"" help:"Whose webhooks: kumomta, mailgun, postmark, sendgrid or ses."`
+	Overlap  time.Duration `help:"How long the secret before is good still." default:"24h"`
+	Remove   bool          `help:"Take no webhooks of the provider any more."`
+}
+
+// Help is shown by --help.
+func (bounceSecretCmd) Help() string {
+	return `Needs ONDA_ADMIN_DATABASE_URL. Reads the secret from standard input, so that no list of processes shows it. What it is:
+  ses       the ARN of the SNS topic that SES tells
+  sendgrid  the verification key of the signed event webhook
+  mailgun   the HTTP webhook signing key
+  postmark  user:password, as in the webhook's URL
+  kumomta   user:password of basic authentication, or a bearer token
+The provider posts to $ONDA_API_URL/bounces/TENANT/PROVIDER.
+
+Example:
+  onda --tenant acme bounce secret sendgrid < verification-key.txt`
+}
+
+// Run sets the secret.
+func (c bounceSecretCmd) Run(ctx context.Context, s *session) error {
+	if s.tenant == "" {
+		return errNoTenant
+	}
+	if !slices.Contains(bounce.Providers(), c.Provider) {
+		return usageError{fmt.Sprintf("there is no provider %q: there are %s", c.Provider, strings.Join(bounce.Providers(), ", "))}
+	}
+	secret := ""
+	if !c.Remove {
+		text, err := io.ReadAll(io.LimitReader(s.stdin, 4<<10))
+		if err != nil {
+			return fmt.Errorf("read standard input: %w", err)
+		}
+		secret = strings.TrimSpace(string(text))
+		if err := bounce.CheckSecret(c.Provider, secret); err != nil {
+			return usageError{err.Error()}
+		}
+	}
+	return s.withTenant(ctx, s.tenant, func(a *postgres.Admin) error {
+		if _, err := a.Tenant(ctx, s.tenant); err != nil {
+			return err
+		}
+		if c.Remove {
+			c.Overlap = 0
+		}
+		if err := a.SetWebhookSecret(ctx, s.tenant, c.Provider, secret, c.Overlap); err != nil {
+			return err
+		}
+		if ok, err := s.data(map[string]any{"provider": c.Provider, "path": "/bounces/" + s.tenant + "/" + c.Provider, "set": secret != ""}); ok {
+			return err
+		}
+		if c.Remove {
+			s.print("webhooks of %s are not taken any more", c.Provider)
+			return nil
+		}
+		s.print("webhooks of %s are taken at /bounces/%s/%s", c.Provider, s.tenant, c.Provider)
+		return nil
+	})
 }

@@ -36,7 +36,7 @@ type cli struct {
 	Explain  explainCmd  `cmd:"" help:"Tell all that is known about one delivery."`
 	Report   reportCmd   `cmd:"" help:"Report what became of a campaign's mails."`
 	Email    emailCmd    `cmd:"" help:"Preview an email, or send a test of it."`
-	Bounce   bounceCmd   `cmd:"" help:"Hand mails that came back to Onda."`
+	Bounce   bounceCmd   `cmd:"" help:"Hand mails that came back to Onda; set the secrets of providers' webhooks."`
 	Event    eventCmd    `cmd:"" help:"Send events, list those that failed, and replay them."`
 	TenantC  tenantCmd   `cmd:"" name:"tenant" help:"Make and list tenants, make their keys, move their clocks."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`

@@ -5,22 +5,24 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"go.uber.org/zap"
 
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/delivery"
+	"github.com/onda-run/onda/internal/feedback"
 	"github.com/onda-run/onda/internal/fn"
 	"github.com/onda-run/onda/internal/mail"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
 	"github.com/onda-run/onda/internal/token"
 )
-
-// drainer posts what this function publishes, should it not live to: a public function takes no events.
-const drainer = "campaign"
 
 // Build makes the function.
 func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
@@ -32,17 +34,59 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 	if err != nil {
 		return fn.Handler{}, err
 	}
-	s := &service{db: db, log: rt.Log}
+	s := newService(db, rt.Log, fetchHTTPS)
+	publish := rt.Publishes(db)
 	return fn.Handler{
-		HTTP:  s.routes(),
-		After: rt.Publishes(db),
+		HTTP: s.routes(),
+		After: func(ctx context.Context) {
+			s.settle(ctx)
+			if publish != nil {
+				publish(ctx)
+			}
+		},
 		Close: func(context.Context) error { db.Close(); return nil },
 	}, nil
 }
 
 type service struct {
-	db  *postgres.DB
-	log *zap.Logger
+	db        *postgres.DB
+	log       *zap.Logger
+	fetch     fetch
+	providers map[string]provider
+	now       func() time.Time // providers' time, which no tenant moves
+
+	mu      sync.Mutex
+	pending map[string]struct{} // tenants of which this process took webhooks that it has not worked off
+}
+
+func newService(db *postgres.DB, log *zap.Logger, f fetch) *service {
+	return &service{db: db, log: log, fetch: f, providers: providers(f), now: time.Now, pending: map[string]struct{}{}}
+}
+
+func (s *service) taken(tenant string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pending[tenant] = struct{}{}
+}
+
+// settle works off what this process took. What it does not come to is worked off by feedback's drainer.
+func (s *service) settle(ctx context.Context) {
+	s.mu.Lock()
+	tenants := slices.Sorted(maps.Keys(s.pending))
+	clear(s.pending)
+	s.mu.Unlock()
+	for _, tenant := range tenants {
+		for more := true; more; {
+			err := s.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+				more, err = feedback.Settle(ctx, tx)
+				return err
+			})
+			if err != nil {
+				s.log.Warn("what webhooks told is worked off later", zap.String("tenant", tenant), zap.Error(err))
+				break
+			}
+		}
+	}
 }
 
 // Result is what became of a mail that came back.
@@ -93,8 +137,7 @@ func (s *service) delivered(ctx context.Context, tx *postgres.Tx, rep *mail.Repo
 	if err != nil {
 		return "", err
 	}
-	_, _, err = delivery.SettleDelivered(ctx, tx, drainer, delivery.Later{Delivery: id})
-	return result, err
+	return result, feedback.Apply(ctx, tx, feedback.Event{Delivery: id, Kind: feedback.Delivered})
 }
 
 // report takes a report of delivery (RFC 3464 section 2.3.3).
@@ -115,13 +158,7 @@ func (s *service) report(ctx context.Context, tx *postgres.Tx, rep *mail.Report)
 	if err != nil {
 		return "", err
 	}
-	who, news, err := delivery.Bounced(ctx, tx, drainer, delivery.Later{Delivery: id, Class: string(rep.Class)})
-	if err != nil || !news || rep.Class != mail.Hard {
-		return Bounced, err
-	}
-	// Only a mailbox that is not there ends mail to it. A block is our fault, and soft says later.
-	_, err = contact.Suppress(ctx, tx, drainer, contact.Suppression{Contact: who, Reason: contact.Bounce, Delivery: id})
-	return Bounced, err
+	return Bounced, feedback.Apply(ctx, tx, feedback.Event{Delivery: id, Kind: feedback.Bounced, Class: rep.Class})
 }
 
 // complaint takes a report of abuse (RFC 5965). Providers blank out much of it: the token in List-Unsubscribe is enough.
@@ -133,25 +170,20 @@ func (s *service) complaint(ctx context.Context, tx *postgres.Tx, rep *mail.Repo
 		return s.unsubscribe(ctx, tx, rep.UnsubscribeToken, "feedback")
 	}
 	id, err := s.delivery(ctx, tx, rep.ReturnPathToken)
-	if err != nil && !errors.Is(err, errNotOurs) {
+	if err == nil {
+		return Complained, feedback.Apply(ctx, tx, feedback.Event{Delivery: id, Kind: feedback.Complained})
+	}
+	if !errors.Is(err, errNotOurs) {
 		return "", err
 	}
-	var who int64
-	if err == nil {
-		if who, _, err = delivery.Complained(ctx, tx, drainer, delivery.Later{Delivery: id}); err != nil {
-			return "", err
-		}
-	} else {
-		c, err := s.verify(ctx, tx, rep.UnsubscribeToken, token.Unsubscribe)
-		if errors.Is(err, errNotOurs) {
-			return Unattributed, nil
-		}
-		if err != nil {
-			return "", err
-		}
-		who = c.Contact
+	c, err := s.verify(ctx, tx, rep.UnsubscribeToken, token.Unsubscribe)
+	if errors.Is(err, errNotOurs) {
+		return Unattributed, nil
 	}
-	_, err = contact.Suppress(ctx, tx, drainer, contact.Suppression{Contact: who, Reason: contact.Complaint, Delivery: id})
+	if err != nil {
+		return "", err
+	}
+	_, err = contact.Suppress(ctx, tx, feedback.Drainer, contact.Suppression{Contact: c.Contact, Reason: contact.Complaint})
 	return Complained, err
 }
 
@@ -178,7 +210,7 @@ func (s *service) unsubscribe(ctx context.Context, tx *postgres.Tx, tok, by stri
 	for i, t := range topics {
 		entries[i] = contact.Consent{Contact: who, Purpose: t, State: contact.Withdrawn, Basis: "unsubscribe", Proof: map[string]any{"by": by}}
 	}
-	done, err := contact.Record(ctx, tx, drainer, entries...)
+	done, err := contact.Record(ctx, tx, feedback.Drainer, entries...)
 	if err != nil {
 		return "", err
 	}

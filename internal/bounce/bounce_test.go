@@ -26,6 +26,7 @@ func TestMain(m *testing.M) { pgtest.Main(m) }
 // world is a tenant with one contact who was sent one mail.
 type world struct {
 	t        *testing.T
+	data     *pgtest.Database
 	db       *postgres.DB
 	in       *fn.Instance
 	keys     map[string]token.ProgramKey // by tenant; "public" is acme's public one
@@ -38,7 +39,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	d := pgtest.New(t)
-	w := &world{t: t, db: d.DB(t), keys: map[string]token.ProgramKey{}}
+	w := &world{t: t, data: d, db: d.DB(t), keys: map[string]token.ProgramKey{}}
 	admin := d.Admin(t)
 	ctx := context.Background()
 	tenants, err := admin.Tenants(ctx)
@@ -413,7 +414,7 @@ func TestBadRequests(t *testing.T) {
 	}{
 		{http.MethodGet, "/bounces/acme", "", "", http.StatusMethodNotAllowed},
 		{http.MethodPost, "/bounces/acme", "application/json", "{}", http.StatusUnsupportedMediaType},
-		{http.MethodPost, "/bounces/acme/ses", "application/json", "{}", http.StatusNotFound},
+		{http.MethodPost, "/bounces/acme/ses", "application/json", "{}", http.StatusNotFound}, // until its secret is set
 		{http.MethodPost, "/bounces/acme", "message/rfc822", strings.Repeat("a", 5<<20), http.StatusRequestEntityTooLarge},
 		{http.MethodPost, "/bounces/acme", "message/rfc822", "", http.StatusOK},
 	} {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/onda-run/onda/internal/feedback"
 	"github.com/onda-run/onda/internal/postgres"
 )
 
@@ -113,7 +114,7 @@ func (e *engine) round(ctx context.Context, tenant string, s scope, until time.T
 		}
 	}
 	if s.sweep {
-		for _, f := range []func(context.Context, *postgres.Tx) (bool, error){tidy, expire} {
+		for _, f := range []func(context.Context, *postgres.Tx) (bool, error){feedback.Settle, tidy, expire} {
 			more, err := in(f)
 			if err != nil {
 				return false, err
@@ -216,12 +217,14 @@ func due(ctx context.Context, tx *postgres.Tx) (time.Time, error) {
 	if others != nil && others.Before(at) {
 		at = *others
 	}
-	old, err := tidyDue(ctx, tx)
-	if err != nil {
-		return postgres.Never, err
-	}
-	if old.Before(at) {
-		at = old
+	for _, due := range []func(context.Context, *postgres.Tx) (time.Time, error){tidyDue, feedback.Due} {
+		other, err := due(ctx, tx)
+		if err != nil {
+			return postgres.Never, err
+		}
+		if other.Before(at) {
+			at = other
+		}
 	}
 	return at, nil
 }

@@ -3,6 +3,7 @@ package delivery
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -358,33 +359,39 @@ func TestTruthsThatComeLater(t *testing.T) {
 	l := f.take(false)
 	f.advance(l, 3)
 	f.record(Outcome{Delivery: ID(b.ID, 1), Contact: 1, State: Unknown}, Outcome{Delivery: ID(b.ID, 2), Contact: 2, State: Sent})
-	type settle = func(context.Context, *postgres.Tx, string, Later) (int64, bool, error)
-	report := func(how settle, id int64) (contact int64, news bool, err error) {
-		err = f.db.InTenant(context.Background(), f.tenant, func(ctx context.Context, tx *postgres.Tx) error {
-			contact, news, err = how(ctx, tx, "bounce", Later{Delivery: id, Class: "hard"})
+	type settle = func(context.Context, *postgres.Tx, string, ...Later) ([]Told, error)
+	for _, c := range []struct {
+		name    string
+		how     settle
+		numbers []int
+		want    []string
+	}{
+		{"delivered settles unknown", SettleDelivered, []int{1}, []string{"1 news true"}},
+		{"once", SettleDelivered, []int{1}, []string{"1 news false"}},
+		{"bounced after sent", Bounced, []int{2}, []string{"2 news true"}},
+		{"complained of the same", Complained, []int{2}, []string{"2 news true"}},
+		{"a report that is faster than the recorder, one again, one twice, and one about nothing", Bounced, []int{4, 3, 2, 3}, []string{"2 news false", "3 news true"}},
+		{"about nothing", Bounced, []int{4, 511}, nil},
+		{"nothing", Bounced, nil, nil},
+	} {
+		var later []Later
+		for _, n := range c.numbers {
+			later = append(later, Later{Delivery: ID(b.ID, n), Class: "hard"})
+		}
+		var got []string
+		f.in(func(ctx context.Context, tx *postgres.Tx) error {
+			told, err := c.how(ctx, tx, "campaign", later...)
+			for _, l := range told {
+				if l.Delivery != ID(b.ID, int(l.Contact)) {
+					t.Errorf("%s: contact %d of delivery %d", c.name, l.Contact, l.Delivery)
+				}
+				got = append(got, fmt.Sprintf("%d news %v", l.Contact, l.News))
+			}
 			return err
 		})
-		return contact, news, err
-	}
-	for _, c := range []struct {
-		name string
-		how  settle
-		n    int
-		news bool
-	}{
-		{"delivered settles unknown", SettleDelivered, 1, true},
-		{"once", SettleDelivered, 1, false},
-		{"bounced after sent", Bounced, 2, true},
-		{"complained of the same", Complained, 2, true},
-		{"a report that is faster than the recorder", Bounced, 3, true},
-	} {
-		contact, news, err := report(c.how, ID(b.ID, c.n))
-		if err != nil || news != c.news || contact != int64(c.n) {
-			t.Errorf("%s: contact %d, news %v, %v", c.name, contact, news, err)
+		if d := cmp.Diff(c.want, got); d != "" {
+			t.Errorf("%s (-want +got):\n%s", c.name, d)
 		}
-	}
-	if _, _, err := report(Bounced, ID(b.ID, 4)); !errors.Is(err, ErrUnknownDelivery) {
-		t.Errorf("a report about nothing: %v", err)
 	}
 	if d := cmp.Diff([]State{Sent, Sent, Sent}, f.states(b)); d != "" {
 		t.Errorf("states (-want +got):\n%s", d)

@@ -303,6 +303,18 @@ func (rep *Report) diagnose(text string) {
 	}
 }
 
+// ClassifyText is Classify for a refusal of which the text may begin with the code and the status, where these are not given apart (0 and "").
+func ClassifyText(code int, status, text string) Class {
+	rep := Report{Action: "failed", Code: code, Status: status}
+	if text = strings.TrimSpace(text); code > 0 {
+		if _, _, ok := replyCode(text); !ok {
+			text = strconv.Itoa(code) + " " + text
+		}
+	}
+	rep.diagnose(text)
+	return rep.Class
+}
+
 // laterLines are the codes at the beginning of the further lines of a reply that was folded into one.
 var laterLines = pattern(`\s+[45]\d\d[ -][45]\.\d{1,3}\.\d{1,3}\s+`)
 

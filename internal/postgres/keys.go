@@ -140,6 +140,47 @@ func (tx *Tx) ProgramKey(ctx context.Context, sum []byte) (secret, ok bool, err 
 	return kind == "sk", true, nil
 }
 
+// WebhookSecrets are what proves webhooks of a provider, newest first: those that are in force.
+func (tx *Tx) WebhookSecrets(ctx context.Context, provider string) ([]string, error) {
+	rows, err := tx.Query(ctx, `SELECT convert_from(secret, 'UTF8') FROM key WHERE kind = 'webhook' AND name = $1 AND (retired_at IS NULL OR retired_at > now())
+		ORDER BY id DESC`, provider)
+	if err != nil {
+		return nil, fmt.Errorf("read a webhook's secrets: %w", err)
+	}
+	secrets, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("read a webhook's secrets: %w", err)
+	}
+	return secrets, nil
+}
+
+// SetWebhookSecret lets a secret prove webhooks of a provider; an empty one lets nothing do so any more. Those that were set before stay in force for the time of overlap at most.
+// To set the same again changes nothing.
+func (a *Admin) SetWebhookSecret(ctx context.Context, tenant, provider, secret string, overlap time.Duration) error {
+	table := quote(tenant) + ".key"
+	err := a.inTx(ctx, func(tx pgx.Tx) error {
+		for _, s := range []struct {
+			sql  string
+			args []any
+		}{
+			{"UPDATE %s SET retired_at = least(retired_at, now() + $3) WHERE kind = 'webhook' AND name = $1 AND secret <> convert_to($2, 'UTF8')", []any{provider, secret, overlap}},
+			{"DELETE FROM %s WHERE kind = 'webhook' AND name = $1 AND (retired_at <= now() OR retired_at IS NOT NULL AND secret = convert_to($2, 'UTF8'))", []any{provider, secret}},
+			// Ids up to 255 are for the keys of tokens, which name them in one byte.
+			{`INSERT INTO %[1]s (id, kind, secret, name) OVERRIDING SYSTEM VALUE SELECT greatest(1000, max(id) + 1), 'webhook', convert_to($2, 'UTF8'), $1 FROM %[1]s
+				HAVING $2 <> '' AND NOT EXISTS (SELECT FROM %[1]s WHERE kind = 'webhook' AND name = $1 AND secret = convert_to($2, 'UTF8') AND retired_at IS NULL)`, []any{provider, secret}},
+		} {
+			if _, err := tx.Exec(ctx, fmt.Sprintf(s.sql, table), s.args...); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("set the secret of webhooks of %s for tenant %s: %w", provider, tenant, err)
+	}
+	return nil
+}
+
 // HashOrigin is what is kept of the address that a request came from: a hash under the tenant's pepper, nil where none is known.
 func (db *DB) HashOrigin(ctx context.Context, tenant, from string) ([]byte, error) {
 	if from == "" {
