@@ -158,7 +158,7 @@ func (s *service) report(ctx context.Context, tx *postgres.Tx, rep *mail.Report)
 	if err != nil {
 		return "", err
 	}
-	return Bounced, feedback.Apply(ctx, tx, feedback.Event{Delivery: id, Kind: feedback.Bounced, Class: rep.Class})
+	return Bounced, feedback.Apply(ctx, tx, feedback.Event{Delivery: id, Kind: feedback.Bounced, Class: string(rep.Class)})
 }
 
 // complaint takes a report of abuse (RFC 5965). Providers blank out much of it: the token in List-Unsubscribe is enough.

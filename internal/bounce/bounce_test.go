@@ -26,7 +26,7 @@ func TestMain(m *testing.M) { pgtest.Main(m) }
 // world is a tenant with one contact who was sent one mail.
 type world struct {
 	t        *testing.T
-	data     *pgtest.Database
+	admin    *postgres.Admin
 	db       *postgres.DB
 	in       *fn.Instance
 	keys     map[string]token.ProgramKey // by tenant; "public" is acme's public one
@@ -39,8 +39,8 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	d := pgtest.New(t)
-	w := &world{t: t, data: d, db: d.DB(t), keys: map[string]token.ProgramKey{}}
-	admin := d.Admin(t)
+	w := &world{t: t, admin: d.Admin(t), db: d.DB(t), keys: map[string]token.ProgramKey{}}
+	admin := w.admin
 	ctx := context.Background()
 	tenants, err := admin.Tenants(ctx)
 	if err != nil {

@@ -62,7 +62,8 @@ func parseKumoMTA(body []byte) (r reading, err error) {
 				continue
 			}
 			t := told{sender: k.Sender, metadata: append(texts(k.Headers), texts(k.Meta)...), event: feedback.Event{At: k.Timestamp.time()}}
-			t.event.Kind, t.event.Class = k.means()
+			kind, class := k.means()
+			t.event.Kind, t.event.Class = kind, string(class)
 			if f := k.Feedback; f != nil {
 				// The record's sender is whoever reports.
 				t.sender, t.messageID = f.MailFrom, originalMessageID(f.OriginalMessage)

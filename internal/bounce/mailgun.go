@@ -82,7 +82,7 @@ func parseMailgun(body []byte) (r reading, err error) {
 	kind, class := e.means()
 	r.add(told{
 		sender: e.Envelope.Sender, messageID: e.Message.Headers.MessageID, metadata: texts(e.Variables),
-		event: feedback.Event{Kind: kind, Class: class, At: e.Timestamp.time()},
+		event: feedback.Event{Kind: kind, Class: string(class), At: e.Timestamp.time()},
 	}, kind != "")
 	return r, nil
 }

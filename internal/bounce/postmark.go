@@ -29,7 +29,7 @@ func parsePostmark(body []byte) (r reading, err error) {
 		return reading{}, fmt.Errorf("%w: want an object with a RecordType", errUnreadable)
 	}
 	kind, class, at := p.means()
-	r.add(told{metadata: texts(p.Metadata), event: feedback.Event{Kind: kind, Class: class, At: at}}, kind != "")
+	r.add(told{metadata: texts(p.Metadata), event: feedback.Event{Kind: kind, Class: string(class), At: at}}, kind != "")
 	return r, nil
 }
 

@@ -92,7 +92,7 @@ func parseSendGrid(body []byte) (r reading, err error) {
 		kind, class := e.means()
 		r.add(told{
 			messageID: e.MessageID, metadata: texts(raw), // unique arguments stand among the event's own members
-			event: feedback.Event{Kind: kind, Class: class, At: e.Timestamp.time()},
+			event: feedback.Event{Kind: kind, Class: string(class), At: e.Timestamp.time()},
 		}, kind != "")
 	}
 	return r, nil

@@ -232,9 +232,9 @@ func (n sesRecord) means() feedback.Event {
 			return feedback.Event{Kind: feedback.Complained, At: n.Complaint.Timestamp}
 		}
 	case "Bounce":
-		return feedback.Event{Kind: feedback.Bounced, Class: n.class(), At: n.Bounce.Timestamp}
+		return feedback.Event{Kind: feedback.Bounced, Class: string(n.class()), At: n.Bounce.Timestamp}
 	case "Reject": // by SES, before any try
-		return feedback.Event{Kind: feedback.Bounced, Class: mail.Policy}
+		return feedback.Event{Kind: feedback.Bounced, Class: string(mail.Policy)}
 	}
 	return feedback.Event{} // DeliveryDelay: it tries on
 }

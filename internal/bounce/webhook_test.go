@@ -105,19 +105,14 @@ func newHooks(t *testing.T) *hooks {
 		t.Fatal(err)
 	}
 	for name, secret := range map[string]string{"sendgrid": base64.StdEncoding.EncodeToString(der), "ses": topic, "mailgun": signingKey, "postmark": login, "kumomta": login} {
-		h.secret(name, secret)
+		if err := CheckSecret(name, secret); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.admin.SetWebhookSecret(context.Background(), pgtest.Acme, name, secret, time.Hour); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return h
-}
-
-func (h *hooks) secret(name, secret string) {
-	h.t.Helper()
-	if err := CheckSecret(name, secret); err != nil {
-		h.t.Fatal(err)
-	}
-	if err := h.data.Admin(h.t).SetWebhookSecret(context.Background(), pgtest.Acme, name, secret, time.Hour); err != nil {
-		h.t.Fatal(err)
-	}
 }
 
 // messageID is of the mail that the contact was sent.
@@ -483,7 +478,7 @@ func TestSecretsAreChanged(t *testing.T) {
 	set := func(secret string, overlap time.Duration) {
 		t.Helper()
 		for range 2 {
-			if err := h.data.Admin(t).SetWebhookSecret(context.Background(), pgtest.Acme, "kumomta", secret, overlap); err != nil {
+			if err := h.admin.SetWebhookSecret(context.Background(), pgtest.Acme, "kumomta", secret, overlap); err != nil {
 				t.Fatal(err)
 			}
 		}

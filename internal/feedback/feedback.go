@@ -16,7 +16,6 @@ import (
 
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/delivery"
-	"github.com/onda-run/onda/internal/mail"
 	"github.com/onda-run/onda/internal/postgres"
 )
 
@@ -38,9 +37,12 @@ const (
 type Event struct {
 	Delivery int64
 	Kind     Kind
-	Class    mail.Class // of Bounced
-	At       time.Time  // zero, and a time to come, for now
+	Class    string    // of Bounced: hard, soft, block or policy
+	At       time.Time // zero, and a time to come, for now
 }
+
+// hard is the one class of a bounce that says something against the address.
+const hard = "hard"
 
 // AtOnce is how many events Settle works off in a transaction.
 const AtOnce = 500
@@ -56,7 +58,7 @@ func Take(ctx context.Context, tx *postgres.Tx, events []Event) (taken int, err 
 	n := len(events)
 	ids, kinds, classes, at := make([]int64, n), make([]string, n), make([]string, n), make([]time.Time, n)
 	for i, e := range events {
-		ids[i], kinds[i], classes[i], at[i] = e.Delivery, string(e.Kind), string(e.Class), when(tx, e.At)
+		ids[i], kinds[i], classes[i], at[i] = e.Delivery, string(e.Kind), e.Class, when(tx, e.At)
 	}
 	tag, err := tx.Exec(ctx, `INSERT INTO feedback (delivery, kind, class, at)
 		SELECT f.delivery, f.kind, f.class, f.at FROM unnest($1::bigint[], $2::text[], $3::text[], $4::timestamptz[]) WITH ORDINALITY f(delivery, kind, class, at, n)
@@ -128,7 +130,7 @@ func hasTable(ctx context.Context, tx *postgres.Tx) (there bool, err error) {
 func Apply(ctx context.Context, tx *postgres.Tx, events ...Event) error {
 	by := map[Kind][]delivery.Later{}
 	for _, e := range events {
-		by[e.Kind] = append(by[e.Kind], delivery.Later{Delivery: e.Delivery, Class: string(e.Class), At: when(tx, e.At)})
+		by[e.Kind] = append(by[e.Kind], delivery.Later{Delivery: e.Delivery, Class: e.Class, At: when(tx, e.At)})
 	}
 	if _, err := delivery.SettleDelivered(ctx, tx, Drainer, by[Delivered]...); err != nil {
 		return err
@@ -140,7 +142,7 @@ func Apply(ctx context.Context, tx *postgres.Tx, events ...Event) error {
 	var list []contact.Suppression
 	for _, l := range bounced {
 		// Only a mailbox that is not there ends mail to it. A block is our fault, and soft says later.
-		if l.News && l.Class == string(mail.Hard) {
+		if l.News && l.Class == hard {
 			list = append(list, contact.Suppression{Contact: l.Contact, Reason: contact.Bounce, Delivery: l.Delivery, At: l.At})
 		}
 	}
