@@ -257,8 +257,8 @@ func (l *Lease) QueueAdvance(tx *postgres.Tx, b *pgx.Batch, hi int) (*Advance, e
 		a.moved = tag.RowsAffected() > 0
 		return nil
 	})
-	// Of a batch that nobody held before, no recipient beyond the mark has an outcome.
-	if l.Attempt == 1 && l.fence > 1 && hi > l.Mark {
+	// Who plans a batch may have given some of its recipients an outcome: those that come too late.
+	if l.Attempt == 1 && hi > l.Mark {
 		l.queueSettled(b, l.Mark, hi, &a.settled)
 	}
 	return a, nil
