@@ -17,6 +17,7 @@ import (
 
 	"github.com/onda-run/onda/internal/mail"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/senderdomain"
 	"github.com/onda-run/onda/internal/spec"
 )
 
@@ -97,6 +98,7 @@ type Email struct {
 	useData  bool
 	needs    []string         // data.* that the texts name
 	links    map[string]int64 // ids by URL
+	sender   sender
 	on       versions
 }
 
@@ -104,6 +106,7 @@ type Email struct {
 type versions struct {
 	topic, settings int64
 	topicID         int32 // of the topic's entity: its number in tokens
+	domains         string
 }
 
 // ByName loads the version of an email that is in force.
@@ -131,7 +134,7 @@ func (c *Composer) Load(ctx context.Context, tx *postgres.Tx, document int64) (*
 			return nil, err
 		}
 	}
-	on, stored, err := e.dependencies(ctx, tx)
+	on, stored, domains, err := e.dependencies(ctx, tx)
 	if err != nil {
 		return nil, err
 	}
@@ -141,6 +144,9 @@ func (c *Composer) Load(ctx context.Context, tx *postgres.Tx, document int64) (*
 	made, err := e.with(on, stored)
 	if err != nil {
 		return nil, fmt.Errorf("email %q, version %d: %w: %w", e.Name, document, ErrBroken, err)
+	}
+	if made.sender, err = made.readSender(ctx, tx, domains); err != nil {
+		return nil, fmt.Errorf("email %q: %w", e.Name, err)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -192,32 +198,34 @@ func (c *Composer) read(ctx context.Context, tx *postgres.Tx, document int64) (*
 }
 
 // dependencies gives the versions in force of what the email depends on, with the documents that are not the ones it was made with.
-func (e *Email) dependencies(ctx context.Context, tx *postgres.Tx) (on versions, stored map[string][]byte, err error) {
-	rows, err := tx.Query(ctx, `SELECT e.kind, e.id, d.id, CASE WHEN d.id IN ($2, $3) THEN NULL ELSE d.spec END FROM entity e JOIN document d ON d.id = e.current
-		WHERE e.kind = 'Topic' AND e.name = $1 OR e.kind = 'Settings' AND e.name = 'settings'`,
-		e.spec.Topic, e.on.topic, e.on.settings)
-	if err != nil {
-		return on, nil, fmt.Errorf("read what email %q depends on: %w", e.Name, err)
-	}
+func (e *Email) dependencies(ctx context.Context, tx *postgres.Tx) (on versions, stored map[string][]byte, domains senderdomain.Set, err error) {
 	stored = map[string][]byte{}
-	var kind string
-	var entity int32
-	var id int64
-	var doc []byte
-	_, err = pgx.ForEachRow(rows, []any{&kind, &entity, &id, &doc}, func() error {
-		if kind == spec.KindTopic {
-			on.topic, on.topicID = id, entity
-		} else {
-			on.settings = id
-		}
-		stored[kind] = doc
-		doc = nil
-		return nil
+	b := &pgx.Batch{}
+	b.Queue(`SELECT e.kind, e.id, d.id, CASE WHEN d.id IN ($2, $3) THEN NULL ELSE d.spec END FROM entity e JOIN document d ON d.id = e.current
+		WHERE e.kind = 'Topic' AND e.name = $1 OR e.kind = 'Settings' AND e.name = 'settings'`,
+		e.spec.Topic, e.on.topic, e.on.settings).Query(func(rows pgx.Rows) error {
+		var kind string
+		var entity int32
+		var id int64
+		var doc []byte
+		_, err := pgx.ForEachRow(rows, []any{&kind, &entity, &id, &doc}, func() error {
+			if kind == spec.KindTopic {
+				on.topic, on.topicID = id, entity
+			} else {
+				on.settings = id
+			}
+			stored[kind] = doc
+			doc = nil
+			return nil
+		})
+		return err
 	})
-	if err != nil {
-		return on, nil, fmt.Errorf("read what email %q depends on: %w", e.Name, err)
+	senderdomain.Queue(tx, b, &domains)
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return on, nil, domains, fmt.Errorf("read what email %q depends on: %w", e.Name, err)
 	}
-	return on, stored, nil
+	on.domains = domains.Stamp()
+	return on, stored, domains, nil
 }
 
 // MissingData lists the data.* that the email's texts name and the request does not bring. What is brought may be null, and

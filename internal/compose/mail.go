@@ -1,6 +1,7 @@
 package compose
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -336,10 +337,7 @@ func (m *Mail) sign(c token.Claims) (string, error) {
 func (m *Mail) head() (mail.Envelope, mail.Message, error) {
 	e := m.a.email
 	_, domain, _ := strings.Cut(e.from.Email, "@")
-	returnDomain := e.composer.domain
-	if returnDomain == "" {
-		returnDomain = domain
-	}
+	returnDomain := cmp.Or(e.sender.returnPath, e.composer.domain, domain)
 	msg := mail.Message{From: e.from, ReplyTo: e.replyTo, To: mail.Address{Email: m.person.address}, Date: m.Now}
 	envelope := mail.Envelope{From: e.from.Email, To: m.person.address}
 	if m.delivery > 0 {
@@ -388,6 +386,14 @@ func (m *Mail) Message() (mail.Envelope, mail.Message, error) {
 // Append writes the whole message behind dst. An address that cannot be mailed is an error that matches mail.ErrAddress. The email is laid out once; what it cannot be laid
 // out for (attachments, an address of more than ASCII) is built for the recipient alone, and is the same message.
 func (m *Mail) Append(dst []byte) (mail.Outgoing, error) {
+	out, err := m.append(dst)
+	if err == nil {
+		out.Content, err = m.Sign(out.Content, len(dst))
+	}
+	return out, err
+}
+
+func (m *Mail) append(dst []byte) (mail.Outgoing, error) {
 	if len(m.Attachments) > 0 || m.delivery == 0 || !mail.PlainAddress(m.person.address) {
 		envelope, msg, err := m.Message()
 		if err != nil {
@@ -452,11 +458,16 @@ func (l *layouts) of(parts *spec.Parts, msg mail.Message) (*mail.Skeleton, error
 	return s, nil
 }
 
-// mailbox reads "Name <local@domain>" (RFC 5322 section 3.4).
+// mailbox reads "Name <local@domain>" (RFC 5322 section 3.4). The domain is in its ASCII form then, in which sender domains are compared; one that has none is refused when
+// the mail is made.
 func mailbox(s string) (mail.Address, error) {
 	a, err := netmail.ParseAddress(s)
 	if err != nil {
 		return mail.Address{}, fmt.Errorf("mailbox %q: %w", s, err)
+	}
+	at := strings.LastIndexByte(a.Address, '@') + 1
+	if domain, err := spec.ASCIIDomain(a.Address[at:]); err == nil {
+		a.Address = a.Address[:at] + domain
 	}
 	return mail.Address{Name: a.Name, Email: a.Address}, nil
 }

@@ -1,0 +1,49 @@
+package compose
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/onda-run/onda/internal/mail"
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/senderdomain"
+	"github.com/onda-run/onda/internal/spec"
+)
+
+// sender is what is known of the domain that an email is from.
+type sender struct {
+	unverified bool
+	returnPath string       // "" for the platform's
+	dkim       *mail.Signer // nil where the relay signs
+}
+
+// readSender reads it. A key that cannot be read is no fault of the email: it holds the mails, and does not fail them.
+func (e *Email) readSender(ctx context.Context, tx *postgres.Tx, domains senderdomain.Set) (s sender, err error) {
+	_, domain, _ := strings.Cut(e.from.Email, "@")
+	found, err := domains.Verified(domain)
+	if err != nil {
+		return s, err
+	}
+	if found == nil {
+		return sender{unverified: domains.Refuses()}, nil
+	}
+	s.returnPath = found.ReturnPath
+	if found.Signer == spec.SignerOnda {
+		s.dkim, err = senderdomain.Signer(ctx, tx, domain)
+	}
+	return s, err
+}
+
+// Unverified tells that the email's mails must not be sent: the tenant has sender domains, and the one that it is from is none that was found right.
+func (e *Email) Unverified() bool { return e.sender.unverified }
+
+// Sign puts the signatures before a message that begins at an offset of b, where Onda signs mails from the email's domain.
+func (m *Mail) Sign(b []byte, offset int) ([]byte, error) {
+	s := m.a.email.sender.dkim
+	if s == nil {
+		return b, nil
+	}
+	header, err := s.Sign(nil, b[offset:])
+	return slices.Insert(b, offset, header...), err
+}
