@@ -8,6 +8,7 @@ import (
 
 	"github.com/onda-run/onda/internal/apply"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/senderdomain"
 	"github.com/onda-run/onda/internal/spec"
 )
 
@@ -22,13 +23,21 @@ func (applyCmd) Help() string {
 
 // Run applies a directory.
 func (c applyCmd) Run(ctx context.Context, s *session) error {
-	changes, err := s.documents(ctx, c.File, apply.Apply)
+	var unverified []string
+	changes, err := s.documents(ctx, c.File, func(ctx context.Context, tx *postgres.Tx, set *spec.Set) (changes []apply.Change, err error) {
+		if changes, err = apply.Apply(ctx, tx, set); err != nil {
+			return nil, err
+		}
+		unverified, err = senderdomain.Unverified(ctx, tx)
+		return changes, err
+	})
 	if err != nil {
 		return err
 	}
 	if err := s.printChanges(changes, false); err != nil {
 		return err
 	}
+	s.warn(unverified)
 	return s.ring(ctx)
 }
 

@@ -71,13 +71,16 @@ func (c campaignStartCmd) Run(ctx context.Context, s *session) error {
 		if err := tx.QueryRow(ctx, "SELECT development FROM onda.database").Scan(&development); err != nil {
 			return err
 		}
+		if !development && len(p.Unverified) > 0 {
+			return errUnverified
+		}
 		r, err = campaign.Start(ctx, tx, c.Name, campaign.Options{At: c.At, Again: c.Again, Preflight: &p, Cause: "onda campaign start"})
 		if err == nil && (!development || c.Confirm >= 0) && c.Confirm != p.Recipients {
 			return errUnconfirmed // which undoes it
 		}
 		return err
 	})
-	refused := errors.Is(err, campaign.ErrNobody) || errors.Is(err, errUnconfirmed)
+	refused := errors.Is(err, campaign.ErrNobody) || errors.Is(err, errUnconfirmed) || errors.Is(err, errUnverified)
 	switch {
 	case errors.Is(err, campaign.ErrRan):
 		return fmt.Errorf("%w (--again)", err)
@@ -94,6 +97,8 @@ func (c campaignStartCmd) Run(ctx context.Context, s *session) error {
 		s.preflight(p, took)
 	}
 	switch {
+	case errors.Is(err, errUnverified):
+		return fmt.Errorf("nothing was started: %s", strings.Join(p.Unverified, "\n  "))
 	case errors.Is(err, campaign.ErrNobody):
 		return fmt.Errorf("nothing was started: %s", nobody)
 	case refused && c.Confirm >= 0:
@@ -112,8 +117,12 @@ func (c campaignStartCmd) Run(ctx context.Context, s *session) error {
 	default:
 		s.print("run %d of %s has started", r.ID, r.Name)
 	}
+	s.warn(p.Unverified)
 	return s.ring(ctx)
 }
+
+// errUnverified: an email is from a domain that is not verified.
+var errUnverified = errors.New("an email is from a domain that is not verified")
 
 // errUnconfirmed: the number of recipients was not given back.
 var errUnconfirmed = errors.New("the number of recipients is not confirmed")
@@ -175,7 +184,7 @@ func (s *session) preflight(p campaign.Preflight, took time.Duration) {
 func reasonText(reason string) string {
 	texts := map[string]string{
 		"no_consent": "no consent to the topic", "pending": "have not confirmed their consent", "suppressed": "suppressed (bounced, complained or by hand)",
-		"bad_address": "no valid address", "erased": "erased", "duplicate": "merged into another contact", "capped": "have had as many as the cap allows", "quota": "over the quota",
+		"bad_address": "no valid address", "erased": "erased", "domain_unverified": "from a domain that is not verified", "duplicate": "merged into another contact", "capped": "have had as many as the cap allows", "quota": "over the quota",
 	}
 	return orElse(texts[reason], reason)
 }

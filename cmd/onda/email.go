@@ -125,7 +125,9 @@ func (c emailTestCmd) Run(ctx context.Context, s *session) error {
 		}
 		message.To = mail.Address{Email: to}
 		envelope = mail.Envelope{From: message.From.Email, To: to}
-		body, err = message.Build()
+		if body, err = message.Build(); err == nil {
+			body, err = m.Sign(body, 0)
+		}
 		return err
 	})
 	if err != nil {

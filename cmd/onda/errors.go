@@ -17,6 +17,7 @@ import (
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/report"
 	"github.com/onda-run/onda/internal/segment"
+	"github.com/onda-run/onda/internal/senderdomain"
 	"github.com/onda-run/onda/internal/spec"
 )
 
@@ -110,7 +111,7 @@ func reportable() sort {
 func (s *session) named(ctx context.Context, name string, of sort, none string, f func(ctx context.Context, tx *postgres.Tx) error) error {
 	return s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) error {
 		err := f(ctx, tx)
-		for _, missing := range []error{campaign.ErrNotFound, segment.ErrUnknown, report.ErrNoRun, compose.ErrUnknown} {
+		for _, missing := range []error{campaign.ErrNotFound, segment.ErrUnknown, report.ErrNoRun, compose.ErrUnknown, senderdomain.ErrUnknown} {
 			if errors.Is(err, missing) {
 				if other := unknown(ctx, tx, name, of); other != nil {
 					return other

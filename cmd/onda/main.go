@@ -38,6 +38,7 @@ type cli struct {
 	Email    emailCmd    `cmd:"" help:"Preview an email, or send a test of it."`
 	Bounce   bounceCmd   `cmd:"" help:"Hand mails that came back to Onda; set the secrets of providers' webhooks."`
 	Event    eventCmd    `cmd:"" help:"Send events, list those that failed, and replay them."`
+	Domain   domainCmd   `cmd:"" help:"Check the domains that emails are from, and make the keys that Onda signs with."`
 	TenantC  tenantCmd   `cmd:"" name:"tenant" help:"Make and list tenants, make their keys, move their clocks."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 }

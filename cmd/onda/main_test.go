@@ -24,6 +24,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/onda-run/onda/internal/dnstest"
 	"github.com/onda-run/onda/internal/event"
 	"github.com/onda-run/onda/internal/fn"
 	"github.com/onda-run/onda/internal/fntest"
@@ -78,7 +79,7 @@ func TestScript(t *testing.T) {
 				},
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
 					"run": s.run, "sql": s.sql, "admin": s.admin, "json": isJSON, "world": s.world, "settle": s.settle, "events": s.events, "got": s.got, "production": s.mark(false), "development": s.mark(true), "until": s.until, "bounced": bounced, "confirmed": s.confirmed, "unchecked": s.unchecked,
-					"port": s.port, "take": s.take, "answers": s.answers, "rows": makeRows, "replace": replace, "inbytes": inBytes, "hide": hide,
+					"port": s.port, "take": s.take, "answers": s.answers, "rows": makeRows, "replace": replace, "inbytes": inBytes, "hide": hide, "dns": s.dns,
 				},
 			})
 		})
@@ -165,6 +166,22 @@ func (s *scripted) admin(ts *testscript.TestScript, neg bool, args []string) {
 	defer func() { _ = conn.Close(ctx) }()
 	_, err = conn.Exec(ctx, args[0])
 	ts.Check(err)
+}
+
+// dns FILE...: serves the records that are in files, or were printed for publishing, at $RESOLVER.
+func (s *scripted) dns(ts *testscript.TestScript, neg bool, args []string) {
+	if neg {
+		ts.Fatalf("usage: dns FILE...")
+	}
+	var zone strings.Builder
+	for _, name := range args {
+		for line := range strings.Lines(ts.ReadFile(name)) {
+			if regexp.MustCompile(`^[^ ]+\. (A|MX|TXT|CNAME) `).MatchString(line) {
+				zone.WriteString(line)
+			}
+		}
+	}
+	ts.Setenv("RESOLVER", dnstest.Serve(s.t, zone.String()))
 }
 
 // json [PATH WANT]...: standard output is one JSON value, in which each path (keys and numbers, joined by dots) has the value, as text.

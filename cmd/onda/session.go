@@ -140,6 +140,13 @@ func (s *session) print(format string, args ...any) {
 	_, _ = fmt.Fprintf(s.stdout, format+"\n", args...)
 }
 
+// warn writes lines to the standard error that nothing fails for.
+func (s *session) warn(lines []string) {
+	for _, l := range lines {
+		_, _ = fmt.Fprintln(s.stderr, "warning: "+l)
+	}
+}
+
 // data writes v as JSON when that was asked for; then it answers true.
 func (s *session) data(v any) (bool, error) {
 	if !s.json {

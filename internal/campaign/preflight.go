@@ -7,6 +7,7 @@ import (
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/predicate"
+	"github.com/onda-run/onda/internal/senderdomain"
 	"github.com/onda-run/onda/internal/spec"
 )
 
@@ -26,6 +27,8 @@ type Preflight struct {
 	// Recipients are those who will get the mail; Refused are the others of the audience, by reason.
 	Recipients int64            `json:"recipients"`
 	Refused    map[string]int64 `json:"refused"`
+	// Unverified says of which of its emails the domain that they are from is not verified, and the remedy: a line each.
+	Unverified []string `json:"unverified,omitempty"`
 }
 
 // GetPreflight looks at the campaign or broadcast in force of a name. One statement counts the whole audience. ErrNotFound, ErrAmbiguous.
@@ -39,9 +42,23 @@ func GetPreflight(ctx context.Context, tx *postgres.Tx, name string) (Preflight,
 	if b != nil {
 		p.Segment = b.To.Segment
 	}
+	mails := []string{}
+	if b != nil {
+		mails = append(mails, b.Email)
+	} else if v.flow != nil {
+		mails = allMails(v.flow)
+	}
+	if len(mails) > 0 {
+		if p.Unverified, err = senderdomain.Unverified(ctx, tx, mails...); err != nil {
+			return Preflight{}, err
+		}
+	}
 	if c := v.campaign(); c != nil {
 		p.Kind = "campaign"
-		b = &spec.Broadcast{Exclude: c.Exclude, Email: firstMail(v.flow)}
+		b = &spec.Broadcast{Exclude: c.Exclude}
+		if len(mails) > 0 {
+			b.Email = mails[0]
+		}
 		for _, way := range c.Enter { // those in its segments enter at its start
 			if way.Segment != "" {
 				b.To.Any = append(b.To.Any, spec.Predicate{Segment: way.Segment})
@@ -67,14 +84,14 @@ func GetPreflight(ctx context.Context, tx *postgres.Tx, name string) (Preflight,
 	return p, p.count(ctx, tx, b)
 }
 
-// firstMail is the email of the first send step.
-func firstMail(f *spec.Flow) string {
+// allMails are the emails of the send steps.
+func allMails(f *spec.Flow) (emails []string) {
 	for _, n := range f.Nodes {
 		if n.Kind == "send" {
-			return n.Step.Send.Email
+			emails = append(emails, n.Step.Send.Email)
 		}
 	}
-	return ""
+	return emails
 }
 
 func (p *Preflight) count(ctx context.Context, tx *postgres.Tx, b *spec.Broadcast) error {

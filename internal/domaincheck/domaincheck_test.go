@@ -9,72 +9,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/miekg/dns"
 
+	"github.com/onda-run/onda/internal/dnstest"
 	"github.com/onda-run/onda/internal/mail"
 )
-
-// serve answers questions of DNS from a zone on loopback, over UDP and TCP, until the test ends. Of names below dead.example it says SERVFAIL, and of those below
-// mute.example nothing.
-func serve(t *testing.T, zone string) string {
-	t.Helper()
-	records := map[string][]dns.RR{}
-	parser := dns.NewZoneParser(strings.NewReader("$TTL 60\n"+zone), ".", "")
-	for rr, ok := parser.Next(); ok; rr, ok = parser.Next() {
-		records[rr.Header().Name] = append(records[rr.Header().Name], rr)
-	}
-	if err := parser.Err(); err != nil {
-		t.Fatal(err)
-	}
-	handler := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
-		a := new(dns.Msg).SetReply(q)
-		a.RecursionAvailable = true
-		name := strings.ToLower(q.Question[0].Name)
-		switch {
-		case dns.IsSubDomain("mute.example.", name):
-			return
-		case dns.IsSubDomain("dead.example.", name):
-			a.Rcode = dns.RcodeServerFailure
-		}
-		for hops := 0; hops < 10; hops++ {
-			alias := ""
-			for _, rr := range records[name] {
-				if kind := rr.Header().Rrtype; kind == q.Question[0].Qtype {
-					a.Answer = append(a.Answer, rr)
-				} else if c, ok := rr.(*dns.CNAME); ok {
-					a.Answer, alias = append(a.Answer, rr), c.Target
-				}
-			}
-			if alias == "" {
-				break
-			}
-			name = alias
-		}
-		if _, there := records[name]; !there && a.Rcode == dns.RcodeSuccess {
-			a.Rcode = dns.RcodeNameError
-		}
-		if w.LocalAddr().Network() == "udp" {
-			a.Truncate(dns.MinMsgSize)
-		}
-		_ = w.WriteMsg(a) // who asked may be gone
-	})
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := new(net.ListenConfig).ListenPacket(t.Context(), "udp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range []*dns.Server{{Listener: l, Handler: handler}, {PacketConn: p, Handler: handler}} {
-		started := make(chan struct{})
-		s.NotifyStartedFunc = func() { close(started) }
-		go func() { _ = s.ActivateAndServe() }()
-		<-started
-		t.Cleanup(func() { _ = s.Shutdown() })
-	}
-	return l.Addr().String()
-}
 
 // found writes findings as a table has them: check, status, needed or not, detail, and records.
 func found(r Report) (out []string) {
@@ -220,7 +158,7 @@ s1._domainkey.news.acme.example. IN CNAME s1.relay.example.`, found: map[string]
 			if c.want != nil {
 				c.want(&w)
 			}
-			r := Check(t.Context(), NewResolver(serve(t, strings.Join(lines, "")+c.with+"\n")), w)
+			r := Check(t.Context(), NewResolver(dnstest.Serve(t, strings.Join(lines, "")+c.with+"\n")), w)
 			right := true
 			seen := map[string]bool{}
 			for i, line := range found(r) {
@@ -314,7 +252,7 @@ func TestOndasKeys(t *testing.T) {
 			t.Parallel()
 			w := wanted()
 			w.Selectors, w.Keys = nil, keys
-			r := Check(t.Context(), NewResolver(serve(t, zone+c.zone+"\n")), w)
+			r := Check(t.Context(), NewResolver(dnstest.Serve(t, zone+c.zone+"\n")), w)
 			got := map[string]string{}
 			var published []string
 			for i, line := range found(r) {
@@ -349,7 +287,7 @@ func TestOndasKeys(t *testing.T) {
 	}
 	w := wanted()
 	w.Selectors = nil
-	if r := Check(t.Context(), NewResolver(serve(t, zone)), w); r.Right() {
+	if r := Check(t.Context(), NewResolver(dnstest.Serve(t, zone)), w); r.Right() {
 		t.Error("a domain without any key is right")
 	}
 }
@@ -357,7 +295,7 @@ func TestOndasKeys(t *testing.T) {
 // What DNS does not answer is not said to be missing.
 func TestNoAnswer(t *testing.T) {
 	t.Parallel()
-	server := serve(t, zone)
+	server := dnstest.Serve(t, zone)
 	closed, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0") // nobody takes UDP there
 	if err != nil {
 		t.Fatal(err)

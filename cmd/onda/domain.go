@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/onda-run/onda/internal/compose"
+	"github.com/onda-run/onda/internal/domaincheck"
+	"github.com/onda-run/onda/internal/mail"
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/senderdomain"
+	"github.com/onda-run/onda/internal/spec"
+)
+
+type domainCmd struct {
+	Check domainCheckCmd `cmd:"" help:"Ask DNS whether mails from a domain will be believed, and say what to publish."`
+	Key   domainKeyCmd   `cmd:"" help:"Make the keys that Onda signs mails from a domain with."`
+}
+
+func domains() sort { return sort{"domain", []string{spec.KindDomain}} }
+
+type domainCheckCmd struct {
+	Name     string        `arg:"" help:"The Domain document's name, or the domain."`
+	Resolver string        `help:"The DNS server to ask, instead of this machine's." placeholder:"HOST:PORT"`
+	Timeout  time.Duration `default:"20s" help:"How long DNS may take in all."`
+}
+
+// Help is shown by --help.
+func (domainCheckCmd) Help() string {
+	return "A domain of which all that mails need is right is verified: mails from it are sent. Once a tenant has a Domain, mails from other domains are not. " +
+		"Each check renews it for " + days(senderdomain.Fresh) + ", within which campaigns may be started; one that finds something wrong takes nothing away. " +
+		"The exit status is 1 when something is missing, wrong, or not answered. ONDA_RETURN_PATH_DOMAIN, ONDA_LINK_URL and ONDA_SMTP_URL say what records must lead to.\n\n" +
+		"Example:\n  onda --tenant acme domain check news --resolver 9.9.9.9:53"
+}
+
+func days(d time.Duration) string { return count(int(d/(24*time.Hour)), "day") }
+
+// Validate finds what is wrong with the options.
+func (c domainCheckCmd) Validate() error {
+	if host, port, err := net.SplitHostPort(c.Resolver); c.Resolver != "" && (err != nil || host == "" || port == "") {
+		return fmt.Errorf("--resolver %q is not HOST:PORT, such as 9.9.9.9:53", c.Resolver)
+	}
+	if c.Timeout <= 0 {
+		return errors.New("--timeout must be longer than 0s")
+	}
+	return nil
+}
+
+// domainChecked is what onda domain check prints as JSON.
+type domainChecked struct {
+	Name string `json:"name"`
+	domaincheck.Report
+	// Verified tells whether mails from it are sent, VerifiedAt since which check.
+	Verified   bool       `json:"verified"`
+	VerifiedAt *time.Time `json:"verifiedAt,omitempty"`
+	// Retired are keys that no longer sign.
+	Retired []string `json:"retired,omitempty"`
+}
+
+// Run checks the domain. DNS is asked outside of any transaction.
+func (c domainCheckCmd) Run(ctx context.Context, s *session) error {
+	var d senderdomain.Domain
+	var w domaincheck.Wanted
+	var claimed bool
+	err := s.inDomain(ctx, c.Name, func(ctx context.Context, tx *postgres.Tx, found senderdomain.Domain) (err error) {
+		d = found
+		if w, err = s.wanted(d.Domain); err != nil || d.Signer != spec.SignerOnda {
+			return err
+		}
+		keys, err := senderdomain.Keys(ctx, tx, d.Domain.Domain)
+		for _, k := range keys {
+			w.Keys = append(w.Keys, k.DKIMKey)
+		}
+		claimed = d.LinkHost == "" || slices.Contains(tx.Tenant.LinkHosts, d.LinkHost)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	within, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	out := domainChecked{Name: d.Name, Report: domaincheck.Check(within, domaincheck.NewResolver(c.Resolver), w)}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	err = s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		out.Retired, err = d.Checked(ctx, tx, out.Right(), out.Published)
+		if out.VerifiedAt = &d.VerifiedAt; out.Right() {
+			*out.VerifiedAt = tx.Now()
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if out.Verified = !out.VerifiedAt.IsZero(); !out.Verified {
+		out.VerifiedAt = nil
+	}
+	if !claimed {
+		out.Findings = append(out.Findings, domaincheck.Finding{
+			Check: "link", Name: d.LinkHost, Status: domaincheck.Wrong, Detail: "the tenant's file does not have it among its hosts: no link is made with it",
+		})
+	}
+	asJSON, err := s.data(out)
+	if err != nil {
+		return err
+	}
+	if !asJSON {
+		s.domainReport(out)
+	}
+	if out.OK() {
+		return nil
+	}
+	var wrong []string
+	for _, f := range out.Findings {
+		if f.Status != domaincheck.OK {
+			wrong = append(wrong, fmt.Sprintf("%s of %s is %s", f.Check, f.Name, f.Status))
+		}
+	}
+	return fmt.Errorf("%s: %s", out.Domain, strings.Join(wrong, ", "))
+}
+
+func (s *session) domainReport(out domainChecked) {
+	w := tabwriter.NewWriter(s.stdout, 0, 8, 2, ' ', 0)
+	for _, f := range out.Findings {
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", f.Status, f.Check, f.Name, f.Detail)
+	}
+	_ = w.Flush()
+	var publish []string
+	for _, f := range out.Findings {
+		for _, r := range f.Publish {
+			publish = append(publish, r.String())
+		}
+	}
+	if len(publish) > 0 {
+		s.print("\nTo be published:\n%s", strings.Join(publish, "\n"))
+	}
+	for _, name := range out.Retired {
+		s.print("%s no longer signs: leave its record for a week, for mails that are on their way", name)
+	}
+	switch {
+	case out.Right():
+		s.print("%s is verified", out.Domain)
+	case out.Verified:
+		s.print("%s stays verified, since %s", out.Domain, out.VerifiedAt.Format(time.RFC3339))
+	default:
+		s.print("%s is not verified: mails from it are refused", out.Domain)
+	}
+}
+
+// wanted is what a domain is held to, as its document and the environment have it.
+func (s *session) wanted(d *spec.Domain) (w domaincheck.Wanted, err error) {
+	w = domaincheck.Wanted{Domain: d.Domain, ReturnPath: d.ReturnPath, SPF: d.SPF, Selectors: d.Selectors, LinkHost: d.LinkHost}
+	if platform := s.env("ONDA_RETURN_PATH_DOMAIN"); platform != "" {
+		if w.Platform, err = spec.ASCIIDomain(platform); err != nil {
+			return w, fmt.Errorf("ONDA_RETURN_PATH_DOMAIN: %w", err)
+		}
+	}
+	if w.ReturnPath == "" { // as mails have it
+		if w.ReturnPath = w.Platform; w.ReturnPath == "" {
+			w.ReturnPath = d.Domain
+		}
+	}
+	cfg := compose.Config{LinkURL: s.env("ONDA_LINK_URL")}
+	if cfg.LinkURL != "" {
+		if err := cfg.Check(); err != nil {
+			return w, err
+		}
+		u, err := url.Parse(cfg.LinkURL)
+		if err == nil && u.Scheme == "https" { // else it is this machine
+			w.LinkTo = u.Hostname()
+		}
+	}
+	if smtp := s.env("ONDA_SMTP_URL"); smtp != "" {
+		relays, err := mail.ParseURLs(smtp)
+		if err != nil {
+			return w, fmt.Errorf("ONDA_SMTP_URL: %w", err)
+		}
+		if ip := net.ParseIP(relays[0].Host); relays[0].Host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			w.Relay = relays[0].Host
+		}
+	}
+	return w, nil
+}
+
+// inDomain runs f, in the tenant, with the Domain of a name.
+func (s *session) inDomain(ctx context.Context, name string, f func(ctx context.Context, tx *postgres.Tx, d senderdomain.Domain) error) error {
+	return s.named(ctx, name, domains(), "", func(ctx context.Context, tx *postgres.Tx) error {
+		d, err := senderdomain.Find(ctx, tx, name)
+		if err != nil {
+			return err
+		}
+		return f(ctx, tx, d)
+	})
+}
+
+type domainKeyCmd struct {
+	Name     string `arg:"" help:"The Domain document's name, or the domain."`
+	Selector string `help:"What the selectors begin with; the date unless given." placeholder:"NAME"`
+}
+
+// Help is shown by --help.
+func (domainKeyCmd) Help() string {
+	return "Makes an RSA and an Ed25519 key, keeps the private ones with the tenant's other keys, and prints the records to publish. They sign once onda domain check has seen " +
+		"them in DNS; the keys before them sign until then, and no longer. To rotate, make new ones, publish them, check.\n\n" +
+		"Example:\n  onda --tenant acme domain key news"
+}
+
+// Validate finds what is wrong with the selector.
+func (c domainKeyCmd) Validate() error {
+	if c.Selector != "" && !regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?$`).MatchString(c.Selector) {
+		return fmt.Errorf("--selector %q: want small letters, digits and hyphens", c.Selector)
+	}
+	return nil
+}
+
+// Run makes the keys.
+func (c domainKeyCmd) Run(ctx context.Context, s *session) error {
+	var keys []mail.DKIMKey
+	err := s.inDomain(ctx, c.Name, func(ctx context.Context, tx *postgres.Tx, d senderdomain.Domain) (err error) {
+		if d.Signer != spec.SignerOnda {
+			return fmt.Errorf("the document %s has the relay sign mails from %s: a key of Onda's is of use with signer: onda", d.Name, d.Domain.Domain)
+		}
+		keys, err = senderdomain.AddKeys(ctx, tx, d.Domain.Domain, orElse(c.Selector, "onda"+tx.Now().UTC().Format("20060102")))
+		return err
+	})
+	if errors.Is(err, senderdomain.ErrSelectorTaken) {
+		return fmt.Errorf("%w: name another with --selector", err)
+	}
+	if err != nil {
+		return err
+	}
+	records := make([]domaincheck.Record, len(keys))
+	for i, k := range keys {
+		records[i] = domaincheck.Record{Name: k.Name(), Type: "TXT", Value: k.Record()}
+	}
+	if ok, err := s.data(records); ok {
+		return err
+	}
+	s.print("To be published; then onda domain check %s:", c.Name)
+	for _, r := range records {
+		s.print("%s", r)
+	}
+	return nil
+}
