@@ -134,9 +134,11 @@ bounce.acme.example. IN TXT "v=spf1 include:bounce.onda.example ~all"`},
 		"the organization's policy": {without: "_dmarc", want: func(w *Wanted) { w.Domain = "news.acme.example" }, with: `_dmarc.acme.example. IN TXT "v=DMARC1; p=reject; sp=quarantine; aspf=s"
 news.acme.example. IN MX 10 mx.acme.example.
 s1._domainkey.news.acme.example. IN CNAME s1.relay.example.`, found: map[string]string{
-			"dmarc": "ok: p=quarantine; DKIM alone meets it, since the return path bounce.acme.example is not of the same domain"}},
+			"dmarc": "ok: p=quarantine; DKIM alone meets it, since the return path bounce.acme.example is not of the same domain",
+		}},
 		"a return path of another domain": {want: func(w *Wanted) { w.ReturnPath = w.Platform }, found: map[string]string{
-			"dmarc": "ok: p=quarantine; DKIM alone meets it, since the return path bounce.onda.example is not of the same domain"}},
+			"dmarc": "ok: p=quarantine; DKIM alone meets it, since the return path bounce.onda.example is not of the same domain",
+		}},
 		"no policy in it":    dmarc("v=DMARC1; rua=mailto:x@acme.example", "p= is no policy: none, quarantine or reject"),
 		"a policy of no use": dmarc("v=DMARC1; p=maybe", "p=maybe is no policy: none, quarantine or reject"),
 		"not readable":       dmarc("v=DMARC1; p", "the record is not readable: v=DMARC1; p"),

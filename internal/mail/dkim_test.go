@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -99,7 +100,7 @@ func TestDKIMVerifies(t *testing.T) {
 				if m.ListID != "" && longest <= 76 {
 					t.Errorf("no line of the header has more than 76 characters: this test is of a long h=\n%s", header)
 				}
-				whole := append(header, content...)
+				whole := slices.Concat(header, content)
 				verdicts, fields := verify(t, dns, whole)
 				if len(verdicts) != len(some) {
 					t.Fatalf("%d signatures, want %d", len(verdicts), len(some))
