@@ -170,13 +170,7 @@ func (s *Skeleton) Append(dst []byte, v Varying) ([]byte, error) {
 			}
 			dst = append(dst, id...)
 		case unsubscribeURLHole, unsubscribeMailtoHole, feedbackHole:
-			text := v.FeedbackID
-			switch p.hole {
-			case unsubscribeURLHole:
-				text = v.Unsubscribe.URL
-			case unsubscribeMailtoHole:
-				text = v.Unsubscribe.Mailto
-			}
+			text := map[hole]string{unsubscribeURLHole: v.Unsubscribe.URL, unsubscribeMailtoHole: v.Unsubscribe.Mailto, feedbackHole: v.FeedbackID}[p.hole]
 			if text == "" || !ascii(text) || strings.ContainsAny(text, "<>,") {
 				return dst, fmt.Errorf("write message: %q may not stand in a header field", text)
 			}

@@ -71,8 +71,10 @@ func TestSkeletonIsTheMessage(t *testing.T) {
 	for name, v := range map[string]mail.Varying{
 		"plain": {To: "ada@example.com", Subject: "News", Text: []string{"Ada", "x"}, HTML: []string{"Ada", "1"}},
 		"empty": {To: "a@b.example", Subject: "", Text: []string{"", ""}, HTML: []string{"", ""}},
-		"hostile": {To: strings.Repeat("a", 64) + "@" + strings.Repeat("b", 60) + ".example", Subject: long + "ção =?UTF-8?q?x?= " + strings.Repeat("y", 100) + "\r\nBcc: x@example.com",
-			Text: []string{".\r\n.\r\nMAIL FROM:<x>", "\ntrailing \t"}, HTML: []string{"\r\n--onda-80c4cfc3b2ea6c8f1ee3ac1bd6a8e2e4--\r\n" + strings.Repeat(".", 200) + "\x00é\r", "=\n= =3D"}},
+		"hostile": {
+			To: strings.Repeat("a", 64) + "@" + strings.Repeat("b", 60) + ".example", Subject: long + "ção =?UTF-8?q?x?= " + strings.Repeat("y", 100) + "\r\nBcc: x@example.com",
+			Text: []string{".\r\n.\r\nMAIL FROM:<x>", "\ntrailing \t"}, HTML: []string{"\r\n--onda-80c4cfc3b2ea6c8f1ee3ac1bd6a8e2e4--\r\n" + strings.Repeat(".", 200) + "\x00é\r", "=\n= =3D"},
+		},
 	} {
 		whole := mail.Message{
 			From: mail.Address{Name: "Harbour, Café", Email: "news@harbour.example"}, ReplyTo: mail.Address{Email: "team@harbour.example"}, ListID: "news.harbour.example",

@@ -1,11 +1,14 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/onda-run/onda/internal/postgres"
 )
 
 // A ring is upgraded to a version with a migration in it while a campaign runs, and goes back: the schema stays, and the version before goes on with it.
@@ -19,7 +22,7 @@ func TestUpgradeAndBack(t *testing.T) {
 	next := len(versions) + 1
 	name := "000" + string(rune('0'+next)) + "_e2e.sql"
 	c.must(os.WriteFile(filepath.Join(dir, "internal/postgres/migrations/tenant", name), []byte("-- Of the end-to-end test: what a version that goes before does not know.\nALTER TABLE contact ADD COLUMN e2e text;\n"), 0o644))
-	c.edit(dir, "internal/postgres/postgres.go", "const Schema = "+string(rune('0'+next-1)), "const Schema = "+string(rune('0'+next)))
+	c.edit(dir, "internal/postgres/postgres.go", fmt.Sprintf("const Schema = %d\n", postgres.Schema), fmt.Sprintf("const Schema = %d\n", next))
 
 	c.slow.Store(int64(250 * time.Millisecond)) // it must last until the ring is back
 	defer c.slow.Store(0)
