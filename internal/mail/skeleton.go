@@ -170,7 +170,12 @@ func (s *Skeleton) Append(dst []byte, v Varying) ([]byte, error) {
 			}
 			dst = append(dst, id...)
 		case unsubscribeURLHole, unsubscribeMailtoHole, feedbackHole:
-			text := map[hole]string{unsubscribeURLHole: v.Unsubscribe.URL, unsubscribeMailtoHole: v.Unsubscribe.Mailto, feedbackHole: v.FeedbackID}[p.hole]
+			text := v.FeedbackID
+			if p.hole == unsubscribeURLHole {
+				text = v.Unsubscribe.URL
+			} else if p.hole == unsubscribeMailtoHole {
+				text = v.Unsubscribe.Mailto
+			}
 			if text == "" || !ascii(text) || strings.ContainsAny(text, "<>,") {
 				return dst, fmt.Errorf("write message: %q may not stand in a header field", text)
 			}
