@@ -61,8 +61,11 @@ need_smtp_sink() {
     local dir=$PWD/.onda/postfix
     if [ ! -x "$dir/usr/sbin/smtp-sink" ]; then
       echo "unpacking Postfix's smtp-sink from Debian"
-      mkdir -p "$dir" && (cd "$dir" && apt-get download -qq postfix >/dev/null 2>&1 && dpkg-deb -x postfix_*.deb . && rm postfix_*.deb) ||
-        { echo "smtp-sink is missing and could not be had: run sudo apt-get update, or install Postfix" >&2; exit 1; }
+      mkdir -p "$dir"
+      if ! (cd "$dir" && apt-get download -qq postfix >/dev/null 2>&1 && dpkg-deb -x postfix_*.deb . && rm postfix_*.deb); then
+        echo "smtp-sink is missing and could not be had: run sudo apt-get update, or install Postfix" >&2
+        exit 1
+      fi
     fi
     SMTP_SINK=$dir/usr/sbin/smtp-sink
     export LD_LIBRARY_PATH=$dir/usr/lib/postfix${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}

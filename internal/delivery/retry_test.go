@@ -13,8 +13,15 @@ func TestRetryAt(t *testing.T) {
 		class   string
 		want    time.Duration
 	}{
-		{0, "soft", time.Minute}, {1, "soft", time.Minute}, {2, "", 5 * time.Minute}, {3, "soft", 30 * time.Minute}, {9, "hard", 4 * time.Hour},
-		{1, "block", 15 * time.Minute}, {2, "block", time.Hour}, {1, "policy", 5 * time.Minute}, {4, "policy", 4 * time.Hour},
+		{0, "soft", time.Minute},
+		{1, "soft", time.Minute},
+		{2, "", 5 * time.Minute},
+		{3, "soft", 30 * time.Minute},
+		{9, "hard", 4 * time.Hour},
+		{1, "block", 15 * time.Minute},
+		{2, "block", time.Hour},
+		{1, "policy", 5 * time.Minute},
+		{4, "policy", 4 * time.Hour},
 	} {
 		at, ok := RetryAt(now, c.attempt, c.class, now.Add(24*time.Hour))
 		if !ok || at != now.Add(c.want) {

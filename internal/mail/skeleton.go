@@ -12,10 +12,7 @@ import (
 
 // Skeleton is a message to many, written but for what differs from one recipient to the next: go-mail lays it out once, and each recipient's is put together by
 // copying. It gives a message whose parts are those that Message.Build makes of the same, at a twentieth of the cost. Safe for concurrent use.
-type Skeleton struct {
-	pieces []piece
-	size   int
-}
+type Skeleton struct{ pieces []piece }
 
 // piece is some of the message as it is sent, and what comes after it.
 type piece struct {
@@ -126,9 +123,6 @@ func NewSkeleton(m Message, text, html []string) (*Skeleton, error) {
 		}
 	}
 	s.pieces = append(s.pieces, piece{literal: layout[from:]})
-	for _, p := range s.pieces {
-		s.size += len(p.literal)
-	}
 	return s, nil
 }
 
@@ -149,7 +143,7 @@ func (s *Skeleton) body(before []byte, literals []string, h hole) {
 }
 
 // Append writes a recipient's message behind dst, as the content of DATA: lines end with CRLF, none begins with a dot, and all of it is ASCII.
-func (s *Skeleton) Append(dst []byte, v Varying) ([]byte, error) {
+func (s *Skeleton) Append(dst []byte, v Varying) (_ []byte, err error) {
 	for _, p := range s.pieces {
 		dst = append(dst, p.literal...)
 		switch p.hole {
@@ -169,17 +163,18 @@ func (s *Skeleton) Append(dst []byte, v Varying) ([]byte, error) {
 				return dst, fmt.Errorf("write message: %w", err)
 			}
 			dst = append(dst, id...)
-		case unsubscribeURLHole, unsubscribeMailtoHole, feedbackHole:
-			text := v.FeedbackID
-			if p.hole == unsubscribeURLHole {
-				text = v.Unsubscribe.URL
-			} else if p.hole == unsubscribeMailtoHole {
-				text = v.Unsubscribe.Mailto
+		case unsubscribeURLHole:
+			if dst, err = appendToken(dst, v.Unsubscribe.URL); err != nil {
+				return dst, err
 			}
-			if text == "" || !ascii(text) || strings.ContainsAny(text, "<>,") {
-				return dst, fmt.Errorf("write message: %q may not stand in a header field", text)
+		case unsubscribeMailtoHole:
+			if dst, err = appendToken(dst, v.Unsubscribe.Mailto); err != nil {
+				return dst, err
 			}
-			dst = append(dst, text...)
+		case feedbackHole:
+			if dst, err = appendToken(dst, v.FeedbackID); err != nil {
+				return dst, err
+			}
 		case textHole, htmlHole:
 			texts := v.Text
 			if p.hole == htmlHole {
@@ -201,8 +196,13 @@ func (s *Skeleton) Append(dst []byte, v Varying) ([]byte, error) {
 	return dst, nil
 }
 
-// Size is about how many bytes a message has, without what differs.
-func (s *Skeleton) Size() int { return s.size }
+// appendToken writes what stands in a header field without blanks.
+func appendToken(dst []byte, text string) ([]byte, error) {
+	if text == "" || !ascii(text) || strings.ContainsAny(text, "<>,") {
+		return dst, fmt.Errorf("write message: %q may not stand in a header field", text)
+	}
+	return append(dst, text...), nil
+}
 
 // PlainAddress tells whether an address can be written into a header field as it is: a dot-atom of ASCII.
 func PlainAddress(addr string) bool {

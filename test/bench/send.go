@@ -70,14 +70,13 @@ func prepareSendPostfix(ctx context.Context, l *lab) (r rounds, err error) {
 		return r, err
 	}
 	l.closers = append(l.closers, end)
-	return prepareSending(ctx, l, port, nil)
+	return prepareSending(ctx, l, port, func() (counts, error) {
+		return counts{Mails: int64(l.mails), Size: 1}, ctx.Err()
+	})
 }
 
-// prepareSending measures sending to a port of this machine; came tells what came there since it was asked before, and is nil where nobody knows.
+// prepareSending measures sending to a port of this machine; came tells what came there since it was asked before.
 func prepareSending(ctx context.Context, l *lab, port int, came func() (counts, error)) (r rounds, err error) {
-	if came == nil {
-		came = func() (counts, error) { return counts{Mails: int64(l.mails), Size: 1}, nil }
-	}
 	bare, err := startBare(ctx)
 	if err != nil {
 		return r, err
