@@ -42,6 +42,8 @@ type Lease struct {
 	fence   int64
 	started atomic.Pointer[time.Time]
 	terms   Terms
+	asked   bool    // of a first attempt: settled is known
+	settled []int64 // deliveries beyond the mark that had an outcome when we took it
 }
 
 // Size is how many recipients the batch has.
@@ -239,7 +241,8 @@ type Advance struct {
 	from    int
 	hi      int
 	moved   bool
-	settled []int64 // of a first attempt, those with an outcome
+	asks    bool
+	settled []int64 // when it asks: of a first attempt, those with an outcome
 }
 
 // QueueAdvance does what Advance does, with others in one round trip: Done gives the result once the batch is read.
@@ -257,9 +260,10 @@ func (l *Lease) QueueAdvance(tx *postgres.Tx, b *pgx.Batch, hi int) (*Advance, e
 		a.moved = tag.RowsAffected() > 0
 		return nil
 	})
-	// Who plans a batch may have given some of its recipients an outcome: those that come too late.
-	if l.Attempt == 1 && hi > l.Mark {
-		l.queueSettled(b, l.Mark, hi, &a.settled)
+	// Who plans a batch gives those that come too late an outcome, and the holder before may have marked what it never heard of. Nobody but us adds to these while we hold
+	// it, so they are asked for once.
+	if a.asks = l.Attempt == 1 && hi > l.Mark && !l.asked; a.asks {
+		l.queueSettled(b, l.Mark, l.Size(), &a.settled)
 	}
 	return a, nil
 }
@@ -270,7 +274,10 @@ func (a *Advance) Done(ctx context.Context, tx *postgres.Tx) (open []Recipient, 
 	case !a.moved:
 		return nil, false, nil
 	case a.lease.Attempt == 1:
-		return a.lease.unsettled(a.from, a.hi, a.settled), true, nil
+		if a.asks {
+			a.lease.asked, a.lease.settled = true, a.settled
+		}
+		return a.lease.unsettled(a.from, a.hi, a.lease.settled), true, nil
 	}
 	open, err = a.lease.open(ctx, tx, a.from, a.hi)
 	return open, err == nil, err
