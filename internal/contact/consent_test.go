@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
 	"pgregory.net/rapid"
 
 	"github.com/onda-run/onda/internal/contact"
@@ -190,7 +191,10 @@ func TestSuppressionOutlivesItsContact(t *testing.T) {
 func gate(tb testing.TB, db *postgres.DB, tenant string, who int64, topic string) (reason string) {
 	tb.Helper()
 	pgtest.In(tb, db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		got, err := contact.Gate(ctx, tx, []int64{who}, topic)
+		var got []contact.Refusal
+		b := &pgx.Batch{}
+		contact.QueueGate(b, []int64{who}, topic, &got)
+		err := tx.SendBatch(ctx, b).Close()
 		for _, r := range got {
 			reason += r.Reason
 		}

@@ -16,18 +16,8 @@ type Refusal struct {
 	Reason  string
 }
 
-// Gate tells which of the contacts may not get a mail of the topic, or a transactional one when topic is empty, at this moment. One statement; those that may are
-// left out. A contact that does not exist is erased.
-func Gate(ctx context.Context, tx *postgres.Tx, contacts []int64, topic string) (refused []Refusal, err error) {
-	b := &pgx.Batch{}
-	QueueGate(b, contacts, topic, &refused)
-	if err := tx.SendBatch(ctx, b).Close(); err != nil {
-		return nil, err
-	}
-	return refused, nil
-}
-
-// QueueGate does the same with others in one round trip; refused is filled as the batch is read.
+// QueueGate asks, with others in one round trip, which of the contacts may not get a mail of the topic, or a transactional one when topic is empty, at this moment. One
+// statement; refused is filled as the batch is read, and those that may are left out. A contact that does not exist is erased.
 func QueueGate(b *pgx.Batch, contacts []int64, topic string, refused *[]Refusal) {
 	args := []any{contacts}
 	param := ""

@@ -16,15 +16,12 @@ import (
 // dedicate gives a tenant a login and a namespace of its own, and takes it out of the pool.
 func (t *test) dedicate(tenant string) {
 	t.Helper()
+	ns := t.namespace(tenant)
+	t.must(t.applyEntry(t.ctx, t.root, "config/tenants/"+tenant, nil))
+	t.must(t.ready(t.ctx, ns))
 	a, err := postgres.OpenAdmin(t.ctx, t.databaseURL("platform"))
 	t.must(err)
 	defer func() { _ = a.Close(t.ctx) }()
-	t.must(a.SetLogin(t.ctx, tenant, password))
-	ns := "tenant-" + tenant
-	_, err = t.command(t.ctx, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+ns+", labels: {app.kubernetes.io/part-of: onda}}\n"+t.secret(ns, "onda", t.databaseURL(tenant)), nil, "kubectl", "apply", "-f", "-")
-	t.must(err)
-	t.must(t.applyEntry(t.ctx, t.root, "config/tenants/"+tenant, nil))
-	t.must(t.ready(t.ctx, ns))
 	_, err = a.Place(t.ctx, tenant, postgres.Placement{Namespace: ns})
 	t.must(err)
 	t.must(a.SetPooled(t.ctx, tenant, false))
