@@ -18,7 +18,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sync/errgroup"
 	servingv1beta1 "knative.dev/serving/pkg/apis/serving/v1beta1"
-	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 	"sigs.k8s.io/yaml"
 
@@ -159,7 +158,7 @@ func render(e entry, edits map[string]func(string) string, origins bool) (render
 			return text + "\nbuildMetadata: [originAnnotations]\n"
 		}
 	}
-	found, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(d, filepath.Join(root, e.dir))
+	found, err := manifest.Render(d, filepath.Join(root, e.dir))
 	if err != nil {
 		return rendering{}, fmt.Errorf("%s: %w", e, err)
 	}

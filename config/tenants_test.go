@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	eventingv1 "knative.dev/eventing/pkg/apis/eventing/v1"
-	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 	"sigs.k8s.io/yaml"
 
@@ -173,7 +172,7 @@ func TestCreatedTenantsRender(t *testing.T) {
 			if _, err := tenantfile.Add(tenants, n, "eu.example"); err != nil {
 				t.Fatal(err)
 			}
-			found, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), filepath.Join(tenants, name))
+			found, err := manifest.Render(filesys.MakeFsOnDisk(), filepath.Join(tenants, name))
 			if err != nil {
 				t.Fatal(err)
 			}

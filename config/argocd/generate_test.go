@@ -15,10 +15,11 @@ import (
 	"text/template"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/api/resmap"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 	"sigs.k8s.io/yaml"
+
+	"github.com/onda-run/onda/internal/manifest"
 )
 
 // What Argo CD's ApplicationSet controller and its repo server do with our files, as far as our files ask for it: matrix, git files and list generators with
@@ -420,5 +421,5 @@ func (s source) build(files tree) (resmap.ResMap, error) {
 			return nil, err
 		}
 	}
-	return krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(disk, "/"+s.Path)
+	return manifest.Render(disk, "/"+s.Path)
 }
