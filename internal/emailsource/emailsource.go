@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"html"
 	"regexp"
-	"strconv"
 	"strings"
 
 	"github.com/k3a/html2text"
@@ -19,7 +18,6 @@ import (
 	"github.com/yuin/goldmark/extension"
 	"github.com/yuin/goldmark/renderer"
 	goldhtml "github.com/yuin/goldmark/renderer/html"
-	nethtml "golang.org/x/net/html"
 
 	"github.com/onda-run/onda/internal/liquid"
 	"github.com/onda-run/onda/internal/spec"
@@ -29,9 +27,7 @@ var (
 	openBody  = regexp.MustCompile(`(?i)<body\b[^>]*>`)
 	closeBody = regexp.MustCompile(`(?i)</body\s*>`)
 	openHTML  = regexp.MustCompile(`(?i)<html\b`)
-	hrefValue = regexp.MustCompile(`(?is)(\shref\s*=\s*)("[^"]*"|'[^']*'|[^\s"'>]+)`)
 	repeated  = regexp.MustCompile(`(https?://[^\s<>]+) <(https?://[^\s<>]+)>`)
-	textURL   = regexp.MustCompile(`https?://[^\s<>"]+`)
 )
 
 const pixel = `{% if ` + spec.VarPixel + ` %}<img src="{{ ` + spec.VarPixel + ` }}" width="1" height="1" alt="" style="display:block;width:1px;height:1px;border:0">{% endif %}`
@@ -47,7 +43,7 @@ func Compile(e *spec.Email, layout *spec.Layout) (*spec.Compiled, error) {
 	texts := map[string]spec.Texts{}
 	for _, locale := range e.Languages() {
 		content, _ := e.Content(locale)
-		t, err := compile(content, layout, locale)
+		t, err := compile(content, layout, locale, e.Parameters())
 		if err != nil {
 			return nil, fmt.Errorf("compiling the email %q: %w", e.Name, err)
 		}
@@ -60,7 +56,7 @@ func Compile(e *spec.Email, layout *spec.Layout) (*spec.Compiled, error) {
 	return c, nil
 }
 
-func compile(c spec.EmailContent, layout *spec.Layout, locale string) (spec.Texts, error) {
+func compile(c spec.EmailContent, layout *spec.Layout, locale string, utm []spec.Parameter) (spec.Texts, error) {
 	body := string(c.HTML)
 	if body == "" {
 		if len(c.Markdown) > maxMarkdown {
@@ -75,13 +71,19 @@ func compile(c spec.EmailContent, layout *spec.Layout, locale string) (spec.Text
 	if layout != nil {
 		page = spec.Within(layout.HTML, body)
 	}
-	page = wholePage(page, locale)
+	links := newLinks(utm)
+	page, err := links.addresses(wholePage(page, locale))
+	if err != nil {
+		return spec.Texts{}, err
+	}
 
 	text := string(c.Text)
 	if text == "" {
 		text = page
 		if layout != nil && layout.Text != "" {
-			text = body
+			if text, err = links.addresses(body); err != nil {
+				return spec.Texts{}, err
+			}
 		}
 		if len(text) > maxDerived {
 			return spec.Texts{}, fmt.Errorf("its HTML is larger than %d KiB, too much to derive plain text of: shorten it, or write text", maxDerived>>10)
@@ -98,8 +100,10 @@ func compile(c spec.EmailContent, layout *spec.Layout, locale string) (spec.Text
 	} else {
 		page += pixel
 	}
-	links := &links{index: map[string]int{}}
 	page, text = links.inHTML(page), links.inText(text)
+	if links.err != nil {
+		return spec.Texts{}, links.err
+	}
 	return spec.Texts{Subject: string(c.Subject), HTML: page, Text: text, Links: links.all}, nil
 }
 
@@ -178,54 +182,4 @@ func htmlToText(page string) string {
 		out = append(out, line)
 	}
 	return m.Restore(strings.TrimSpace(strings.Join(out, "\n"))) + "\n"
-}
-
-// links collects addresses and puts variables in their places.
-type links struct {
-	all   []string
-	index map[string]int
-}
-
-func (l *links) variable(url string) string {
-	i, ok := l.index[url]
-	if !ok {
-		i = len(l.all)
-		l.index[url] = i
-		l.all = append(l.all, url)
-	}
-	return "{{ " + spec.VarLinks + "[" + strconv.Itoa(i) + "] }}"
-}
-
-func (l *links) inHTML(page string) string {
-	m := liquid.Mask(page)
-	var out strings.Builder
-	z := nethtml.NewTokenizer(strings.NewReader(m.Text))
-	for z.Next() != nethtml.ErrorToken {
-		raw := string(z.Raw())
-		name, _ := z.TagName()
-		if tag := string(name); tag != "a" && tag != "area" || strings.HasPrefix(raw, "</") {
-			out.WriteString(raw)
-			continue
-		}
-		out.WriteString(hrefValue.ReplaceAllStringFunc(raw, func(attr string) string {
-			parts := hrefValue.FindStringSubmatch(attr)
-			url := strings.TrimSpace(html.UnescapeString(strings.Trim(parts[2], `"'`)))
-			if m.Has(url) || !textURL.MatchString(url) || !strings.HasPrefix(url, "http") {
-				return attr
-			}
-			return parts[1] + `"` + l.variable(url) + `"`
-		}))
-	}
-	return m.Restore(out.String())
-}
-
-func (l *links) inText(text string) string {
-	m := liquid.Mask(text)
-	return m.Restore(textURL.ReplaceAllStringFunc(m.Text, func(found string) string {
-		url := strings.TrimRight(found, ".,;:!?)]}'")
-		if m.Has(url) {
-			return found
-		}
-		return l.variable(url) + found[len(url):]
-	}))
 }

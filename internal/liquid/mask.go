@@ -29,18 +29,23 @@ func Mask(src string) *Masked {
 	at := 0
 	for _, t := range s.tokens() {
 		if t.kind != textToken {
-			mark := fmt.Sprintf("%s%dq", prefix, len(m.marks))
-			m.marks = append(m.marks, mark)
-			m.pieces = append(m.pieces, src[t.start:t.end])
-			m.tags = append(m.tags, t.kind != outputToken)
 			b.WriteString(src[at:t.start])
-			b.WriteString(mark)
+			b.WriteString(m.Put(src[t.start:t.end]))
 			at = t.end
 		}
 	}
 	b.WriteString(src[at:])
 	m.Text = b.String()
 	return m
+}
+
+// Put gives the mark of a piece of Liquid that is not in the template, for Restore to put in.
+func (m *Masked) Put(piece string) (mark string) {
+	mark = fmt.Sprintf("%s%dq", m.prefix, len(m.marks))
+	m.marks = append(m.marks, mark)
+	m.pieces = append(m.pieces, piece)
+	m.tags = append(m.tags, strings.HasPrefix(piece, "{%"))
+	return mark
 }
 
 // Restore puts the Liquid back into a text that has the marks.

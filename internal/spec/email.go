@@ -1,6 +1,10 @@
 package spec
 
-import "strings"
+import (
+	"cmp"
+	"slices"
+	"strings"
+)
 
 // Source is the text of a template, as it was written.
 type Source string
@@ -23,10 +27,45 @@ type Email struct {
 	ReplyTo       string
 	Layout        string // "" for none
 	Unknown       Unknown
+	UTM           *UTM // nil for no parameters
 	EmailContent
 	// Locales are the texts in other languages than the tenant's own; what a
 	// locale leaves out is taken from the email itself.
 	Locales map[string]EmailContent
+}
+
+// UTM are the parameters of links that tell web analytics where a visit comes
+// from; what is "" is what Parameters says.
+type UTM struct{ Source, Medium, Campaign, Term, Content string }
+
+// Parameter is one of a link's query.
+type Parameter struct{ Name, Value string }
+
+// Parameters gives what the email's links to the web get: what its document
+// says, else the topic as source, email as medium and its own name as campaign.
+func (e *Email) Parameters() []Parameter {
+	if e.UTM == nil {
+		return nil
+	}
+	all := []Parameter{
+		{"utm_source", cmp.Or(e.UTM.Source, e.Topic, "transactional")},
+		{"utm_medium", cmp.Or(e.UTM.Medium, "email")},
+		{"utm_campaign", cmp.Or(e.UTM.Campaign, e.Name)},
+		{"utm_term", e.UTM.Term},
+		{"utm_content", e.UTM.Content},
+	}
+	return slices.DeleteFunc(all, func(p Parameter) bool { return p.Value == "" })
+}
+
+func utmRule() rule[*UTM] {
+	value := scalar("one line of text without Liquid", `^[^\r\n{}]*[^\s{}][^\r\n{}]*$`, asText)
+	return pointer(shape("utm", func(o *object, u *UTM) {
+		get(o, "source", value, &u.Source, optional)
+		get(o, "medium", value, &u.Medium, optional)
+		get(o, "campaign", value, &u.Campaign, optional)
+		get(o, "term", value, &u.Term, optional)
+		get(o, "content", value, &u.Content, optional)
+	}))
 }
 
 // EmailContent are the texts of an email in one language.
@@ -94,13 +133,14 @@ func emailKeys(o *object, e *Email) {
 	get(o, "replyTo", addressRule(), &e.ReplyTo, optional)
 	get(o, "layout", reference(KindLayout), &e.Layout, optional)
 	hasUnknown := get(o, "unknown", choice(UnknownSkip, UnknownResend), &e.Unknown, optional)
+	get(o, "utm", utmRule(), &e.UTM, optional)
 	contentKeys(o, &e.EmailContent, required)
 	o.oneOf("html", "markdown")
 	get(o, "locales", dictionary(isLocale, localePattern, shape("emailLocale", func(o *object, c *EmailContent) {
 		contentKeys(o, c, optional)
 		o.atMostOne("html", "markdown")
 	})), &e.Locales, optional)
-	o.notYet("mjml", "attachments", "utm", "variants")
+	o.notYet("mjml", "attachments", "variants")
 	if !hasUnknown {
 		e.Unknown = UnknownSkip
 		if e.Transactional {

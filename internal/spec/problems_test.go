@@ -182,6 +182,7 @@ func badCases() []badCase {
 		{"confirm_url elsewhere", head("Email", "e", "  {transactional: true, from: a@x.example, subject: s, html: \"{{ confirm_url }}\"}\n"), []string{`5:66: confirm_url is known only in an email that a form's confirm names`}, true},
 		{"script", head("Email", "e", "  transactional: true\n  from: a@x.example\n  subject: s\n  html: |\n    <script>x</script>\n"), []string{`9:5: a mail has no scripts: leave <script> out`}, true},
 		{"attachments come later", head("Email", "e", "  {transactional: true, from: a@x.example, subject: s, html: h, attachments: []}\n"), []string{`5:65: this version does not have "attachments" yet`}, false},
+		{"utm with Liquid", head("Email", "e", "  {transactional: true, from: a@x.example, subject: s, html: h, utm: {campaign: \"{{ contact.id }}\", sauce: x}}\n"), []string{`5:81: must be one line of text without Liquid, not "{{ contact.id }}"`, `5:101: unknown key "sauce", did you mean "source"?`}, false},
 		{"no such file", head("Email", "e", "  {transactional: true, from: a@x.example, subject: s, html: {file: x.html}}\n"), []string{`5:69: there is no file "x.html" beside the document`}, true},
 		{"file outside", head("Email", "e", "  {transactional: true, from: a@x.example, subject: s, html: {file: ../x.html}}\n"), []string{`5:69: must be the name of a file beside the document, not "../x.html"`}, false},
 		{"layout without content", head("Layout", "l", "  html: <p></p>\n"), []string{`5:9: a layout has {{ content }} in it exactly once: the email goes there`}, true},
@@ -212,7 +213,27 @@ func badCases() []badCase {
 			`7:22: must be a whole number from 1 to 1000, not 0`,
 			`7:30: the duration must be longer than 0d`,
 		}, false},
+		{"pace", head("Settings", "s", "  pace: {rate: fast, domains: {gmail.com: 0/s}}\n  duplicates: 0m\n"), []string{
+			`5:16: must be a rate such as 3/h, not "fast"`,
+			`5:43: must be a rate such as 3/h, not "0/s"`,
+			`6:15: the duration must be longer than 0m`,
+		}, false},
+		{"pace of nobody", head("Settings", "s", "  pace: {domains: {gogle: 5/s}}\n"), []string{
+			`5:20: not where mail goes: "gogle": write a domain in lower case such as gmail.com (xn-- for other alphabets), or a provider such as google`,
+		}, true},
+		{"spread over too long", head("Broadcast", "b", "  email: hello\n  to: {segment: vips}\n  over: 15d\n"), []string{`7:9: a broadcast is spread over at most 14 days`}, true},
+		{"warm-up with a hole", warmup(`{days: 1-3, mails: 100}, {days: 6, mails: 500}`), []string{`7:62: days 4 to 5 are missing before day 6: a warm-up has every day from 1 to its last`}, true},
+		{"warm-up with a small hole", warmup(`{days: 1, mails: 100}, {days: 3-4, mails: 500}`), []string{`7:60: day 2 is missing before day 3: a warm-up has every day from 1 to its last`}, true},
+		{"warm-up that begins late", warmup(`{days: 2, mails: 100}`), []string{`7:37: day 1 is missing before day 2: a warm-up has every day from 1 to its last`}, true},
+		{"warm-up with a day twice", warmup(`{days: 1-3, mails: 100}, {days: 3-4, mails: 500}`), []string{`7:62: day 3 is there twice: the days before end with day 3`}, true},
+		{"warm-up backwards", warmup(`{days: 3-1, mails: 100}`), []string{`7:44: not days: "3-1": write 4, or 1-3`}, true},
+		{"warm-up of nothing", warmup(`{days: 1, mails: 0}`), []string{`7:54: must be a whole number from 1 to 100000000, not 0`}, false},
+		{"warm-up that begins at an hour", strings.Replace(warmup(`{days: 1, mails: 5}`), "2026-12-01", "2026-12-01T09:00", 1), []string{`7:18: a warm-up begins with a day: write it as 2026-06-30`}, true},
 	}
+}
+
+func warmup(days string) string {
+	return head("Domain", "s", "  domain: a.example\n  signer: onda\n  warmup: {from: 2026-12-01, days: ["+days+"]}\n")
 }
 
 func form(s string) string {
@@ -339,12 +360,12 @@ func goodDocs() []string {
   keep: {in: [a@x.example], out: []}`),
 		head("Segment", "m", "  members: manual\n"),
 		head("Field", "l", "  {type: language, unique: false, personal: true, visitorWritable: true}\n"),
-		head("Settings", "s", "  {zone: Europe/Oslo, locale: pt-BR, tracking: none, frequency: [{count: 3, per: 7d}], quietHours: {from: \"21:00\", to: \"07:00\"}, retention: {facts: 1y}}\n"),
-		head("Domain", "own", "  {domain: News.Bücher.example, signer: onda, returnPath: bounce.bücher.example, linkHost: l.x.example, spf: [\"include:_spf.x.example\", \"ip4:192.0.2.0/24\", \"ip6:2001:db8::/32\"]}\n"),
+		head("Settings", "s", "  {zone: Europe/Oslo, locale: pt-BR, tracking: none, frequency: [{count: 3, per: 7d}], quietHours: {from: \"21:00\", to: \"07:00\"}, retention: {facts: 1y}, pace: {rate: 50/s, domains: {google: 1000/m, mail.x.example: 10/15m}}, duplicates: 24h}\n"),
+		head("Domain", "own", "  {domain: News.Bücher.example, signer: onda, returnPath: bounce.bücher.example, linkHost: l.x.example, spf: [\"include:_spf.x.example\", \"ip4:192.0.2.0/24\", \"ip6:2001:db8::/32\"], warmup: {from: 2026-12-01, days: [{days: 1-2, mails: 500}, {days: 3, mails: 1000}]}}\n"),
 		head("Domain", "relayed", "  {domain: x.example, dkim: {selectors: [s1, s2.key]}, spf: \"a:out.x.example\"}\n"),
-		head("Broadcast", "b", "  {email: hello, to: {segment: vips}, exclude: {tag: a}, at: 2026-05-01T09:00, zone: contact}\n"),
+		head("Broadcast", "b", "  {email: hello, to: {segment: vips}, exclude: {tag: a}, at: 2026-05-01T09:00, zone: contact, over: 4h}\n"),
 		head("Layout", "lay", "  {html: \"<p>{{ content }}</p>\", text: \"{{ content }} {{ unsubscribe_url }}\"}\n"),
-		head("Email", "full", "  {topic: news, from: \"N <a@x.example>\", replyTo: b@x.example, layout: lay, unknown: resend, subject: \"{{ topic.title }}\", preheader: p, markdown: \"[u]({{ unsubscribe_url }})\", text: t, locales: {fr: {subject: x}, pt-BR: {html: \"{{ unsubscribe_url }}\"}}}\n"),
+		head("Email", "full", "  {topic: news, from: \"N <a@x.example>\", replyTo: b@x.example, layout: lay, unknown: resend, utm: {source: s, campaign: \"Spring & sea\"}, subject: \"{{ topic.title }}\", preheader: p, markdown: \"[u]({{ unsubscribe_url }})\", text: t, locales: {fr: {subject: x}, pt-BR: {html: \"{{ unsubscribe_url }}\"}}}\n"),
 		form(`  inputs:
     - {field: email, required: true, as: email, label: email, help: ok}
     - {field: country, as: select, showIf: {field: score, gte: 3}}

@@ -1,0 +1,110 @@
+package emailsource_test
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/onda-run/onda/internal/emailsource"
+	"github.com/onda-run/onda/internal/spec"
+)
+
+// Links get what the email and they themselves say, keep what they have, and are tracked as what they became.
+func TestParametersOfLinks(t *testing.T) {
+	t.Parallel()
+	const utm = "utm_source=news&utm_medium=email&utm_campaign=hello"
+	tracked := func(i string) string { return "{{ _links[" + i + "] }}" }
+	for name, tt := range map[string]struct {
+		link, href string
+		links      []string
+	}{
+		"plain":                {`href="https://x.example/a"`, tracked("0"), []string{"https://x.example/a?" + utm}},
+		"with a query":         {`href='https://x.example/?a=1&amp;b=2'`, tracked("0"), []string{"https://x.example/?a=1&b=2&" + utm}},
+		"with an empty query":  {`href="https://x.example/?"`, tracked("0"), []string{"https://x.example/?" + utm}},
+		"with a fragment":      {`href="https://x.example/a#part?x"`, tracked("0"), []string{"https://x.example/a?" + utm + "#part?x"}},
+		"what it has stays":    {`href="https://x.example/?utm_medium=mail"`, tracked("0"), []string{"https://x.example/?utm_medium=mail&utm_source=news&utm_campaign=hello"}},
+		"with Liquid":          {`href="https://x.example/{{ contact.id }}?a={{ "b" }}#c"`, `https://x.example/{{ contact.id }}?a={{ "b" }}&amp;utm_source=news&amp;utm_medium=email&amp;utm_campaign=hello#c`, nil},
+		"with a tag":           {`href="https://x.example/{% if a %}?b=1{% endif %}"`, `https://x.example/{% if a %}?b=1{% endif %}`, nil},
+		"of Liquid alone":      {`href="{{ unsubscribe_url }}"`, `{{ unsubscribe_url }}`, nil},
+		"mailto":               {`href="mailto:a@x.example"`, `mailto:a@x.example`, nil},
+		"tel":                  {`href="tel:+4712345678"`, `tel:+4712345678`, nil},
+		"own":                  {`href="https://x.example/" data-onda-params="a=b c&amp;d=1%2B1&utm_source=shop"`, tracked("0"), []string{"https://x.example/?a=b+c&d=1%2B1&utm_source=shop&utm_medium=email&utm_campaign=hello"}},
+		"own, of the contact":  {`data-onda-params='c={{ contact.city }}-{{- x | raw -}}' data-onda-utm="off" href="https://x.example/"`, `https://x.example/?c={{ contact.city | url_encode }}-{{ x | url_encode }}`, nil},
+		"without utm":          {`href="https://x.example/" data-onda-utm="off"`, tracked("0"), []string{"https://x.example/"}},
+		"untracked":            {`href="https://x.example/" DATA-ONDA-TRACK=off`, "https://x.example/?utm_source=news&amp;utm_medium=email&amp;utm_campaign=hello", nil},
+		"untracked, as it is":  {`href="https://x.example/` + strings.Repeat("x", 8<<10) + `" data-onda-track="off" data-onda-utm="off"`, "https://x.example/" + strings.Repeat("x", 8<<10), nil},
+		"as long as it may be": {`href="https://x.example/` + strings.Repeat("x", 1982) + `" data-onda-utm="off"`, tracked("0"), []string{"https://x.example/" + strings.Repeat("x", 1982)}},
+	} {
+		e := email(spec.EmailContent{Subject: "s", HTML: spec.Source("<p><a " + tt.link + ">here</a></p>")})
+		e.Topic, e.UTM = "news", &spec.UTM{}
+		c, err := emailsource.Compile(e, nil)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		html, _, _ := strings.Cut(page(t, c, "html"), ">here</a>")
+		_, html, _ = strings.Cut(html, "<a href=")
+		if got := strings.Trim(html, `"'`); got != tt.href {
+			t.Errorf("%s: href %s, want %s", name, got, tt.href)
+		}
+		// the text that is derived has the same links
+		want := "here <" + strings.ReplaceAll(tt.href, "&amp;", "&") + ">\n"
+		if got := page(t, c, "text"); got != want {
+			t.Errorf("%s: text %q, want %q", name, got, want)
+		}
+		if diff := cmp.Diff(tt.links, c.Links()); diff != "" {
+			t.Errorf("%s: links (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
+// page gives one of the texts in the email's own language, as it is stored.
+func page(t *testing.T, c *spec.Compiled, key string) string {
+	t.Helper()
+	var stored map[string]map[string]any
+	if err := json.Unmarshal(c.JSON(), &stored); err != nil {
+		t.Fatal(err)
+	}
+	s, _ := stored[""][key].(string)
+	return s
+}
+
+func TestWhereUTMComesFrom(t *testing.T) {
+	t.Parallel()
+	e := email(spec.EmailContent{Subject: "s", HTML: "x", Text: "See https://x.example/a, or https://x.example/{{ contact.id }}."})
+	e.Transactional, e.UTM = true, &spec.UTM{Campaign: "Spring & sea", Term: "t", Content: "c"}
+	c, err := emailsource.Compile(e, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const all = "utm_source=transactional&utm_medium=email&utm_campaign=Spring+%26+sea&utm_term=t&utm_content=c"
+	if diff := cmp.Diff([]string{"https://x.example/a?" + all}, c.Links()); diff != "" {
+		t.Error(diff)
+	}
+	if got, want := page(t, c, "text"), "See {{ _links[0] }}, or https://x.example/{{ contact.id }}?"+all+"."; got != want {
+		t.Errorf("text %q, want %q", got, want)
+	}
+}
+
+func TestLinksAreRefused(t *testing.T) {
+	t.Parallel()
+	for link, want := range map[string]string{
+		`href="https://x.example/" data-onda-params="a"`:                   `data-onda-params is written as a=b&c={{ contact.country }}, not "a"`,
+		`href="https://x.example/" data-onda-params="{{ a }}=b"`:           `not "{{ a }}=b"`,
+		`href="https://x.example/" data-onda-params="a={% if b %}"`:        "no tags such as {% if %}",
+		`href="mailto:a@x.example" data-onda-params="a=b"`:                 "parameters are for addresses that begin with https://",
+		`href="{{ a }}" data-onda-params="a=b"`:                            "parameters are for addresses that begin with https://",
+		`href="https://x.example/" data-onda-utm="no"`:                     `data-onda-utm is off or left out, not "no"`,
+		`href="https://x.example/" data-onda-track`:                        `data-onda-track is off or left out, not ""`,
+		`href="https://x.example/" data-onda-tracking="off"`:               "there is no data-onda-tracking",
+		`href="https://x.example/` + strings.Repeat("x", 8<<10-18) + `"`:   "has 8192 bytes, and programs cut addresses of more than 2000: shorten it",
+		`href="https://x.example/{% if %}` + strings.Repeat("x", 10) + `"`: "html: ",
+	} {
+		_, err := emailsource.Compile(email(spec.EmailContent{Subject: "s", HTML: spec.Source("<a " + link + ">x</a>")}), nil)
+		if err == nil || !strings.Contains(err.Error(), want) || len(err.Error()) > 400 {
+			t.Errorf("%s: %v, want %s", link[:min(len(link), 60)], err, want)
+		}
+	}
+}
