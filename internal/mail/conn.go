@@ -6,10 +6,12 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/textproto"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -443,7 +445,45 @@ func (c *Conn) write(lines ...string) error {
 	return c.client.Text.W.Flush()
 }
 
-func (c *Conn) read() (code int, text string, err error) { return c.client.Text.ReadResponse(0) }
+// read reads an answer, whose lines are separated by \n in text. A line without its end is none: textproto takes what there was before a connection broke for a whole line.
+func (c *Conn) read() (code int, text string, err error) {
+	for first := true; ; first = false {
+		line, err := c.client.Text.R.ReadString('\n')
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return 0, "", err
+		}
+		line = strings.TrimRight(line, "\r\n")
+		n, last, ok := answerLine(line)
+		switch {
+		case first && !ok:
+			return 0, "", fmt.Errorf("relay answered what is no answer: %q", redact(line[:min(len(line), 80)]))
+		case first:
+			code, text = n, line[min(4, len(line)):]
+		case ok && n == code:
+			text += "\n" + line[min(4, len(line)):]
+		default: // of a relay that forgets the code on the lines between
+			text, last = text+"\n"+line, false
+		}
+		if last {
+			return code, text, nil
+		}
+	}
+}
+
+// answerLine reads the code that a line of an answer begins with, and whether it is the last line (RFC 5321 section 4.2).
+func answerLine(line string) (code int, last, ok bool) {
+	if len(line) == 3 { // with neither space nor text, which section 4.2 bears with
+		line += " "
+	}
+	if len(line) < 4 || line[3] != ' ' && line[3] != '-' {
+		return 0, false, false
+	}
+	code, err := strconv.Atoi(line[:3])
+	return code, line[3] == ' ', err == nil && code >= 100
+}
 
 // breaks ends the connection with an outcome that no answer decides.
 func (c *Conn) breaks(s State, err error) Result {

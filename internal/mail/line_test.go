@@ -37,6 +37,10 @@ func TestLineTellsWhatBecameOfEach(t *testing.T) {
 		{"dropped, accepted", smtptest.DropAfterContent(true), []mail.State{mail.Unknown}},
 		{"dropped, lost", smtptest.DropAfterContent(false), []mail.State{mail.Unknown}},
 		{"nonsense", smtptest.RejectContent("hello there"), []mail.State{mail.Unknown}},
+		{"half an answer to RCPT", smtptest.Script{Rcpt: smtptest.Step{Half: true}}, []mail.State{mail.NotTried}},
+		{"half an answer to DATA", smtptest.Script{Data: smtptest.Step{Half: true}}, []mail.State{mail.NotTried}},
+		{"half an answer, accepted", smtptest.Script{End: smtptest.Step{Half: true}, Keep: true}, []mail.State{mail.Unknown}},
+		{"half an answer, lost", smtptest.Script{End: smtptest.Step{Half: true}}, []mail.State{mail.Unknown}},
 	}
 	for _, extensions := range [][]string{{"PIPELINING", "8BITMIME"}, {"8BITMIME"}} {
 		t.Run(extensions[0], func(t *testing.T) {

@@ -6,12 +6,14 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/onda-run/onda/internal/delivery"
+	"github.com/onda-run/onda/internal/mail"
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/smtptest"
 )
@@ -74,35 +76,53 @@ func (w *world) finish() {
 	p.kill()
 }
 
-// audit holds what the relay took against what the rows say: nobody is lost, nobody has two mails, sent is true, and only so many are unknown.
-func (w *world) audit(n, maxUnknown int) {
+// audit holds what the relay took against what the rows say, mail by mail: nobody is lost, nobody has two mails, sent is true, what failed never came, and only so many are
+// unknown and exactly so many failed.
+func (w *world) audit(n, maxUnknown, failed int) {
 	w.t.Helper()
-	took := map[string]int{}
-	for _, m := range w.smtp.Mails() {
-		took[m.To]++
-	}
 	rows := w.outcomes()
 	if len(rows) != n {
 		w.t.Errorf("lost: %d of %d recipients have an outcome", len(rows), n)
 	}
-	unknown := 0
+	addresses := map[int64]string{} // by delivery
+	for _, line := range pgtest.All[string](w.t, w.db, pgtest.Acme, "SELECT d.id || ' ' || c.email FROM delivery d JOIN contact c ON c.id = d.contact") {
+		id, address, _ := strings.Cut(line, " ")
+		delivery, err := strconv.ParseInt(id, 10, 64)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		addresses[delivery] = address
+	}
+	took := map[string]int{}
+	for _, m := range w.smtp.Mails() {
+		took[m.To]++
+		id := header(w.t, m.Body, "Message-ID")
+		if _, delivery, ok := mail.ParseMessageID(id); !ok || addresses[delivery] != m.To {
+			w.t.Errorf("a mail came to %s with the Message-ID %s, which is that of a delivery to %q", m.To, id, addresses[delivery])
+		}
+	}
+	states := map[string]int{}
 	for to, what := range rows {
 		state, _, _ := strings.Cut(what, " ")
+		states[state]++
 		switch {
 		case took[to] > 1:
 			w.t.Errorf("repeated: %s got %d mails (%s)", to, took[to], what)
 		case state == "sent" && took[to] != 1:
 			w.t.Errorf("%s is sent, but the relay took %d mails for it", to, took[to])
-		case state == "unknown":
-			unknown++
-		case state != "sent":
+		case state == "failed" && took[to] != 0:
+			w.t.Errorf("%s is %s, and the relay took its mail", to, what)
+		case state != "sent" && state != "unknown" && state != "failed":
 			w.t.Errorf("%s is %s", to, what)
 		}
 	}
-	if unknown > maxUnknown {
-		w.t.Errorf("%d are unknown, more than the windows that were in flight, %d", unknown, maxUnknown)
+	if states["unknown"] > maxUnknown {
+		w.t.Errorf("%d are unknown, more than the windows that were in flight, %d", states["unknown"], maxUnknown)
 	}
-	w.t.Logf("%d recipients, %d mails taken, %d unknown", n, len(took), unknown)
+	if states["failed"] != failed {
+		w.t.Errorf("%d have failed, want %d", states["failed"], failed)
+	}
+	w.t.Logf("%d recipients, %d mails taken, %v", n, len(took), states)
 	open := w.count(`SELECT count(*) FROM (SELECT b.id FROM batch b LEFT JOIN delivery d ON d.id >> 9 = b.id WHERE b.attempt = 1
 		GROUP BY b.id HAVING b.sent <> count(*) FILTER (WHERE d.state = 'sent') OR b.unknown <> count(*) FILTER (WHERE d.state = 'unknown')) x`)
 	if open != 0 {
@@ -129,7 +149,7 @@ func TestKilledAtRandomPoints(t *testing.T) {
 		p.kill()
 	}
 	w.finish()
-	w.audit(n, kills*4*delivery.MaxWindow)
+	w.audit(n, kills*4*delivery.MaxWindow, 0)
 }
 
 // A sender is stopped for longer than its lease and a message, another takes over and finishes, and then the first wakes up with mails in hand. With
@@ -173,7 +193,7 @@ func TestAnOldHolderWakesUp(t *testing.T) {
 	})
 	old.kill()
 	next.kill()
-	w.audit(n, 1)
+	w.audit(n, 1, 0)
 }
 
 // On SIGTERM nothing becomes unknown: what is in hand is finished, the rest is left queued, and the lease is given back.
@@ -198,5 +218,5 @@ func TestTerminatedWhileSending(t *testing.T) {
 		}
 	}
 	w.finish()
-	w.audit(n, 0)
+	w.audit(n, 0, 0)
 }

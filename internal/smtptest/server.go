@@ -6,6 +6,7 @@ package smtptest
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -13,6 +14,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
+	"encoding/pem"
 	"io"
 	"math/big"
 	"net"
@@ -33,7 +35,10 @@ type Config struct {
 	Auth       string // mechanisms offered, "PLAIN LOGIN" if empty
 	Greeting   Step   // instead of 220
 	Hello      Step   // instead of the answer to EHLO and HELO
+	Handshake  Step   // instead of TLS's: a Reply is in clear text, and ends the connection
 	MaxMails   int    // 421 to MAIL after so many transactions on a connection; 0: never
+	// Only tells which connections, counted from 1, meet Greeting, Hello and Handshake; nil: all.
+	Only func(conn int) bool
 }
 
 // TLS says how a server encrypts, with a certificate of its own making.
@@ -50,6 +55,7 @@ const (
 // dropped, or Reply is sent. The zero Step is the usual answer.
 type Step struct {
 	Reply   string // such as "550 5.1.1 no such user"; lines separated by \n
+	Half    bool   // half of the first line is sent, without an end, and then the connection is closed
 	Drop    bool   // the connection is closed instead of an answer
 	Wait    <-chan struct{}
 	Reached chan<- struct{} // closed when the step begins
@@ -160,6 +166,11 @@ func (s *Server) URL() string {
 // ClientTLS gives a configuration that trusts the server's certificate.
 func (s *Server) ClientTLS() *tls.Config {
 	return &tls.Config{RootCAs: s.roots, MinVersion: tls.VersionTLS12}
+}
+
+// Certificate gives the server's certificate as PEM, for processes that read their roots from a file.
+func (s *Server) Certificate() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.cert.Certificate[0]})
 }
 
 // Script says what the next transactions with a recipient meet, one after another; the last one stays.
@@ -337,10 +348,10 @@ func (s *session) use(c net.Conn) {
 
 func (s *session) serve() {
 	s.use(s.raw)
-	if s.server.config.TLS == ImplicitTLS {
-		s.use(s.encrypt())
+	if s.server.config.TLS == ImplicitTLS && !s.encrypt() {
+		return
 	}
-	if !s.step(s.server.config.Greeting, "220 smtptest ESMTP") {
+	if !s.step(s.opening(s.server.config.Greeting), "220 smtptest ESMTP") {
 		return
 	}
 	for {
@@ -365,9 +376,25 @@ func (s *session) serve() {
 	}
 }
 
-func (s *session) encrypt() net.Conn {
+// opening is what this connection meets at a point before its first mail.
+func (s *session) opening(step Step) Step {
+	if only := s.server.config.Only; only != nil && !only(s.number) {
+		return Step{}
+	}
+	return step
+}
+
+// encrypt goes on with TLS; false ends the connection.
+func (s *session) encrypt() bool {
+	if step := s.opening(s.server.config.Handshake); step != (Step{}) {
+		if step.Reply != "" {
+			s.step(step, "")
+		}
+		return false
+	}
 	s.encrypted = true
-	return tls.Server(s.raw, &tls.Config{Certificates: []tls.Certificate{s.server.cert}, MinVersion: tls.VersionTLS12})
+	s.use(tls.Server(s.raw, &tls.Config{Certificates: []tls.Certificate{s.server.cert}, MinVersion: tls.VersionTLS12}))
+	return true
 }
 
 // command answers one command; false ends the connection.
@@ -375,18 +402,14 @@ func (s *session) command(verb, arg string) bool {
 	config := &s.server.config
 	switch verb {
 	case "EHLO":
-		return s.step(config.Hello, s.hello())
+		return s.step(s.opening(config.Hello), s.hello())
 	case "HELO":
-		return s.step(config.Hello, "250 smtptest")
+		return s.step(s.opening(config.Hello), "250 smtptest")
 	case "STARTTLS":
 		if config.TLS != StartTLS || s.encrypted {
 			return s.reply("503 5.5.1 not now")
 		}
-		if !s.reply("220 2.0.0 go ahead") {
-			return false
-		}
-		s.use(s.encrypt())
-		return true
+		return s.reply("220 2.0.0 go ahead") && s.encrypt()
 	case "AUTH":
 		return s.auth(arg)
 	case "MAIL":
@@ -494,7 +517,7 @@ func (s *session) data() bool {
 	}
 	body = bytes.ReplaceAll(body, []byte("\n"), []byte("\r\n"))
 	end := s.script.End
-	kept := !end.Drop && (end.Reply == "" || end.Reply[0] == '2') || s.script.Keep
+	kept := !end.Drop && !end.Half && (end.Reply == "" || end.Reply[0] == '2') || s.script.Keep
 	if kept {
 		s.server.mu.Lock()
 		s.server.mails = append(s.server.mails, Mail{From: s.from, To: s.rcpt, Params: s.params, Body: body, Conn: s.number})
@@ -507,6 +530,12 @@ func (s *session) data() bool {
 // step does what a script says, or answers as usual; false ends the connection.
 func (s *session) step(step Step, usual string) bool {
 	if !s.pause(step) || step.Drop {
+		return false
+	}
+	if step.Half {
+		line, _, _ := strings.Cut(cmp.Or(step.Reply, usual), "\n")
+		_, _ = s.out.WriteString(line[:len(line)/2])
+		_ = s.out.Flush()
 		return false
 	}
 	if step.Reply != "" {
