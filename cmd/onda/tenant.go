@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"text/tabwriter"
 	"time"
@@ -10,28 +11,48 @@ import (
 	"github.com/onda-run/onda/internal/token"
 )
 
-type migrateCmd struct{}
+type migrateCmd struct {
+	Stage   string `enum:",production,preproduction" default:"" placeholder:"STAGE" help:"Say what the database is for: production, or preproduction, where nobody real is mailed. Otherwise it stays what it is."`
+	Confirm string `placeholder:"DATABASE" help:"The database's name, to make a production of a pre-production."`
+}
 
 // Help is shown by --help.
 func (migrateCmd) Help() string {
-	return "Needs ONDA_ADMIN_DATABASE_URL. Safe to run again, and while the version before is still at work.\n\nExample:\n  onda migrate"
+	return "Needs ONDA_ADMIN_DATABASE_URL. Safe to run again, and while the version before is still at work.\n\n" +
+		"In a pre-production a relay with a user and password is refused, and mails go to ONDA_PREPRODUCTION_TO or, without it, to nobody; pages and reports say so. Mark a copy of " +
+		"production before anything is started on it.\n\nExample:\n  onda migrate\n  onda migrate --stage preproduction"
 }
 
 // Run brings the database to the newest schema.
-func (migrateCmd) Run(ctx context.Context, s *session) error {
+func (c migrateCmd) Run(ctx context.Context, s *session) error {
 	a, err := s.admin(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = a.Close(ctx) }()
 	m, err := a.Migrate(ctx)
-	if err != nil {
-		return err
+	if c.Stage != "" { // also where a tenant was left behind: the rest can be mailed
+		err = errors.Join(err, a.SetStage(ctx, postgres.Stage(c.Stage), c.Confirm))
 	}
-	if ok, err := s.data(m); ok {
+	stage, name, failed := a.Stage(ctx)
+	switch {
+	case errors.Is(err, postgres.ErrUnconfirmed) && failed == nil:
+		return fmt.Errorf("%w: if that is meant, say --stage production --confirm %s", err, name)
+	case err != nil:
+		return err
+	case failed != nil:
+		return failed
+	}
+	if ok, err := s.data(struct {
+		postgres.Migrated
+		Stage postgres.Stage `json:"stage"`
+	}{m, stage}); ok {
 		return err
 	}
 	s.print("%s of the shared schema applied, %s brought up to date", count(m.Shared, "migration"), count(len(m.Tenants), "tenant"))
+	if stage == postgres.Preproduction {
+		s.print("%s is a pre-production: nobody real is mailed", name)
+	}
 	return nil
 }
 

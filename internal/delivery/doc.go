@@ -76,6 +76,8 @@ const (
 	DomainUnverified Reason = "domain_unverified"
 	BadAddress       Reason = "bad_address"
 	Erased           Reason = "erased"
+	// Preproduction: the database is one where nobody real is mailed, and there is no address to mail instead (ONDA_PREPRODUCTION_TO).
+	Preproduction Reason = "preproduction"
 )
 
 // backOff is how long after an attempt the next one is made, by the class of the refusal; the last step goes for all further ones. RFC 5321 section 4.5.4.1 wants a few soon

@@ -85,13 +85,14 @@ func inSchema(ctx context.Context, tx pgx.Tx, tenant string) error {
 	return err
 }
 
-// InProduction tells whether the database has tenants and was never marked as one for development.
+// InProduction tells whether the database has tenants, or is marked as pre-production, and was never marked as one for development.
 func (a *Admin) InProduction(ctx context.Context) (serious bool, err error) {
 	var ours bool
 	err = a.conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_catalog.pg_tables WHERE schemaname = 'onda' AND tablename = 'database' AND tableowner = 'onda_owner')").Scan(&ours)
 	if err == nil && ours {
 		err = a.inTx(ctx, func(tx pgx.Tx) error {
-			return tx.QueryRow(ctx, "SELECT NOT (SELECT development FROM onda.database) AND EXISTS (SELECT FROM onda.tenant)").Scan(&serious)
+			return tx.QueryRow(ctx, `SELECT coalesce((to_jsonb(d)->>'preproduction')::boolean, false) OR NOT development AND EXISTS (SELECT FROM onda.tenant)
+				FROM onda.database d`).Scan(&serious) // it is not migrated yet
 		})
 	}
 	if err != nil {
@@ -108,6 +109,51 @@ func (a *Admin) MarkDevelopment(ctx context.Context) error {
 	})
 	if err != nil {
 		return fmt.Errorf("mark database as one for development: %w", err)
+	}
+	return nil
+}
+
+// Stage is what a database is for.
+type Stage string
+
+// The stages. A database for development may be of either: its mail goes to the mailbox of onda dev.
+const (
+	Production Stage = "production"
+	// Preproduction mails nobody real: relays with a credential are refused, and recipients replaced or refused.
+	Preproduction Stage = "preproduction"
+)
+
+// ErrUnconfirmed says that a pre-production would become a production, and that nobody confirmed it with the database's name.
+var ErrUnconfirmed = errors.New("this database is marked as pre-production, and what waits in it would be mailed to real people")
+
+// Stage tells what the database, which was migrated, is for, and its name.
+func (a *Admin) Stage(ctx context.Context) (stage Stage, database string, err error) {
+	err = a.inTx(ctx, func(tx pgx.Tx) error {
+		return tx.QueryRow(ctx, "SELECT CASE WHEN preproduction THEN 'preproduction' ELSE 'production' END, current_database() FROM onda.database").Scan(&stage, &database)
+	})
+	if err != nil {
+		return "", "", fmt.Errorf("look at the stage of the database: %w", err)
+	}
+	return stage, database, nil
+}
+
+// SetStage says what the database is for. What is a pre-production becomes a production with its name in confirmed only, else ErrUnconfirmed; marks and batches that follow
+// go by it at once.
+func (a *Admin) SetStage(ctx context.Context, stage Stage, confirmed string) error {
+	err := a.inTx(ctx, func(tx pgx.Tx) error {
+		var was bool
+		var name string
+		if err := tx.QueryRow(ctx, "SELECT preproduction, current_database() FROM onda.database FOR UPDATE").Scan(&was, &name); err != nil {
+			return err
+		}
+		if was && stage != Preproduction && confirmed != name {
+			return ErrUnconfirmed
+		}
+		_, err := tx.Exec(ctx, "UPDATE onda.database SET preproduction = $1 WHERE preproduction <> $1", stage == Preproduction)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("mark database as %s: %w", stage, err)
 	}
 	return nil
 }

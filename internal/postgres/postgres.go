@@ -68,7 +68,8 @@ type DB struct {
 	only string
 	tick time.Duration
 
-	server atomic.Pointer[server]
+	server        atomic.Pointer[server]
+	preproduction atomic.Bool
 
 	mu      sync.Mutex
 	visits  map[*pgx.Conn]map[string]struct{}
@@ -151,6 +152,10 @@ func (db *DB) visit(c *pgx.Conn, tenant string) {
 	v[tenant] = struct{}{}
 }
 
+// Preproduction tells whether the database was marked as pre-production when a tenant was last entered: for what is shown to people who came to no tenant. What decides
+// about mail goes by Tenant.Preproduction.
+func (db *DB) Preproduction() bool { return db.preproduction.Load() }
+
 // Tenant is what a transaction knows of the tenant that it is in.
 type Tenant struct {
 	Number int32
@@ -159,6 +164,8 @@ type Tenant struct {
 	State string
 	// Armed tells whether this is the server, and the history of it, that the tenant was armed with; see onda tenant rearm.
 	Armed bool
+	// Preproduction tells that the database is marked as pre-production: nothing is mailed to the addresses that contacts have.
+	Preproduction bool
 	// Namespace is where its functions and its broker are: a ring of the pool's, or its own.
 	Namespace string
 	// LinkHosts and FormHosts are its own names of track and of render-form.
@@ -272,18 +279,19 @@ func (tx *Tx) run(ctx context.Context, f func(ctx context.Context, tx *Tx) error
 	return err
 }
 
-// enter needs no schema on the search path: it is parsed before the role is set. What a column is called that onda.tenant does not have yet is found in absent, so
-// that this code runs on the shared schema before 0002 too.
+// enter needs no schema on the search path: it is parsed before the role is set. What a column is called that a table does not have yet is found in absent, so
+// that this code runs on the shared schema before 0002 and 0004 too.
 //
 // Which server this is costs ten times what the rest does, and cannot change while a server runs, unless it is a standby: so it is asked once for each start of a server,
 // whichever one a pooler leads to.
 const enter = `SELECT t.number, t.name, t.state, t.schema, t.armed,
        pg_catalog.pg_postmaster_start_time(), pg_catalog.pg_is_in_recovery(),
        CASE WHEN pg_catalog.pg_postmaster_start_time() = $2 AND NOT pg_catalog.pg_is_in_recovery() THEN '' ELSE onda.identity() END,
-       t.namespace, t.link_hosts, t.form_hosts,
+       t.namespace, t.link_hosts, t.form_hosts, d.preproduction,
        set_config('onda.offset', t."offset"::text, true) IS NOT NULL,
        pg_catalog.now() + t."offset"
-  FROM (SELECT '{}'::text[] AS link_hosts, '{}'::text[] AS form_hosts) AS absent,
+  FROM (SELECT '{}'::text[] AS link_hosts, '{}'::text[] AS form_hosts, false AS preproduction) AS absent,
+       LATERAL (SELECT preproduction FROM onda.database) AS d,
        LATERAL (SELECT number, name, state, schema, armed, namespace, link_hosts, form_hosts, "offset" FROM onda.tenant WHERE name = $1) AS t`
 
 func (tx *Tx) begin(ctx context.Context, tenant string) error {
@@ -297,7 +305,7 @@ func (tx *Tx) begin(ctx context.Context, tenant string) error {
 	known := tx.db.server.Load()
 	b.Queue(enter, tenant, known.started).QueryRow(func(row pgx.Row) error {
 		t := &tx.Tenant
-		return row.Scan(&t.Number, &t.Name, &t.State, &schema, &armed, &started, &standby, &here, &t.Namespace, &t.LinkHosts, &t.FormHosts, &moved, &tx.now)
+		return row.Scan(&t.Number, &t.Name, &t.State, &schema, &armed, &started, &standby, &here, &t.Namespace, &t.LinkHosts, &t.FormHosts, &t.Preproduction, &moved, &tx.now)
 	})
 	err := tx.conn.SendBatch(ctx, b).Close()
 	if here == "" {
@@ -321,6 +329,7 @@ func (tx *Tx) begin(ctx context.Context, tenant string) error {
 		return fmt.Errorf("tenant %s is at schema %d, %d is needed: %w", tenant, schema, Schema, ErrSchemaTooOld)
 	}
 	tx.Tenant.Armed = armed == here
+	tx.db.preproduction.Store(tx.Tenant.Preproduction)
 	return nil
 }
 
