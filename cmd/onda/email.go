@@ -22,9 +22,11 @@ type emailCmd struct {
 }
 
 type emailOf struct {
-	Name string `arg:"" help:"The email's name."`
-	As   string `help:"As this contact would get it (address, external id or number); otherwise as one without any fields." placeholder:"CONTACT"`
-	Data string `help:"What the template sees as data.*, as JSON." default:"{}"`
+	Name    string `arg:"" help:"The email's name."`
+	As      string `aliases:"contact" help:"As this contact would get it (address, external id or number); otherwise as one without any fields. --contact is the same." placeholder:"CONTACT"`
+	Data    string `help:"What the template sees as data.*, as JSON." default:"{}"`
+	Locale  string `help:"In this language, and not the contact's." placeholder:"LOCALE"`
+	Variant string `help:"This variant, and not the one that the contact gets." placeholder:"NAME"`
 }
 
 func emails() sort { return sort{"email", []string{spec.KindEmail}} }
@@ -49,7 +51,7 @@ func (e emailOf) load(ctx context.Context, s *session, tx *postgres.Tx) (*compos
 			return nil, err
 		}
 	}
-	return compose.New(cfg).Preview(ctx, tx, e.Name, as, data)
+	return compose.New(cfg).Preview(ctx, tx, e.Name, compose.Previewed{Contact: as, Data: data, Locale: e.Locale, Variant: e.Variant})
 }
 
 type emailPreviewCmd struct {
@@ -59,7 +61,8 @@ type emailPreviewCmd struct {
 
 // Help is shown by --help.
 func (emailPreviewCmd) Help() string {
-	return "Example:\n  onda --tenant acme email preview welcome --as nl-1001 --html welcome.html"
+	return "Example:\n  onda --tenant acme email preview welcome --contact nl-1001 --html w.html\n" +
+		"  onda --tenant acme email preview welcome --locale fr --variant short"
 }
 
 // Run shows the mail.
@@ -81,8 +84,11 @@ func (c emailPreviewCmd) Run(ctx context.Context, s *session) error {
 			return fmt.Errorf("write preview: %w", err)
 		}
 	}
-	if ok, err := s.data(map[string]string{"locale": content.Locale, "subject": content.Subject, "html": content.HTML, "text": content.Text}); ok {
+	if ok, err := s.data(map[string]string{"locale": content.Locale, "variant": content.Variant, "subject": content.Subject, "html": content.HTML, "text": content.Text}); ok {
 		return err
+	}
+	if content.Variant != "" {
+		s.print("Variant: %s", content.Variant)
 	}
 	s.print("Subject: %s\n\n%s", content.Subject, content.Text)
 	return nil

@@ -162,7 +162,7 @@ func (c *Composer) Load(ctx context.Context, tx *postgres.Tx, document int64) (*
 
 // read reads what belongs to the version itself and never changes.
 func (c *Composer) read(ctx context.Context, tx *postgres.Tx, document int64) (*Email, error) {
-	e := &Email{Document: document, composer: c, links: map[string]int64{}, laid: &layouts{byLocale: map[string]*mail.Skeleton{}}}
+	e := &Email{Document: document, composer: c, links: map[string]int64{}, laid: &layouts{of: map[*spec.Parts]*mail.Skeleton{}}}
 	var stored, compiled []byte
 	err := tx.QueryRow(ctx, `SELECT e.name, d.spec, d.compiled FROM document d JOIN entity e ON e.id = d.entity WHERE d.id = $1 AND e.kind = 'Email'`, document).Scan(&e.Name, &stored, &compiled)
 	if errors.Is(err, pgx.ErrNoRows) {

@@ -296,7 +296,7 @@ func TestLinksLeadToTheTenantsOwnHost(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			preview, err := b.c.Preview(ctx, tx, "news", to, nil)
+			preview, err := b.c.Preview(ctx, tx, "news", Previewed{Contact: to})
 			if err != nil {
 				return err
 			}
@@ -397,7 +397,7 @@ func TestPreviewAndWebView(t *testing.T) {
 		if _, err := b.c.WebView(ctx, tx, id+1); !errors.Is(err, ErrUnknown) {
 			t.Errorf("a delivery that is none: %v", err)
 		}
-		m, err := b.c.Preview(ctx, tx, "news", 0, nil)
+		m, err := b.c.Preview(ctx, tx, "news", Previewed{})
 		if err != nil {
 			return err
 		}
@@ -408,10 +408,10 @@ func TestPreviewAndWebView(t *testing.T) {
 		if strings.Contains(msg.HTML, "links.example.com") || msg.Subject != "News for you" {
 			t.Errorf("preview to nobody: %q %s", msg.Subject, msg.HTML)
 		}
-		if _, err := b.c.Preview(ctx, tx, "nothing", 0, nil); !errors.Is(err, ErrUnknown) {
+		if _, err := b.c.Preview(ctx, tx, "nothing", Previewed{}); !errors.Is(err, ErrUnknown) {
 			t.Errorf("preview of nothing: %v", err)
 		}
-		if _, err := b.c.Preview(ctx, tx, "news", 4711, nil); !errors.Is(err, ErrNobody) {
+		if _, err := b.c.Preview(ctx, tx, "news", Previewed{Contact: 4711}); !errors.Is(err, ErrNobody) {
 			t.Errorf("preview to a contact that is none: %v", err)
 		}
 		return nil

@@ -37,8 +37,7 @@ func (e *Email) with(on versions, stored map[string][]byte) (*Email, error) {
 // readNames notes which of the recipient's fields and of the data the texts name.
 func (e *Email) readNames() {
 	names := map[string]liquid.Name{}
-	for _, locale := range e.compiled.Locales() {
-		p := e.compiled.For(locale)
+	for _, p := range e.compiled.Parts() {
 		for _, t := range []*liquid.Template{p.Subject, p.HTML, p.Text} {
 			for _, n := range t.Names() {
 				names[n.String()] = n

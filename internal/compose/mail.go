@@ -151,6 +151,7 @@ type Mail struct {
 	run      int64
 	tracking contact.TrackingMode
 	person   person
+	variant  string // "" where the email has none
 	noPixel  bool
 	own      *urls // once they are made
 }
@@ -161,7 +162,7 @@ func (a *Audience) Mail(to, deliveryID, run int64) (*Mail, error) {
 	if !ok {
 		return nil, fmt.Errorf("contact %d is not in the audience", to)
 	}
-	m := &Mail{Now: a.now, a: a, contact: to, delivery: deliveryID, run: run, tracking: a.tracking[to], person: p}
+	m := &Mail{Now: a.now, a: a, contact: to, delivery: deliveryID, run: run, tracking: a.tracking[to], person: p, variant: a.email.spec.VariantOf(to)}
 	if deliveryID == 0 {
 		m.tracking = contact.None
 	}
@@ -202,7 +203,7 @@ func (m *Mail) Tracking() string { return string(m.tracking) }
 
 // Content is a mail's rendered texts.
 type Content struct {
-	Locale              string // "" for the email's own
+	spec.Edition
 	Subject, HTML, Text string
 }
 
@@ -212,7 +213,7 @@ func (m *Mail) Render() (Content, error) {
 	if err != nil {
 		return Content{}, err
 	}
-	c := Content{Locale: parts.Locale}
+	c := Content{Edition: parts.Edition}
 	if c.Subject, err = parts.Subject.Render(vars); err != nil {
 		return Content{}, fmt.Errorf("subject: %w", err)
 	}
@@ -232,7 +233,7 @@ func (m *Mail) templates() (*spec.Parts, map[string]any, error) {
 	if locale == "" {
 		locale = e.Settings.Locale
 	}
-	parts := e.compiled.For(locale)
+	parts := e.compiled.For(locale, m.variant)
 	vars, err := m.vars(locale, parts)
 	return parts, vars, err
 }
@@ -414,7 +415,7 @@ func (m *Mail) append(dst []byte) (mail.Outgoing, error) {
 	if v.Subject, v.HTML, v.Text, err = holes(parts, vars); err != nil {
 		return mail.Outgoing{}, err
 	}
-	s, err := m.a.email.laid.of(parts, msg)
+	s, err := m.a.email.laid.lay(parts, msg)
 	if err != nil {
 		return mail.Outgoing{}, err
 	}
@@ -436,16 +437,16 @@ func holes(parts *spec.Parts, vars map[string]any) (subject string, html, text [
 	return subject, html, text, nil
 }
 
-// layouts are the layouts of an email, by language; made when the first mail needs one.
+// layouts are the layouts of an email, an edition each; made when the first mail needs one.
 type layouts struct {
-	mu       sync.Mutex
-	byLocale map[string]*mail.Skeleton
+	mu sync.Mutex
+	of map[*spec.Parts]*mail.Skeleton
 }
 
-func (l *layouts) of(parts *spec.Parts, msg mail.Message) (*mail.Skeleton, error) {
+func (l *layouts) lay(parts *spec.Parts, msg mail.Message) (*mail.Skeleton, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if s := l.byLocale[parts.Locale]; s != nil {
+	if s := l.of[parts]; s != nil {
 		return s, nil
 	}
 	html, text := parts.HTML.Literals(), parts.Text.Literals()
@@ -454,7 +455,7 @@ func (l *layouts) of(parts *spec.Parts, msg mail.Message) (*mail.Skeleton, error
 	if err != nil {
 		return nil, err
 	}
-	l.byLocale[parts.Locale] = s
+	l.of[parts] = s
 	return s, nil
 }
 

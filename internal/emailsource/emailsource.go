@@ -40,14 +40,13 @@ const (
 
 // Compile puts an email together with its layout, which is nil when it has none.
 func Compile(e *spec.Email, layout *spec.Layout) (*spec.Compiled, error) {
-	texts := map[string]spec.Texts{}
-	for _, locale := range e.Languages() {
-		content, _ := e.Content(locale)
-		t, err := compile(content, layout, locale, e.Parameters())
+	texts := map[spec.Edition]spec.Texts{}
+	for _, edition := range e.Editions() {
+		t, err := compile(e.Content(edition), layout, edition.Locale, e.Parameters(edition.Variant))
 		if err != nil {
-			return nil, fmt.Errorf("compiling the email %q: %w", e.Name, err)
+			return nil, fmt.Errorf("compiling the email %q%s: %w", e.Name, edition, err)
 		}
-		texts[locale] = t
+		texts[edition] = t
 	}
 	c, err := spec.NewCompiled(texts)
 	if err != nil {

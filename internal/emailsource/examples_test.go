@@ -35,9 +35,9 @@ func TestExamplesRender(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, locale := range compiled.Locales() {
+		for _, parts := range compiled.Parts() {
+			locale := parts.Edition
 			for _, contact := range []map[string]any{full, {}} {
-				parts := compiled.For(locale)
 				vars := map[string]any{
 					spec.VarContact: contact, spec.VarTopic: map[string]any{"title": "Newsletter"},
 					spec.VarUnsubscribeURL: "https://l.example/u/x", spec.VarPixel: "https://l.example/o/x.gif",

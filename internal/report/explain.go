@@ -13,6 +13,7 @@ import (
 
 	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
 )
 
 // Consent is an entry of the ledger.
@@ -36,6 +37,7 @@ type Delivery struct {
 	Contact int64  `json:"contact"`
 	Email   string `json:"email"`
 	Version int    `json:"version"`
+	Variant string `json:"variant,omitempty"`
 	// Topic is empty for a transactional mail, which needs no consent.
 	Topic string `json:"topic,omitempty"`
 	// Run is of Kind campaign, broadcast or standing, of the document Name; Step of a campaign.
@@ -70,19 +72,27 @@ func Explain(ctx context.Context, tx *postgres.Tx, id int64) (*Delivery, error) 
 	d := &Delivery{ID: id, Batch: delivery.BatchOf(id), Number: delivery.Number(id)}
 	var at, retry, delivered, bounced, complained *time.Time
 	var bounceClass string
-	err := tx.QueryRow(ctx, `SELECT b.contacts[$2], e.name, doc.version, coalesce(doc.spec->'spec'->>'topic', ''), b.run, r.kind, re.name, b.step, r.cause, b.cause, b.planned_at,
+	var variants []byte
+	err := tx.QueryRow(ctx, `SELECT b.contacts[$2], e.name, doc.version, CASE WHEN doc.spec->'spec' ? 'variants' THEN doc.spec END, coalesce(doc.spec->'spec'->>'topic', ''), b.run, r.kind, re.name, b.step, r.cause, b.cause, b.planned_at,
 			coalesce(d.state, 'queued'), coalesce(d.attempt, 1), coalesce(d.reason, ''), coalesce(d.class, ''), coalesce(d.code, 0), coalesce(d.status, ''), coalesce(d.detail, ''),
 			coalesce(d.tracking, ''), d.at, d.retry_at, d.delivered_at, d.bounced_at, coalesce(d.bounce_class, ''), d.complained_at
 		FROM batch b JOIN document doc ON doc.id = b.email JOIN entity e ON e.id = doc.entity JOIN run r ON r.id = b.run JOIN entity re ON re.id = r.entity
 			LEFT JOIN delivery d ON d.id = $3
 		WHERE b.id = $1 AND b.attempt = 1 AND $2 BETWEEN 1 AND cardinality(b.contacts)`, d.Batch, d.Number, id).
-		Scan(&d.Contact, &d.Email, &d.Version, &d.Topic, &d.Run, &d.Kind, &d.Name, &d.Step, &d.RunCause, &d.Cause, &d.Planned,
+		Scan(&d.Contact, &d.Email, &d.Version, &variants, &d.Topic, &d.Run, &d.Kind, &d.Name, &d.Step, &d.RunCause, &d.Cause, &d.Planned,
 			&d.State, &d.Attempt, &d.Reason, &d.Class, &d.Code, &d.Status, &d.Detail, &d.Tracking, &at, &retry, &delivered, &bounced, &bounceClass, &complained)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, fmt.Errorf("delivery %d: %w", id, delivery.ErrUnknownDelivery)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read delivery %d: %w", id, err)
+	}
+	if variants != nil {
+		e, err := spec.DecodeAs[*spec.Email](spec.KindEmail, variants)
+		if err != nil {
+			return nil, fmt.Errorf("explain delivery %d: %w", id, err)
+		}
+		d.Variant = e.VariantOf(d.Contact)
 	}
 	d.Events = append(d.Events, Event{d.Planned, "planned"})
 	d.add(at, d.State)
@@ -135,7 +145,11 @@ func (d *Delivery) why(ctx context.Context, tx *postgres.Tx, made *time.Time) er
 // Text prints the explanation for a terminal.
 func (d *Delivery) Text(w io.Writer) error {
 	t := &texter{w: w}
-	t.line("delivery %d: %s (version %d) to contact %d", d.ID, d.Email, d.Version, d.Contact)
+	version := fmt.Sprintf("version %d", d.Version)
+	if d.Variant != "" {
+		version += ", variant " + d.Variant
+	}
+	t.line("delivery %d: %s (%s) to contact %d", d.ID, d.Email, version, d.Contact)
 	cause := fmt.Sprintf("%s %s, run %d, started by %s", d.Kind, d.Name, d.Run, orUnknown(d.RunCause))
 	if d.Step != "" {
 		cause += ", step " + d.Step

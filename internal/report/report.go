@@ -6,12 +6,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onda-run/onda/internal/campaign"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
 )
 
 // ErrNoRun says that a campaign has not been started.
@@ -47,6 +50,16 @@ type Hour struct {
 	Clicks int64     `json:"clicks"`
 }
 
+// Variant is what became of one of the variants of an email. Opens and clicks are those of people, in mails tracked one by one.
+type Variant struct {
+	Email   string `json:"email"`
+	Name    string `json:"name"`
+	Sent    int64  `json:"sent"`
+	Tracked int64  `json:"tracked"`
+	Opened  int64  `json:"opened"`
+	Clicked int64  `json:"clicked"`
+}
+
 // Report is of one run. Sent, Deferred, Failed, Suppressed, Unknown and Queued add up to Recipients.
 type Report struct {
 	Run     int64      `json:"run"`
@@ -80,6 +93,7 @@ type Report struct {
 	ClicksHuman   Engagement `json:"clicksHuman"`
 	ClicksMachine Engagement `json:"clicksMachine"`
 	Links         []Link     `json:"links"`
+	Variants      []Variant  `json:"variants,omitempty"` // of emails that have some
 	Hours         []Hour     `json:"hours"`
 
 	// Seconds from the first outcome to the last, and mails sent in one of them.
@@ -128,7 +142,7 @@ func Load(ctx context.Context, tx *postgres.Tx, name string) (*Report, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read run of %s: %w", name, err)
 	}
-	for _, part := range []func(context.Context, *postgres.Tx) error{r.outcomes, r.engagement, r.links, r.hours} {
+	for _, part := range []func(context.Context, *postgres.Tx) error{r.outcomes, r.engagement, r.links, r.hours, r.variants} {
 		if err := part(ctx, tx); err != nil {
 			return nil, fmt.Errorf("report on %s: %w", name, err)
 		}
@@ -241,6 +255,72 @@ func (r *Report) hours(ctx context.Context, tx *postgres.Tx) error {
 	}
 	r.Hours, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Hour])
 	return err
+}
+
+// variants counts by variant, which is a matter of who a delivery was to.
+func (r *Report) variants(ctx context.Context, tx *postgres.Tx) error {
+	rows, err := tx.Query(ctx, `SELECT id, spec FROM document WHERE id IN (SELECT DISTINCT email FROM batch WHERE run = $1) AND spec->'spec' ? 'variants' ORDER BY id`, r.Run)
+	if err != nil {
+		return err
+	}
+	emails := map[int64]*spec.Email{}
+	var id int64
+	var stored []byte
+	_, err = pgx.ForEachRow(rows, []any{&id, &stored}, func() (err error) {
+		emails[id], err = spec.DecodeAs[*spec.Email](spec.KindEmail, stored)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, id := range slices.Sorted(maps.Keys(emails)) {
+		if err := r.variantsOf(ctx, tx, id, emails[id]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// variantsOf counts those of a version of an email, by the same arithmetic as spec.Email.VariantOf. Versions of one email are counted together.
+func (r *Report) variantsOf(ctx context.Context, tx *postgres.Tx, document int64, e *spec.Email) error {
+	var ends []int64 // of each variant's part of the weights
+	var all int64
+	for _, v := range e.Variants {
+		all += int64(v.Weight)
+		ends = append(ends, all)
+	}
+	rows, err := tx.Query(ctx, `WITH `+ofRun+`, v AS (
+			SELECT d.id, d.tracking = 'full' AS tracked, (SELECT min(n) FROM unnest($3::bigint[]) WITH ORDINALITY e (upto, n)
+				WHERE (('x' || left(md5($4::text || '/' || planned.contacts[d.id & 511]), 8))::bit(32)::bigint * $5::bigint) >> 32 < upto) AS variant
+			FROM d JOIN batch planned ON planned.id = d.id >> 9 WHERE planned.email = $2 AND d.state = 'sent')
+		SELECT variant, count(*), count(*) FILTER (WHERE tracked),
+			count(*) FILTER (WHERE EXISTS (SELECT FROM hit h WHERE h.delivery = v.id AND h.kind = 'open' AND h.verdict = 'human')),
+			count(*) FILTER (WHERE EXISTS (SELECT FROM hit h WHERE h.delivery = v.id AND h.kind = 'click' AND h.verdict = 'human'))
+		FROM v GROUP BY 1 ORDER BY 1`, r.Run, document, ends, "email:"+e.Name, all)
+	if err != nil {
+		return err
+	}
+	counted := make([]Variant, len(e.Variants))
+	var n int
+	var c Variant
+	_, err = pgx.ForEachRow(rows, []any{&n, &c.Sent, &c.Tracked, &c.Opened, &c.Clicked}, func() error {
+		counted[n-1] = c
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for i, v := range e.Variants {
+		c := counted[i]
+		if had := slices.IndexFunc(r.Variants, func(w Variant) bool { return w.Email == e.Name && w.Name == v.Name }); had >= 0 {
+			w := &r.Variants[had]
+			w.Sent, w.Tracked, w.Opened, w.Clicked = w.Sent+c.Sent, w.Tracked+c.Tracked, w.Opened+c.Opened, w.Clicked+c.Clicked
+			continue
+		}
+		c.Email, c.Name = e.Name, v.Name
+		r.Variants = append(r.Variants, c)
+	}
+	return nil
 }
 
 // Run is a run that there is a report of.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/report"
+	"github.com/onda-run/onda/internal/spec"
 )
 
 var update = flag.Bool("update", false, "write golden files anew")
@@ -82,6 +84,60 @@ func TestReport(t *testing.T) {
 	if _, err := load(t, db, "brava", "spring-news"); !errors.Is(err, report.ErrNoRun) {
 		t.Errorf("brava's report: %v, want ErrNoRun", err)
 	}
+}
+
+// Postgres counts mails to the variant that Go gave them, and an explained delivery names it.
+func TestVariants(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	const doc = `{"apiVersion": "onda/v1", "kind": "Email", "metadata": {"name": "news"}, "spec": {"transactional": true, "from": "a@x.example", "subject": "s", "html": "h",
+		"variants": [{"name": "short", "weight": 1}, {"name": "long", "weight": 2}, {"name": "none", "weight": 1}]}}`
+	e, err := spec.DecodeAs[*spec.Email](spec.KindEmail, []byte(doc))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Exec(t, db, "acme", `WITH e AS (INSERT INTO entity (kind, name) VALUES ('Email', 'news') RETURNING id),
+		d AS (INSERT INTO document (entity, version, spec, hash) SELECT id, 1, $1::jsonb, ''::bytea FROM e RETURNING id, entity),
+		r AS (INSERT INTO run (kind, entity, document, state) SELECT 'standing', entity, id, 'running' FROM d RETURNING id, document),
+		b AS (INSERT INTO batch (id, run, email, contacts) SELECT n, r.id, r.document, ARRAY(SELECT c * 7919 FROM generate_series((n - 1) * 300 + 1, n * 300) c) FROM r, generate_series(1, 2) n),
+		x AS (INSERT INTO delivery (id, contact, state, tracking, at) SELECT n << 9 | i, ((n - 1) * 300 + i) * 7919, CASE WHEN i > 290 THEN 'failed' ELSE 'sent' END, 'full', now()
+			FROM generate_series(1, 2) n, generate_series(1, 300) i)
+		INSERT INTO hit (kind, delivery, verdict) SELECT k, 1 << 9 | i, v FROM generate_series(1, 30) i, (VALUES ('open', 'human'), ('open', 'human'), ('click', 'machine')) h (k, v)`, doc)
+	want := []report.Variant{{Email: "news", Name: "short"}, {Email: "news", Name: "long"}, {Email: "news", Name: "none"}}
+	for i := range 600 {
+		at := slices.IndexFunc(want, func(v report.Variant) bool { return v.Name == e.VariantOf(int64(i+1)*7919) })
+		if i%300 < 290 {
+			want[at].Sent++
+			want[at].Tracked++
+		}
+		if i < 30 {
+			want[at].Opened++
+		}
+	}
+	r, err := load(t, db, "acme", "news")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, r.Variants); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if low, high := 0.45, 0.55; float64(want[1].Sent)/580 < low || float64(want[1].Sent)/580 > high {
+		t.Errorf("of 580 mails %d are of the variant that half of them should be", want[1].Sent)
+	}
+	var text, page bytes.Buffer
+	if err := errors.Join(r.Text(&text), r.HTML(&page)); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(text.String(), "news long") || !strings.Contains(page.String(), "news long") {
+		t.Errorf("no variants in the report:\n%s", text.String())
+	}
+	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		d, err := report.Explain(ctx, tx, 1<<9|3)
+		if err == nil && d.Variant != e.VariantOf(3*7919) {
+			t.Errorf("explained as variant %q", d.Variant)
+		}
+		return err
+	})
 }
 
 func TestListIsNewestFirst(t *testing.T) {

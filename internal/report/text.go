@@ -43,6 +43,13 @@ func (r *Report) Text(w io.Writer) error {
 	t.bar("clicked, people", r.ClicksHuman.Mails)
 	t.bar("clicked, machines", r.ClicksMachine.Mails)
 	t.line("  clicks of mails tracked in aggregate: %s by people, %s by machines", comma(r.ClicksHuman.Aggregate), comma(r.ClicksMachine.Aggregate))
+	if len(r.Variants) > 0 {
+		t.line("")
+		t.line("VARIANTS (sent; opened and clicked by people, of mails tracked one by one)")
+		for _, v := range r.Variants {
+			t.line("  %-*s %8s %6s %6s %6s %6s", barWidth, v.Email+" "+v.Name, comma(v.Sent), comma(v.Opened), percent(v.Opened, v.Tracked), comma(v.Clicked), percent(v.Clicked, v.Tracked))
+		}
+	}
 	if len(r.Links) > 0 {
 		var most int64
 		for _, l := range r.Links {

@@ -21,9 +21,9 @@ func compare() cmp.Options {
 
 // plainly puts an email together as far as these tests ask for it; the real thing is internal/emailsource, which needs this package.
 func plainly(e *Email, layout *Layout) (*Compiled, error) {
-	texts := map[string]Texts{}
-	for _, l := range e.Languages() {
-		c, _ := e.Content(l)
+	texts := map[Edition]Texts{}
+	for _, l := range e.Editions() {
+		c := e.Content(l)
 		page := string(c.HTML + c.Markdown)
 		if layout != nil {
 			page = Within(layout.HTML, page)

@@ -2,9 +2,13 @@ package spec
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 
 	"github.com/onda-run/onda/internal/liquid"
 )
@@ -18,7 +22,43 @@ const (
 	VarPixel = "_pixel"
 )
 
-// Texts are an email's templates in one language, as they are stored: layout,
+// Edition is one of the forms that an email's texts have.
+type Edition struct {
+	Locale  string // "" for the email's own
+	Variant string // "" for an email without variants
+}
+
+// MarshalText gives fr@short; without the @ where there are no variants.
+func (e Edition) MarshalText() ([]byte, error) {
+	if e.Variant == "" {
+		return []byte(e.Locale), nil
+	}
+	return []byte(e.Locale + "@" + e.Variant), nil
+}
+
+// UnmarshalText reads what MarshalText gave.
+func (e *Edition) UnmarshalText(text []byte) error {
+	e.Locale, e.Variant, _ = strings.Cut(string(text), "@")
+	return nil
+}
+
+// String says which one it is, for errors: nothing of the only one.
+func (e Edition) String() string {
+	s := ""
+	if e.Locale != "" {
+		s += " in " + e.Locale
+	}
+	if e.Variant != "" {
+		s += " of the variant " + e.Variant
+	}
+	return s
+}
+
+func compareEditions(a, b Edition) int {
+	return cmp.Or(strings.Compare(a.Locale, b.Locale), strings.Compare(a.Variant, b.Variant))
+}
+
+// Texts are an email's templates in one edition, as they are stored: layout,
 // preheader and pixel are in them, Markdown has become HTML, and the plain text
 // is there. internal/emailsource makes them at apply, so that what send, track
 // and others start with is Liquid alone.
@@ -34,31 +74,35 @@ type Texts struct {
 	Links []string `json:"links,omitempty"`
 }
 
-// Parts are the templates of an email in one language, ready to be rendered.
+// Parts are the templates of an email in one edition, ready to be rendered.
 type Parts struct {
-	Locale  string // "" for the email's own
+	Edition
 	Subject *liquid.Template
 	HTML    *liquid.Template
 	Text    *liquid.Template
 	Links   []string // as in Texts
 }
 
-// Compiled is an email put together with its layout, in all its languages. It
+// Compiled is an email put together with its layout, in all its editions. It
 // does not change and may be used by many at once.
 type Compiled struct {
-	texts   map[string]Texts
-	parts   map[string]*Parts
-	locales []string
+	texts map[Edition]Texts
+	parts map[Edition]*Parts
+	all   []*Parts
 }
 
-// NewCompiled parses an email's templates, by language; "" is the email's own and must be there.
-func NewCompiled(texts map[string]Texts) (*Compiled, error) {
-	if _, ok := texts[""]; !ok {
+// NewCompiled parses an email's templates, by edition; those in its own language must be there.
+func NewCompiled(texts map[Edition]Texts) (*Compiled, error) {
+	if len(texts) == 0 {
 		return nil, errors.New("an email in no language")
 	}
-	c := &Compiled{texts: texts, parts: map[string]*Parts{}, locales: sortedKeys(texts)}
-	for locale, t := range texts {
-		p := &Parts{Locale: locale, Links: t.Links}
+	c := &Compiled{texts: texts, parts: map[Edition]*Parts{}}
+	for _, edition := range slices.SortedFunc(maps.Keys(texts), compareEditions) {
+		if _, ok := texts[Edition{Variant: edition.Variant}]; !ok {
+			return nil, fmt.Errorf("an email that is not%s", Edition{Variant: edition.Variant})
+		}
+		t := texts[edition]
+		p := &Parts{Edition: edition, Links: t.Links}
 		for _, one := range []struct {
 			what, src string
 			mode      liquid.Mode
@@ -70,10 +114,10 @@ func NewCompiled(texts map[string]Texts) (*Compiled, error) {
 		} {
 			var err error
 			if *one.into, err = parseTemplate(one.src, one.mode); err != nil {
-				return nil, fmt.Errorf("%s%s: %w", one.what, inLocale(locale), err)
+				return nil, fmt.Errorf("%s%s: %w", one.what, edition, err)
 			}
 		}
-		c.parts[locale] = p
+		c.parts[edition], c.all = p, append(c.all, p)
 	}
 	return c, nil
 }
@@ -90,16 +134,9 @@ func parseTemplate(src string, mode liquid.Mode) (*liquid.Template, error) {
 	return nil, errors.Join(errs...)
 }
 
-func inLocale(locale string) string {
-	if locale == "" {
-		return ""
-	}
-	return " in " + locale
-}
-
 // ReadCompiled reads what JSON gave.
 func ReadCompiled(stored []byte) (*Compiled, error) {
-	var texts map[string]Texts
+	var texts map[Edition]Texts
 	if err := json.Unmarshal(stored, &texts); err != nil {
 		return nil, fmt.Errorf("reading an email's templates: %w", err)
 	}
@@ -117,24 +154,25 @@ func (c *Compiled) JSON() []byte {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
 }
 
-// For gives the parts for a locale: of pt-BR those of pt-BR, else of pt, else the email's own.
-func (c *Compiled) For(locale string) *Parts {
-	for _, l := range localeChain(locale) {
-		if p, ok := c.parts[l]; ok {
+// For gives a variant's parts for a locale: of pt-BR those of pt-BR, else of pt, else the email's own. They are nil when there is no such variant.
+func (c *Compiled) For(locale, variant string) *Parts {
+	for locale != "" {
+		if p, ok := c.parts[Edition{locale, variant}]; ok {
 			return p
 		}
+		locale = locale[:max(strings.LastIndexByte(locale, '-'), 0)]
 	}
-	return c.parts[""]
+	return c.parts[Edition{Variant: variant}]
 }
 
-// Locales gives the languages there are: "" first, the email's own.
-func (c *Compiled) Locales() []string { return c.locales }
+// Parts gives the parts of all editions, the email's own language first.
+func (c *Compiled) Parts() []*Parts { return c.all }
 
-// Links gives the links of all languages.
+// Links gives the links of all editions.
 func (c *Compiled) Links() []string {
 	var all []string
-	for _, l := range c.locales {
-		all = append(all, c.texts[l].Links...)
+	for _, p := range c.all {
+		all = append(all, p.Links...)
 	}
 	return all
 }

@@ -2,7 +2,10 @@ package spec
 
 import (
 	"cmp"
+	"crypto/md5"
+	"encoding/binary"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -32,6 +35,19 @@ type Email struct {
 	// Locales are the texts in other languages than the tenant's own; what a
 	// locale leaves out is taken from the email itself.
 	Locales map[string]EmailContent
+	// Variants are forms of the email of which each contact gets one; none for one
+	// form for all.
+	Variants []Variant
+}
+
+// Variant is a form of an email. What it leaves out is taken from the email; a
+// text in the reader's language, of the variant and then of the email, goes
+// before one in another.
+type Variant struct {
+	Name   string
+	Weight int // its share is this of the sum of all
+	EmailContent
+	Locales map[string]EmailContent
 }
 
 // UTM are the parameters of links that tell web analytics where a visit comes
@@ -42,8 +58,8 @@ type UTM struct{ Source, Medium, Campaign, Term, Content string }
 type Parameter struct{ Name, Value string }
 
 // Parameters gives what the email's links to the web get: what its document
-// says, else the topic as source, email as medium and its own name as campaign.
-func (e *Email) Parameters() []Parameter {
+// says, else the topic as source, email as medium, its own name as campaign and the variant as content.
+func (e *Email) Parameters(variant string) []Parameter {
 	if e.UTM == nil {
 		return nil
 	}
@@ -52,7 +68,7 @@ func (e *Email) Parameters() []Parameter {
 		{"utm_medium", cmp.Or(e.UTM.Medium, "email")},
 		{"utm_campaign", cmp.Or(e.UTM.Campaign, e.Name)},
 		{"utm_term", e.UTM.Term},
-		{"utm_content", e.UTM.Content},
+		{"utm_content", cmp.Or(e.UTM.Content, variant)},
 	}
 	return slices.DeleteFunc(all, func(p Parameter) bool { return p.Value == "" })
 }
@@ -80,19 +96,77 @@ type EmailContent struct {
 // Kind gives KindEmail.
 func (*Email) Kind() string { return KindEmail }
 
-// Content gives the texts for a locale: of pt-BR those of pt-BR, else of pt,
-// else the email's own. It gives which of the locales it is, "" for the email's own.
-func (e *Email) Content(locale string) (EmailContent, string) {
-	for _, l := range localeChain(locale) {
-		if c, ok := e.Locales[l]; ok {
-			return c.over(e.EmailContent), l
+// Editions gives the forms that the email's texts have: each of its variants in
+// each of its languages, the email's own first.
+func (e *Email) Editions() []Edition {
+	locales := map[string]bool{}
+	for l := range e.Locales {
+		locales[l] = true
+	}
+	for _, v := range e.Variants {
+		for l := range v.Locales {
+			locales[l] = true
 		}
 	}
-	return e.EmailContent, ""
+	variants := e.Variants
+	if len(variants) == 0 {
+		variants = []Variant{{}}
+	}
+	var all []Edition
+	for _, locale := range append([]string{""}, sortedKeys(locales)...) {
+		for _, v := range variants {
+			all = append(all, Edition{locale, v.Name})
+		}
+	}
+	return all
 }
 
-// Languages gives the languages there are texts in: "" first, the email's own.
-func (e *Email) Languages() []string { return append([]string{""}, sortedKeys(e.Locales)...) }
+// Content gives the texts of one of Editions.
+func (e *Email) Content(of Edition) EmailContent {
+	var v Variant
+	if i := slices.IndexFunc(e.Variants, func(v Variant) bool { return v.Name == of.Variant }); i >= 0 {
+		v = e.Variants[i]
+	}
+	var c EmailContent
+	for _, l := range localeChain(of.Locale) {
+		variants, hasVariants := v.Locales[l]
+		own, hasOwn := e.Locales[l]
+		if hasVariants || hasOwn {
+			c = variants.over(own)
+			break
+		}
+	}
+	return c.over(v.EmailContent).over(e.EmailContent)
+}
+
+// VariantOf gives the variant that a contact gets, "" where there are none. It
+// is decided by the contact, the email's name and the variants alone, and so is
+// the same wherever it is asked for, and in the next version of the email.
+func (e *Email) VariantOf(contact int64) string {
+	if len(e.Variants) == 0 {
+		return ""
+	}
+	all := 0
+	for _, v := range e.Variants {
+		all += v.Weight
+	}
+	at := int(uint64(Share("email:"+e.Name, contact)) * uint64(all) >> 32)
+	for _, v := range e.Variants {
+		if at -= v.Weight; at < 0 {
+			return v.Name
+		}
+	}
+	return "" // not reached: at was below the sum
+}
+
+// Share gives where a contact falls when contacts are divided: a number that is
+// spread evenly, by hash of the seed and the contact. Postgres computes the same
+// for samples, in internal/predicate.
+func Share(seed string, contact int64) uint32 {
+	var b [128]byte
+	sum := md5.Sum(strconv.AppendInt(append(append(b[:0], seed...), '/'), contact, 10))
+	return binary.BigEndian.Uint32(sum[:])
+}
 
 // over fills what c leaves out from base.
 func (c EmailContent) over(base EmailContent) EmailContent {
@@ -136,18 +210,42 @@ func emailKeys(o *object, e *Email) {
 	get(o, "utm", utmRule(), &e.UTM, optional)
 	contentKeys(o, &e.EmailContent, required)
 	o.oneOf("html", "markdown")
-	get(o, "locales", dictionary(isLocale, localePattern, shape("emailLocale", func(o *object, c *EmailContent) {
-		contentKeys(o, c, optional)
-		o.atMostOne("html", "markdown")
-	})), &e.Locales, optional)
-	o.notYet("mjml", "attachments", "variants")
+	get(o, "locales", localesRule(), &e.Locales, optional)
+	get(o, "variants", list(shape("emailVariant", variantKeys), 1), &e.Variants, optional)
+	o.notYet("mjml", "attachments")
 	if !hasUnknown {
 		e.Unknown = UnknownSkip
 		if e.Transactional {
 			e.Unknown = UnknownResend
 		}
 	}
-	o.check(func(d *decoder, n *node) { d.emailTemplates(e, n) })
+	o.check(func(d *decoder, n *node) {
+		variants := n.get("variants")
+		for i, v := range e.Variants {
+			if v.Name != "" && slices.ContainsFunc(e.Variants[:i], func(w Variant) bool { return v.Name == w.Name }) {
+				d.fail(variants.items[i].get("name").position, "there is a variant %q already", v.Name)
+			}
+		}
+		d.emailTemplates(e, n)
+	})
+}
+
+func variantKeys(o *object, v *Variant) {
+	v.Weight = 1
+	get(o, "name", nameRule(), &v.Name, required)
+	get(o, "weight", whole(1, 1000), &v.Weight, optional)
+	otherContentKeys(o, &v.EmailContent)
+	get(o, "locales", localesRule(), &v.Locales, optional)
+}
+
+func localesRule() rule[map[string]EmailContent] {
+	return dictionary(isLocale, localePattern, shape("emailLocale", otherContentKeys))
+}
+
+// otherContentKeys are the texts in another form than the email's own.
+func otherContentKeys(o *object, c *EmailContent) {
+	contentKeys(o, c, optional)
+	o.atMostOne("html", "markdown")
 }
 
 func contentKeys(o *object, c *EmailContent, subject keyOption) {

@@ -182,6 +182,12 @@ func badCases() []badCase {
 		{"confirm_url elsewhere", head("Email", "e", "  {transactional: true, from: a@x.example, subject: s, html: \"{{ confirm_url }}\"}\n"), []string{`5:66: confirm_url is known only in an email that a form's confirm names`}, true},
 		{"script", head("Email", "e", "  transactional: true\n  from: a@x.example\n  subject: s\n  html: |\n    <script>x</script>\n"), []string{`9:5: a mail has no scripts: leave <script> out`}, true},
 		{"attachments come later", head("Email", "e", "  {transactional: true, from: a@x.example, subject: s, html: h, attachments: []}\n"), []string{`5:65: this version does not have "attachments" yet`}, false},
+		{"variants", head("Email", "e", "  transactional: true\n  from: a@x.example\n  subject: s\n  html: h\n  variants:\n    - {name: a, subject: \"{{ contact.contry }}\"}\n    - {name: a, weight: 1, locales: {fr: {html: \"{{ x }}\"}}}\n"), []string{
+			`10:30: unknown field "contact.contry", did you mean "contact.country"?`, `11:14: there is a variant "a" already`, `11:53: unknown name "x"`,
+		}, true},
+		{"variants' keys", head("Email", "e", "  {transactional: true, from: a@x.example, subject: s, html: h, variants: [{weight: 0, html: x, markdown: y}]}\n"), []string{
+			`5:76: "name" is missing`, `5:85: must be a whole number from 1 to 1000, not 0`, `5:97: there is "html" already: only one of html, markdown may be given`,
+		}, false},
 		{"utm with Liquid", head("Email", "e", "  {transactional: true, from: a@x.example, subject: s, html: h, utm: {campaign: \"{{ contact.id }}\", sauce: x}}\n"), []string{`5:81: must be one line of text without Liquid, not "{{ contact.id }}"`, `5:101: unknown key "sauce", did you mean "source"?`}, false},
 		{"no such file", head("Email", "e", "  {transactional: true, from: a@x.example, subject: s, html: {file: x.html}}\n"), []string{`5:69: there is no file "x.html" beside the document`}, true},
 		{"file outside", head("Email", "e", "  {transactional: true, from: a@x.example, subject: s, html: {file: ../x.html}}\n"), []string{`5:69: must be the name of a file beside the document, not "../x.html"`}, false},
@@ -365,7 +371,7 @@ func goodDocs() []string {
 		head("Domain", "relayed", "  {domain: x.example, dkim: {selectors: [s1, s2.key]}, spf: \"a:out.x.example\"}\n"),
 		head("Broadcast", "b", "  {email: hello, to: {segment: vips}, exclude: {tag: a}, at: 2026-05-01T09:00, zone: contact, over: 4h}\n"),
 		head("Layout", "lay", "  {html: \"<p>{{ content }}</p>\", text: \"{{ content }} {{ unsubscribe_url }}\"}\n"),
-		head("Email", "full", "  {topic: news, from: \"N <a@x.example>\", replyTo: b@x.example, layout: lay, unknown: resend, utm: {source: s, campaign: \"Spring & sea\"}, subject: \"{{ topic.title }}\", preheader: p, markdown: \"[u]({{ unsubscribe_url }})\", text: t, locales: {fr: {subject: x}, pt-BR: {html: \"{{ unsubscribe_url }}\"}}}\n"),
+		head("Email", "full", "  {topic: news, from: \"N <a@x.example>\", replyTo: b@x.example, layout: lay, unknown: resend, utm: {source: s, campaign: \"Spring & sea\"}, subject: \"{{ topic.title }}\", preheader: p, markdown: \"[u]({{ unsubscribe_url }})\", text: t, locales: {fr: {subject: x}, pt-BR: {html: \"{{ unsubscribe_url }}\"}}, variants: [{name: a}, {name: b, weight: 3, subject: \"x {{ contact.country }}\", locales: {fr: {preheader: y}}}]}\n"),
 		form(`  inputs:
     - {field: email, required: true, as: email, label: email, help: ok}
     - {field: country, as: select, showIf: {field: score, gte: 3}}

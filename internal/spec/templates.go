@@ -117,17 +117,32 @@ func (d *decoder) emailTemplates(e *Email, n *node) {
 			d.template(at, modes[key])
 		}
 	}
-	each(n)
-	if locales := n.get("locales"); locales != nil && locales.kind == objectNode {
-		for _, l := range locales.entries {
-			if l.value.kind == objectNode {
-				each(l.value)
-			}
-		}
+	for _, content := range contentNodes(n) {
+		each(content)
 	}
 	if len(d.problems) == before {
 		d.later(func(c *checker) { c.compiles(e, n) })
 	}
+}
+
+// contentNodes gives where an email's texts are: itself, its variants, and the locales of both.
+func contentNodes(n *node) []*node {
+	all := []*node{n}
+	if variants := n.get("variants"); variants != nil {
+		for _, v := range variants.items {
+			if v.kind == objectNode {
+				all = append(all, contentNodes(v)...)
+			}
+		}
+	}
+	if locales := n.get("locales"); locales != nil {
+		for _, l := range locales.entries {
+			if l.value.kind == objectNode {
+				all = append(all, l.value)
+			}
+		}
+	}
+	return all
 }
 
 // templateNames checks the names that a template takes.
@@ -229,8 +244,8 @@ func (c *checker) together(e *Email, layout *Layout, p position) *Compiled {
 	if e.Topic == "" || e.Transactional {
 		return made
 	}
-	for _, l := range made.Locales() {
-		if !made.For(l).HTML.Uses(VarUnsubscribeURL) {
+	for _, parts := range made.Parts() {
+		if !parts.HTML.Uses(VarUnsubscribeURL) {
 			c.fail(p, "a mail with a topic needs {{ unsubscribe_url }} in it, or in its layout%s", ofEmail(c.doc, e))
 			return nil
 		}
@@ -264,11 +279,8 @@ func (c *checker) remake(doc *Document, layout *Layout) {
 
 // uses says whether any text of the email takes a variable.
 func (e *Email) uses(name string) bool {
-	contents := []EmailContent{e.EmailContent}
-	for _, l := range sortedKeys(e.Locales) {
-		contents = append(contents, e.Locales[l])
-	}
-	for _, c := range contents {
+	for _, edition := range e.Editions() {
+		c := e.Content(edition)
 		for _, s := range []Source{c.HTML, c.Markdown, c.Text} {
 			if t, _ := liquid.Parse(string(s), liquid.Text); t != nil && t.Uses(name) {
 				return true
