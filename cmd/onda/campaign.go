@@ -185,6 +185,7 @@ func reasonText(reason string) string {
 	texts := map[string]string{
 		"no_consent": "no consent to the topic", "pending": "have not confirmed their consent", "suppressed": "suppressed (bounced, complained or by hand)",
 		"bad_address": "no valid address", "erased": "erased", "domain_unverified": "from a domain that is not verified", "duplicate": "merged into another contact", "capped": "have had as many as the cap allows", "quota": "over the quota",
+		"preproduction": "in a pre-production without ONDA_PREPRODUCTION_TO",
 	}
 	return orElse(texts[reason], reason)
 }

@@ -30,6 +30,8 @@ var (
 	ErrUnknown = errors.New("there is no such email")
 	// ErrBroken says that the stored email cannot be made into mails: it has passed apply, so this is a fault of ours.
 	ErrBroken = errors.New("the email cannot be made")
+	// ErrPreproduction says that the database is marked as pre-production, and that there is no address to mail instead of the recipient's.
+	ErrPreproduction = errors.New("this database is marked as pre-production, where nobody real is mailed: set ONDA_PREPRODUCTION_TO to an address that all mails go to, such as qa@example.com")
 )
 
 // Config is what mails need to know of the outside.
@@ -38,6 +40,8 @@ type Config struct {
 	LinkURL string `env:"ONDA_LINK_URL, required"`
 	// ReturnPathDomain is where bounces go; empty for the domain that a mail is from.
 	ReturnPathDomain string `env:"ONDA_RETURN_PATH_DOMAIN"`
+	// StandIn is where mails go in a pre-production. Those who send them set it; to others it is nowhere.
+	StandIn mail.StandIn
 }
 
 // Check looks at the link URL: one-click unsubscription works over https only (RFC 8058 section 3.1), but for this machine.
@@ -56,8 +60,9 @@ func (c *Config) Check() error {
 
 // Composer loads emails and keeps the last ones ready. Safe for concurrent use.
 type Composer struct {
-	base   string // of links of tenants without a host of their own; no slash at the end
-	domain string
+	base    string // of links of tenants without a host of their own; no slash at the end
+	domain  string
+	standIn mail.StandIn
 
 	mu    sync.Mutex
 	ready map[cacheKey]*Email
@@ -70,7 +75,7 @@ type cacheKey struct {
 
 // New makes a composer.
 func New(cfg Config) *Composer {
-	return &Composer{base: strings.TrimRight(cfg.LinkURL, "/"), domain: cfg.ReturnPathDomain, ready: map[cacheKey]*Email{}}
+	return &Composer{base: strings.TrimRight(cfg.LinkURL, "/"), domain: cfg.ReturnPathDomain, standIn: cfg.StandIn, ready: map[cacheKey]*Email{}}
 }
 
 // Email is a version of an Email document, ready to be rendered. It is not changed after it was made.
@@ -107,6 +112,7 @@ type versions struct {
 	topic, settings int64
 	topicID         int32 // of the topic's entity: its number in tokens
 	domains         string
+	preproduction   bool
 }
 
 // ByName loads the version of an email that is in force.
@@ -162,7 +168,7 @@ func (c *Composer) Load(ctx context.Context, tx *postgres.Tx, document int64) (*
 
 // read reads what belongs to the version itself and never changes.
 func (c *Composer) read(ctx context.Context, tx *postgres.Tx, document int64) (*Email, error) {
-	e := &Email{Document: document, composer: c, links: map[string]int64{}, laid: &layouts{of: map[*spec.Parts]*mail.Skeleton{}}}
+	e := &Email{Document: document, composer: c, links: map[string]int64{}, laid: newLayouts()}
 	var stored, compiled []byte
 	err := tx.QueryRow(ctx, `SELECT e.name, d.spec, d.compiled FROM document d JOIN entity e ON e.id = d.entity WHERE d.id = $1 AND e.kind = 'Email'`, document).Scan(&e.Name, &stored, &compiled)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -224,7 +230,7 @@ func (e *Email) dependencies(ctx context.Context, tx *postgres.Tx) (on versions,
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {
 		return on, nil, domains, fmt.Errorf("read what email %q depends on: %w", e.Name, err)
 	}
-	on.domains = domains.Stamp()
+	on.domains, on.preproduction = domains.Stamp(), tx.Tenant.Preproduction
 	return on, stored, domains, nil
 }
 

@@ -14,6 +14,9 @@ import (
 func (e *Email) with(on versions, stored map[string][]byte) (*Email, error) {
 	made := *e
 	made.on = on
+	if on.preproduction != e.on.preproduction { // its mails have one header field more, or less
+		made.laid = newLayouts()
+	}
 	var err error
 	if b := stored[spec.KindTopic]; b != nil {
 		if made.topic, err = spec.DecodeAs[*spec.Topic](spec.KindTopic, b); err != nil {

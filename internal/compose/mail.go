@@ -26,6 +26,7 @@ import (
 type Audience struct {
 	email    *Email
 	tenant   int32
+	name     string // the tenant's
 	base     string // of links; of the moment, and so not the email's, which is kept
 	now      time.Time
 	signer   *token.Signer
@@ -57,7 +58,7 @@ func (e *Email) Audience(ctx context.Context, tx *postgres.Tx, contacts []int64)
 // QueueAudience does the same with others in one round trip; the audience is filled as the batch is read.
 func (e *Email) QueueAudience(ctx context.Context, tx *postgres.Tx, b *pgx.Batch, contacts []int64) (*Audience, error) {
 	a := &Audience{
-		email: e, tenant: tx.Tenant.Number, base: tx.Tenant.LinkHosts.URL(e.composer.base), now: tx.Now(), people: make(map[int64]person, len(contacts)),
+		email: e, tenant: tx.Tenant.Number, name: tx.Tenant.Name, base: tx.Tenant.LinkHosts.URL(e.composer.base), now: tx.Now(), people: make(map[int64]person, len(contacts)),
 	}
 	keys, err := tx.Keys(ctx) // seldom read
 	if err != nil {
@@ -152,6 +153,7 @@ type Mail struct {
 	tracking contact.TrackingMode
 	person   person
 	variant  string // "" where the email has none
+	to       string // the address; of a pre-production, what stands in for it
 	noPixel  bool
 	own      *urls // once they are made
 }
@@ -162,7 +164,14 @@ func (a *Audience) Mail(to, deliveryID, run int64) (*Mail, error) {
 	if !ok {
 		return nil, fmt.Errorf("contact %d is not in the audience", to)
 	}
-	m := &Mail{Now: a.now, a: a, contact: to, delivery: deliveryID, run: run, tracking: a.tracking[to], person: p, variant: a.email.spec.VariantOf(to)}
+	m := &Mail{Now: a.now, a: a, contact: to, delivery: deliveryID, run: run, tracking: a.tracking[to], person: p, to: p.address, variant: a.email.spec.VariantOf(to)}
+	if a.email.on.preproduction {
+		if mail.CheckAddress(p.address) == nil { // one that cannot be mailed is refused here too
+			m.to = a.email.composer.standIn.Address(a.name, to)
+		} else {
+			m.to = ""
+		}
+	}
 	if deliveryID == 0 {
 		m.tracking = contact.None
 	}
@@ -337,10 +346,13 @@ func (m *Mail) sign(c token.Claims) (string, error) {
 // head is the message without its texts, and its envelope. In a preview it has a Message-ID of its own, and bounces go to where the mail is from.
 func (m *Mail) head() (mail.Envelope, mail.Message, error) {
 	e := m.a.email
+	if e.Unaddressed() {
+		return mail.Envelope{}, mail.Message{}, ErrPreproduction
+	}
 	_, domain, _ := strings.Cut(e.from.Email, "@")
 	returnDomain := cmp.Or(e.sender.returnPath, e.composer.domain, domain)
-	msg := mail.Message{From: e.from, ReplyTo: e.replyTo, To: mail.Address{Email: m.person.address}, Date: m.Now}
-	envelope := mail.Envelope{From: e.from.Email, To: m.person.address}
+	msg := mail.Message{From: e.from, ReplyTo: e.replyTo, To: mail.Address{Email: m.to}, Date: m.Now}
+	envelope := mail.Envelope{From: e.from.Email, To: m.to}
 	if m.delivery > 0 {
 		back, err := m.sign(token.Claims{Purpose: token.ReturnPath, Delivery: m.delivery})
 		if err != nil {
@@ -363,6 +375,9 @@ func (m *Mail) head() (mail.Envelope, mail.Message, error) {
 		msg.FeedbackID = strconv.FormatInt(m.run, 10) + ":" + e.Topic + ":" + strconv.Itoa(int(m.a.tenant)) + ":onda"
 	} else {
 		msg.Headers = []mail.Header{{Name: "Auto-Submitted", Value: "auto-generated"}} // RFC 3834: nobody's holiday answers it
+	}
+	if e.on.preproduction {
+		msg.Headers = append(msg.Headers, mail.Header{Name: mail.PreproductionHeader, Value: m.a.name})
 	}
 	for _, at := range m.Attachments {
 		msg.Attachments = append(msg.Attachments, mail.Attachment{Name: at.Name, Type: at.Type, Data: at.Content})
@@ -395,7 +410,7 @@ func (m *Mail) Append(dst []byte) (mail.Outgoing, error) {
 }
 
 func (m *Mail) append(dst []byte) (mail.Outgoing, error) {
-	if len(m.Attachments) > 0 || m.delivery == 0 || !mail.PlainAddress(m.person.address) {
+	if len(m.Attachments) > 0 || m.delivery == 0 || !mail.PlainAddress(m.to) {
 		envelope, msg, err := m.Message()
 		if err != nil {
 			return mail.Outgoing{}, err
@@ -442,6 +457,8 @@ type layouts struct {
 	mu sync.Mutex
 	of map[*spec.Parts]*mail.Skeleton
 }
+
+func newLayouts() *layouts { return &layouts{of: map[*spec.Parts]*mail.Skeleton{}} }
 
 func (l *layouts) lay(parts *spec.Parts, msg mail.Message) (*mail.Skeleton, error) {
 	l.mu.Lock()

@@ -38,6 +38,12 @@ func (e *Email) readSender(ctx context.Context, tx *postgres.Tx, domains senderd
 // Unverified tells that the email's mails must not be sent: the tenant has sender domains, and the one that it is from is none that was found right.
 func (e *Email) Unverified() bool { return e.sender.unverified }
 
+// Preproduction tells that the email is one of a pre-production: its mails go to the stand-in.
+func (e *Email) Preproduction() bool { return e.on.preproduction }
+
+// Unaddressed tells that the email's mails must not be sent: it is one of a pre-production, and there is no stand-in.
+func (e *Email) Unaddressed() bool { return e.on.preproduction && e.composer.standIn.Nowhere() }
+
 // Sign puts the signatures before a message that begins at an offset of b, where Onda signs mails from the email's domain.
 func (m *Mail) Sign(b []byte, offset int) ([]byte, error) {
 	s := m.a.email.sender.dkim

@@ -18,6 +18,9 @@ type Config struct {
 	// SMTP is the relay: smtp://user:pass@host:587?tls=starttls. Several are separated by spaces, each with a weight: weight=3 has three times the connections of
 	// weight=1, and weight=0 stands by until the others are away.
 	SMTP string `env:"ONDA_SMTP_URL, required"`
+	// PreproductionTo is where all mails go in a database that is marked as pre-production: one address, such as qa@example.com, or %@qa.example.com for one of each contact.
+	// Without it nobody gets any there. In other databases it says nothing.
+	PreproductionTo string `env:"ONDA_PREPRODUCTION_TO"`
 	// Connections is how many connections to the relay a process makes at most, for each lane.
 	Connections int `env:"ONDA_SMTP_CONNECTIONS, default=8"`
 	// Batches is how many batches a process holds at most, for each lane.
@@ -50,6 +53,10 @@ func (c *Config) Check() error {
 		return errors.New("ONDA_TURN: is not above 0")
 	case c.Lane != "bulk" && c.Lane != "transactional" && c.Lane != "both":
 		return fmt.Errorf("ONDA_LANE: %q is not one of bulk, transactional, both", c.Lane)
+	}
+	var err error
+	if c.Compose.StandIn, err = mail.ParseStandIn(c.PreproductionTo); err != nil {
+		return fmt.Errorf("ONDA_PREPRODUCTION_TO: %w", err)
 	}
 	return c.Compose.Check()
 }

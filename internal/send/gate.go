@@ -51,6 +51,8 @@ func (h *holder) admit(ctx context.Context, tx *postgres.Tx, open []delivery.Rec
 		switch reason, no := why[r.Contact]; {
 		case no:
 			refusals = append(refusals, delivery.Refusal(r, reason))
+		case h.email.Unaddressed():
+			refusals = append(refusals, delivery.Refusal(r, delivery.Preproduction))
 		case h.email.Unverified():
 			refusals = append(refusals, delivery.Refusal(r, delivery.DomainUnverified))
 		case !tx.Now().Before(r.Expires):

@@ -155,6 +155,9 @@ func (h *holder) advance(ctx context.Context, hi int) (jobs []job, err error) {
 	started := time.Now()
 	held := false
 	err = h.lane.db.InTenant(ctx, h.tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		if held = h.broken == nil && tx.Tenant.Preproduction != h.email.Preproduction(); held {
+			return nil // the next holder has the email as it is now
+		}
 		b := &pgx.Batch{}
 		mark, err := h.lease.QueueAdvance(tx, b, hi)
 		if err != nil {

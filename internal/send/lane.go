@@ -29,6 +29,7 @@ type lane struct {
 	number   int
 	cfg      Config
 	pool     *mail.Pool
+	unfit    error // for a pre-production
 	db       *postgres.DB
 	composer *compose.Composer
 	log      *zap.Logger
@@ -58,6 +59,7 @@ func (l *lane) learn(window, starved, ample int) {
 func newLane(number int, cfg Config, relays []mail.Relay, db *postgres.DB, composer *compose.Composer, rt *fn.Runtime, outcomes metric.Int64Counter) *lane {
 	return &lane{
 		number: number, cfg: cfg, db: db, composer: composer, log: rt.Log, draining: rt.Draining(),
+		unfit:    mail.CheckPreproduction(relays),
 		pool:     mail.NewPool(relays, mail.PoolConfig{Size: cfg.Connections, MessageLimit: cfg.MessageLimit}),
 		recorder: newRecorder(db, rt.Log, delivery.Function(number), outcomes),
 		slots:    make(chan struct{}, cfg.Batches),
@@ -190,6 +192,9 @@ func (l *lane) take(ctx context.Context, tenant string) (*holder, error) {
 	h := &holder{lane: l, tenant: tenant}
 	started := time.Now()
 	err := l.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		if tx.Tenant.Preproduction && l.unfit != nil {
+			return l.unfit
+		}
 		h.lease, err = delivery.Take(ctx, tx, delivery.Function(l.number), l.number, l.cfg.terms(), started,
 			func(ctx context.Context, tx *postgres.Tx, email int64) (bool, error) {
 				e, err := l.composer.Load(ctx, tx, email)

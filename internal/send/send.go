@@ -60,6 +60,7 @@ type sender struct {
 	composer *compose.Composer
 	lanes    [2]*lane // by number; nil where this process does not serve it
 	accepted *accepted
+	unfit    error // of the relays, for a pre-production
 }
 
 func newSender(cfg Config, db *postgres.DB, rt *fn.Runtime) (*sender, error) {
@@ -67,7 +68,7 @@ func newSender(cfg Config, db *postgres.DB, rt *fn.Runtime) (*sender, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ONDA_SMTP_URL: %w", err)
 	}
-	s := &sender{cfg: cfg, db: db, rt: rt, composer: compose.New(cfg.Compose)}
+	s := &sender{cfg: cfg, db: db, rt: rt, composer: compose.New(cfg.Compose), unfit: mail.CheckPreproduction(relays)}
 	outcomes, err := rt.Meter.Int64Counter("onda.mails")
 	if err != nil {
 		return nil, fmt.Errorf("make instruments: %w", err)
@@ -133,7 +134,7 @@ func answer(err error) error {
 	switch {
 	case errors.Is(err, postgres.ErrUnknownTenant), errors.Is(err, postgres.ErrForeignTenant):
 		return fn.Permanent(err)
-	case errors.Is(err, mail.ErrRelayAway):
+	case errors.Is(err, mail.ErrRelayAway), errors.Is(err, mail.ErrCredential):
 		return fn.Unavailable(err)
 	}
 	return err
