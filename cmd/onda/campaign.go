@@ -16,6 +16,7 @@ import (
 	"github.com/onda-run/onda/internal/campaign"
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/report"
 	"github.com/onda-run/onda/internal/segment"
 	"github.com/onda-run/onda/internal/spec"
 )
@@ -89,11 +90,12 @@ func (c campaignStartCmd) Run(ctx context.Context, s *session) error {
 	case refused:
 		r = campaign.Run{}
 	}
-	asJSON, printed := s.data(map[string]any{"preflight": p, "run": r, "started": r.ID != 0})
+	asJSON, printed := s.data(map[string]any{"preflight": p, "run": r, "started": r.ID != 0, "preproduction": s.db.Preproduction()})
 	if printed != nil {
 		return printed
 	}
 	if !asJSON {
+		s.trial()
 		s.preflight(p, took)
 	}
 	switch {
@@ -119,6 +121,13 @@ func (c campaignStartCmd) Run(ctx context.Context, s *session) error {
 	}
 	s.warn(p.Unverified)
 	return s.ring(ctx)
+}
+
+// trial says that this is a pre-production, where it is one.
+func (s *session) trial() {
+	if s.db.Preproduction() {
+		s.print("%s", report.Trial)
+	}
 }
 
 // errUnverified: an email is from a domain that is not verified.
@@ -300,9 +309,13 @@ func (c campaignStatusCmd) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	if ok, err := s.data(st); ok {
+	if ok, err := s.data(struct {
+		campaign.Status
+		Preproduction bool `json:"preproduction,omitempty"`
+	}{st, s.db.Preproduction()}); ok {
 		return err
 	}
+	s.trial()
 	s.print("%s %s, run %d: %s", st.Kind, st.Name, st.ID, st.State)
 	if st.Kind == "broadcast" && st.Complete && st.Planned == 0 {
 		s.print("nobody was in its audience: there was nothing to send")

@@ -37,7 +37,11 @@ func (e emailOf) load(ctx context.Context, s *session, tx *postgres.Tx) (*compos
 	if err := json.Unmarshal([]byte(e.Data), &data); err != nil {
 		return nil, usageError{"--data is not a JSON object: " + err.Error()}
 	}
-	cfg := compose.Config{LinkURL: s.env("ONDA_LINK_URL"), ReturnPathDomain: s.env("ONDA_RETURN_PATH_DOMAIN")}
+	standIn, err := mail.ParseStandIn(s.env("ONDA_PREPRODUCTION_TO"))
+	if err != nil {
+		return nil, fmt.Errorf("ONDA_PREPRODUCTION_TO: %w", err)
+	}
+	cfg := compose.Config{LinkURL: s.env("ONDA_LINK_URL"), ReturnPathDomain: s.env("ONDA_RETURN_PATH_DOMAIN"), StandIn: standIn}
 	if cfg.LinkURL == "" {
 		return nil, errors.New("ONDA_LINK_URL is not set: it is where links of mails lead, such as https://links.example.com")
 	}
@@ -46,7 +50,6 @@ func (e emailOf) load(ctx context.Context, s *session, tx *postgres.Tx) (*compos
 	}
 	var as int64
 	if e.As != "" {
-		var err error
 		if as, err = findContact(ctx, tx, e.As); err != nil {
 			return nil, err
 		}
@@ -101,7 +104,7 @@ type emailTestCmd struct {
 
 // Help is shown by --help.
 func (emailTestCmd) Help() string {
-	return "Needs ONDA_SMTP_URL. The mail is no delivery: it is in no report, and its links are not tracked.\n\n" +
+	return "Needs ONDA_SMTP_URL. The mail is no delivery: it is in no report, and its links are not tracked. In a pre-production it goes to ONDA_PREPRODUCTION_TO.\n\n" +
 		"Example:\n  onda --tenant acme email test welcome --as nl-1001 --to me@example.com"
 }
 
@@ -125,9 +128,17 @@ func (c emailTestCmd) Run(ctx context.Context, s *session) error {
 		if err != nil {
 			return err
 		}
+		if tx.Tenant.Preproduction {
+			if err := mail.CheckPreproduction(relays); err != nil {
+				return err
+			}
+		}
 		_, message, err := m.Message()
 		if err != nil {
 			return err
+		}
+		if tx.Tenant.Preproduction { // to the stand-in, whatever was typed
+			to = message.To.Email
 		}
 		message.To = mail.Address{Email: to}
 		envelope = mail.Envelope{From: message.From.Email, To: to}

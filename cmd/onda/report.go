@@ -81,7 +81,7 @@ func reportRoutes(s *session) map[string]http.Handler {
 			if err != nil {
 				return err
 			}
-			return report.ListHTML(w, tx.Tenant.Name, "/reports/"+tx.Tenant.Name, runs)
+			return report.ListHTML(w, tx.Tenant, "/reports/"+tx.Tenant.Name, runs)
 		}),
 		"GET /reports/{tenant}/{name}": page(func(ctx context.Context, tx *postgres.Tx, r *http.Request, w *bytes.Buffer) error {
 			rep, err := report.Load(ctx, tx, r.PathValue("name"))

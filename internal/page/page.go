@@ -13,6 +13,7 @@ import (
 	"html/template"
 	"io/fs"
 	"net/http"
+	"regexp"
 	"strconv"
 	"strings"
 )
@@ -22,6 +23,9 @@ var files embed.FS
 
 // Pages renders the pages of one function.
 type Pages struct {
+	// Preproduction, unless nil, tells whether pages say that they are of a pre-production.
+	Preproduction func() bool
+
 	templates *template.Template
 	texts     map[string]texts
 	style     template.CSS
@@ -75,6 +79,7 @@ type View struct {
 // data is what templates see.
 type data struct {
 	View
+	Trial   bool // it is a pre-production
 	Style   template.CSS
 	texts   texts
 	Content template.HTML
@@ -153,7 +158,7 @@ func (p *Pages) policy(v View) string {
 }
 
 func (p *Pages) render(v View) ([]byte, error) {
-	d := data{View: v, Style: p.style, texts: p.textsOf(v.Lang)}
+	d := data{View: v, Trial: p.trial(), Style: p.style, texts: p.textsOf(v.Lang)}
 	var b bytes.Buffer
 	if v.Block != "" {
 		if err := p.templates.ExecuteTemplate(&b, v.Block, d); err != nil {
@@ -168,9 +173,26 @@ func (p *Pages) render(v View) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
+func (p *Pages) trial() bool { return p.Preproduction != nil && p.Preproduction() }
+
+var body = regexp.MustCompile(`(?i)<body[^>]*>`)
+
+// Mark puts into somebody else's page, such as a mail, what pages of a pre-production say; elsewhere it gives the page as it is.
+func (p *Pages) Mark(lang, html string) string {
+	if !p.trial() {
+		return html
+	}
+	at := 0
+	if found := body.FindStringIndex(html); found != nil {
+		at = found[1]
+	}
+	return html[:at] + `<p style="margin:0;padding:10px 16px;background:#fdf1de;color:#17202c;border-bottom:1px solid #8a5300;font:600 15px/1.5 system-ui,Arial,sans-serif">` +
+		template.HTMLEscapeString(p.Text(lang, "stage.preproduction")) + "</p>" + html[at:]
+}
+
 // Fragment renders a view's heading and block without the shell, for pages of others that take it in.
 func (p *Pages) Fragment(v View) ([]byte, error) {
-	d := data{View: v, texts: p.textsOf(v.Lang)}
+	d := data{View: v, Trial: p.trial(), texts: p.textsOf(v.Lang)}
 	var b bytes.Buffer
 	err := p.templates.ExecuteTemplate(&b, v.Block, d)
 	if err == nil {

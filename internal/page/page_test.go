@@ -3,6 +3,7 @@ package page
 import (
 	"crypto/sha256"
 	"encoding/base64"
+	"html/template"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -173,6 +174,41 @@ func TestErrorPages(t *testing.T) {
 				t.Errorf("HEAD of %d: %d with %d bytes", status, head.Code, head.Body.Len())
 			}
 		}
+	}
+}
+
+func TestPagesOfAPreproductionSaySo(t *testing.T) {
+	t.Parallel()
+	p, err := New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, trial := range []func() bool{nil, func() bool { return false }, func() bool { return true }} {
+		p.Preproduction = trial
+		want := trial != nil && trial()
+		for _, lang := range Languages() {
+			text := template.HTMLEscapeString(p.Text(lang, "stage.preproduction"))
+			r := httptest.NewRequest(http.MethodGet, "/", nil)
+			r.Header.Set("Accept-Language", lang)
+			w := httptest.NewRecorder()
+			if err := p.Error(w, r, http.StatusNotFound); err != nil {
+				t.Fatal(err)
+			}
+			fragment, err := p.Fragment(View{Lang: lang, Title: "x", Block: "text", Data: "y"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for what, made := range map[string]string{
+				"a page": w.Body.String(), "a fragment": string(fragment), "a mail": p.Mark(lang, "<html><BODY class='a'>Hello</body></html>"), "a mail without a body": p.Mark(lang, "Hello"),
+			} {
+				if strings.Contains(made, text) != want {
+					t.Errorf("%s in %s, of a pre-production: %v\n%s", what, lang, want, made)
+				}
+			}
+		}
+	}
+	if got := p.Mark("en", "<html><body class='a'>Hello</body></html>"); !strings.HasPrefix(got, "<html><body class='a'><p ") || !strings.HasSuffix(got, "</p>Hello</body></html>") {
+		t.Errorf("a mail: %s", got)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/onda-run/onda/internal/browsertest"
 	"github.com/onda-run/onda/internal/pgtest"
+	"github.com/onda-run/onda/internal/postgres"
 )
 
 // A person fills in the form, gets it wrong, puts it right, and confirms: in every browser alike.
@@ -63,6 +64,12 @@ func TestFormInABrowser(t *testing.T) { //nolint:tparallel // one visitor after 
 			if got := pgtest.One[string](t, w.db, "acme", "SELECT fields->>'country' || (fields->'interests')::text FROM contact WHERE email = $1", address); got != `NO["ski"]` {
 				t.Errorf("contact: %s", got)
 			}
+			w.preproduction()
+			tab.Go(w.url + newsletter)
+			tab.Look("form of a pre-production")
+			if got := tab.Text(".trial"); !strings.Contains(got, "no mail from here goes to real people") {
+				t.Errorf("a form of a pre-production: %s", got)
+			}
 		})
 	}
 }
@@ -89,7 +96,18 @@ func TestEmbeddedFormInABrowser(t *testing.T) {
 	press(`f.elements["email"].value = "ada@example.com"; f.elements["consent.newsletter"].checked = true;`)
 	tab.Until(shadow + `.textContent.includes("Check your inbox")`)
 	tab.Look("embedded form sent")
+	w.preproduction()
+	tab.Go(shop.URL)
+	tab.Until(shadow + `.textContent.includes("no mail from here goes to real people")`)
+	tab.Look("embedded form of a pre-production")
 	if got := w.state("acme"); got != "newsletter=pending" {
 		t.Errorf("consent: %s", got)
+	}
+}
+
+func (w *world) preproduction() {
+	w.t.Helper()
+	if err := w.admin.SetStage(w.t.Context(), postgres.Preproduction, ""); err != nil {
+		w.t.Fatal(err)
 	}
 }

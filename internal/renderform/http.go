@@ -40,6 +40,7 @@ func (fs *Forms) Handler() (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
+	pages.Preproduction = fs.db.Preproduction
 	script, err := assets.ReadFile("embed.js")
 	if err != nil {
 		return nil, fmt.Errorf("read embed.js: %w", err)

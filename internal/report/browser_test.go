@@ -45,7 +45,7 @@ func pages(t *testing.T, db *postgres.DB) *httptest.Server {
 		if err != nil {
 			return err
 		}
-		return report.ListHTML(w, "acme", "/reports", runs)
+		return report.ListHTML(w, tx.Tenant, "/reports", runs)
 	}))
 	mux.Handle("GET /reports/{name}", serve(func(ctx context.Context, tx *postgres.Tx, r *http.Request, w http.ResponseWriter) error {
 		rep, err := report.Load(ctx, tx, r.PathValue("name"))
@@ -67,7 +67,7 @@ func long() *report.Report {
 	const n = 1_234_567
 	name := strings.Repeat("an-email-of-the-very-first-winter-sale-", 3)
 	r := &report.Report{
-		Run: n, Kind: "campaign", Name: name, Title: strings.Repeat("Donaudampfschifffahrt", 4), State: "completed", Made: time.Date(2026, 9, 30, 12, 0, 0, 0, time.UTC),
+		Preproduction: true, Run: n, Kind: "campaign", Name: name, Title: strings.Repeat("Donaudampfschifffahrt", 4), State: "completed", Made: time.Date(2026, 9, 30, 12, 0, 0, 0, time.UTC),
 		Recipients: 5 * n, Sent: n, Failed: n, Suppressed: n, Deferred: n, Unknown: n, Complaints: n, Unsubscribes: n,
 		SuppressedBy: []report.Count{{Name: "domain_unverified", N: n}}, FailedBy: []report.Count{{Name: "policy, SMTP 550, 5.7.26", N: n}}, Tracking: []report.Count{{Name: "full", N: n}},
 		BouncedBy: []report.Count{{Name: "policy", N: n}}, OpensHuman: report.Engagement{Hits: n, Mails: n, Aggregate: n}, OpensMachine: report.Engagement{Mails: n}, ClicksMachine: report.Engagement{Mails: n, Aggregate: n},

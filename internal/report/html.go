@@ -7,6 +7,8 @@ import (
 	"io"
 	"math"
 	"strings"
+
+	"github.com/onda-run/onda/internal/postgres"
 )
 
 //go:embed report.html
@@ -24,9 +26,12 @@ const Policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; 
 // HTML writes the report as one page that loads nothing and needs no scripts.
 func (r *Report) HTML(w io.Writer) error { return write(w, page, r) }
 
+// Trial is what a report of a pre-production says.
+const Trial = "Pre-production: no mail from here goes to real people."
+
 // ListHTML writes a page of links to reports; base is the path below which each run's report is, by name.
-func ListHTML(w io.Writer, tenant, base string, runs []Run) error {
-	return write(w, listPage, map[string]any{"Tenant": tenant, "Base": base, "Runs": runs})
+func ListHTML(w io.Writer, tenant postgres.Tenant, base string, runs []Run) error {
+	return write(w, listPage, map[string]any{"Tenant": tenant.Name, "Preproduction": tenant.Preproduction, "Base": base, "Runs": runs})
 }
 
 func write(w io.Writer, text string, data any) error {
@@ -34,6 +39,7 @@ func write(w io.Writer, text string, data any) error {
 		"comma": comma, "rate": rate, "words": words, "percent": percent, "duration": duration, "tracking": trackingName, "rows": graphRows,
 		"css":    func() template.CSS { return template.CSS(css) }, //nolint:gosec // our own file
 		"max":    func(a, b int64) int64 { return max(a, b) },
+		"trial":  func() string { return Trial },
 		"share":  share,
 		"color":  color,
 		"plot":   newPlot,

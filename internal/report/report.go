@@ -70,6 +70,8 @@ type Report struct {
 	Started *time.Time `json:"started,omitempty"`
 	Ended   *time.Time `json:"ended,omitempty"`
 	Made    time.Time  `json:"made"`
+	// Preproduction says that it is of a database from which nobody real is mailed.
+	Preproduction bool `json:"preproduction,omitempty"`
 
 	Recipients int64 `json:"recipients"`
 	Queued     int64 `json:"queued"`
@@ -131,7 +133,7 @@ func sum(counts []Count) (n int64) {
 
 // Load reads the report of the newest run of the campaign or broadcast. ErrNoRun when there is none.
 func Load(ctx context.Context, tx *postgres.Tx, name string) (*Report, error) {
-	r := &Report{Made: tx.Now()}
+	r := &Report{Made: tx.Now(), Preproduction: tx.Tenant.Preproduction}
 	err := tx.QueryRow(ctx, `SELECT r.id, r.kind, e.name, coalesce(nullif(d.spec->'metadata'->>'title', ''), e.name), r.state, r.started_at, r.ended_at
 		FROM run r JOIN entity e ON e.id = r.entity JOIN document d ON d.id = r.document
 		WHERE e.name = $1 AND e.kind IN ('Campaign', 'Broadcast', 'Email') ORDER BY r.id DESC LIMIT 1`, name).

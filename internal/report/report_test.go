@@ -3,6 +3,7 @@ package report_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"os"
@@ -150,8 +151,45 @@ func TestListIsNewestFirst(t *testing.T) {
 			t.Errorf("%+v %v", runs, err)
 		}
 		var page bytes.Buffer
-		return report.ListHTML(&page, "acme", "/reports/acme", runs)
+		return report.ListHTML(&page, tx.Tenant, "/reports/acme", runs)
 	})
+}
+
+// A report of a pre-production says so first, wherever it is read.
+func TestReportsOfAPreproductionSaySo(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	db := d.DB(t)
+	pgtest.Exec(t, db, "acme", seed)
+	for _, stage := range []postgres.Stage{postgres.Production, postgres.Preproduction} {
+		if err := d.Admin(t).SetStage(t.Context(), stage, ""); err != nil {
+			t.Fatal(err)
+		}
+		r, err := load(t, db, "acme", "spring-news")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var text, page, list bytes.Buffer
+		pgtest.In(t, db, "acme", func(_ context.Context, tx *postgres.Tx) error {
+			return errors.Join(r.Text(&text), r.HTML(&page), report.ListHTML(&list, tx.Tenant, "/reports", nil))
+		})
+		data, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := stage == postgres.Preproduction
+		if got := strings.HasPrefix(text.String(), report.Trial+"\n"); got != want {
+			t.Errorf("%s: the text says so: %v", stage, got)
+		}
+		for what, made := range map[string]string{"page": page.String(), "list": list.String()} {
+			if got := strings.Contains(made, `<main>`+"\n"+`<p class="trial" role="note">`+report.Trial); got != want {
+				t.Errorf("%s: the %s says so: %v", stage, what, got)
+			}
+		}
+		if got := strings.Contains(string(data), `"preproduction":true`); got != want {
+			t.Errorf("%s: the JSON says so: %v", stage, got)
+		}
+	}
 }
 
 func golden(t *testing.T, name string, got []byte) {

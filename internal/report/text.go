@@ -13,6 +13,10 @@ const barWidth = 32
 // Text prints the report for a terminal of 80 columns.
 func (r *Report) Text(w io.Writer) error {
 	t := &texter{w: w}
+	if r.Preproduction {
+		t.line("%s", Trial)
+		t.line("")
+	}
 	t.line("%s", r.Title)
 	t.line("%s %s, run %d, %s%s", r.Kind, r.Name, r.Run, r.State, since(r))
 	t.line("")

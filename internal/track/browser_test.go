@@ -7,6 +7,7 @@ import (
 
 	"github.com/onda-run/onda/internal/browsertest"
 	"github.com/onda-run/onda/internal/pgtest"
+	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/token"
 )
 
@@ -45,6 +46,15 @@ func TestPagesInABrowser(t *testing.T) { //nolint:tparallel // one visitor after
 				t.Errorf("unsubscribed: %s", got)
 			}
 
+			if err := w.admin.SetStage(t.Context(), postgres.Preproduction, ""); err != nil {
+				t.Fatal(err)
+			}
+			tab.Go(w.url + "/p/" + w.token("acme", token.Claims{Purpose: token.Preferences, Contact: id, Topic: topic}))
+			tab.Look("preferences of a pre-production")
+			if got := tab.Text(".trial"); !strings.Contains(got, "no mail from here goes to real people") {
+				t.Errorf("a page of a pre-production: %s", got)
+			}
+
 			tab.Go(w.url + "/nothing")
 			if got := tab.Text("h1"); got != "There is nothing here" {
 				t.Errorf("error page: %s", got)
@@ -52,7 +62,7 @@ func TestPagesInABrowser(t *testing.T) { //nolint:tparallel // one visitor after
 			tab.Keep("not found")
 
 			tab.Go(w.url + "/w/" + w.token("acme", token.Claims{Purpose: token.WebView, Delivery: d}))
-			if got := tab.Text("body"); !strings.Contains(got, "Hello Ada") {
+			if got := tab.Text("body"); !strings.Contains(got, "Hello Ada") || !strings.Contains(got, "no mail from here goes to real people") {
 				t.Errorf("web view: %s", got)
 			}
 			tab.Keep("web view")

@@ -49,6 +49,7 @@ func (t *Tracker) Handler() (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
+	pages.Preproduction = t.db.Preproduction
 	script, err := assets.ReadFile("onda.js")
 	if err != nil {
 		return nil, fmt.Errorf("read onda.js: %w", err)
@@ -369,14 +370,15 @@ func (s *server) webView(w http.ResponseWriter, r *http.Request) error {
 	if err := s.store(r, tenant, hit{kind: kindView, delivery: c.Delivery}); err != nil {
 		return err
 	}
+	html := s.pages.Mark(s.pages.Lang(r), content.HTML)
 	h := w.Header()
 	page.Harden(h)
 	h.Set("Content-Security-Policy", mailPolicy)
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Cache-Control", "no-store, private")
-	h.Set("Content-Length", strconv.Itoa(len(content.HTML)))
+	h.Set("Content-Length", strconv.Itoa(len(html)))
 	if r.Method != http.MethodHead {
-		_, _ = io.WriteString(w, content.HTML)
+		_, _ = io.WriteString(w, html)
 	}
 	return nil
 }
