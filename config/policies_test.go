@@ -42,6 +42,10 @@ func (c *checker) policies() {
 				c.add(at, "the network policies let nothing in from %s (%s), which has its requests", from.what, from)
 			}
 		}
+		https := peer{what: "Amazon SES", port: 443}
+		if fetches := s.Name == "bounce"; leaves(all, pod, https) != fetches {
+			c.add(at, "the network policies let it reach %s (%s): %t, want %t: see bounce-out in config/components/network-policy", https.what, https, !fetches, fetches)
+		}
 		for _, to := range c.destinations() {
 			if !leaves(all, pod, to) {
 				c.add(at, "the network policies do not let it reach %s (%s): add that to config/components/network-policy", to.what, to)
