@@ -118,6 +118,16 @@ func newHooks(t *testing.T) *hooks {
 // messageID is of the mail that the contact was sent.
 func (h *hooks) messageID() string { return mail.MessageID(h.number, h.delivery, "acme.example") }
 
+// reference is what send puts into the mail for a provider.
+func (h *hooks) reference(provider string) string {
+	h.t.Helper()
+	relays, err := mail.ParseURLs("smtp://relay.example?provider=" + provider)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return mail.References(relays)[0].Header(h.number, h.delivery).Value
+}
+
 // send posts a webhook and answers the status and the body.
 func (h *hooks) send(r *http.Request) (int, string) {
 	h.t.Helper()
@@ -214,7 +224,7 @@ func TestWebhooks(t *testing.T) {
 	}
 	postmark := func(record string) func(*hooks) *http.Request {
 		return func(h *hooks) *http.Request {
-			return withLogin(to("postmark", fmt.Sprintf(`{"MessageID": "00000000-0000-0000-0000-000000000000", "Email": "ada@example.com", "Metadata": {"onda": %q}, %s}`, h.messageID(), record)))
+			return withLogin(to("postmark", fmt.Sprintf(`{"MessageID": "00000000-0000-0000-0000-000000000000", "Email": "ada@example.com", "Metadata": {"onda": %q}, %s}`, h.reference("postmark"), record)))
 		}
 	}
 	kumo := func(record string) func(*hooks) *http.Request {
@@ -248,6 +258,15 @@ func TestWebhooks(t *testing.T) {
 		"sendgrid no such mail": {func(h *hooks) *http.Request {
 			return sendGridAt(now, fmt.Sprintf(`[{"event": "spamreport", "smtp-id": %q}]`, mail.MessageID(h.number, h.delivery+1, "x.example")))
 		}, one(0, 1, 0), untouched},
+		"sendgrid without the Message-ID": {func(h *hooks) *http.Request {
+			var api struct {
+				Args map[string]string `json:"unique_args"`
+			}
+			if err := json.Unmarshal([]byte(h.reference("sendgrid")), &api); err != nil {
+				h.t.Error(err)
+			}
+			return sendGridAt(now, fmt.Sprintf(`[{"event": "spamreport", "email": "ada@example.com", "onda": %q}]`, api.Args["onda"]))
+		}, one(1, 0, 0), complained},
 		"sendgrid some are strange": {func(h *hooks) *http.Request {
 			return sendGridAt(now, fmt.Sprintf(`[7, {"event": []}, {"event": "delivered", "smtp-id": %q}]`, h.messageID()))
 		}, `{"accepted":1,"unattributed":0,"ignored":0,"unreadable":2}`, delivered},

@@ -42,6 +42,8 @@ type Config struct {
 	ReturnPathDomain string `env:"ONDA_RETURN_PATH_DOMAIN"`
 	// StandIn is where mails go in a pre-production. Those who send them set it; to others it is nowhere.
 	StandIn mail.StandIn
+	// References are header fields for the webhooks of the relays' providers. Those who send mails set them.
+	References []mail.Reference
 }
 
 // Check looks at the link URL: one-click unsubscription works over https only (RFC 8058 section 3.1), but for this machine.
@@ -63,6 +65,7 @@ type Composer struct {
 	base    string // of links of tenants without a host of their own; no slash at the end
 	domain  string
 	standIn mail.StandIn
+	refs    []mail.Reference
 
 	mu    sync.Mutex
 	ready map[cacheKey]*Email
@@ -75,7 +78,7 @@ type cacheKey struct {
 
 // New makes a composer.
 func New(cfg Config) *Composer {
-	return &Composer{base: strings.TrimRight(cfg.LinkURL, "/"), domain: cfg.ReturnPathDomain, standIn: cfg.StandIn, ready: map[cacheKey]*Email{}}
+	return &Composer{base: strings.TrimRight(cfg.LinkURL, "/"), domain: cfg.ReturnPathDomain, standIn: cfg.StandIn, refs: cfg.References, ready: map[cacheKey]*Email{}}
 }
 
 // Email is a version of an Email document, ready to be rendered. It is not changed after it was made.

@@ -360,6 +360,9 @@ func (m *Mail) head() (mail.Envelope, mail.Message, error) {
 		}
 		envelope.From = mail.ReturnPath(back, returnDomain)
 		msg.MessageID = mail.MessageID(m.a.tenant, m.delivery, domain)
+		for _, r := range e.composer.refs {
+			msg.References = append(msg.References, r.Header(m.a.tenant, m.delivery))
+		}
 	} else {
 		msg.MessageID = "<preview." + uuid.NewString() + "@" + domain + ">"
 	}
@@ -426,7 +429,7 @@ func (m *Mail) append(dst []byte) (mail.Outgoing, error) {
 	if err != nil {
 		return mail.Outgoing{}, err
 	}
-	v := mail.Varying{To: msg.To.Email, Date: msg.Date, MessageID: msg.MessageID, Unsubscribe: msg.ListUnsubscribe, FeedbackID: msg.FeedbackID}
+	v := mail.Varying{To: msg.To.Email, Date: msg.Date, MessageID: msg.MessageID, Unsubscribe: msg.ListUnsubscribe, FeedbackID: msg.FeedbackID, References: msg.References}
 	if v.Subject, v.HTML, v.Text, err = holes(parts, vars); err != nil {
 		return mail.Outgoing{}, err
 	}

@@ -10,6 +10,7 @@ import (
 	"net"
 	netmail "net/mail"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -35,6 +36,7 @@ type Message struct {
 	FeedbackID      string      // a:b:c:sender, for feedback loops
 
 	Headers     []Header
+	References  []Header // as Reference makes them
 	Attachments []Attachment
 }
 
@@ -122,7 +124,7 @@ func (m Message) compose() (*gomail.Msg, error) {
 		}
 		msg.SetGenHeader("Feedback-ID", m.FeedbackID)
 	}
-	for _, h := range m.Headers {
+	for _, h := range slices.Concat(m.Headers, m.References) {
 		if err := checkFieldName(h.Name); err != nil {
 			return nil, err
 		}

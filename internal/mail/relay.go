@@ -30,6 +30,8 @@ type Relay struct {
 	HELO     string // name given in EHLO; empty: the machine's host name
 	// Weight is the relay's part of the connections, among several; 0: only while the others are away.
 	Weight int
+	// Provider is whose it is, where webhooks need a Reference: postmark or sendgrid. By the host unless provider= names one.
+	Provider string
 
 	// TLSConfig replaces the default (system roots, TLS 1.2 or later, the host's name checked): tests bring their own roots.
 	TLSConfig *tls.Config
@@ -64,7 +66,7 @@ func ParseURLs(s string) ([]Relay, error) {
 
 // ParseURL reads smtp://user:pass@host:587?tls=starttls, the form of ONDA_SMTP_URL. Without tls, port 465 and the scheme smtps
 // mean implicit, anything else starttls. Without a port it is 465 for implicit, 587 for starttls and 25 for none. Its errors
-// never show the password.
+// never show the password. provider=postmark is for a relay of Postmark's behind another name.
 func ParseURL(s string) (Relay, error) {
 	if strings.TrimSpace(s) == "" {
 		return Relay{}, errors.New("SMTP URL is empty: want smtp://user:pass@host:587?tls=starttls")
@@ -83,7 +85,7 @@ func ParseURL(s string) (Relay, error) {
 	if u.Scheme != "smtp" && u.Scheme != "smtps" {
 		return Relay{}, fmt.Errorf("SMTP URL has scheme %q: want smtp:// or smtps://", u.Scheme)
 	}
-	r := Relay{Host: u.Hostname(), User: u.User.Username(), Weight: 1}
+	r := Relay{Host: u.Hostname(), User: u.User.Username(), Weight: 1, Provider: providerOf(u.Hostname())}
 	r.Password, _ = u.User.Password()
 	if r.Host == "" {
 		return Relay{}, errors.New("SMTP URL names no host: want smtp://user:pass@host:587?tls=starttls")
@@ -101,7 +103,7 @@ func ParseURL(s string) (Relay, error) {
 	}
 	query, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
-		return Relay{}, errors.New("SMTP URL has a query that does not parse: want ?tls=starttls, implicit or none, helo=NAME and weight=N")
+		return Relay{}, errors.New("SMTP URL has a query that does not parse: want ?tls=starttls, implicit or none, helo=NAME, weight=N and provider=NAME")
 	}
 	for name, values := range query {
 		if len(values) > 1 {
@@ -122,8 +124,13 @@ func ParseURL(s string) (Relay, error) {
 			if r.Weight, err = strconv.Atoi(values[0]); err != nil || r.Weight < 0 || r.Weight > maxWeight {
 				return Relay{}, fmt.Errorf("SMTP URL has weight=%q: want 0 to %d", values[0], maxWeight)
 			}
+		case "provider":
+			r.Provider = values[0]
+			if _, ok := referenceOf(r.Provider); !ok {
+				return Relay{}, fmt.Errorf("SMTP URL has provider=%q: want postmark or sendgrid; others need none", values[0])
+			}
 		default:
-			return Relay{}, fmt.Errorf("SMTP URL has an unknown parameter %q: want tls, helo or weight", name)
+			return Relay{}, fmt.Errorf("SMTP URL has an unknown parameter %q: want tls, helo, weight or provider", name)
 		}
 	}
 	switch {

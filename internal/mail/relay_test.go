@@ -59,6 +59,8 @@ func TestParseURLRefuses(t *testing.T) {
 		{"smtp://mx.example.com/path", "has a path"},
 		{"smtp://mx.example.com?tls=yes", `tls="yes": want starttls, implicit or none`},
 		{"smtp://mx.example.com?tls=none&tls=none", "tls twice"},
+		{"smtp://mx.example.com?provider=", `provider=""`},
+		{"smtp://mx.example.com?provider=ses", `provider="ses"`},
 		{"smtp://mx.example.com?ssl=true", `unknown parameter "ssl"`},
 		{"smtp://mx.example.com?helo=a%0d%0ab", "want a host name"},
 		{"smtps://mx.example.com?tls=starttls", "contradict"},

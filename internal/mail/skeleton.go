@@ -19,7 +19,7 @@ type piece struct {
 	literal []byte
 	column  int // where the literal ends in its line, of quoted-printable
 	hole    hole
-	index   int // of a text's or HTML's hole
+	index   int // of a reference's, a text's or HTML's hole
 }
 
 // hole is a place that differs.
@@ -35,6 +35,7 @@ const (
 	unsubscribeURLHole
 	unsubscribeMailtoHole
 	feedbackHole
+	referenceHole
 	textHole
 	htmlHole
 )
@@ -48,6 +49,7 @@ type Varying struct {
 	MessageID   string // as of Message
 	Unsubscribe Unsubscribe
 	FeedbackID  string
+	References  []Header
 	// Text and HTML are what goes between the literals.
 	Text, HTML []string
 }
@@ -64,26 +66,26 @@ const (
 	markURL    = "https://" + markHost + "/u/" + markToken
 	markMailto = "u+" + markToken + "@" + markHost
 	markBack   = "ONDA-FEEDBACK-ID"
+	markRef    = "ONDA-REFERENCE-"
 )
 
-// NewSkeleton lays a message out. Of m it takes From, ReplyTo, ListID and Headers as they are; of Text, HTML, ListUnsubscribe and FeedbackID whether there are any, since each
+// NewSkeleton lays a message out. Of m it takes From, ReplyTo, ListID and Headers as they are; of Text, HTML, ListUnsubscribe, FeedbackID and References whether there are any, since each
 // recipient brings their own. text and html are the literals of both, between which the recipient's texts go. An error matches those of Build.
 func NewSkeleton(m Message, text, html []string) (*Skeleton, error) {
 	if len(m.Attachments) > 0 {
 		return nil, errors.New("lay out a message: with attachments it is made for each recipient")
 	}
 	m.To, m.Subject, m.MessageID, m.Date = Address{Email: markTo}, markLine, "<"+markID+">", time.Unix(0, 0).UTC()
-	marks := []struct {
-		text string
-		hole hole
-	}{{markTo, toHole}, {markLine, subjectHole}, {markID, messageIDHole}, {m.Date.Format(time.RFC1123Z), dateHole}}
+	type marked struct {
+		text  string
+		hole  hole
+		index int
+	}
+	marks := []marked{{markTo, toHole, 0}, {markLine, subjectHole, 0}, {markID, messageIDHole, 0}, {m.Date.Format(time.RFC1123Z), dateHole, 0}}
 	mark := func(there bool, into *string, text string, h hole) {
 		if there {
 			*into = text
-			marks = append(marks, struct {
-				text string
-				hole hole
-			}{text, h})
+			marks = append(marks, marked{text, h, 0})
 		}
 	}
 	mark(m.ListUnsubscribe.URL != "", &m.ListUnsubscribe.URL, markURL, unsubscribeURLHole)
@@ -91,6 +93,11 @@ func NewSkeleton(m Message, text, html []string) (*Skeleton, error) {
 	mark(m.FeedbackID != "", &m.FeedbackID, markBack, feedbackHole)
 	mark(m.Text != "", &m.Text, markText, textHole)
 	mark(m.HTML != "", &m.HTML, markHTML, htmlHole)
+	m.References = slices.Clone(m.References)
+	for i := range m.References {
+		m.References[i].Value = markRef + string(rune('A'+i))
+		marks = append(marks, marked{m.References[i].Value, referenceHole, i})
+	}
 	layout, err := m.Build()
 	if err != nil {
 		return nil, fmt.Errorf("lay out a message: %w", err)
@@ -98,6 +105,7 @@ func NewSkeleton(m Message, text, html []string) (*Skeleton, error) {
 	type place struct {
 		at, end int
 		hole    hole
+		index   int
 	}
 	places := make([]place, 0, len(marks))
 	for _, k := range marks {
@@ -105,7 +113,7 @@ func NewSkeleton(m Message, text, html []string) (*Skeleton, error) {
 		if at < 0 || bytes.Contains(layout[at+len(k.text):], []byte(k.text)) {
 			return nil, fmt.Errorf("lay out a message: %q is not in it once", k.text)
 		}
-		places = append(places, place{at, at + len(k.text), k.hole})
+		places = append(places, place{at, at + len(k.text), k.hole, k.index})
 	}
 	slices.SortFunc(places, func(a, b place) int { return cmp.Compare(a.at, b.at) })
 	s := &Skeleton{}
@@ -119,7 +127,7 @@ func NewSkeleton(m Message, text, html []string) (*Skeleton, error) {
 		case htmlHole:
 			s.body(before, html, p.hole)
 		default:
-			s.pieces = append(s.pieces, piece{literal: before, hole: p.hole})
+			s.pieces = append(s.pieces, piece{literal: before, hole: p.hole, index: p.index})
 		}
 	}
 	s.pieces = append(s.pieces, piece{literal: layout[from:]})
@@ -173,6 +181,13 @@ func (s *Skeleton) Append(dst []byte, v Varying) (_ []byte, err error) {
 			}
 		case feedbackHole:
 			if dst, err = appendToken(dst, v.FeedbackID); err != nil {
+				return dst, err
+			}
+		case referenceHole:
+			if p.index >= len(v.References) {
+				return dst, fmt.Errorf("write message: %d references where there are more holes", len(v.References))
+			}
+			if dst, err = appendToken(dst, v.References[p.index].Value); err != nil {
 				return dst, err
 			}
 		case textHole, htmlHole:

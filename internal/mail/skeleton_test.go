@@ -82,9 +82,17 @@ func TestSkeletonIsTheMessage(t *testing.T) {
 			ListUnsubscribe: mail.Unsubscribe{URL: "https://links.harbour.example/u/" + strings.Repeat("t", 56), Mailto: "u+" + strings.Repeat("t", 56) + "@harbour.example"},
 			FeedbackID:      "1:news:7:onda", Headers: []mail.Header{{Name: "X-Kind", Value: "news " + long}},
 		}
+		relays, err := mail.ParseURLs("smtp://smtp.postmarkapp.com smtp://smtp.sendgrid.net")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range mail.References(relays) {
+			v.References = append(v.References, r.Header(1<<31-1, 1<<62))
+		}
 		v.Date, v.MessageID, v.Unsubscribe, v.FeedbackID = time.Date(2026, 11, 26, 8, 0, 0, 0, time.FixedZone("", 3600)), "<1.2@harbour.example>", whole.ListUnsubscribe, whole.FeedbackID
 		for what, change := range map[string]func(*mail.Message){
 			"both": func(*mail.Message) {}, "text alone": func(m *mail.Message) { m.HTML = "" }, "HTML alone": func(m *mail.Message) { m.Text = "" },
+			"references": func(m *mail.Message) { m.References = slices.Clone(v.References) },
 			"transactional": func(m *mail.Message) { m.ListUnsubscribe, m.FeedbackID, m.ListID = mail.Unsubscribe{}, "", "" },
 		} {
 			m := whole

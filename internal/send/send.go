@@ -68,6 +68,7 @@ func newSender(cfg Config, db *postgres.DB, rt *fn.Runtime) (*sender, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ONDA_SMTP_URL: %w", err)
 	}
+	cfg.Compose.References = mail.References(relays)
 	s := &sender{cfg: cfg, db: db, rt: rt, composer: compose.New(cfg.Compose), unfit: mail.CheckPreproduction(relays)}
 	outcomes, err := rt.Meter.Int64Counter("onda.mails")
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/mail"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -354,5 +355,29 @@ spec:
 	w.mustSweep(in, "send")
 	if n := len(w.smtp.Mails()); n != 2 {
 		t.Errorf("%d mails when quiet hours were over, want 2", n)
+	}
+}
+
+// Postmark's webhooks name a mail by its metadata, which every mail has that may go through a relay of theirs.
+func TestMailsHaveTheirProvidersReference(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	people := w.people(3)
+	w.plan(people[:1], 500)
+	w.transactional(pgtest.Acme, people[1])
+	w.transactional(pgtest.Acme, people[2], delivery.Attachment{Name: "a.txt", Content: []byte("a")})
+	in := w.start("ONDA_SMTP_URL=" + w.smtp.URL() + "&provider=postmark")
+	w.mustSweep(in, "send")
+	w.mustSweep(in, "send-api")
+	for n := range people {
+		to := fmt.Sprintf("u%d@x.example", n+1)
+		mails := w.smtp.MailsTo(to)
+		if len(mails) != 1 {
+			t.Fatalf("%s got %d mails", to, len(mails))
+		}
+		of, _, _ := strings.Cut(header(t, mails[0].Body, "Message-ID"), "@")
+		if got := header(t, mails[0].Body, "X-PM-Metadata-onda"); "<"+got != of+"@onda" {
+			t.Errorf("the metadata of the mail %s is %q", of, got)
+		}
 	}
 }
