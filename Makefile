@@ -14,7 +14,7 @@ test: ## sets up what it needs and runs every test that needs no cluster
 build: ## builds onda and the functions into bin/
 	@scripts/build.sh
 
-bench: ## measures the main paths against bare references; ONLY=send for one (send, track, segment, campaign)
+bench: ## measures the main paths against bare references; ONLY=send for one (send, track, segment, campaign); ONLY=havoc counts what faults lose
 	@scripts/bench.sh
 
 e2e: ## runs Onda on the cluster of the present kubeconfig and puts it to the proof; ONLY=Campaign for some, ONDA_E2E_WIPE=1 to delete an Onda that is there

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // tick is the unit of processor time in /proc (USER_HZ, which Linux has fixed at 100).
@@ -53,17 +55,9 @@ func stat(line []byte) (parent int, times [4]int64, err error) {
 // postgresCPU is the processor time of a server on this machine, of all its processes.
 func (l *lab) postgresCPU(ctx context.Context) (float64, error) {
 	if l.postmaster == 0 {
-		var dir string
-		if err := l.super.QueryRow(ctx, "SHOW data_directory").Scan(&dir); err != nil {
-			return 0, fmt.Errorf("look for the server: %w", err)
-		}
-		b, err := os.ReadFile(filepath.Join(dir, "postmaster.pid"))
-		if err != nil {
-			return 0, fmt.Errorf("look for the server, which must be on this machine: %w", err)
-		}
-		first, _, _ := strings.Cut(string(b), "\n")
-		if l.postmaster, err = strconv.Atoi(first); err != nil {
-			return 0, fmt.Errorf("look for the server: %w", err)
+		var err error
+		if l.postmaster, err = l.findPostmaster(ctx); err != nil {
+			return 0, err
 		}
 	}
 	sum, err := cpuOf(l.postmaster, true)
@@ -84,4 +78,27 @@ func (l *lab) postgresCPU(ctx context.Context) (float64, error) {
 		}
 	}
 	return sum, nil
+}
+
+// findPostmaster is the pid of the server's first process.
+func (l *lab) findPostmaster(ctx context.Context) (int, error) {
+	conn, err := pgx.Connect(ctx, l.url)
+	if err != nil {
+		return 0, fmt.Errorf("look for the server: %w", err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	var dir string
+	if err := conn.QueryRow(ctx, "SHOW data_directory").Scan(&dir); err != nil {
+		return 0, fmt.Errorf("look for the server: %w", err)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "postmaster.pid"))
+	if err != nil {
+		return 0, fmt.Errorf("look for the server, which must be on this machine: %w", err)
+	}
+	first, _, _ := strings.Cut(string(b), "\n")
+	pid, err := strconv.Atoi(first)
+	if err != nil {
+		return 0, fmt.Errorf("look for the server: %w", err)
+	}
+	return pid, nil
 }

@@ -29,7 +29,6 @@ type lab struct {
 	profiles string
 	db       *postgres.DB
 	side     *side
-	super    *pgx.Conn
 	mails    int // of a round of sending
 	// postmaster is the server's first process; 0 until it is asked for.
 	postmaster int
@@ -51,7 +50,6 @@ func newLab(ctx context.Context, server, profiles string, mails int) (l *lab, er
 	if err != nil {
 		return l, fmt.Errorf("connect to postgres: %w", err)
 	}
-	l.super = conn
 	l.closers = append(l.closers, func() error { return conn.Close(context.Background()) })
 	name := fmt.Sprintf("onda_bench_%d", os.Getpid())
 	for _, sql := range []string{"DROP DATABASE IF EXISTS " + name + " WITH (FORCE)", "CREATE DATABASE " + name + " TEMPLATE template0"} {
@@ -60,8 +58,12 @@ func newLab(ctx context.Context, server, profiles string, mails int) (l *lab, er
 		}
 	}
 	l.closers = append(l.closers, func() error {
-		_, err := conn.Exec(context.Background(), "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)")
-		return err
+		conn, err := pgx.Connect(context.Background(), server) // the other may have ended with its server
+		if err != nil {
+			return fmt.Errorf("drop a database: %w", err)
+		}
+		_, err = conn.Exec(context.Background(), "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)")
+		return errors.Join(err, conn.Close(context.Background()))
 	})
 	u.Path = "/" + name
 	l.url = u.String()

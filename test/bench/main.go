@@ -8,6 +8,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -77,6 +78,8 @@ func main() {
 		switch name {
 		case "sink":
 			serve = func() error { return serveSink(os.Stdin, os.Stdout) }
+		case "sender":
+			serve = serveSender
 		case "bare":
 			serve = func() error { return serveBare(os.Stdin, os.Stdout) }
 		}
@@ -95,7 +98,8 @@ func main() {
 func run() error {
 	only := flag.String("only", os.Getenv("ONLY"), "measure these `paths` alone, separated by commas")
 	n := flag.Int("rounds", 3, "how many `rounds` each side has")
-	mails := flag.Int("mails", 20_000, "how many `mails` a round of sending has")
+	mails := flag.Int("mails", 0, "how many `mails` a round of sending has (20,000), or a campaign of havoc (100,000)")
+	kills := flag.Int("kills", 100, "how many `kills` there are in havoc-kill")
 	profiles := flag.String("profile", "", "write the CPU profile of each function to this `directory`")
 	verbose := flag.Bool("v", false, "show every round")
 	flag.Parse()
@@ -103,19 +107,21 @@ func run() error {
 	if url == "" {
 		return errors.New("ONDA_BENCH_DATABASE_URL: is not set; make bench does it")
 	}
-	if *n < 1 || *mails < 1 {
-		return fmt.Errorf("-rounds %d, -mails %d: want at least 1 of each", *n, *mails)
+	if *n < 1 || *mails < 0 || *kills < 1 {
+		return fmt.Errorf("-rounds %d, -mails %d, -kills %d: want at least 1 of each", *n, *mails, *kills)
 	}
-	todo, err := choose(paths(), *only)
+	todo, harm, err := choose(paths(), havocs(), *only)
 	if err != nil {
 		return err
 	}
 	debug.SetGCPercent(gogc)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	fmt.Println(header)
+	if len(todo) > 0 {
+		fmt.Println(header)
+	}
 	for _, p := range todo {
-		m, err := measure(ctx, p, url, *profiles, *n, *mails, *verbose)
+		m, err := measure(ctx, p, url, *profiles, *n, cmp.Or(*mails, 20_000), *verbose)
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
@@ -124,27 +130,51 @@ func run() error {
 			fmt.Println(b.line())
 		}
 	}
+	if len(harm) > 0 {
+		fmt.Println(havocHeader)
+	}
+	var short []string
+	for _, h := range harm {
+		ok, err := wreak(ctx, h, url, cmp.Or(*mails, havocMails), *kills, *verbose)
+		if err != nil {
+			return fmt.Errorf("%s: %w", h.name, err)
+		}
+		if !ok {
+			short = append(short, h.name)
+		}
+	}
+	if len(short) > 0 {
+		return fmt.Errorf("mails were lost, repeated, wrong or unknown beyond the bound: %s", strings.Join(short, ", "))
+	}
 	return nil
 }
 
-// choose gives the paths that are asked for.
-func choose(all []path, only string) ([]path, error) {
+// choose gives the paths that are asked for, and the havoc, which is wreaked only where it is asked for: all of it by the name of "havoc".
+func choose(all []path, harm []havoc, only string) (out []path, wreaked []havoc, err error) {
 	if only == "" {
-		return all, nil
+		return all, nil, nil
 	}
-	var out []path
 	var names []string
 	for _, p := range all {
 		names = append(names, p.name)
 	}
-	for name := range strings.SplitSeq(only, ",") {
-		i := slices.Index(names, strings.TrimSpace(name))
-		if i < 0 {
-			return nil, fmt.Errorf("ONLY: there is no path %q; there are: %s", name, strings.Join(names, ", "))
-		}
-		out = append(out, all[i])
+	for _, h := range harm {
+		names = append(names, h.name)
 	}
-	return out, nil
+	for name := range strings.SplitSeq(only, ",") {
+		name = strings.TrimSpace(name)
+		switch i := slices.Index(names, name); {
+		case name == "havoc":
+			wreaked = append(wreaked, harm...)
+		case i < 0:
+			return nil, nil, fmt.Errorf("ONLY: there is no path %q; there are: %s, and havoc for all of those", name, strings.Join(names, ", "))
+		case i < len(all):
+			out = append(out, all[i])
+		default:
+			wreaked = append(wreaked, harm[i-len(all)])
+		}
+	}
+	return out, wreaked, nil
 }
 
 // measure runs the rounds of a path, ours and the reference's in turns.

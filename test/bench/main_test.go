@@ -1,14 +1,17 @@
 package main
 
 import (
+	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/onda-run/onda/internal/mail"
 )
 
 // A mail of the reference reaches the sink as the size says, and a path's verdict follows from the medians.
 func TestSinkCountsMails(t *testing.T) {
 	t.Parallel()
-	s, err := startSink(t.Context())
+	s, err := startSink(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,17 +54,91 @@ func TestLine(t *testing.T) {
 
 func TestChoose(t *testing.T) {
 	t.Parallel()
-	for only, want := range map[string]string{"": "send send-postfix track segment campaign", "track": "track", "campaign, send": "campaign send"} {
-		got, err := choose(paths(), only)
+	for only, want := range map[string]string{
+		"": "send send-postfix track segment campaign", "track": "track", "campaign, send": "campaign send", "havoc-cut, send": "send havoc-cut",
+		"havoc": "havoc-kill havoc-stop havoc-postgres havoc-late havoc-cut havoc-refuse havoc-plain havoc-shut",
+	} {
+		got, harm, err := choose(paths(), havocs(), only)
 		var names []string
 		for _, p := range got {
 			names = append(names, p.name)
+		}
+		for _, h := range harm {
+			names = append(names, h.name)
 		}
 		if err != nil || strings.Join(names, " ") != want {
 			t.Errorf("%q chooses %v, %v; want %s", only, names, err, want)
 		}
 	}
-	if _, err := choose(paths(), "sned"); err == nil || !strings.Contains(err.Error(), "sned") {
+	if _, _, err := choose(paths(), havocs(), "sned"); err == nil || !strings.Contains(err.Error(), "sned") {
 		t.Errorf("an unknown path: %v", err)
+	}
+}
+
+// What havoc expects is what its relay does to so many recipients.
+func TestHavocCountsItsFaults(t *testing.T) {
+	t.Parallel()
+	for _, h := range havocs() {
+		if h.relay == nil {
+			continue
+		}
+		for _, mails := range []int{1, 64, 3000, 12_345} {
+			b := newBook()
+			h.relay(b, mails)
+			unknown, failed := 0, 0
+			for n := 1; n <= mails; n++ {
+				switch b.fates("u" + strconv.Itoa(n) + "@example.org") {
+				case cutIn, cutAfter, cutLost, late:
+					unknown++
+				case refuse:
+					failed++
+				case none, putOff, cutBefore:
+				}
+			}
+			if h.unknown != nil && h.unknown(mails) != unknown || h.unknown == nil && unknown > 0 {
+				t.Errorf("%s: of %d mails %d are unknown, which it does not expect", h.name, mails, unknown)
+			}
+			if h.failed != nil && h.failed(mails) != failed || h.failed == nil && failed > 0 {
+				t.Errorf("%s: of %d mails %d fail, which it does not expect", h.name, mails, failed)
+			}
+		}
+	}
+}
+
+// The sink does to a mail what its book says, and writes down whose it took.
+func TestSinkWithABook(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		fault fault
+		want  mail.State
+		taken int
+	}{
+		"none": {none, mail.Sent, 1}, "put off": {putOff, mail.Deferred, 0}, "refused": {refuse, mail.Failed, 0}, "cut before": {cutBefore, mail.NotTried, 0},
+		"cut in": {cutIn, mail.Unknown, 0}, "cut after": {cutAfter, mail.Unknown, 1}, "lost": {cutLost, mail.Unknown, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBook()
+			b.fates = func(string) fault { return c.fault }
+			s, err := startSink(t.Context(), b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = s.close() })
+			conn, err := mail.Dial(t.Context(), mail.Relay{Host: "127.0.0.1", Port: s.addr().Port, TLS: mail.TLSNone})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = conn.Close() }()
+			body := "Message-ID: <x@y.example>\r\n\r\n" + strings.Repeat("a line of a mail\r\n", 100)
+			if got := conn.Send(t.Context(), mail.Envelope{From: "a@y.example", To: "U1@example.org"}, []byte(body)); got.State != c.want {
+				t.Errorf("got %s, want %s", got.State, c.want)
+			}
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			if ids := b.mails["u1@example.org"]; len(ids) != c.taken || c.taken > 0 && ids[0] != "<x@y.example>" {
+				t.Errorf("the book has %v, want %d", ids, c.taken)
+			}
+		})
 	}
 }

@@ -82,18 +82,7 @@ func prepareSending(ctx context.Context, l *lab, port int, came func() (counts, 
 		return r, err
 	}
 	l.closers = append(l.closers, bare.close)
-	if err := l.apply(ctx, mailDocuments()); err != nil {
-		return r, err
-	}
-	err = l.exec(ctx,
-		`INSERT INTO contact (email, fields) SELECT 'u' || n || '@example.org', jsonb_build_object('first_name', 'Grace', 'last_name', 'Hopper' || n, 'city', 'Lisbon',
-			'company', 'Company ' || n, 'plan', 'paid', 'seat', 'A' || n) FROM generate_series(1, `+strconv.Itoa(l.mails)+`) n`,
-		`INSERT INTO subscription (contact, purpose, state, consent, at) SELECT id, p, 'granted', 0, onda.now() FROM contact, unnest('{news,tracking.email}'::text[]) p`,
-		`INSERT INTO run (kind, entity, document, state) SELECT 'broadcast', e.id, e.current, 'running' FROM entity e WHERE e.kind = 'Email'`)
-	if err != nil {
-		return r, err
-	}
-	if err := l.refresh(ctx); err != nil {
+	if err := prepareMails(ctx, l); err != nil {
 		return r, err
 	}
 	err = l.start(ctx, "send", "ONDA_LANE=bulk", "ONDA_SMTP_URL=smtp://127.0.0.1:"+strconv.Itoa(port)+"?tls=none", "ONDA_SMTP_CONNECTIONS="+strconv.Itoa(connections))
@@ -163,6 +152,22 @@ func prepareSending(ctx context.Context, l *lab, port int, came func() (counts, 
 		return float64(l.mails) / took.Seconds(), nil
 	}
 	return r, nil
+}
+
+// prepareMails makes as many contacts as there are mails, who want them, and a run.
+func prepareMails(ctx context.Context, l *lab) error {
+	if err := l.apply(ctx, mailDocuments()); err != nil {
+		return err
+	}
+	err := l.exec(ctx,
+		`INSERT INTO contact (email, fields) SELECT 'u' || n || '@example.org', jsonb_build_object('first_name', 'Grace', 'last_name', 'Hopper' || n, 'city', 'Lisbon',
+			'company', 'Company ' || n, 'plan', 'paid', 'seat', 'A' || n) FROM generate_series(1, `+strconv.Itoa(l.mails)+`) n`,
+		`INSERT INTO subscription (contact, purpose, state, consent, at) SELECT id, p, 'granted', 0, onda.now() FROM contact, unnest('{news,tracking.email}'::text[]) p`,
+		`INSERT INTO run (kind, entity, document, state) SELECT 'broadcast', e.id, e.current, 'running' FROM entity e WHERE e.kind = 'Email'`)
+	if err != nil {
+		return err
+	}
+	return l.refresh(ctx)
 }
 
 // used is the processor time that something took, in seconds.

@@ -17,9 +17,11 @@ import (
 	"time"
 )
 
-// sink is an SMTP server that takes every mail, counts it and forgets it, as cheaply as can be: it reads lines, and looks at their first letter.
+// sink is an SMTP server that takes every mail, counts it and forgets it, as cheaply as can be: it reads lines, and looks at their first letter. With a book it writes down
+// whose mails came, and does what the book says to them.
 type sink struct {
 	listener net.Listener
+	book     *book
 	mails    atomic.Int64
 	bytes    atomic.Int64
 
@@ -27,12 +29,12 @@ type sink struct {
 	conns map[net.Conn]struct{}
 }
 
-func startSink(ctx context.Context) (*sink, error) {
+func startSink(ctx context.Context, b *book) (*sink, error) {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("listen for mail: %w", err)
 	}
-	s := &sink{listener: listener, conns: map[net.Conn]struct{}{}}
+	s := &sink{listener: listener, book: b, conns: map[net.Conn]struct{}{}}
 	go func() {
 		for {
 			c, err := listener.Accept()
@@ -68,7 +70,11 @@ func (s *sink) serve(c net.Conn) {
 		_ = c.Close()
 	}()
 	r, w := bufio.NewReaderSize(c, 16<<10), bufio.NewWriter(c)
+	if s.book != nil && s.book.shut() {
+		return
+	}
 	_, _ = w.WriteString("220 bench\r\n")
+	var v visit
 	for {
 		if r.Buffered() == 0 { // a client that pipelines is answered when it waits
 			if w.Flush() != nil {
@@ -81,10 +87,29 @@ func (s *sink) serve(c net.Conn) {
 		}
 		switch line[0] | 0x20 {
 		case 'e':
-			_, _ = w.WriteString("250-bench\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SMTPUTF8\r\n")
+			_, _ = w.WriteString("250-bench\r\n")
+			if s.book == nil || !s.book.plain {
+				_, _ = w.WriteString("250-PIPELINING\r\n")
+			}
+			_, _ = w.WriteString("250-8BITMIME\r\n250 SMTPUTF8\r\n")
+		case 'r':
+			v = visit{}
+			if s.book != nil && line[1]|0x20 == 'c' {
+				v = s.book.meet(line)
+			}
+			_, _ = w.WriteString(v.fault.toRecipient())
 		case 'd':
+			switch v.fault {
+			case cutBefore:
+				_ = w.Flush() // the answer to the mail before
+				return
+			case putOff, refuse:
+				_, _ = w.WriteString("554 5.5.1 for nobody\r\n")
+				continue
+			default:
+			}
 			_, _ = w.WriteString("354 go on\r\n")
-			if w.Flush() != nil || !s.content(r) {
+			if w.Flush() != nil || !s.content(r, &v) {
 				return
 			}
 			_, _ = w.WriteString("250 2.0.0 taken\r\n")
@@ -98,20 +123,26 @@ func (s *sink) serve(c net.Conn) {
 	}
 }
 
-// content reads a mail to its end.
-func (s *sink) content(r *bufio.Reader) bool {
-	size := 0
+// content reads a mail to its end; false when that is the end of the connection too.
+func (s *sink) content(r *bufio.Reader, v *visit) bool {
+	size, header := 0, s.book != nil
 	for {
 		line, err := r.ReadSlice('\n')
-		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) || v.fault == cutIn && size > 500 {
 			return false
 		}
 		if bytes.Equal(line, []byte(".\r\n")) {
 			s.mails.Add(1)
 			s.bytes.Add(int64(size))
-			return true
+			return s.book == nil || s.book.took(v)
 		}
 		size += len(line)
+		if header {
+			if id, ok := bytes.CutPrefix(line, []byte("Message-ID: ")); ok {
+				v.id = string(bytes.TrimSpace(id))
+			}
+			header = len(line) > 2
+		}
 	}
 }
 
@@ -154,7 +185,7 @@ func (s *sinkProcess) close() error { return errors.Join(s.in.Close(), s.cmd.Wai
 
 // serveSink is the sink's process: it answers each line with what came.
 func serveSink(in io.Reader, out io.Writer) (err error) {
-	s, err := startSink(context.Background())
+	s, err := startSink(context.Background(), nil)
 	if err != nil {
 		return err
 	}
