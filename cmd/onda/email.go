@@ -71,12 +71,14 @@ func (emailPreviewCmd) Help() string {
 // Run shows the mail.
 func (c emailPreviewCmd) Run(ctx context.Context, s *session) error {
 	var content compose.Content
+	var attached []string
 	err := s.named(ctx, c.Name, emails(), "", func(ctx context.Context, tx *postgres.Tx) error {
 		m, err := c.load(ctx, s, tx)
 		if err != nil {
 			return err
 		}
-		content, err = m.Render()
+		attached = m.Attached()
+		content, err = m.Page()
 		return err
 	})
 	if err != nil {
@@ -87,14 +89,28 @@ func (c emailPreviewCmd) Run(ctx context.Context, s *session) error {
 			return fmt.Errorf("write preview: %w", err)
 		}
 	}
-	if ok, err := s.data(map[string]string{"locale": content.Locale, "variant": content.Variant, "subject": content.Subject, "html": content.HTML, "text": content.Text}); ok {
+	if ok, err := s.data(previewed{content.Locale, content.Variant, content.Subject, content.HTML, content.Text, attached}); ok {
 		return err
 	}
 	if content.Variant != "" {
 		s.print("Variant: %s", content.Variant)
 	}
-	s.print("Subject: %s\n\n%s", content.Subject, content.Text)
+	s.print("Subject: %s", content.Subject)
+	for _, name := range attached {
+		s.print("Attached: %s", name)
+	}
+	s.print("\n%s", content.Text)
 	return nil
+}
+
+// previewed is what onda email preview prints as JSON.
+type previewed struct {
+	Locale      string   `json:"locale"`
+	Variant     string   `json:"variant"`
+	Subject     string   `json:"subject"`
+	HTML        string   `json:"html"`
+	Text        string   `json:"text"`
+	Attachments []string `json:"attachments"`
 }
 
 type emailTestCmd struct {
@@ -143,7 +159,7 @@ func (c emailTestCmd) Run(ctx context.Context, s *session) error {
 		message.To = mail.Address{Email: to}
 		envelope = mail.Envelope{From: message.From.Email, To: to}
 		if body, err = message.Build(); err == nil {
-			body, err = m.Sign(body, 0)
+			body, err = m.Sign(body, 0, nil)
 		}
 		return err
 	})

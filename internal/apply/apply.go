@@ -163,6 +163,11 @@ func store(ctx context.Context, tx *postgres.Tx, d *spec.Document, c Change) err
 	if _, err := tx.Exec(ctx, "UPDATE entity SET current = $2 WHERE id = $1", entity, document); err != nil {
 		return err
 	}
+	for hash, content := range d.Files {
+		if _, err := tx.Exec(ctx, "INSERT INTO attachment (sha256, content) VALUES (decode($1, 'hex'), $2) ON CONFLICT DO NOTHING", hash, content); err != nil {
+			return err
+		}
+	}
 	if d.Kind == spec.KindEmail {
 		return storeLinks(ctx, tx, document, d.Compiled.Links())
 	}

@@ -21,8 +21,11 @@ import (
 	"github.com/onda-run/onda/internal/spec"
 )
 
-// cacheSize is how many emails a process keeps ready.
-const cacheSize = 256
+// A process keeps so many emails ready, and of those with attachments no more than have so many bytes of them: they are kept as files and as encoded.
+const (
+	cacheSize     = 256
+	cacheAttached = 12 << 20
+)
 
 // Errors of loading an email.
 var (
@@ -94,20 +97,21 @@ type Email struct {
 	// Settings are the tenant's, as they were when the email was loaded.
 	Settings *spec.Settings
 
-	composer *Composer
-	spec     *spec.Email
-	topic    *spec.Topic
-	from     mail.Address
-	replyTo  mail.Address
-	compiled *spec.Compiled
-	laid     *layouts
-	fields   []string // of contacts that the texts name
-	whole    bool     // the texts take the contact as a whole
-	useData  bool
-	needs    []string         // data.* that the texts name
-	links    map[string]int64 // ids by URL
-	sender   sender
-	on       versions
+	composer    *Composer
+	attachments []mail.Attachment
+	spec        *spec.Email
+	topic       *spec.Topic
+	from        mail.Address
+	replyTo     mail.Address
+	compiled    *spec.Compiled
+	laid        *layouts
+	fields      []string // of contacts that the texts name
+	whole       bool     // the texts take the contact as a whole
+	useData     bool
+	needs       []string         // data.* that the texts name
+	links       map[string]int64 // ids by URL
+	sender      sender
+	on          versions
 }
 
 // versions are the documents that an email depends on besides its own; they may change under it.
@@ -157,16 +161,34 @@ func (c *Composer) Load(ctx context.Context, tx *postgres.Tx, document int64) (*
 	if made.sender, err = made.readSender(ctx, tx, domains); err != nil {
 		return nil, fmt.Errorf("email %q: %w", e.Name, err)
 	}
+	c.keep(key, made)
+	return made, nil
+}
+
+func (c *Composer) keep(key cacheKey, e *Email) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.ready) >= cacheSize {
-		for k := range c.ready { // any: which one is the oldest is not worth keeping
+	delete(c.ready, key)
+	attached := e.attached()
+	for _, other := range c.ready {
+		attached += other.attached()
+	}
+	for k, other := range c.ready { // any: which one is the oldest is not worth keeping
+		heavy := e.attached() > 0 && attached > cacheAttached && other.attached() > 0
+		if heavy || len(c.ready) >= cacheSize {
 			delete(c.ready, k)
-			break
+			attached -= other.attached()
 		}
 	}
-	c.ready[key] = made
-	return made, nil
+	c.ready[key] = e
+}
+
+// attached is how many bytes the email's attachments have.
+func (e *Email) attached() (n int) {
+	for _, a := range e.attachments {
+		n += len(a.Data)
+	}
+	return n
 }
 
 // read reads what belongs to the version itself and never changes.
@@ -187,6 +209,9 @@ func (c *Composer) read(ctx context.Context, tx *postgres.Tx, document int64) (*
 		return nil, fmt.Errorf("email %q, version %d: %w: %w", e.Name, document, ErrBroken, err)
 	}
 	e.readNames()
+	if err := e.readAttachments(ctx, tx); err != nil {
+		return nil, fmt.Errorf("read attachments of email %q: %w", e.Name, err)
+	}
 	e.Topic, e.Transactional, e.Resend = e.spec.Topic, e.spec.Transactional, e.spec.Unknown == spec.UnknownResend
 	if e.from, err = mailbox(e.spec.From); err == nil && e.spec.ReplyTo != "" {
 		e.replyTo, err = mailbox(e.spec.ReplyTo)
@@ -204,6 +229,22 @@ func (c *Composer) read(ctx context.Context, tx *postgres.Tx, document int64) (*
 		return nil, fmt.Errorf("read links of email %q: %w", e.Name, err)
 	}
 	return e, nil
+}
+
+// readAttachments reads the files that go out with every mail.
+func (e *Email) readAttachments(ctx context.Context, tx *postgres.Tx) error {
+	for _, a := range e.spec.Attachments {
+		file := mail.Attachment{Name: a.Name, Type: a.Type, Inline: a.Inline}
+		err := tx.QueryRow(ctx, "SELECT content FROM attachment WHERE sha256 = decode($1, 'hex')", a.SHA256).Scan(&file.Data)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return fmt.Errorf("%w: %s is not stored", ErrBroken, a.Name)
+		}
+		if err != nil {
+			return err
+		}
+		e.attachments = append(e.attachments, file)
+	}
+	return nil
 }
 
 // dependencies gives the versions in force of what the email depends on, with the documents that are not the ones it was made with.

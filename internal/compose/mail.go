@@ -3,9 +3,11 @@ package compose
 import (
 	"cmp"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	netmail "net/mail"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -235,6 +237,38 @@ func (m *Mail) Render() (Content, error) {
 	return c, nil
 }
 
+// Page is Render for a browser, which has no parts of a mail to look into: images that are inline in the mail are in the HTML itself. The pixel is left out, since looking
+// at it is told by the request itself.
+func (m *Mail) Page() (Content, error) {
+	m.noPixel = true
+	c, err := m.Render()
+	if err != nil {
+		return c, err
+	}
+	var images []string
+	for _, a := range m.a.email.attachments {
+		if a.Inline {
+			images = append(images, `"cid:`+a.Name+`"`, `"data:`+a.Type+";base64,"+base64.StdEncoding.EncodeToString(a.Data)+`"`)
+		}
+	}
+	if len(images) > 0 {
+		c.HTML = strings.NewReplacer(images...).Replace(c.HTML)
+	}
+	return c, nil
+}
+
+// Attached gives the names of the files that go out with the mail.
+func (m *Mail) Attached() []string {
+	names := []string{}
+	for _, a := range m.a.email.attachments {
+		names = append(names, a.Name)
+	}
+	for _, a := range m.Attachments {
+		names = append(names, a.Name)
+	}
+	return names
+}
+
 // templates are those of the recipient's language, and what they see.
 func (m *Mail) templates() (*spec.Parts, map[string]any, error) {
 	e := m.a.email
@@ -382,6 +416,7 @@ func (m *Mail) head() (mail.Envelope, mail.Message, error) {
 	if e.on.preproduction {
 		msg.Headers = append(msg.Headers, mail.Header{Name: mail.PreproductionHeader, Value: m.a.name})
 	}
+	msg.Attachments = slices.Clip(e.attachments)
 	for _, at := range m.Attachments {
 		msg.Attachments = append(msg.Attachments, mail.Attachment{Name: at.Name, Type: at.Type, Data: at.Content})
 	}
@@ -402,12 +437,12 @@ func (m *Mail) Message() (mail.Envelope, mail.Message, error) {
 	return envelope, msg, nil
 }
 
-// Append writes the whole message behind dst. An address that cannot be mailed is an error that matches mail.ErrAddress. The email is laid out once; what it cannot be laid
-// out for (attachments, an address of more than ASCII) is built for the recipient alone, and is the same message.
+// Append writes the whole message behind dst. An address that cannot be mailed is an error that matches mail.ErrAddress. The email is laid out once, its own attachments too; what it cannot be
+// laid out for (attachments of one mail, an address of more than ASCII) is built for the recipient alone, and is the same message.
 func (m *Mail) Append(dst []byte) (mail.Outgoing, error) {
 	out, err := m.append(dst)
 	if err == nil {
-		out.Content, err = m.Sign(out.Content, len(dst))
+		out.Content, err = m.Sign(out.Content, len(dst), out.Tail)
 	}
 	return out, err
 }
@@ -438,7 +473,7 @@ func (m *Mail) append(dst []byte) (mail.Outgoing, error) {
 		return mail.Outgoing{}, err
 	}
 	content, err := s.Append(dst, v)
-	return mail.Outgoing{Envelope: envelope, Content: content, Ready: true}, err
+	return mail.Outgoing{Envelope: envelope, Content: content, Tail: s.Tail(), Ready: true}, err
 }
 
 // holes renders what differs from one recipient to the next.
@@ -474,6 +509,10 @@ func (l *layouts) lay(parts *spec.Parts, msg mail.Message) (*mail.Skeleton, erro
 	s, err := mail.NewSkeleton(msg, text, html)
 	if err != nil {
 		return nil, err
+	}
+	for _, other := range l.of {
+		s.ShareTail(other)
+		break // they have one among them
 	}
 	l.of[parts] = s
 	return s, nil

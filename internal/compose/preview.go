@@ -95,12 +95,11 @@ func (c *Composer) OfDelivery(ctx context.Context, tx *postgres.Tx, id int64) (*
 	return m, nil
 }
 
-// WebView is the HTML of a delivery's mail for a browser: without the pixel, since looking at it is told by the request itself.
+// WebView is the HTML of a delivery's mail for a browser.
 func (c *Composer) WebView(ctx context.Context, tx *postgres.Tx, id int64) (Content, error) {
 	m, err := c.OfDelivery(ctx, tx, id)
 	if err != nil {
 		return Content{}, err
 	}
-	m.noPixel = true
-	return m.Render()
+	return m.Page()
 }

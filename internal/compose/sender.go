@@ -44,12 +44,12 @@ func (e *Email) Preproduction() bool { return e.on.preproduction }
 // Unaddressed tells that the email's mails must not be sent: it is one of a pre-production, and there is no stand-in.
 func (e *Email) Unaddressed() bool { return e.on.preproduction && e.composer.standIn.Nowhere() }
 
-// Sign puts the signatures before a message that begins at an offset of b, where Onda signs mails from the email's domain.
-func (m *Mail) Sign(b []byte, offset int) ([]byte, error) {
+// Sign puts the signatures before a message that begins at an offset of b and ends with the tail, where Onda signs mails from the email's domain.
+func (m *Mail) Sign(b []byte, offset int, tail []byte) ([]byte, error) {
 	s := m.a.email.sender.dkim
 	if s == nil {
 		return b, nil
 	}
-	header, err := s.Sign(nil, b[offset:])
+	header, err := s.Sign(nil, b[offset:], tail)
 	return slices.Insert(b, offset, header...), err
 }

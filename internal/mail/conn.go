@@ -75,6 +75,8 @@ type Conn struct {
 	reset  bool // a transaction is open at the relay: RSET before the next
 	broken bool // nothing more can be sent
 	buf    []byte
+	tail   []byte    // of the message, after buf
+	after  []byte    // what is after the tail
 	ahead  []string  // the commands of a transaction that were written behind the content before, and not answered yet
 	opens  *Outgoing // whose they are
 }
@@ -82,8 +84,10 @@ type Conn struct {
 // Outgoing is a message on its way.
 type Outgoing struct {
 	Envelope
-	// Content is the whole message.
+	// Content is the whole message, but for the tail.
 	Content []byte
+	// Tail comes after Content. Many messages may share one: it is sent from where it is. Only with Ready.
+	Tail []byte
 	// Ready says that Content is as DATA takes it and of ASCII alone, as Skeleton.Append makes it; else it may have any line ends.
 	Ready bool
 }
@@ -240,9 +244,13 @@ func (c *Conn) SendThen(ctx context.Context, m, next *Outgoing) Result {
 			group = []string{"RSET", mailFrom, rcptTo, "DATA"}
 		}
 	}
-	if m.Ready {
+	c.tail, c.after = m.Tail, c.after[:0]
+	switch {
+	case len(m.Tail) > 0:
+		c.buf, c.after = append(c.buf[:0], m.Content...), append(c.after, end...)
+	case m.Ready:
 		c.buf = append(append(c.buf[:0], m.Content...), end...)
-	} else {
+	default:
 		c.buf = appendContent(c.buf[:0], m.Content)
 	}
 
@@ -265,8 +273,14 @@ func (c *Conn) SendThen(ctx context.Context, m, next *Outgoing) Result {
 	c.sent++
 	res := c.transact(group, next)
 	c.used = time.Now()
+	if c.tail = nil; cap(c.buf) > maxRoom {
+		c.buf = nil
+	}
 	return res
 }
+
+// maxRoom is how large a message may have been for its room to be kept for the next.
+const maxRoom = 1 << 20
 
 // leave gives a message up before anything of it went out. A transaction that was opened ahead for it can only be ended by ending the connection.
 func (c *Conn) leave(err error) Result {
@@ -396,17 +410,28 @@ func (c *Conn) transact(group []string, next *Outgoing) Result {
 const end = ".\r\n"
 
 func (c *Conn) content(next *Outgoing) Result {
-	size := len(c.buf)
+	size := len(c.buf) + len(c.tail) + len(c.after)
+	last := &c.buf
+	if len(c.tail) > 0 {
+		last = &c.after
+	}
 	if next != nil && c.pipelining {
 		if mailFrom, rcptTo, failed := c.commands(next); failed == nil { // else it is said when its turn comes
 			c.ahead, c.opens = []string{mailFrom, rcptTo, "DATA"}, next
 			for _, l := range c.ahead {
-				c.buf = append(append(c.buf, l...), "\r\n"...)
+				*last = append(append(*last, l...), "\r\n"...)
 			}
 		}
 	}
 	w := c.client.Text.W
 	n, err := w.Write(c.buf)
+	for _, b := range [][]byte{c.tail, c.after} {
+		if err == nil && len(b) > 0 {
+			var more int
+			more, err = w.Write(b)
+			n += more
+		}
+	}
 	if err == nil {
 		err = w.Flush()
 	}

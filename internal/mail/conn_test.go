@@ -280,6 +280,35 @@ func TestContentIsSentAsItIs(t *testing.T) {
 	}
 }
 
+// A tail is sent behind the content of each message that has it, also when the next message's transaction is opened behind it.
+func TestTail(t *testing.T) {
+	t.Parallel()
+	for _, extensions := range []string{"PIPELINING", "8BITMIME"} {
+		s := smtptest.Start(t, smtptest.Config{Extensions: strings.Fields(extensions)})
+		c := dial(t, s)
+		tail := bytes.Repeat([]byte("a line of a file\r\n"), 20_000)
+		var line []*mail.Outgoing
+		for i, t := range [][]byte{tail, tail, nil, tail} {
+			line = append(line, &mail.Outgoing{Envelope: mail.Envelope{To: fmt.Sprintf("r%d@example.com", i)}, Content: []byte(fmt.Sprintf("A: %d\r\n\r\n", i)), Tail: t, Ready: true})
+		}
+		for i, m := range line {
+			var next *mail.Outgoing
+			if i+1 < len(line) {
+				next = line[i+1]
+			}
+			if got := c.SendThen(t.Context(), m, next); got.State != mail.Sent {
+				t.Fatalf("%d: %+v", i, got)
+			}
+		}
+		for i, m := range line {
+			mails := s.MailsTo(m.To)
+			if want := string(m.Content) + string(m.Tail); len(mails) != 1 || string(mails[0].Body) != want {
+				t.Errorf("%s: the relay took %d mails for %d, or another content", extensions, len(mails), i)
+			}
+		}
+	}
+}
+
 func TestExtensions(t *testing.T) {
 	t.Parallel()
 	const full, none = "8BITMIME SMTPUTF8", "PIPELINING"

@@ -141,8 +141,8 @@ func signedFields() []string {
 	}
 }
 
-// Sign writes behind dst the header fields that sign content, which they go before: a whole message whose lines end with CRLF.
-func (s *Signer) Sign(dst, content []byte) ([]byte, error) {
+// Sign writes behind dst the header fields that sign content and its tail, which they go before: a whole message whose lines end with CRLF.
+func (s *Signer) Sign(dst, content, tail []byte) ([]byte, error) {
 	fields, err := present(content)
 	if err != nil {
 		return dst, fmt.Errorf("sign with DKIM: %w", err)
@@ -156,7 +156,9 @@ func (s *Signer) Sign(dst, content []byte) ([]byte, error) {
 		if err != nil {
 			return dst, fmt.Errorf("sign with DKIM key of %s: %w", k.Name(), err)
 		}
-		_, err = signer.Write(content)
+		if _, err = signer.Write(content); err == nil && len(tail) > 0 {
+			_, err = signer.Write(tail)
+		}
 		if closed := signer.Close(); err == nil {
 			err = closed
 		}

@@ -10,7 +10,9 @@ import (
 	"net"
 	netmail "net/mail"
 	"net/url"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -54,6 +56,8 @@ type Attachment struct {
 	Name string
 	Type string // MIME type; empty: by the name's extension
 	Data []byte
+	// Inline says that it is shown where the HTML has cid: and its name.
+	Inline bool
 }
 
 // Build writes the message: UTF-8, quoted-printable, CRLF line ends, no line over 998 bytes and, but for words that must not be
@@ -64,12 +68,50 @@ func (m Message) Build() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("build message: %w", err)
 	}
+	size := 1024 + 2*(len(m.HTML)+len(m.Text))
+	for _, a := range m.Attachments {
+		size += 256 + len(a.Data)*78/57 // a line of base64, CRLF included, has 57 bytes
+	}
 	var buf bytes.Buffer
-	buf.Grow(1024 + 2*(len(m.HTML)+len(m.Text)))
+	buf.Grow(size)
 	if _, err := msg.WriteTo(&buf); err != nil {
 		return nil, fmt.Errorf("build message: %w", err)
 	}
+	m.bound(buf.Bytes())
 	return buf.Bytes(), nil
+}
+
+var multipart = regexp.MustCompile(`(?m)^Content-Type: multipart/[a-z]+;\r\n boundary=([0-9a-f]{` + strconv.Itoa(boundaryLength) + `})\r\n`)
+
+const boundaryLength = 60 // of those that go-mail makes
+
+// bound puts boundaries that are derived in the place of those that go-mail made at random, so that a resend is the same to the byte. It is not told ours where there are
+// several levels, since it would take one for all.
+func (m Message) bound(b []byte) {
+	if len(m.Attachments) == 0 {
+		return
+	}
+	head := b
+	if i := bytes.Index(b, []byte("Content-Type: text/")); i >= 0 { // before it there is nothing that the texts or files say
+		head = b[:i]
+	}
+	for level, found := range multipart.FindAllSubmatch(head, -1) {
+		made := bytes.Clone(found[1])
+		ours := []byte(m.boundary(level))
+		for at := 0; ; {
+			i := bytes.Index(b[at:], made)
+			if i < 0 {
+				break
+			}
+			at += i + copy(b[at+i:], ours)
+		}
+	}
+}
+
+// boundary is as long as go-mail's own, and another at each level.
+func (m Message) boundary(level int) string {
+	sum := sha256.Sum256([]byte(strconv.Itoa(level) + m.MessageID))
+	return ("onda-" + hex.EncodeToString(sum[:]))[:boundaryLength]
 }
 
 func (m Message) compose() (*gomail.Msg, error) {
@@ -86,8 +128,7 @@ func (m Message) compose() (*gomail.Msg, error) {
 	options := []gomail.MsgOption{
 		gomail.WithCharset(gomail.CharsetUTF8), gomail.WithEncoding(gomail.EncodingQP), gomail.WithNoDefaultUserAgent(),
 	}
-	if len(m.Attachments) == 0 {
-		// Derived, so that a resend is the same to the byte. Not with attachments: go-mail would use one boundary for both levels.
+	if len(m.Attachments) == 0 { // else see bound
 		sum := sha256.Sum256([]byte(m.MessageID))
 		options = append(options, gomail.WithBoundary("onda-"+hex.EncodeToString(sum[:16])))
 	}
@@ -152,7 +193,11 @@ func (m Message) compose() (*gomail.Msg, error) {
 		if name == "" {
 			return nil, errors.New("attachment without a name")
 		}
-		if err := msg.AttachReader(name, bytes.NewReader(a.Data), fo...); err != nil {
+		attach := msg.AttachReader
+		if a.Inline {
+			attach = msg.EmbedReader
+		}
+		if err := attach(name, bytes.NewReader(a.Data), fo...); err != nil {
 			return nil, fmt.Errorf("attach: %w", err)
 		}
 	}

@@ -359,6 +359,10 @@ func TestAttachments(t *testing.T) {
 	if inline != 2 || bytes.Contains(raw, []byte("\r\nX-Evil")) {
 		t.Errorf("%d inline parts", inline)
 	}
+	again, err := m.Build()
+	if err != nil || !bytes.Equal(raw, again) {
+		t.Errorf("built again it is another message: %v", err)
+	}
 }
 
 func TestIDs(t *testing.T) {

@@ -3,7 +3,6 @@ package mail
 import (
 	"bytes"
 	"cmp"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,7 +11,10 @@ import (
 
 // Skeleton is a message to many, written but for what differs from one recipient to the next: go-mail lays it out once, and each recipient's is put together by
 // copying. It gives a message whose parts are those that Message.Build makes of the same, at a twentieth of the cost. Safe for concurrent use.
-type Skeleton struct{ pieces []piece }
+type Skeleton struct {
+	pieces []piece
+	tail   []byte
+}
 
 // piece is some of the message as it is sent, and what comes after it.
 type piece struct {
@@ -69,12 +71,9 @@ const (
 	markRef    = "ONDA-REFERENCE-"
 )
 
-// NewSkeleton lays a message out. Of m it takes From, ReplyTo, ListID and Headers as they are; of Text, HTML, ListUnsubscribe, FeedbackID and References whether there are any, since each
+// NewSkeleton lays a message out. Of m it takes From, ReplyTo, ListID, Headers and Attachments as they are; of Text, HTML, ListUnsubscribe, FeedbackID and References whether there are any, since each
 // recipient brings their own. text and html are the literals of both, between which the recipient's texts go. An error matches those of Build.
 func NewSkeleton(m Message, text, html []string) (*Skeleton, error) {
-	if len(m.Attachments) > 0 {
-		return nil, errors.New("lay out a message: with attachments it is made for each recipient")
-	}
 	m.To, m.Subject, m.MessageID, m.Date = Address{Email: markTo}, markLine, "<"+markID+">", time.Unix(0, 0).UTC()
 	type marked struct {
 		text  string
@@ -130,8 +129,25 @@ func NewSkeleton(m Message, text, html []string) (*Skeleton, error) {
 			s.pieces = append(s.pieces, piece{literal: before, hole: p.hole, index: p.index})
 		}
 	}
+	if len(m.Attachments) > 0 {
+		for i := range s.pieces { // they must not keep the layout, once its tail is another's
+			s.pieces[i].literal = bytes.Clone(s.pieces[i].literal)
+		}
+		s.tail = layout[from:]
+		return s, nil
+	}
 	s.pieces = append(s.pieces, piece{literal: layout[from:]})
 	return s, nil
+}
+
+// Tail is what comes after what Append writes: the attachments, encoded once. It is nil where there are none, and must not be written to.
+func (s *Skeleton) Tail() []byte { return s.tail }
+
+// ShareTail takes the tail of another in the place of its own, where both are the same: the editions of an email have the same attachments.
+func (s *Skeleton) ShareTail(with *Skeleton) {
+	if bytes.Equal(s.tail, with.tail) {
+		s.tail = with.tail
+	}
 }
 
 // body adds a body's pieces: its literals are encoded here, once.
@@ -150,7 +166,7 @@ func (s *Skeleton) body(before []byte, literals []string, h hole) {
 	}
 }
 
-// Append writes a recipient's message behind dst, as the content of DATA: lines end with CRLF, none begins with a dot, and all of it is ASCII.
+// Append writes a recipient's message, but for the tail, behind dst, as the content of DATA: lines end with CRLF, none begins with a dot, and all of it is ASCII.
 func (s *Skeleton) Append(dst []byte, v Varying) (_ []byte, err error) {
 	for _, p := range s.pieces {
 		dst = append(dst, p.literal...)

@@ -93,6 +93,15 @@ func TestSkeletonIsTheMessage(t *testing.T) {
 		for what, change := range map[string]func(*mail.Message){
 			"both": func(*mail.Message) {}, "text alone": func(m *mail.Message) { m.HTML = "" }, "HTML alone": func(m *mail.Message) { m.Text = "" },
 			"references": func(m *mail.Message) { m.References = slices.Clone(v.References) },
+			"attached": func(m *mail.Message) {
+				m.Attachments = []mail.Attachment{{Name: "Prüfung 1.pdf", Type: "application/pdf", Data: bytes.Repeat([]byte{0, '.', '\n', 255}, 5000)}, {Name: "logo.png", Data: []byte("png"), Inline: true}}
+			},
+			"attached to text": func(m *mail.Message) {
+				m.HTML, m.Attachments = "", []mail.Attachment{{Name: ".txt", Data: []byte("..")}}
+			},
+			"an image within": func(m *mail.Message) {
+				m.Text, m.Attachments = "", []mail.Attachment{{Name: "logo.png", Data: []byte("png"), Inline: true}}
+			},
 			"transactional": func(m *mail.Message) { m.ListUnsubscribe, m.FeedbackID, m.ListID = mail.Unsubscribe{}, "", "" },
 		} {
 			m := whole
@@ -105,7 +114,7 @@ func TestSkeletonIsTheMessage(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s, %s: %v", name, what, err)
 			}
-			got = bytes.TrimPrefix(got, []byte("before"))
+			got = append(bytes.TrimPrefix(got, []byte("before")), s.Tail()...)
 			m.To, m.Subject, m.Date, m.MessageID = mail.Address{Email: v.To}, v.Subject, v.Date, v.MessageID
 			want, err := m.Build()
 			if err != nil {
@@ -148,9 +157,40 @@ func TestSkeletonRefuses(t *testing.T) {
 			t.Errorf("%v, want %q", err, want)
 		}
 	}
-	m.Attachments = []mail.Attachment{{Name: "a.txt"}}
+	m.Attachments = []mail.Attachment{{Name: "\r\n"}}
 	if _, err := mail.NewSkeleton(m, []string{""}, nil); err == nil {
-		t.Error("attachments are left out")
+		t.Error("an attachment without a name")
+	}
+}
+
+// Messages with the same attachments share one encoding of them, whatever else they say.
+func TestSkeletonsShareTheirTail(t *testing.T) {
+	t.Parallel()
+	m := mail.Message{From: mail.Address{Email: "a@b.example"}, Text: "x", Attachments: []mail.Attachment{{Name: "a.bin", Data: bytes.Repeat([]byte("."), 10_000)}}}
+	one, err := mail.NewSkeleton(m, []string{"one", ""}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.FeedbackID = "f"
+	two, err := mail.NewSkeleton(m, []string{"two ", ".", ""}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(one.Tail()) < 13_000 || &one.Tail()[0] == &two.Tail()[0] {
+		t.Fatalf("tails of %d and %d bytes", len(one.Tail()), len(two.Tail()))
+	}
+	two.ShareTail(one)
+	if &one.Tail()[0] != &two.Tail()[0] {
+		t.Errorf("the tails are not the same:\n%s\n%s", one.Tail()[:200], two.Tail()[:200])
+	}
+	m.Attachments[0].Data[0] = 'x'
+	other, err := mail.NewSkeleton(m, []string{"one", ""}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := bytes.Clone(other.Tail())
+	if other.ShareTail(one); !bytes.Equal(before, other.Tail()) {
+		t.Error("another file was taken for the same")
 	}
 }
 

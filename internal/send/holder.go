@@ -244,7 +244,9 @@ func (l *lane) connection() {
 				continue
 			}
 		}
-		spare[n] = now.Content
+		if spare[n] = now.Content; cap(spare[n]) > maxSpare {
+			spare[n] = nil
+		}
 		for more := true; more && next == nil; {
 			select {
 			case j := <-l.jobs:
@@ -260,6 +262,9 @@ func (l *lane) connection() {
 		now.job.holder.settle(l.deliver(line, now, follows))
 	}
 }
+
+// maxSpare is how large a message may have been for its room to be kept for the next: a template may make one of some MiB.
+const maxSpare = 1 << 20
 
 // prepare makes a message. One that cannot be made is settled at once, and nil.
 func (l *lane) prepare(j job, buf []byte) *handover {

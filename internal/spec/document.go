@@ -76,10 +76,13 @@ type Document struct {
 	// Compiled are an email's templates, which are stored beside it; nil of other
 	// kinds, and before Set.Check.
 	Compiled *Compiled
-	Doc      Doc
-	File     string
-	Line     int
-	Col      int
+	// Files are the files that the document names by their hash, such as an email's
+	// attachments. They are stored beside it too.
+	Files map[string][]byte
+	Doc   Doc
+	File  string
+	Line  int
+	Col   int
 
 	checks []func(*checker)
 	broken bool // it has problems of its own: others are not told that it is missing

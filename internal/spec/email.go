@@ -38,6 +38,8 @@ type Email struct {
 	// Variants are forms of the email of which each contact gets one; none for one
 	// form for all.
 	Variants []Variant
+	// Attachments go out with every mail.
+	Attachments []Attachment
 }
 
 // Variant is a form of an email. What it leaves out is taken from the email; a
@@ -212,7 +214,8 @@ func emailKeys(o *object, e *Email) {
 	o.oneOf("html", "markdown")
 	get(o, "locales", localesRule(), &e.Locales, optional)
 	get(o, "variants", list(shape("emailVariant", variantKeys), 1), &e.Variants, optional)
-	o.notYet("mjml", "attachments")
+	get(o, "attachments", attachmentsRule(), &e.Attachments, optional)
+	o.notYet("mjml")
 	if !hasUnknown {
 		e.Unknown = UnknownSkip
 		if e.Transactional {

@@ -66,7 +66,7 @@ func loadFiles(fsys fs.FS, files []string) (*Set, error) {
 	var all []parsed
 	texts := map[string]bool{} // directories of forms' texts
 	for _, file := range files {
-		src, err := readFile(fsys, file)
+		src, err := readFile(fsys, file, maxFile, errTooLarge)
 		if errors.Is(err, errTooLarge) || errors.Is(err, errNotRegular) {
 			all = append(all, parsed{file: file, bad: Problems{{File: file, Line: 1, Col: 1, Msg: err.Error()}}})
 			continue
@@ -114,11 +114,12 @@ func loadFiles(fsys fs.FS, files []string) (*Set, error) {
 
 var (
 	errTooLarge   = fmt.Errorf("the file is larger than %d KiB: divide it into several", maxFile>>10)
-	errNotRegular = errors.New("this is no regular file, but a directory, a pipe or a device: put a file of text here, or give it another name")
+	errTooHeavy   = fmt.Errorf("the attachments have more than %d MiB in all, and many servers refuse such mails: put the files on the web, and links to them into the mail", maxAttached>>20)
+	errNotRegular = errors.New("this is no regular file, but a directory, a pipe or a device: put a file here, or give it another name")
 )
 
-// readFile reads a file up to maxFile. What is no regular file is not opened: a pipe would wait for ever for its writer.
-func readFile(fsys fs.FS, name string) ([]byte, error) {
+// readFile reads a file of at most so many bytes; more is tooLarge. What is no regular file is not opened: a pipe would wait for ever for its writer.
+func readFile(fsys fs.FS, name string, most int, tooLarge error) ([]byte, error) {
 	info, err := fs.Stat(fsys, name)
 	if err != nil {
 		return nil, err
@@ -131,9 +132,9 @@ func readFile(fsys fs.FS, name string) ([]byte, error) {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }() // it was only read
-	src, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err == nil && len(src) > maxFile {
-		err = errTooLarge
+	src, err := io.ReadAll(io.LimitReader(f, int64(most)+1))
+	if err == nil && len(src) > most {
+		err = tooLarge
 	}
 	return src, err
 }
@@ -236,7 +237,9 @@ func LoadChecked(fsys fs.FS, known Known, compile Compile) (*Set, error) {
 // sources are the files that documents may name.
 type sources struct{ fsys fs.FS }
 
-func (s *sources) open(name string) ([]byte, error) { return readFile(s.fsys, name) }
+func (s *sources) open(name string) ([]byte, error) {
+	return readFile(s.fsys, name, maxFile, errTooLarge)
+}
 
 // list gives the names of the YAML files in a directory.
 func (s *sources) list(dir string) []string {
@@ -256,29 +259,36 @@ func (s *sources) list(dir string) []string {
 	return names
 }
 
-// read gives the text of a file that a document names: beside the document, or
-// from the root of the directory.
+// read gives the text of a file that a document names.
 func (d *decoder) read(name string) (text, file string, err error) {
-	candidates := []string{path.Join(path.Dir(d.doc.File), name), path.Clean(name)}
-	for _, file := range candidates {
+	src, file, err := d.find(name, d.files.open)
+	switch {
+	case err != nil:
+		return "", "", err
+	case !utf8.Valid(src):
+		return "", "", fmt.Errorf("the file %q is not UTF-8", name)
+	case len(bytes.TrimSpace(src)) == 0:
+		return "", "", fmt.Errorf("the file %q is empty", name)
+	}
+	return strings.ReplaceAll(string(src), "\r\n", "\n"), file, nil
+}
+
+// find opens a file that a document names: beside the document, or from the root of the directory.
+func (d *decoder) find(name string, open func(name string) ([]byte, error)) (src []byte, file string, err error) {
+	for _, file := range []string{path.Join(path.Dir(d.doc.File), name), path.Clean(name)} {
 		if !fs.ValidPath(file) {
 			continue
 		}
-		src, err := d.files.open(file)
+		src, err := open(file)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		switch {
-		case err != nil:
-			return "", "", fmt.Errorf("the file %q cannot be read: %w", name, err)
-		case !utf8.Valid(src):
-			return "", "", fmt.Errorf("the file %q is not UTF-8", name)
-		case len(bytes.TrimSpace(src)) == 0:
-			return "", "", fmt.Errorf("the file %q is empty", name)
+		if err != nil {
+			return nil, "", fmt.Errorf("the file %q cannot be read: %w", name, err)
 		}
-		return strings.ReplaceAll(string(src), "\r\n", "\n"), file, nil
+		return src, file, nil
 	}
-	return "", "", fmt.Errorf("there is no file %q beside the document", name)
+	return nil, "", fmt.Errorf("there is no file %q beside the document", name)
 }
 
 // textFiles reads the files en.yaml, fr.yaml and so on of a directory into one

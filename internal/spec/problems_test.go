@@ -181,7 +181,11 @@ func badCases() []badCase {
 		{"no way to unsubscribe", head("Email", "e", "  {topic: news, from: a@x.example, subject: s, html: h}\n"), []string{`5:54: a mail with a topic needs {{ unsubscribe_url }} in it, or in its layout`}, true},
 		{"confirm_url elsewhere", head("Email", "e", "  {transactional: true, from: a@x.example, subject: s, html: \"{{ confirm_url }}\"}\n"), []string{`5:66: confirm_url is known only in an email that a form's confirm names`}, true},
 		{"script", head("Email", "e", "  transactional: true\n  from: a@x.example\n  subject: s\n  html: |\n    <script>x</script>\n"), []string{`9:5: a mail has no scripts: leave <script> out`}, true},
-		{"attachments come later", head("Email", "e", "  {transactional: true, from: a@x.example, subject: s, html: h, attachments: []}\n"), []string{`5:65: this version does not have "attachments" yet`}, false},
+		{"no attachments", head("Email", "e", "  {transactional: true, from: a@x.example, subject: s, html: h, attachments: []}\n"), []string{`5:78: the list must not be empty`}, false},
+		{"attachments", head("Email", "e", "  transactional: true\n  from: a@x.example\n  subject: s\n  html: h\n  attachments:\n    - {file: away.pdf}\n"), []string{`10:14: there is no file "away.pdf" beside the document`}, true},
+		{"attachments' keys", head("Email", "e", "  transactional: true\n  from: a@x.example\n  subject: s\n  html: h\n  attachments:\n    - {name: a/b, contentType: PDF, inline: 1}\n"), []string{
+			`10:7: "file" is missing`, `10:14: must be a file's name of at most 100 characters, not "a/b"`, `10:32: must be a MIME type such as application/pdf, not "PDF"`, `10:45: must be true or false, not 1`,
+		}, false},
 		{"variants", head("Email", "e", "  transactional: true\n  from: a@x.example\n  subject: s\n  html: h\n  variants:\n    - {name: a, subject: \"{{ contact.contry }}\"}\n    - {name: a, weight: 1, locales: {fr: {html: \"{{ x }}\"}}}\n"), []string{
 			`10:30: unknown field "contact.contry", did you mean "contact.country"?`, `11:14: there is a variant "a" already`, `11:53: unknown name "x"`,
 		}, true},
