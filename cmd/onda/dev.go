@@ -168,6 +168,7 @@ func (c devCmd) Run(ctx context.Context, s *session) (err error) {
 	if s.file["ONDA_DEV_KEY"], err = keys.of(ctx, s.tenant); err != nil {
 		return err
 	}
+	s.file["ONDA_BOUNCE_KEY"], s.file["ONDA_BOUNCE_URL"] = s.file["ONDA_DEV_KEY"], c.base()+"/bounces/"+s.tenant
 	// It ends after the functions, which may be in the middle of a mail when ctx ends.
 	box, err := mailbox.Start(context.WithoutCancel(ctx), mailbox.Config{
 		Dir: filepath.Join(c.State, "mailbox"), SMTPAddr: fmt.Sprintf("127.0.0.1:%d", c.SMTPPort), HTTPAddr: fmt.Sprintf("127.0.0.1:%d", c.MailboxPort),

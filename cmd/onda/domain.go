@@ -21,6 +21,7 @@ import (
 )
 
 type domainCmd struct {
+	List  domainListCmd  `cmd:"" help:"List the domains, since when they are verified, and what is wrong with them."`
 	Check domainCheckCmd `cmd:"" help:"Ask DNS whether mails from a domain will be believed, and say what to publish."`
 	Key   domainKeyCmd   `cmd:"" help:"Make the keys that Onda signs mails from a domain with."`
 }
@@ -28,9 +29,10 @@ type domainCmd struct {
 func domains() sort { return sort{"domain", []string{spec.KindDomain}} }
 
 type domainCheckCmd struct {
-	Name     string        `arg:"" help:"The Domain document's name, or the domain."`
+	Name     string        `arg:"" optional:"" help:"The Domain document's name, or the domain."`
+	All      bool          `help:"All domains, of all tenants that the login enters where no tenant is named: for every day."`
 	Resolver string        `help:"The DNS server to ask, instead of this machine's." placeholder:"HOST:PORT"`
-	Timeout  time.Duration `default:"20s" help:"How long DNS may take in all."`
+	Timeout  time.Duration `default:"20s" help:"How long DNS may take for a domain."`
 }
 
 // Help is shown by --help.
@@ -38,13 +40,16 @@ func (domainCheckCmd) Help() string {
 	return "A domain of which all that mails need is right is verified: mails from it are sent. Once a tenant has a Domain, mails from other domains are not. " +
 		"Each check renews it for " + days(senderdomain.Fresh) + ", within which campaigns may be started; one that finds something wrong takes nothing away. " +
 		"The exit status is 1 when something is missing, wrong, or not answered. ONDA_RETURN_PATH_DOMAIN, ONDA_LINK_URL and ONDA_SMTP_URL say what records must lead to.\n\n" +
-		"Example:\n  onda --tenant acme domain check news --resolver 9.9.9.9:53"
+		"Example:\n  onda --tenant acme domain check news --resolver 9.9.9.9:53\n  onda domain check --all"
 }
 
 func days(d time.Duration) string { return count(int(d/(24*time.Hour)), "day") }
 
 // Validate finds what is wrong with the options.
 func (c domainCheckCmd) Validate() error {
+	if (c.Name == "") != c.All {
+		return errors.New("name a domain, or say --all")
+	}
 	if host, port, err := net.SplitHostPort(c.Resolver); c.Resolver != "" && (err != nil || host == "" || port == "") {
 		return fmt.Errorf("--resolver %q is not HOST:PORT, such as 9.9.9.9:53", c.Resolver)
 	}
@@ -56,7 +61,8 @@ func (c domainCheckCmd) Validate() error {
 
 // domainChecked is what onda domain check prints as JSON.
 type domainChecked struct {
-	Name string `json:"name"`
+	Tenant string `json:"tenant,omitempty"` // with --all
+	Name   string `json:"name"`
 	domaincheck.Report
 	// Verified tells whether mails from it are sent, VerifiedAt since which check.
 	Verified   bool       `json:"verified"`
@@ -65,49 +71,24 @@ type domainChecked struct {
 	Retired []string `json:"retired,omitempty"`
 }
 
-// Run checks the domain. DNS is asked outside of any transaction.
+// wrong says what is not as it should be, a finding each.
+func (c domainChecked) wrong() (all []string) {
+	for _, f := range c.Findings {
+		if f.Status != domaincheck.OK {
+			all = append(all, fmt.Sprintf("%s of %s is %s", f.Check, f.Name, f.Status))
+		}
+	}
+	return all
+}
+
+// Run checks the domain, or all.
 func (c domainCheckCmd) Run(ctx context.Context, s *session) error {
-	var d senderdomain.Domain
-	var w domaincheck.Wanted
-	var claimed bool
-	err := s.inDomain(ctx, c.Name, func(ctx context.Context, tx *postgres.Tx, found senderdomain.Domain) (err error) {
-		d = found
-		if w, err = s.wanted(d.Domain); err != nil || d.Signer != spec.SignerOnda {
-			return err
-		}
-		keys, err := senderdomain.Keys(ctx, tx, d.Domain.Domain)
-		for _, k := range keys {
-			w.Keys = append(w.Keys, k.DKIMKey)
-		}
-		claimed = d.LinkHost == "" || slices.Contains(tx.Tenant.LinkHosts, d.LinkHost)
-		return err
-	})
+	if c.All {
+		return c.all(ctx, s)
+	}
+	out, err := c.check(ctx, s, c.Name)
 	if err != nil {
 		return err
-	}
-	within, cancel := context.WithTimeout(ctx, c.Timeout)
-	defer cancel()
-	out := domainChecked{Name: d.Name, Report: domaincheck.Check(within, domaincheck.NewResolver(c.Resolver), w)}
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	err = s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
-		out.Retired, err = d.Checked(ctx, tx, out.Right(), out.Published)
-		if out.VerifiedAt = &d.VerifiedAt; out.Right() {
-			*out.VerifiedAt = tx.Now()
-		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	if out.Verified = !out.VerifiedAt.IsZero(); !out.Verified {
-		out.VerifiedAt = nil
-	}
-	if !claimed {
-		out.Findings = append(out.Findings, domaincheck.Finding{
-			Check: "link", Name: d.LinkHost, Status: domaincheck.Wrong, Detail: "the tenant's file does not have it among its hosts: no link is made with it",
-		})
 	}
 	asJSON, err := s.data(out)
 	if err != nil {
@@ -116,16 +97,147 @@ func (c domainCheckCmd) Run(ctx context.Context, s *session) error {
 	if !asJSON {
 		s.domainReport(out)
 	}
-	if out.OK() {
-		return nil
+	if wrong := out.wrong(); len(wrong) > 0 {
+		return fmt.Errorf("%s: %s", out.Domain, strings.Join(wrong, ", "))
 	}
-	var wrong []string
-	for _, f := range out.Findings {
-		if f.Status != domaincheck.OK {
-			wrong = append(wrong, fmt.Sprintf("%s of %s is %s", f.Check, f.Name, f.Status))
+	return nil
+}
+
+// all checks all domains of the tenant, or of all tenants. One that cannot be checked keeps no other from it.
+func (c domainCheckCmd) all(ctx context.Context, s *session) error {
+	tenants := []string{s.tenant}
+	if s.tenant == "" {
+		db, err := s.pool()
+		if err == nil {
+			tenants, err = db.Entered(ctx)
+		}
+		if err != nil {
+			return err
 		}
 	}
-	return fmt.Errorf("%s: %s", out.Domain, strings.Join(wrong, ", "))
+	checked, bad := []domainChecked{}, 0
+	var failed []error
+	for _, s.tenant = range tenants {
+		var domains []senderdomain.Listed
+		err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
+			domains, err = senderdomain.List(ctx, tx)
+			return err
+		})
+		if err != nil {
+			failed = append(failed, fmt.Errorf("tenant %s: %w", s.tenant, err))
+		}
+		for _, d := range domains {
+			out, err := c.check(ctx, s, d.Name)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err != nil {
+				failed = append(failed, fmt.Errorf("tenant %s: %s: %w", s.tenant, d.Name, err))
+				continue
+			}
+			out.Tenant = s.tenant
+			checked = append(checked, out)
+			what := "right"
+			if wrong := out.wrong(); len(wrong) > 0 {
+				bad++
+				what = strings.Join(wrong, ", ")
+			}
+			if !s.json {
+				s.print("%s  %s: %s", out.Tenant, out.Domain, what)
+			}
+		}
+	}
+	if _, err := s.data(checked); err != nil {
+		return err
+	}
+	if bad > 0 {
+		failed = append(failed, fmt.Errorf("of %s %d not as they should be: onda domain check NAME says what to publish", count(len(checked), "domain"), bad))
+	}
+	return errors.Join(failed...)
+}
+
+// check checks a domain of the tenant. DNS is asked outside of any transaction.
+func (c domainCheckCmd) check(ctx context.Context, s *session, name string) (out domainChecked, err error) {
+	var d senderdomain.Domain
+	var w domaincheck.Wanted
+	var claimed bool
+	err = s.inDomain(ctx, name, func(ctx context.Context, tx *postgres.Tx, found senderdomain.Domain) (err error) {
+		d = found
+		claimed = d.LinkHost == "" || slices.Contains(tx.Tenant.LinkHosts, d.LinkHost)
+		if w, err = s.wanted(d.Domain); err != nil || d.Signer != spec.SignerOnda {
+			return err
+		}
+		keys, err := senderdomain.Keys(ctx, tx, d.Domain.Domain)
+		for _, k := range keys {
+			w.Keys = append(w.Keys, k.DKIMKey)
+		}
+		return err
+	})
+	if err != nil {
+		return out, err
+	}
+	within, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	out = domainChecked{Name: d.Name, Report: domaincheck.Check(within, domaincheck.NewResolver(c.Resolver), w)}
+	if ctx.Err() != nil {
+		return out, ctx.Err()
+	}
+	if !claimed {
+		out.Findings = append(out.Findings, domaincheck.Finding{
+			Check: "link", Name: d.LinkHost, Status: domaincheck.Wrong, Detail: "the tenant's file does not have it among its hosts: no link is made with it",
+		})
+	}
+	err = s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		out.Retired, err = d.Checked(ctx, tx, out.Right(), out.Published)
+		if out.VerifiedAt = &d.VerifiedAt; out.Right() {
+			*out.VerifiedAt = tx.Now()
+		}
+		if err == nil {
+			err = d.Looked(ctx, tx, out.wrong())
+		}
+		return err
+	})
+	if err != nil {
+		return out, err
+	}
+	if out.Verified = !out.VerifiedAt.IsZero(); !out.Verified {
+		out.VerifiedAt = nil
+	}
+	return out, nil
+}
+
+type domainListCmd struct{}
+
+// Help is shown by --help.
+func (domainListCmd) Help() string {
+	return "What is wrong is what the last check found; onda domain check looks again.\n\nExample:\n  onda --tenant acme domain list"
+}
+
+// Run lists the domains.
+func (domainListCmd) Run(ctx context.Context, s *session) error {
+	var all []senderdomain.Listed
+	err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		all, err = senderdomain.List(ctx, tx)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if ok, err := s.data(all); ok {
+		return err
+	}
+	w := tabwriter.NewWriter(s.stdout, 0, 8, 2, ' ', 0)
+	_, _ = fmt.Fprintln(w, "NAME\tDOMAIN\tSIGNER\tVERIFIED\tLAST CHECK\tWRONG")
+	at := func(t *time.Time) string {
+		if t == nil {
+			return "never"
+		}
+		return t.UTC().Format(time.DateTime)
+	}
+	for _, d := range all {
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", d.Name, d.Domain, d.Signer, at(d.VerifiedAt), at(d.CheckedAt), strings.Join(d.Wrong, "; "))
+	}
+	return w.Flush()
 }
 
 func (s *session) domainReport(out domainChecked) {

@@ -95,19 +95,25 @@ func (s *session) database() (*postgres.DB, string, error) {
 	if s.tenant == "" {
 		return nil, "", errNoTenant
 	}
+	db, err := s.pool()
+	return db, s.tenant, err
+}
+
+// pool opens the database as a function would.
+func (s *session) pool() (*postgres.DB, error) {
 	if s.db == nil {
 		s.url = "ONDA_DATABASE_URL"
 		url := s.env(s.url)
 		if url == "" {
-			return nil, "", errors.New("ONDA_DATABASE_URL is not set: it is the URL of Postgres, such as postgres://onda_pool@host/onda (onda dev sets it for this directory)")
+			return nil, errors.New("ONDA_DATABASE_URL is not set: it is the URL of Postgres, such as postgres://onda_pool@host/onda (onda dev sets it for this directory)")
 		}
 		db, err := postgres.Open(postgres.Config{URL: url, MaxConns: 4, Tick: s.tick()})
 		if err != nil {
-			return nil, "", err
+			return nil, err
 		}
 		s.db = db
 	}
-	return s.db, s.tenant, nil
+	return s.db, nil
 }
 
 // inTenant runs f in a transaction of the tenant.

@@ -103,6 +103,19 @@ func (db *DB) Keys(ctx context.Context, tenant string) (k Keys, err error) {
 	return k, err
 }
 
+// Entered are the names of the tenants that this login enters, of those that are served.
+func (db *DB) Entered(ctx context.Context) ([]string, error) {
+	rows, err := db.pool.Query(ctx, "SELECT name FROM onda.tenant WHERE state IN ('active', 'suspended') AND pg_catalog.pg_has_role(name::name, 'MEMBER') ORDER BY name")
+	if err != nil {
+		return nil, fmt.Errorf("list tenants: %w", err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("list tenants: %w", err)
+	}
+	return names, nil
+}
+
 // TenantByNumber finds the tenant that a token or a program's key names. ErrUnknownTenant when there is none, or none that this
 // process serves. Numbers are never reused, so what was found once stays true.
 func (db *DB) TenantByNumber(ctx context.Context, number int32) (string, error) {
