@@ -3,6 +3,7 @@ package config_test
 import (
 	"encoding/json"
 	"fmt"
+	"iter"
 	"net/url"
 	"os"
 	"path"
@@ -290,10 +291,26 @@ func (r rendering) templates() []template {
 	for at, s := range manifest.Of[*servingv1.Service](r.objects) {
 		all = append(all, template{at: at, meta: s.Spec.Template.ObjectMeta, spec: &s.Spec.Template.Spec.PodSpec})
 	}
-	for at, j := range manifest.Of[*batchv1.Job](r.objects) {
-		all = append(all, template{at: at, meta: j.Spec.Template.ObjectMeta, spec: &j.Spec.Template.Spec, job: true})
+	for at, j := range r.jobs() {
+		all = append(all, template{at: at, meta: j.Template.ObjectMeta, spec: &j.Template.Spec, job: true})
 	}
 	return all
+}
+
+// jobs are those that run once, and those that come again.
+func (r rendering) jobs() iter.Seq2[manifest.Object, *batchv1.JobSpec] {
+	return func(yield func(manifest.Object, *batchv1.JobSpec) bool) {
+		for at, j := range manifest.Of[*batchv1.Job](r.objects) {
+			if !yield(at, &j.Spec) {
+				return
+			}
+		}
+		for at, j := range manifest.Of[*batchv1.CronJob](r.objects) {
+			if !yield(at, &j.Spec.JobTemplate.Spec) {
+				return
+			}
+		}
+	}
 }
 
 // pods holds every pod to the level restricted, and to what else a function needs not.
@@ -323,11 +340,11 @@ func (c *checker) pods() {
 			}
 		}
 	}
-	for at, j := range manifest.Of[*batchv1.Job](c.objects) {
-		if p := j.Spec.Template.Spec.RestartPolicy; p != corev1.RestartPolicyOnFailure && p != corev1.RestartPolicyNever {
+	for at, j := range c.jobs() {
+		if p := j.Template.Spec.RestartPolicy; p != corev1.RestartPolicyOnFailure && p != corev1.RestartPolicyNever {
 			c.add(at, "spec.template.spec.restartPolicy: %q is none that a Job may have: set OnFailure", p)
 		}
-		if j.Spec.BackoffLimit == nil || j.Spec.ActiveDeadlineSeconds == nil {
+		if j.BackoffLimit == nil || j.ActiveDeadlineSeconds == nil {
 			c.add(at, "may try for ever: set backoffLimit and activeDeadlineSeconds")
 		}
 	}

@@ -11,7 +11,6 @@ import (
 
 	"github.com/sethvargo/go-envconfig"
 	"go.uber.org/zap"
-	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 
@@ -102,14 +101,14 @@ func (c *checker) settings() {
 		return
 	}
 	read := map[string]bool{}
-	for at, j := range manifest.Of[*batchv1.Job](c.objects) {
+	for at, j := range c.jobs() {
 		named, err := commandLineVariables()
 		if err != nil {
 			c.add(at, "%v", err)
 		}
-		values := c.environment(j.Spec.Template.Spec.Containers[0]).values
-		if values["ONDA_ADMIN_DATABASE_URL"] == "" {
-			c.add(at, "has no ONDA_ADMIN_DATABASE_URL: take the Secret onda-admin")
+		values := c.environment(j.Template.Spec.Containers[0]).values
+		if values["ONDA_ADMIN_DATABASE_URL"] == "" && values["ONDA_DATABASE_URL"] == "" {
+			c.add(at, "has no ONDA_ADMIN_DATABASE_URL: take the Secret onda-admin; or, for what the pool's login may, onda")
 		}
 		for name := range values {
 			read[name] = read[name] || named[name]

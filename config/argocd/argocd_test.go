@@ -463,7 +463,7 @@ func TestWavesOfComponents(t *testing.T) {
 		waves[id.Kind] = got
 	}
 	want := map[string]string{
-		"Namespace": "-1", "ConfigMap": "", "NetworkPolicy": "", "RabbitmqBrokerConfig": "", "Service": "3", "Broker": "4", "SinkBinding": "5",
+		"Namespace": "-1", "ConfigMap": "", "NetworkPolicy": "", "CronJob": "", "RabbitmqBrokerConfig": "", "Service": "3", "Broker": "4", "SinkBinding": "5",
 		"Trigger": "6", "EventType": "6", "EventPolicy": "6", "DomainMapping": "6",
 	}
 	if diff := cmp.Diff(want, waves); diff != "" {

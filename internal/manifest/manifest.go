@@ -59,6 +59,7 @@ func types() map[string]func() metav1.Object {
 		"v1 Namespace":                                       func() metav1.Object { return new(corev1.Namespace) },
 		"v1 ResourceQuota":                                   func() metav1.Object { return new(corev1.ResourceQuota) },
 		"batch/v1 Job":                                       func() metav1.Object { return new(batchv1.Job) },
+		"batch/v1 CronJob":                                   func() metav1.Object { return new(batchv1.CronJob) },
 		"networking.k8s.io/v1 NetworkPolicy":                 func() metav1.Object { return new(networkingv1.NetworkPolicy) },
 		"serving.knative.dev/v1 Service":                     func() metav1.Object { return new(servingv1.Service) },
 		"serving.knative.dev/v1beta1 DomainMapping":          func() metav1.Object { return new(servingv1beta1.DomainMapping) },
