@@ -46,7 +46,10 @@ func TestBounceAsAPipe(t *testing.T) {
 		}
 		return name
 	}
-	known, unknown := keyFile(true), keyFile(false)
+	known, unknown, cut := keyFile(true), keyFile(false), keyFile(true)
+	if err := os.Truncate(cut, 30); err != nil {
+		t.Fatal(err)
+	}
 	in, err := fn.Start(ctx, "bounce", bounce.Build, envconfig.MapLookuper(map[string]string{"ONDA_DATABASE_URL": db.URL}), zaptest.NewLogger(t))
 	if err != nil {
 		t.Fatal(err)
@@ -70,22 +73,24 @@ func TestBounceAsAPipe(t *testing.T) {
 		want           int
 		says           string
 	}{
-		"taken":                     {url: function.URL + "/bounces/acme", mail: reply, want: 0, says: `{"result":"unattributed"}`},
-		"no report":                 {url: function.URL + "/bounces/acme", mail: "hello", want: 0, says: `{"result":"ignored"}`},
-		"nothing":                   {url: function.URL + "/bounces/acme", want: 0, says: `{"result":"ignored"}`},
-		"larger than the function":  {url: function.URL + "/bounces/acme", mail: reply + strings.Repeat("0123456789\r\n", 500_000), want: 0, says: `{"result":"unattributed"}`},
-		"an unknown key":            {url: function.URL + "/bounces/acme", key: unknown, mail: reply, want: exitTempFail, says: "403"},
-		"a key file that is away":   {url: function.URL + "/bounces/acme", key: "/nowhere/key", mail: reply, want: exitTempFail, says: "/nowhere/key"},
-		"a key file without a key":  {url: function.URL + "/bounces/acme", key: os.DevNull, mail: reply, want: exitTempFail, says: "onda tenant key"},
-		"another's key file":        {url: function.URL + "/bounces/acme", key: "bounce_test.go", mail: reply, want: exitTempFail, says: "onda_sk_"},
-		"a wrong path":              {url: function.URL + "/bounce/acme", mail: reply, want: exitTempFail, says: "404"},
-		"no URL":                    {url: "api.example.com", mail: reply, want: exitTempFail, says: "--url"},
-		"away":                      {url: away.URL, mail: reply, want: exitTempFail, says: "post the mail"},
-		"busy":                      {url: status(503), mail: reply, want: exitTempFail, says: "503"},
-		"a redirect":                {url: status(302), mail: reply, want: exitTempFail, says: "302"},
-		"never taken":               {url: status(413), mail: reply, want: 0, says: "never taken"},
-		"never taken as it is":      {url: status(400), mail: reply, want: 0, says: "never taken"},
-		"a tenant that is not ours": {url: function.URL + "/bounces/brava", mail: reply, want: exitTempFail, says: "403"},
+		"taken":                       {url: function.URL + "/bounces/acme", mail: reply, want: 0, says: `{"result":"unattributed"}`},
+		"no report":                   {url: function.URL + "/bounces/acme", mail: "hello", want: 0, says: `{"result":"ignored"}`},
+		"nothing":                     {url: function.URL + "/bounces/acme", want: 0, says: `{"result":"ignored"}`},
+		"larger than the function":    {url: function.URL + "/bounces/acme", mail: reply + strings.Repeat("0123456789\r\n", 500_000), want: 0, says: `{"result":"unattributed"}`},
+		"an unknown key":              {url: function.URL + "/bounces/acme", key: unknown, mail: reply, want: exitTempFail, says: "403"},
+		"a key file that is away":     {url: function.URL + "/bounces/acme", key: "/nowhere/key", mail: reply, want: exitTempFail, says: "/nowhere/key"},
+		"a key file without a key":    {url: function.URL + "/bounces/acme", key: os.DevNull, mail: reply, want: exitTempFail, says: "onda tenant key"},
+		"a key file that is no file":  {url: function.URL + "/bounces/acme", key: t.TempDir(), mail: reply, want: exitTempFail, says: "is a directory"},
+		"a key file that was cut off": {url: function.URL + "/bounces/acme", key: cut, mail: reply, want: exitTempFail, says: "onda_sk_"},
+		"another's key file":          {url: function.URL + "/bounces/acme", key: "bounce_test.go", mail: reply, want: exitTempFail, says: "onda_sk_"},
+		"a wrong path":                {url: function.URL + "/bounce/acme", mail: reply, want: exitTempFail, says: "404"},
+		"no URL":                      {url: "api.example.com", mail: reply, want: exitTempFail, says: "--url"},
+		"away":                        {url: away.URL, mail: reply, want: exitTempFail, says: "post the mail"},
+		"busy":                        {url: status(503), mail: reply, want: exitTempFail, says: "503"},
+		"a redirect":                  {url: status(302), mail: reply, want: exitTempFail, says: "302"},
+		"never taken":                 {url: status(413), mail: reply, want: 0, says: "never taken"},
+		"never taken as it is":        {url: status(400), mail: reply, want: 0, says: "never taken"},
+		"a tenant that is not ours":   {url: function.URL + "/bounces/brava", mail: reply, want: exitTempFail, says: "403"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

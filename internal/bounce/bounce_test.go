@@ -237,6 +237,22 @@ func TestWhatComesBack(t *testing.T) {
 			},
 			result: "unattributed", want: "queued granted",
 		},
+		"a mail of another tenant": {
+			body: func(*world) string { return dsn("failed", "5.1.1", "550 5.1.1 no such user") },
+			to: func(w *world) string {
+				k, err := w.db.Keys(context.Background(), pgtest.Brava)
+				if err != nil {
+					w.t.Fatal(err)
+				}
+				key, _ := k.Tokens.Current()
+				tok, err := token.Sign(key, token.Claims{Purpose: token.ReturnPath, Tenant: w.number + 1, Delivery: w.delivery})
+				if err != nil {
+					w.t.Fatal(err)
+				}
+				return mail.ReturnPath(tok, "bounce.acme.example")
+			},
+			result: "unattributed", want: "queued granted",
+		},
 		"a complaint": {
 			body: func(w *world) string { return arf("abuse", "redacted") }, to: (*world).returnPath,
 			result: "complained", want: "sent complained suppressed:complaint withdrawn",

@@ -381,3 +381,48 @@ func TestMailsHaveTheirProvidersReference(t *testing.T) {
 		}
 	}
 }
+
+// An address that cannot be mailed, however it came into the database, is an outcome of its own contact: nothing of it is said to the relay, and the others get their mails.
+func TestAddressesThatCannotBeMailed(t *testing.T) {
+	t.Parallel()
+	type refused struct{ address, outcome string }
+	const bad = "suppressed bad_address"
+	for name, c := range map[string]struct {
+		extensions []string
+		addresses  []refused
+	}{
+		"a relay of today": {nil, []refused{
+			{"", bad}, {"ada", bad}, {"ada@", bad}, {"@x.example", bad}, {"ada@b@x.example", bad},
+			{strings.Repeat("a", 65) + "@x.example", bad}, {"ada@" + strings.Repeat("b", 64) + ".example", bad}, {"ada@" + strings.Repeat("b.", 130) + "example", bad},
+			{"ada@x.example\r\nRCPT TO:<evil@x.example>", bad}, {"ada\n@x.example", bad}, {"ada@x.example>\r\nDATA", bad}, {"ada@x.example> SIZE=1", bad},
+			{`"ada lovelace"@x.example`, bad}, {`"ada"@x.example`, bad}, {"Ada <ada@x.example>", bad}, {"ad\u200ba@x.example", bad}, {"ada@[127.0.0.1]", bad},
+			{"zoë@x.example", "sent 250"}, {"zoe@bücher.example", "sent 250"}, {strings.Repeat("a", 64) + "@x.example", "sent 250"},
+		}},
+		"a relay that knows no Unicode": {[]string{"PIPELINING", "ENHANCEDSTATUSCODES"}, []refused{
+			{"zoë@x.example", "failed policy"}, {"zoe@bücher.example", "sent 250"},
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.smtp = smtptest.Start(t, smtptest.Config{Extensions: c.extensions})
+			w.env["ONDA_SMTP_URL"] = w.smtp.URL()
+			people := w.people(len(c.addresses) + 1)
+			want := map[string]string{fmt.Sprintf("u%d@x.example", len(people)): "sent 250"}
+			for i, r := range c.addresses {
+				pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE contact SET email = $2 WHERE id = $1", people[i], r.address)
+				want[r.address] = r.outcome
+			}
+			w.plan(people, 500)
+			w.mustSweep(w.start(), "send")
+			if d := cmp.Diff(want, w.outcomes()); d != "" {
+				t.Errorf("outcomes (-want +got):\n%s", d)
+			}
+			for _, line := range w.smtp.Commands() {
+				if strings.Contains(line, "evil") || strings.Contains(line, "lovelace") {
+					t.Errorf("the relay was told %q", line)
+				}
+			}
+		})
+	}
+}
