@@ -3,7 +3,9 @@ package spec
 import (
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/net/idna"
 )
@@ -27,6 +29,31 @@ type Domain struct {
 	ReturnPath string   // the domain of envelope senders; "" for the platform's
 	LinkHost   string   // where links of mails lead; "" for the platform's
 	SPF        []string // the mechanisms that let the relay in; empty where the platform knows
+	Warmup     *Warmup  // nil: as much as there is
+}
+
+// Warmup is how much marketing mail goes out from a domain that receivers do not know yet, day after day; after its last day, as much as there is.
+type Warmup struct {
+	From *Moment // a day, which is the first; before it as little goes out as on it
+	Days []WarmupDays
+}
+
+// WarmupDays are days of a warm-up, counted from 1, with as many mails on each.
+type WarmupDays struct {
+	First, Last int
+	Mails       int
+}
+
+// Allows gives how many mails may go out on the day of a moment, by the clocks of loc; limited is false after the plan's last day.
+func (w *Warmup) Allows(now time.Time, loc *time.Location) (mails int, limited bool) {
+	first, today := w.From.Date(now, loc), Moment{instant: true, date: now}.Date(now, loc)
+	day := max(1, int(today.Sub(first).Hours()/24)+1)
+	for _, d := range w.Days {
+		if day <= d.Last {
+			return d.Mails, true
+		}
+	}
+	return 0, false
 }
 
 // Kind gives KindDomain.
@@ -48,6 +75,16 @@ func domainKeys(o *object, v *Domain) {
 	get(o, "returnPath", hostNameRule(), &v.ReturnPath, optional)
 	get(o, "linkHost", hostNameRule(), &v.LinkHost, optional)
 	get(o, "spf", listOrOne(mechanismRule()), &v.SPF, optional)
+	get(o, "warmup", pointer(shape("warmup", func(o *object, w *Warmup) {
+		get(o, "from", absoluteRule(), &w.From, required)
+		get(o, "days", list(shape("warmupDays", func(o *object, w *WarmupDays) {
+			var at days
+			get(o, "days", daysRule(), &at, required)
+			get(o, "mails", whole(1, 100_000_000), &w.Mails, required)
+			w.First, w.Last = at.first, at.last
+		}), 1), &w.Days, required)
+		o.check(func(d *decoder, n *node) { w.check(d, n) })
+	})), &v.Warmup, optional)
 	if o.n == nil {
 		o.rules = append(o.rules, schema{
 			"if":   schema{"properties": schema{"signer": schema{"const": SignerOnda}}, "required": []string{"signer"}},
@@ -67,6 +104,60 @@ func domainKeys(o *object, v *Domain) {
 			d.later(func(c *checker) { c.oneOfDomain(at, v) })
 		}
 	})
+}
+
+// days are days of a warm-up.
+type days struct{ first, last int }
+
+// daysRule is a day such as 4, or several such as 1-3.
+func daysRule() rule[days] {
+	const pattern = `^[1-9][0-9]{0,2}(-[1-9][0-9]{0,2})?$`
+	one := whole(1, 999)
+	several := scalar("days such as 1-3", pattern, func(s string) (days, error) {
+		from, to, found := strings.Cut(s, "-")
+		first, err := strconv.Atoi(from)
+		last := first
+		if err == nil && found {
+			last, err = strconv.Atoi(to)
+		}
+		if err != nil || last < first {
+			return days{}, Problem{Msg: `not days: "` + s + `": write 4, or 1-3`}
+		}
+		return days{first, last}, nil
+	})
+	return rule[days]{
+		read: func(d *decoder, n *node) (days, bool) {
+			if n.kind == numberNode {
+				day, ok := one.read(d, n)
+				return days{day, day}, ok
+			}
+			return several.read(d, n)
+		},
+		schema: func(b *schemaBuilder) schema { return schema{"anyOf": []any{one.schema(b), several.schema(b)}} },
+	}
+}
+
+// check sees to it that each day from the first to the last has its number of mails.
+func (w *Warmup) check(d *decoder, n *node) {
+	if w.From != nil && !w.From.day {
+		d.fail(n.get("from").position, "a warm-up begins with a day: write it as 2026-06-30")
+	}
+	next := 1
+	for i, some := range w.Days {
+		if some.First == 0 {
+			return // said already
+		}
+		at := n.get("days").items[i].position
+		switch {
+		case some.First > next && some.First == next+1:
+			d.fail(at, "day %d is missing before day %d: a warm-up has every day from 1 to its last", next, some.First)
+		case some.First > next:
+			d.fail(at, "days %d to %d are missing before day %d: a warm-up has every day from 1 to its last", next, some.First-1, some.First)
+		case some.First < next:
+			d.fail(at, "day %d is there twice: the days before end with day %d", some.First, next-1)
+		}
+		next = some.Last + 1
+	}
 }
 
 // oneOfDomain refuses two documents of one domain.

@@ -4,7 +4,10 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
+
+	"github.com/onda-run/onda/internal/provider"
 )
 
 // Field is an attribute of contacts.
@@ -241,7 +244,16 @@ type Settings struct {
 	Tracking   Tracking // of contacts that have not said; aggregate unless given
 	Retention  Retention
 	Frequency  []Cap
-	QuietHours *Window // nothing of marketing is sent in it, by the contact's clock
+	QuietHours *Window   // nothing of marketing is sent in it, by the contact's clock
+	Pace       Pace      // of marketing
+	Duplicates *Duration // the same version of an email goes to a contact once in this time; nil: as often as it is asked for
+}
+
+// Pace is how fast marketing mail goes out at most. A zero rate is no limit.
+type Pace struct {
+	Rate Rate // of all of it
+	// Domains are rates by where mail goes: a domain, or one of the mailbox providers that package provider knows.
+	Domains map[string]Rate
 }
 
 // Kind gives KindSettings.
@@ -297,6 +309,27 @@ func settingsKeys(o *object, s *Settings) {
 		get(o, "per", durationRule(), &c.Per, required)
 	})), &s.Frequency, optional)
 	get(o, "quietHours", pointer(windowRule()), &s.QuietHours, optional)
+	get(o, "pace", shape("pace", func(o *object, p *Pace) {
+		get(o, "rate", rateRule(), &p.Rate, optional)
+		get(o, "domains", dictionary(isReceiver, receiverPattern, rateRule()), &p.Domains, optional)
+	}), &s.Pace, optional)
+	get(o, "duplicates", pointer(durationRule()), &s.Duplicates, optional)
+	o.check(func(d *decoder, n *node) {
+		if s.Duplicates != nil && s.Duplicates.Approx() > maxDuplicates {
+			d.fail(n.get("duplicates").position, "what was sent is remembered for at most 60 days")
+		}
+	})
+}
+
+// receiverPattern is a domain in ASCII, or the name of a mailbox provider.
+const receiverPattern = `^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`
+
+func isReceiver(d *decoder, p position, key string) bool {
+	if provider.Known(key) || strings.Contains(key, ".") && compiled(receiverPattern).MatchString(key) {
+		return true
+	}
+	d.fail(p, "not where mail goes: %q: write a domain in lower case such as gmail.com (xn-- for other alphabets), or a provider such as google", key)
+	return false
 }
 
 // Broadcast is a campaign of one step: an email to all who are in a set at a time.
@@ -305,8 +338,9 @@ type Broadcast struct {
 	Email   string
 	To      Predicate
 	Exclude *Predicate
-	At      *Moment // nil: when it is started
-	Zone    Zone    // in which At is read; the tenant's unless given
+	At      *Moment   // nil: when it is started
+	Zone    Zone      // in which At is read; the tenant's unless given
+	Over    *Duration // it is spread evenly over this time; nil: as fast as it goes
 }
 
 // Kind gives KindBroadcast.
@@ -318,8 +352,12 @@ func broadcastKeys(o *object, b *Broadcast) {
 	get(o, "exclude", pointer(predicateRule()), &b.Exclude, optional)
 	get(o, "at", absoluteRule(), &b.At, optional)
 	get(o, "zone", zoneRule(), &b.Zone, optional)
-	o.notYet("over", "variants")
+	get(o, "over", pointer(durationRule()), &b.Over, optional)
+	o.notYet("variants")
 	o.check(func(d *decoder, n *node) {
+		if b.Over != nil && b.Over.Approx() > maxOver {
+			d.fail(n.get("over").position, "a broadcast is spread over at most 14 days")
+		}
 		if at := n.get("email"); at != nil && b.Email != "" {
 			d.later(func(c *checker) { c.marketing(at, b.Email) })
 		}
@@ -328,6 +366,12 @@ func broadcastKeys(o *object, b *Broadcast) {
 		}
 	})
 }
+
+// maxDuplicates bounds how far back a mail may be a duplicate: what was sent is kept for two months.
+const maxDuplicates = 60 * 24 * time.Hour
+
+// maxOver bounds how long a broadcast is spread.
+const maxOver = 14 * 24 * time.Hour
 
 const absolutePattern = `^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ].+)?$`
 
@@ -382,9 +426,17 @@ type Rate struct {
 	Per   time.Duration
 }
 
-const ratePattern = `^([1-9][0-9]{0,5})/([0-9]{0,4})(m|h|d)$`
+// PerSecond gives the rate as a number in a second; 0 for the zero rate.
+func (r Rate) PerSecond() float64 {
+	if r.Count == 0 {
+		return 0
+	}
+	return float64(r.Count) / r.Per.Seconds()
+}
 
-// ParseRate reads a rate such as 3/h or 10/15m.
+const ratePattern = `^([1-9][0-9]{0,5})/([0-9]{0,4})(s|m|h|d)$`
+
+// ParseRate reads a rate such as 50/s, 3/h or 10/15m.
 func ParseRate(s string) (Rate, error) {
 	m := compiled(ratePattern).FindStringSubmatch(s)
 	if m == nil {
@@ -400,7 +452,7 @@ func ParseRate(s string) (Rate, error) {
 			return Rate{}, Problem{Msg: fmt.Sprintf("not a rate: %q: the time must be longer than 0", s)}
 		}
 	}
-	unit := map[string]time.Duration{"m": time.Minute, "h": time.Hour, "d": 24 * time.Hour}[m[3]]
+	unit := map[string]time.Duration{"s": time.Second, "m": time.Minute, "h": time.Hour, "d": 24 * time.Hour}[m[3]]
 	return Rate{Count: count, Per: time.Duration(units) * unit}, nil
 }
 
