@@ -140,6 +140,9 @@ func (a *Audience) Zone(id int64) *time.Location {
 	return spec.ZoneContact.Location(a.people[id].zone, a.email.Settings.Location())
 }
 
+// Address is the address of a contact of the audience, normalised; "" where it has none.
+func (a *Audience) Address(id int64) string { return a.people[id].address }
+
 // Mail is one mail to one recipient, not yet rendered.
 type Mail struct {
 	// Now is the moment that the mail is of, on the tenant's clock: its date.

@@ -16,6 +16,7 @@ type sender struct {
 	unverified bool
 	returnPath string       // "" for the platform's
 	dkim       *mail.Signer // nil where the relay signs
+	warmup     *spec.Warmup // nil where there is none
 }
 
 // readSender reads it. A key that cannot be read is no fault of the email: it holds the mails, and does not fail them.
@@ -28,7 +29,7 @@ func (e *Email) readSender(ctx context.Context, tx *postgres.Tx, domains senderd
 	if found == nil {
 		return sender{unverified: domains.Refuses()}, nil
 	}
-	s.returnPath = found.ReturnPath
+	s.returnPath, s.warmup = found.ReturnPath, found.Warmup
 	if found.Signer == spec.SignerOnda {
 		s.dkim, err = senderdomain.Signer(ctx, tx, domain)
 	}
@@ -43,6 +44,15 @@ func (e *Email) Preproduction() bool { return e.on.preproduction }
 
 // Unaddressed tells that the email's mails must not be sent: it is one of a pre-production, and there is no stand-in.
 func (e *Email) Unaddressed() bool { return e.on.preproduction && e.composer.standIn.Nowhere() }
+
+// SenderDomain is the domain that the email is from, in ASCII and lower case.
+func (e *Email) SenderDomain() string {
+	_, domain, _ := strings.Cut(e.from.Email, "@")
+	return domain
+}
+
+// Warmup is how much of marketing may go out from the email's domain day by day; nil for as much as there is.
+func (e *Email) Warmup() *spec.Warmup { return e.sender.warmup }
 
 // Sign puts the signatures before a message that begins at an offset of b and ends with the tail, where Onda signs mails from the email's domain.
 func (m *Mail) Sign(b []byte, offset int, tail []byte) ([]byte, error) {

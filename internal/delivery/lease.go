@@ -301,6 +301,36 @@ func (l *Lease) Release(ctx context.Context, tx *postgres.Tx) error {
 	return nil
 }
 
+// PutOff gives the batch back for a time: what is left of it waits until then. Where it lives on, its mails expire as long after that as they
+// would have after they were due first. As Release otherwise.
+func (l *Lease) PutOff(ctx context.Context, tx *postgres.Tx, until time.Time, livesOn bool) error {
+	_, err := tx.Exec(ctx, `UPDATE batch SET lease_until = '-infinity', mark = least(mark, $3), not_before = $4::timestamptz,
+			expires_at = CASE WHEN $5 THEN greatest(expires_at, $4::timestamptz + (expires_at - not_before)) ELSE expires_at END
+		WHERE id = $1 AND fence = $2 AND state = 'open'`, l.Batch, l.fence, l.Mark, until, livesOn)
+	if err != nil {
+		return fmt.Errorf("put batch %d off: %w", l.Batch, err)
+	}
+	tx.Wake(Function(l.Lane), until)
+	return nil
+}
+
+// GiveUp gives all beyond the mark a reason for not being sent, and closes the batch. Only for a holder that has settled all it marked.
+func (l *Lease) GiveUp(ctx context.Context, tx *postgres.Tx, drainer string, why Reason) error {
+	var one int
+	err := tx.QueryRow(ctx, "SELECT 1 FROM batch WHERE id = $1 AND fence = $2 AND state = 'open' FOR UPDATE", l.Batch, l.fence).Scan(&one)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("lock batch %d: %w", l.Batch, err)
+	}
+	if err := l.giveUp(ctx, tx, drainer, why); err != nil {
+		return err
+	}
+	_, err = l.close(ctx, tx, drainer)
+	return err
+}
+
 // Close closes the batch when each of its recipients has an outcome, writes its counts, and publishes email.batch.sent. closed is false when the batch is held
 // by another now, or is not at its end. In a transaction that has recorded nothing: the lock it needs comes before those of deliveries.
 func (l *Lease) Close(ctx context.Context, tx *postgres.Tx, drainer string) (closed bool, err error) {

@@ -6,9 +6,12 @@
 package feedback
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -17,6 +20,8 @@ import (
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/provider"
+	"github.com/onda-run/onda/internal/senderdomain"
 )
 
 // Drainer is the function that works off what was taken, and posts what follows, should who took it not live to.
@@ -156,7 +161,66 @@ func Apply(ctx context.Context, tx *postgres.Tx, events ...Event) error {
 	if _, err := contact.Suppress(ctx, tx, Drainer, list...); err != nil {
 		return err
 	}
+	if err := count(ctx, tx, bounced, complained); err != nil {
+		return err
+	}
 	return unsubscribe(ctx, tx, by[Unsubscribed])
+}
+
+// count adds bounces and complaints that are news to what is known of where mails went: see delivery.CountTraffic.
+func count(ctx context.Context, tx *postgres.Tx, bounced, complained []delivery.Told) error {
+	what := map[int64]delivery.Traffic{}
+	for _, l := range bounced {
+		if t := what[l.Delivery]; l.News {
+			switch l.Class {
+			case hard:
+				t.Bounced++
+			case "block":
+				t.Blocked++
+			}
+			what[l.Delivery] = t
+		}
+	}
+	for _, l := range complained {
+		if t := what[l.Delivery]; l.News {
+			t.Complained++
+			what[l.Delivery] = t
+		}
+	}
+	if len(what) == 0 {
+		return nil
+	}
+	rows, err := tx.Query(ctx, `SELECT l.id, coalesce(c.email, ''), coalesce(o.spec #>> '{spec,from}', '') FROM unnest($1::bigint[]) l(id)
+		JOIN batch b ON b.id = l.id >> 9 AND b.attempt = 1 JOIN document o ON o.id = b.email AND o.spec #>> '{spec,topic}' IS NOT NULL
+		LEFT JOIN contact c ON c.id = b.contacts[(l.id & $2)::integer]`, slices.Collect(maps.Keys(what)), int64(postgres.BatchWidth-1))
+	if err != nil {
+		return fmt.Errorf("look where mails went: %w", err)
+	}
+	by := map[string]map[string]delivery.Traffic{}
+	var id int64
+	var to, from string
+	_, err = pgx.ForEachRow(rows, []any{&id, &to, &from}, func() error {
+		domain, err := senderdomain.DomainOf(from)
+		if err != nil {
+			return nil // it was sent from nowhere that mail could be held back from
+		}
+		_, receiver := provider.OfAddress(to)
+		receiver = cmp.Or(receiver, delivery.Others)
+		if by[domain] == nil {
+			by[domain] = map[string]delivery.Traffic{}
+		}
+		by[domain][receiver] = by[domain][receiver].Plus(what[id])
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("look where mails went: %w", err)
+	}
+	for _, domain := range slices.Sorted(maps.Keys(by)) {
+		if _, err := delivery.CountTraffic(ctx, tx, domain, by[domain]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // unsubscribe withdraws consent to the topics of mails. It settles nothing: a mail may be sent again though one before it was left by.

@@ -270,6 +270,19 @@ func (l *Line) Send(ctx context.Context, m, next *Outgoing) Result {
 	return res
 }
 
+// Relay tells which relay the next message goes to, unless its connection breaks first; it makes one where there is none. known is false when none can be made, which Send
+// tells more of.
+func (l *Line) Relay(ctx context.Context) (r Relay, known bool) {
+	if l.conn == nil {
+		c, err := l.pool.Get(ctx)
+		if err != nil {
+			return Relay{}, false
+		}
+		l.conn = c
+	}
+	return l.conn.to.Relay, true
+}
+
 // Rest gives the connection back. One on which a transaction was opened for a message that never came is ended.
 func (l *Line) Rest() {
 	if l.conn == nil {

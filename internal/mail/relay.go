@@ -32,6 +32,8 @@ type Relay struct {
 	Weight int
 	// Provider is whose it is, where webhooks need a Reference: postmark or sendgrid. By the host unless provider= names one.
 	Provider string
+	// Rate is how many mails a second it takes from all who use it; 0: as many as it answers. Whoever hands mails over keeps to it.
+	Rate float64
 
 	// TLSConfig replaces the default (system roots, TLS 1.2 or later, the host's name checked): tests bring their own roots.
 	TLSConfig *tls.Config
@@ -39,6 +41,9 @@ type Relay struct {
 
 // maxWeight bounds weights, and so how many connections one relay gets before another has its turn.
 const maxWeight = 100
+
+// minRate and maxRate bound rates: a mail waits for its time with its connection open.
+const minRate, maxRate = 0.1, 1e5
 
 // ParseURLs reads one or more relays as ParseURL does, separated by spaces: weight=3 gives one three times the connections of another, weight=0 makes it a standby.
 func ParseURLs(s string) ([]Relay, error) {
@@ -103,7 +108,7 @@ func ParseURL(s string) (Relay, error) {
 	}
 	query, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
-		return Relay{}, errors.New("SMTP URL has a query that does not parse: want ?tls=starttls, implicit or none, helo=NAME, weight=N and provider=NAME")
+		return Relay{}, errors.New("SMTP URL has a query that does not parse: want ?tls=starttls, implicit or none, helo=NAME, weight=N, rate=N and provider=NAME")
 	}
 	for name, values := range query {
 		if len(values) > 1 {
@@ -124,13 +129,17 @@ func ParseURL(s string) (Relay, error) {
 			if r.Weight, err = strconv.Atoi(values[0]); err != nil || r.Weight < 0 || r.Weight > maxWeight {
 				return Relay{}, fmt.Errorf("SMTP URL has weight=%q: want 0 to %d", values[0], maxWeight)
 			}
+		case "rate":
+			if r.Rate, err = strconv.ParseFloat(values[0], 64); err != nil || !(r.Rate >= minRate && r.Rate <= maxRate) {
+				return Relay{}, fmt.Errorf("SMTP URL has rate=%q: want mails a second, from %g to %g", values[0], minRate, maxRate)
+			}
 		case "provider":
 			r.Provider = values[0]
 			if _, ok := referenceOf(r.Provider); !ok {
 				return Relay{}, fmt.Errorf("SMTP URL has provider=%q: want postmark or sendgrid; others need none", values[0])
 			}
 		default:
-			return Relay{}, fmt.Errorf("SMTP URL has an unknown parameter %q: want tls, helo, weight or provider", name)
+			return Relay{}, fmt.Errorf("SMTP URL has an unknown parameter %q: want tls, helo, weight, rate or provider", name)
 		}
 	}
 	switch {

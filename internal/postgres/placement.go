@@ -73,6 +73,20 @@ func (a *Admin) SetHosts(ctx context.Context, tenant string, link, form []string
 	return changed, nil
 }
 
+// SetQuotas makes what a tenant may send what it is said to be; changed tells whether it was something else.
+func (a *Admin) SetQuotas(ctx context.Context, tenant string, q Quotas) (changed bool, err error) {
+	err = a.inTx(ctx, func(tx pgx.Tx) error {
+		ct, err := tx.Exec(ctx, `UPDATE onda.tenant SET mails_per_second = $2, mails_per_day = $3, mails_per_month = $4 WHERE name = $1
+			AND (mails_per_second, mails_per_day, mails_per_month) IS DISTINCT FROM ($2::float8, $3::bigint, $4::bigint)`, tenant, q.PerSecond, q.PerDay, q.PerMonth)
+		changed = ct.RowsAffected() > 0
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("set the quotas of tenant %s: %w", tenant, err)
+	}
+	return changed, nil
+}
+
 // ReleaseHosts takes all hosts from a tenant but some, and gives it none: of tenants that swap hosts, each has to let go before any can take. changed tells whether it
 // had others.
 func (a *Admin) ReleaseHosts(ctx context.Context, tenant string, but []string) (changed bool, err error) {

@@ -170,6 +170,15 @@ type Tenant struct {
 	Namespace string
 	// LinkHosts and FormHosts are its own names of track and of render-form.
 	LinkHosts, FormHosts Hosts
+	// Schema is the tenant migration that it is at; see Schema for the least.
+	Schema int
+	Quotas Quotas
+}
+
+// Quotas are what a tenant may send of marketing, by its file; nil for as much as it likes.
+type Quotas struct {
+	PerSecond        *float64
+	PerDay, PerMonth *int64
 }
 
 // Hosts are a tenant's own names of one function. New links are made with the first; at the others, and at the function's own, it goes on being served.
@@ -280,32 +289,34 @@ func (tx *Tx) run(ctx context.Context, f func(ctx context.Context, tx *Tx) error
 }
 
 // enter needs no schema on the search path: it is parsed before the role is set. What a column is called that a table does not have yet is found in absent, so
-// that this code runs on the shared schema before 0002 and 0004 too.
+// that this code runs on the shared schema before 0002, 0004 and 0005 too.
 //
 // Which server this is costs ten times what the rest does, and cannot change while a server runs, unless it is a standby: so it is asked once for each start of a server,
 // whichever one a pooler leads to.
 const enter = `SELECT t.number, t.name, t.state, t.schema, t.armed,
        pg_catalog.pg_postmaster_start_time(), pg_catalog.pg_is_in_recovery(),
        CASE WHEN pg_catalog.pg_postmaster_start_time() = $2 AND NOT pg_catalog.pg_is_in_recovery() THEN '' ELSE onda.identity() END,
-       t.namespace, t.link_hosts, t.form_hosts, d.preproduction,
+       t.namespace, t.link_hosts, t.form_hosts, d.preproduction, t.mails_per_second, t.mails_per_day, t.mails_per_month,
        set_config('onda.offset', t."offset"::text, true) IS NOT NULL,
        pg_catalog.now() + t."offset"
-  FROM (SELECT '{}'::text[] AS link_hosts, '{}'::text[] AS form_hosts, false AS preproduction) AS absent,
+  FROM (SELECT '{}'::text[] AS link_hosts, '{}'::text[] AS form_hosts, false AS preproduction,
+               NULL::float8 AS mails_per_second, NULL::bigint AS mails_per_day, NULL::bigint AS mails_per_month) AS absent,
        LATERAL (SELECT preproduction FROM onda.database) AS d,
-       LATERAL (SELECT number, name, state, schema, armed, namespace, link_hosts, form_hosts, "offset" FROM onda.tenant WHERE name = $1) AS t`
+       LATERAL (SELECT number, name, state, schema, armed, namespace, link_hosts, form_hosts, mails_per_second, mails_per_day, mails_per_month, "offset"
+               FROM onda.tenant WHERE name = $1) AS t`
 
 func (tx *Tx) begin(ctx context.Context, tenant string) error {
 	b := &pgx.Batch{}
 	b.Queue("BEGIN")
 	b.Queue("SELECT set_config('role', $1, true)", tenant)
-	var schema int
 	var armed, here string
 	var started time.Time
 	var standby, moved bool
 	known := tx.db.server.Load()
 	b.Queue(enter, tenant, known.started).QueryRow(func(row pgx.Row) error {
 		t := &tx.Tenant
-		return row.Scan(&t.Number, &t.Name, &t.State, &schema, &armed, &started, &standby, &here, &t.Namespace, &t.LinkHosts, &t.FormHosts, &t.Preproduction, &moved, &tx.now)
+		return row.Scan(&t.Number, &t.Name, &t.State, &t.Schema, &armed, &started, &standby, &here, &t.Namespace, &t.LinkHosts, &t.FormHosts, &t.Preproduction,
+			&t.Quotas.PerSecond, &t.Quotas.PerDay, &t.Quotas.PerMonth, &moved, &tx.now)
 	})
 	err := tx.conn.SendBatch(ctx, b).Close()
 	if here == "" {
@@ -325,8 +336,8 @@ func (tx *Tx) begin(ctx context.Context, tenant string) error {
 		return fmt.Errorf("tenant %s: %w", tenant, ErrMoving)
 	case !sameServer(armed, here):
 		return fmt.Errorf("tenant %s: %w", tenant, ErrElsewhere)
-	case schema < Schema:
-		return fmt.Errorf("tenant %s is at schema %d, %d is needed: %w", tenant, schema, Schema, ErrSchemaTooOld)
+	case tx.Tenant.Schema < Schema:
+		return fmt.Errorf("tenant %s is at schema %d, %d is needed: %w", tenant, tx.Tenant.Schema, Schema, ErrSchemaTooOld)
 	}
 	tx.Tenant.Armed = armed == here
 	tx.db.preproduction.Store(tx.Tenant.Preproduction)
@@ -362,4 +373,19 @@ func (tx *Tx) rollback() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	_, _ = tx.conn.Exec(ctx, "ROLLBACK") // on an error Release closes the connection
+}
+
+// RelaySlots takes the time of mails at a relay, at a rate a second that all processes and tenants share, unless it is further from now than ahead: then taken is false. wait is how
+// long from now that time begins. On a database that knows nothing of it yet, everything may go at once.
+func (db *DB) RelaySlots(ctx context.Context, relay string, mails int, perSecond float64, ahead time.Duration) (wait time.Duration, taken bool, err error) {
+	var seconds float64
+	err = db.pool.QueryRow(ctx, "SELECT taken, wait FROM onda.relay_slots($1, $2, $3, $4)", relay, mails, perSecond, ahead.Seconds()).Scan(&taken, &seconds)
+	var pe *pgconn.PgError
+	if errors.As(err, &pe) && pe.Code == "42883" { // undefined function
+		return 0, true, nil
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("take the time of mails at the relay: %w", err)
+	}
+	return time.Duration(seconds * float64(time.Second)), taken, nil
 }

@@ -1,8 +1,8 @@
 package send
 
 import (
+	"cmp"
 	"context"
-	"fmt"
 	"slices"
 	"time"
 
@@ -12,6 +12,7 @@ import (
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/provider"
 	"github.com/onda-run/onda/internal/spec"
 )
 
@@ -33,8 +34,9 @@ func (h *holder) ask(ctx context.Context, tx *postgres.Tx, b *pgx.Batch, contact
 	return i, err
 }
 
-// admit goes by the answers: recipients that are refused come back as outcomes, the others as messages to hand over.
-func (h *holder) admit(ctx context.Context, tx *postgres.Tx, open []delivery.Recipient, asked inquiry) (jobs []job, refusals []delivery.Outcome, err error) {
+// admit goes by the answers: recipients that are refused come back as outcomes, the others as messages to hand over; start is the
+// time.Now() that their times are reckoned from.
+func (h *holder) admit(ctx context.Context, tx *postgres.Tx, open []delivery.Recipient, asked inquiry, start time.Time) (jobs []job, refusals []delivery.Outcome, err error) {
 	if h.broken != nil {
 		for _, r := range open {
 			jobs = append(jobs, job{holder: h, to: r})
@@ -61,18 +63,25 @@ func (h *holder) admit(ctx context.Context, tx *postgres.Tx, open []delivery.Rec
 			rest = append(rest, r)
 		}
 	}
+	var at map[int64]time.Time
 	if h.email.Topic != "" {
-		capped, quiet, err := h.holdBack(ctx, tx, rest, audience.Zone)
+		// What is reserved is so for those alone who may get the mail, now or later.
+		later, late := h.holdBack(tx, rest, audience.Zone)
+		rest = without(rest, late)
+		none, err := h.reserve(ctx, tx, rest)
 		if err != nil {
 			return nil, nil, err
 		}
-		refusals = append(refusals, capped...)
-		refusals = append(refusals, quiet...)
-		held := make(map[int64]bool, len(refusals))
-		for _, o := range refusals {
-			held[o.Delivery] = true
+		later = slices.DeleteFunc(later, func(o delivery.Outcome) bool {
+			return slices.ContainsFunc(none, func(r delivery.Outcome) bool { return r.Delivery == o.Delivery })
+		})
+		rest = without(without(rest, none), later)
+		var waiting []delivery.Outcome
+		if waiting, at, err = h.queueUp(ctx, tx, rest, audience.Address, start); err != nil {
+			return nil, nil, err
 		}
-		rest = slices.DeleteFunc(rest, func(r delivery.Recipient) bool { return held[r.Delivery] })
+		rest = without(rest, waiting)
+		refusals = slices.Concat(refusals, late, none, later, waiting)
 	}
 	ids := make([]int64, len(rest))
 	for i, r := range rest {
@@ -88,9 +97,22 @@ func (h *holder) admit(ctx context.Context, tx *postgres.Tx, open []delivery.Rec
 			return nil, nil, err
 		}
 		m.Data, m.Attachments = data[r.Delivery].Data, data[r.Delivery].Attachments
-		jobs = append(jobs, job{holder: h, to: r, mail: m})
+		_, name := provider.OfAddress(audience.Address(r.Contact))
+		jobs = append(jobs, job{holder: h, to: r, mail: m, receiver: cmp.Or(name, delivery.Others), at: at[r.Delivery]})
 	}
 	return jobs, refusals, nil
+}
+
+// without gives the recipients that have none of the outcomes.
+func without(rs []delivery.Recipient, outcomes []delivery.Outcome) []delivery.Recipient {
+	if len(outcomes) == 0 {
+		return rs
+	}
+	has := make(map[int64]bool, len(outcomes))
+	for _, o := range outcomes {
+		has[o.Delivery] = true
+	}
+	return slices.DeleteFunc(slices.Clone(rs), func(r delivery.Recipient) bool { return has[r.Delivery] })
 }
 
 func contactsOf(rs []delivery.Recipient) []int64 {
@@ -101,56 +123,23 @@ func contactsOf(rs []delivery.Recipient) []int64 {
 	return out
 }
 
-// holdBack applies the tenant's frequency caps and quiet hours to marketing mail. A cap is reserved at the first attempt only; who is in quiet hours gets the mail
-// when they end, unless it expires before.
-func (h *holder) holdBack(ctx context.Context, tx *postgres.Tx, rs []delivery.Recipient, zone func(contact int64) *time.Location) (capped, quiet []delivery.Outcome, err error) {
-	settings := h.email.Settings
-	for _, limit := range settings.Frequency {
-		var first []int64
-		for _, r := range rs {
-			if r.Attempt == 1 {
-				first = append(first, r.Contact)
-			}
-		}
-		if len(first) == 0 {
-			break
-		}
-		granted, err := delivery.Reserve(ctx, tx, fmt.Sprintf("cap:*:%d/%s", limit.Count, limit.Per), periodOf(tx.Now(), limit.Per, settings.Location()), limit.Count, first)
-		if err != nil {
-			return nil, nil, err
-		}
-		rs = slices.DeleteFunc(slices.Clone(rs), func(r delivery.Recipient) bool {
-			_, ok := slices.BinarySearch(granted, r.Contact)
-			if r.Attempt == 1 && !ok {
-				capped = append(capped, delivery.Refusal(r, delivery.Capped))
-				return true
-			}
-			return false
-		})
-	}
-	if settings.QuietHours == nil {
-		return capped, nil, nil
+// holdBack applies the tenant's quiet hours to marketing mail: who is in them gets the mail when they end, unless it expires before.
+func (h *holder) holdBack(tx *postgres.Tx, rs []delivery.Recipient, zone func(contact int64) *time.Location) (later, late []delivery.Outcome) {
+	quiet := h.email.Settings.QuietHours
+	if quiet == nil {
+		return nil, nil
 	}
 	for _, r := range rs {
-		ends := quietUntil(*settings.QuietHours, tx.Now(), zone(r.Contact))
+		ends := quietUntil(*quiet, tx.Now(), zone(r.Contact))
 		switch {
 		case ends.IsZero():
 		case ends.Before(r.Expires):
-			quiet = append(quiet, delivery.Outcome{Delivery: r.Delivery, Contact: r.Contact, Attempt: r.Attempt, State: delivery.Deferred, RetryAt: ends, Detail: "quiet hours"})
+			later = append(later, delivery.Outcome{Delivery: r.Delivery, Contact: r.Contact, Attempt: r.Attempt, State: delivery.Deferred, RetryAt: ends, Detail: "quiet hours"})
 		default:
-			quiet = append(quiet, delivery.Refusal(r, delivery.Late))
+			late = append(late, delivery.Refusal(r, delivery.Late))
 		}
 	}
-	return capped, quiet, nil
-}
-
-// periodOf is the beginning of the period of a cap that a moment is in: periods follow each other from Monday 5 January 1970, midnight by the tenant's clock, so that
-// 1d is a day there and 1w a week. So a contact may get up to twice the cap around the change of a period, and never more within one.
-func periodOf(now time.Time, per spec.Duration, loc *time.Location) time.Time {
-	length := max(per.Approx(), time.Minute)
-	_, offset := now.In(loc).Zone()
-	from := time.Unix(4*24*3600-int64(offset), 0)
-	return from.Add(now.Sub(from).Truncate(length)).UTC()
+	return later, late
 }
 
 // quietUntil is when the quiet hours that a moment is in end, zero when it is in none.

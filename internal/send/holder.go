@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -29,8 +31,13 @@ type holder struct {
 	email  *compose.Email
 	broken error // the email cannot be made at all
 
+	limits limits
+
 	acks chan struct{} // one for each outcome that is committed
 	away atomic.Pointer[error]
+
+	trafficLock sync.Mutex
+	traffic     map[string]delivery.Traffic // by receiver; not added to what is known yet
 }
 
 // job is one message to hand over.
@@ -38,6 +45,9 @@ type job struct {
 	holder *holder
 	to     delivery.Recipient
 	mail   *compose.Mail
+	// receiver is where it goes, for the breakers; at is when it may go out, zero for at once.
+	receiver string
+	at       time.Time
 }
 
 // run sends the batch. The window slides: a further mark is set as soon as half of the window is settled. What is marked and not settled is unknown after a crash: so it
@@ -59,7 +69,7 @@ func (h *holder) run(ctx context.Context, w *worker) error {
 		if stop == nil {
 			stop = h.mayGoOn(ctx, w)
 		}
-		if step := window / 2; stop == nil && h.lease.Mark < h.lease.Size() && unsettled <= window-step {
+		if step := h.limits.step(window / 2); stop == nil && h.lease.Mark < h.lease.Size() && unsettled <= window-step {
 			switch {
 			case unsettled == 0: // the first
 			case len(queue) == 0:
@@ -73,6 +83,7 @@ func (h *holder) run(ctx context.Context, w *worker) error {
 				stop = err
 			}
 			queue = append(queue, jobs...)
+			slices.SortStableFunc(queue, func(a, b job) int { return a.at.Compare(b.at) })
 			unsettled += len(jobs)
 			continue
 		}
@@ -85,10 +96,17 @@ func (h *holder) run(ctx context.Context, w *worker) error {
 		}
 		var out chan job
 		var next job
+		var due <-chan time.Time
 		if len(queue) > 0 {
-			out, next = h.lane.jobs, queue[0]
+			next = queue[0]
+			if wait := time.Until(next.at); next.at.IsZero() || wait <= 0 {
+				out = h.lane.jobs
+			} else {
+				due = time.After(wait)
+			}
 		}
 		select {
+		case <-due:
 		case out <- next:
 			queue = queue[1:]
 		case <-h.acks:
@@ -131,19 +149,35 @@ func (h *holder) mayGoOn(ctx context.Context, w *worker) error {
 func (h *holder) end(ctx context.Context, stop error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordLimit)
 	defer cancel()
+	var off *errPutOff
+	errors.As(stop, &off)
 	err := h.lane.db.InTenant(ctx, h.tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		if h.lease.Mark == h.lease.Size() {
-			if _, err := h.lease.Close(ctx, tx, delivery.Function(h.lane.number)); err != nil {
-				return err
-			}
-			return nil
+		if err := delivery.GiveBack(ctx, tx, h.limits.budgets, h.limits.granted); err != nil {
+			return err
 		}
-		return h.lease.Release(ctx, tx)
+		if err := h.finish(ctx, tx, off); err != nil {
+			return err
+		}
+		return h.tally(ctx, tx)
 	})
-	if stop != nil && !errors.Is(stop, errHeld) {
+	if stop != nil && off == nil && !errors.Is(stop, errHeld) {
 		return stop
 	}
 	return err
+}
+
+// finish closes the batch, gives it back for now or for a while, or gives the rest of it up.
+func (h *holder) finish(ctx context.Context, tx *postgres.Tx, off *errPutOff) error {
+	switch {
+	case h.lease.Mark == h.lease.Size():
+		_, err := h.lease.Close(ctx, tx, delivery.Function(h.lane.number))
+		return err
+	case off == nil:
+		return h.lease.Release(ctx, tx)
+	case off.giveUp != "":
+		return h.lease.GiveUp(ctx, tx, delivery.Function(h.lane.number), off.giveUp)
+	}
+	return h.lease.PutOff(ctx, tx, off.until, off.livesOn)
 }
 
 // advance sets the mark and asks the gate, in one transaction, and gives what may be handed over after its commit. errHeld when the lease is lost, or the run or
@@ -154,9 +188,20 @@ func (h *holder) advance(ctx context.Context, hi int) (jobs []job, err error) {
 	defer cancel()
 	started := time.Now()
 	held := false
+	var after limits
 	err = h.lane.db.InTenant(ctx, h.tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		if held = h.broken == nil && tx.Tenant.Preproduction != h.email.Preproduction(); held {
 			return nil // the next holder has the email as it is now
+		}
+		var first time.Duration
+		gap := float64(time.Second) / max(h.limits.rate, 1e-6)
+		if after = h.limits; hi > h.lease.Mark {
+			var n int
+			var err error
+			if n, first, after, err = h.room(ctx, tx, hi-h.lease.Mark); err != nil {
+				return err
+			}
+			hi = h.lease.Mark + n
 		}
 		b := &pgx.Batch{}
 		mark, err := h.lease.QueueAdvance(tx, b, hi)
@@ -189,9 +234,22 @@ func (h *holder) advance(ctx context.Context, hi int) (jobs []job, err error) {
 			}
 		}
 		var refusals []delivery.Outcome
-		jobs, refusals, err = h.admit(ctx, tx, open, asked)
+		now := time.Now()
+		jobs, refusals, err = h.admit(ctx, tx, open, asked, now)
 		if err != nil {
 			return err
+		}
+		for i := range jobs {
+			if at := now.Add(first + time.Duration(float64(i)*gap)); after.rate > 0 && jobs[i].at.Before(at) {
+				jobs[i].at = at
+			}
+		}
+		if len(after.budgets) > 0 && h.lease.Attempt == 1 { // what is refused used nothing up
+			for _, o := range refusals {
+				if o.State == delivery.Suppressed {
+					after.granted++
+				}
+			}
 		}
 		_, err = delivery.Record(ctx, tx, delivery.Function(h.lane.number), refusals...)
 		return err
@@ -202,6 +260,7 @@ func (h *holder) advance(ctx context.Context, hi int) (jobs []job, err error) {
 	if held {
 		return nil, errHeld
 	}
+	h.limits = after
 	h.lease.Moved(hi, started)
 	return jobs, nil
 }
@@ -290,6 +349,11 @@ func (l *lane) prepare(j job, buf []byte) *handover {
 func (l *lane) deliver(line *mail.Line, m *handover, next *mail.Outgoing) delivery.Outcome {
 	j, o := m.job, m.outcome
 	h := j.holder
+	if err := l.relays.wait(line, l.draining, l.cfg.MessageLimit); err != nil {
+		line.Rest()
+		o.State, o.RetryAt, o.Detail = delivery.Deferred, time.Unix(0, 0), "not handed over: "+err.Error()
+		return o
+	}
 	// The limit of a message counts from here, the dialling included: a takeover waits no longer than that after the lease.
 	ctx, cancel := context.WithTimeout(context.Background(), l.cfg.MessageLimit)
 	defer cancel()
@@ -319,6 +383,7 @@ func (l *lane) deliver(line *mail.Line, m *handover, next *mail.Outgoing) delive
 	}
 	if res.Code > 0 {
 		l.good.Store(time.Now().UnixNano())
+		h.count(o, j.receiver)
 	}
 	return o
 }

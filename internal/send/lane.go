@@ -36,13 +36,15 @@ type lane struct {
 	draining <-chan struct{}
 	recorder *recorder
 
-	slots chan struct{} // one for each batch that is held
-	jobs  chan job
-	start sync.Once
-	stop  chan struct{}
-	done  sync.WaitGroup
-	good  atomic.Int64 // unix nanoseconds of the relay's last answer
-	wide  atomic.Int32 // the window that batches begin with
+	slots   chan struct{} // one for each batch that is held
+	waiting atomic.Int32  // workers who wait for one
+	relays  *relayPace
+	jobs    chan job
+	start   sync.Once
+	stop    chan struct{}
+	done    sync.WaitGroup
+	good    atomic.Int64 // unix nanoseconds of the relay's last answer
+	wide    atomic.Int32 // the window that batches begin with
 }
 
 // window is how many recipients of a batch may be marked and not settled, to begin with.
@@ -63,6 +65,7 @@ func newLane(number int, cfg Config, relays []mail.Relay, db *postgres.DB, compo
 		pool:     mail.NewPool(relays, mail.PoolConfig{Size: cfg.Connections, MessageLimit: cfg.MessageLimit}),
 		recorder: newRecorder(db, rt.Log, delivery.Function(number), outcomes),
 		slots:    make(chan struct{}, cfg.Batches),
+		relays:   newRelayPace(db, number, relays),
 		jobs:     make(chan job),
 		stop:     make(chan struct{}),
 	}
@@ -101,21 +104,31 @@ func (l *lane) ending() bool {
 // to do. It answers when everything it handed over is recorded.
 func (l *lane) work(ctx context.Context, tenant string, until time.Time) (more bool, err error) {
 	l.run()
-	select {
-	case l.slots <- struct{}{}:
-	case <-time.After(time.Until(until)):
-		return true, nil // others use all there is
-	case <-l.draining:
-		return true, nil
-	case <-ctx.Done():
-		return true, ctx.Err()
+	if !l.slot(ctx, until) {
+		return true, ctx.Err() // others use all there is
 	}
 	w := &worker{lane: l, tenant: tenant, until: until}
-	w.holders.Go(func() { w.hold(ctx) })
+	w.holders.Go(func() { w.hold(ctx, true) })
 	w.holders.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.more, w.err
+}
+
+// slot waits for room for a batch; those who wait get it in the order in which they came. False when the time is over, or the process or the request ends.
+func (l *lane) slot(ctx context.Context, until time.Time) bool {
+	l.waiting.Add(1)
+	defer l.waiting.Add(-1)
+	over := time.NewTimer(time.Until(until))
+	defer over.Stop()
+	select {
+	case l.slots <- struct{}{}:
+		return true
+	case <-over.C:
+	case <-l.draining:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 // worker is one event's turn for one tenant.
@@ -153,9 +166,15 @@ func (w *worker) over(ctx context.Context) bool {
 	return false
 }
 
-// hold holds one batch after another in one slot. As soon as it has one, it sees whether the process has room for another beside it.
-func (w *worker) hold(ctx context.Context) {
-	defer func() { <-w.lane.slots }()
+// hold holds one batch after another in one slot. As soon as it has one, it sees whether the process has room for another beside it. Between batches it lets those go before who
+// wait for a slot, so that no tenant's blast keeps another's mail: its worker's first holder stands in line again, further ones end.
+func (w *worker) hold(ctx context.Context, first bool) {
+	has := true
+	defer func() {
+		if has {
+			<-w.lane.slots
+		}
+	}()
 	spread := false
 	for !w.over(ctx) {
 		h, err := w.lane.take(ctx, w.tenant)
@@ -169,11 +188,11 @@ func (w *worker) hold(ctx context.Context) {
 		if h.lease.Done {
 			continue
 		}
-		if !spread {
+		if !spread && w.lane.waiting.Load() == 0 {
 			spread = true
 			select {
 			case w.lane.slots <- struct{}{}:
-				w.holders.Go(func() { w.hold(ctx) })
+				w.holders.Go(func() { w.hold(ctx, false) })
 			default:
 			}
 		}
@@ -181,7 +200,22 @@ func (w *worker) hold(ctx context.Context) {
 			w.fail(err)
 			return
 		}
+		if w.lane.waiting.Load() > 0 {
+			<-w.lane.slots
+			if has = first && w.lane.slot(ctx, w.until); !has {
+				w.leave()
+				return
+			}
+			spread = false
+		}
 	}
+}
+
+// leave notes that there may be more to do.
+func (w *worker) leave() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.more = true
 }
 
 // take leases the next batch of the tenant and loads its email. Nil when there is none. The end of the request does not cut it off: a lease that nobody knows of would
@@ -213,6 +247,9 @@ func (l *lane) take(ctx context.Context, tenant string) (*holder, error) {
 		if errors.Is(err, compose.ErrBroken) { // each of its mails fails, and says why
 			h.broken, err = err, nil
 			l.log.Error("an email cannot be made", zap.String("tenant", tenant), zap.Int64("document", h.lease.Email), zap.Error(h.broken))
+		}
+		if err == nil && h.broken == nil {
+			h.limits, err = h.readLimits(ctx, tx)
 		}
 		return err
 	})

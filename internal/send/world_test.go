@@ -143,9 +143,11 @@ func newWorld(tb testing.TB, more ...string) *world {
 	return w
 }
 
-func (w *world) apply(docs string) {
+func (w *world) apply(docs string) { w.t.Helper(); w.applyTo(pgtest.Acme, docs) }
+
+func (w *world) applyTo(tenant, docs string) {
 	w.t.Helper()
-	pgtest.In(w.t, w.db, pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+	pgtest.In(w.t, w.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		set, err := apply.Load(ctx, tx, fstest.MapFS{"all.yaml": {Data: []byte(docs)}})
 		if err != nil {
 			return err

@@ -1,0 +1,210 @@
+package delivery
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+// Everywhere and Others are receivers of breakers beside the mailbox providers: all of them together, and all that are behind no known provider.
+const (
+	Everywhere = ""
+	Others     = "others"
+)
+
+// Traffic is what became of mails from a sender domain to a receiver.
+type Traffic struct {
+	Sent       int
+	Bounced    int // hard: the address is wrong
+	Blocked    int // for what we are or what we send
+	Complained int
+}
+
+// Plus adds two.
+func (t Traffic) Plus(u Traffic) Traffic {
+	return Traffic{Sent: t.Sent + u.Sent, Bounced: t.Bounced + u.Bounced, Blocked: t.Blocked + u.Blocked, Complained: t.Complained + u.Complained}
+}
+
+// total is how many mails were answered; one that came back later counts twice, which matters little.
+func (t Traffic) total() int { return t.Sent + t.Bounced + t.Blocked }
+
+// breakerRule says when a breaker opens: of at least so many mails, a share.
+type breakerRule struct {
+	what  string
+	count func(Traffic) int
+	mails int
+	least int // of count
+	share float64
+}
+
+// breakerRules are what mailbox providers are known to act on: from 0.3 % of complaints on mail is filtered, and lists with more than a tenth of wrong addresses were not asked.
+func breakerRules() []breakerRule {
+	return []breakerRule{
+		{"complained", func(t Traffic) int { return t.Complained }, 500, 5, 0.003},
+		{"bounced", func(t Traffic) int { return t.Bounced }, 200, 20, 0.10},
+		{"were blocked", func(t Traffic) int { return t.Blocked }, 100, 20, 0.25},
+	}
+}
+
+// tripped tells which rule opens the breaker, in words; "" for none.
+func (t Traffic) tripped() string {
+	for _, r := range breakerRules() {
+		if n := r.count(t); t.total() >= r.mails && n >= r.least && float64(n) > r.share*float64(t.total()) {
+			return fmt.Sprintf("%d of %d %s (%.1f %%, at most %.1f %%)", n, t.total(), r.what, 100*float64(n)/float64(t.total()), 100*r.share)
+		}
+	}
+	return ""
+}
+
+// Times of a breaker.
+const (
+	breakerOpen = time.Hour // the first time; each further time twice as long
+	breakerMost = 4         // doublings
+)
+
+// Breaker is an open breaker: marketing mail from a domain to a receiver waits.
+type Breaker struct {
+	Domain   string    `json:"domain"`
+	Receiver string    `json:"receiver,omitempty"` // Everywhere, Others or a mailbox provider
+	Until    time.Time `json:"until"`
+	Why      string    `json:"why"`
+}
+
+// String says it as reports do.
+func (b Breaker) String() string {
+	to := b.Receiver
+	switch to {
+	case Everywhere:
+		to = "everybody"
+	case Others:
+		to = "others than the large providers"
+	}
+	return fmt.Sprintf("marketing mail from %s to %s waits until %s: %s", b.Domain, to, b.Until.UTC().Format("2006-01-02 15:04 UTC"), b.Why)
+}
+
+// CountTraffic adds what became of mails from a sender domain, by receiver, and opens the breakers that are to open: nothing of marketing goes out to a receiver then, for an hour
+// at first. It gives those that it opened. What was counted before is halved each hour.
+func CountTraffic(ctx context.Context, tx *postgres.Tx, domain string, by map[string]Traffic) ([]Breaker, error) {
+	if len(by) == 0 || tx.Tenant.Schema < PaceSchema {
+		return nil, nil
+	}
+	all := maps.Clone(by)
+	var sum Traffic
+	for _, t := range by {
+		sum = sum.Plus(t)
+	}
+	all[Everywhere] = sum
+	receivers := slices.Sorted(maps.Keys(all)) // in one order: others do the same at this moment
+	columns := make([][]int, 4)
+	for _, r := range receivers {
+		for i, n := range []int{all[r].Sent, all[r].Bounced, all[r].Blocked, all[r].Complained} {
+			columns[i] = append(columns[i], n)
+		}
+	}
+	rows, err := tx.Query(ctx, `INSERT INTO throttle AS t (domain, provider, sent, bounced, blocked, complained)
+			SELECT $1, * FROM unnest($2::text[], $3::integer[], $4::integer[], $5::integer[], $6::integer[]) u (provider, s, h, b, c) ORDER BY provider
+		ON CONFLICT (domain, provider) DO UPDATE SET (since, sent, bounced, blocked, complained) = (
+			SELECT CASE WHEN k > 0 THEN now() ELSE t.since END, (t.sent >> k) + excluded.sent, (t.bounced >> k) + excluded.bounced, (t.blocked >> k) + excluded.blocked,
+				(t.complained >> k) + excluded.complained
+			FROM (SELECT least(30, greatest(0, extract(epoch FROM now() - t.since) / 3600))::integer AS k) halves)
+		RETURNING provider, sent, bounced, blocked, complained, open_until > onda.now(), trips`, domain, receivers, columns[0], columns[1], columns[2], columns[3])
+	if err != nil {
+		return nil, fmt.Errorf("count mails from %s: %w", domain, err)
+	}
+	type trip struct {
+		receiver, why string
+		trips         int
+	}
+	var trips []trip
+	var well []string
+	var receiver string
+	var t Traffic
+	var open bool
+	var before int
+	_, err = pgx.ForEachRow(rows, []any{&receiver, &t.Sent, &t.Bounced, &t.Blocked, &t.Complained, &open, &before}, func() error {
+		switch why := t.tripped(); {
+		case open:
+		case why != "":
+			trips = append(trips, trip{receiver, why, before})
+		case before > 0 && t.total() >= 1000:
+			well = append(well, receiver)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("count mails from %s: %w", domain, err)
+	}
+	if len(well) > 0 {
+		if _, err := tx.Exec(ctx, "UPDATE throttle SET trips = 0, why = '' WHERE domain = $1 AND provider = ANY ($2)", domain, well); err != nil {
+			return nil, fmt.Errorf("forget breakers of %s: %w", domain, err)
+		}
+	}
+	var opened []Breaker
+	for _, t := range trips {
+		b := Breaker{Domain: domain, Receiver: t.receiver, Until: tx.Now().Add(breakerOpen << min(t.trips, breakerMost)), Why: t.why}
+		_, err := tx.Exec(ctx, `UPDATE throttle SET open_until = $3, why = $4, trips = trips + 1, since = now(), sent = 0, bounced = 0, blocked = 0, complained = 0
+			WHERE domain = $1 AND provider = $2`, domain, b.Receiver, b.Until, b.Why)
+		if err != nil {
+			return nil, fmt.Errorf("open the breaker of %s: %w", domain, err)
+		}
+		opened = append(opened, b)
+	}
+	return opened, nil
+}
+
+// Breakers lists the open breakers of a sender domain, of all domains where it is empty.
+func Breakers(ctx context.Context, tx *postgres.Tx, domain string) ([]Breaker, error) {
+	if tx.Tenant.Schema < PaceSchema {
+		return nil, nil
+	}
+	rows, err := tx.Query(ctx, `SELECT domain, provider, open_until, why FROM throttle WHERE (domain = $1 OR $1 = '') AND domain <> '' AND open_until > onda.now()
+		ORDER BY domain, provider`, domain)
+	if err != nil {
+		return nil, fmt.Errorf("look for open breakers: %w", err)
+	}
+	var out []Breaker
+	var b Breaker
+	_, err = pgx.ForEachRow(rows, []any{&b.Domain, &b.Receiver, &b.Until, &b.Why}, func() error {
+		out = append(out, b)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for open breakers: %w", err)
+	}
+	return out, nil
+}
+
+// CloseBreakers lets mails from a domain go again, to a receiver or, where that is nil, to all, and gives how many were open. Mails that were put off go when they are due.
+func CloseBreakers(ctx context.Context, tx *postgres.Tx, domain string, receiver *string) (n int64, err error) {
+	tag, err := tx.Exec(ctx, "UPDATE throttle SET open_until = '-infinity', trips = 0, why = '' WHERE domain = $1 AND ($2::text IS NULL OR provider = $2) AND open_until > onda.now()", domain, receiver)
+	if err != nil {
+		return 0, fmt.Errorf("close the breakers of %s: %w", domain, err)
+	}
+	if tag.RowsAffected() == 0 {
+		return 0, nil
+	}
+	// who waits for them alone is due at once
+	_, err = tx.Exec(ctx, "UPDATE delivery SET retry_at = onda.now() WHERE state = 'deferred' AND retry_at > onda.now() AND detail LIKE $1", held+"%")
+	if err != nil {
+		return 0, fmt.Errorf("close the breakers of %s: %w", domain, err)
+	}
+	tx.Wake(Function(Bulk), tx.Now())
+	return tag.RowsAffected(), nil
+}
+
+// held is what the detail of a mail begins with that waits for a breaker.
+const held = "held: "
+
+// HeldBack is the outcome of a mail that waits until a breaker closes.
+func HeldBack(r Recipient, b Breaker) Outcome {
+	if !b.Until.Before(r.Expires) {
+		return Refusal(r, Late)
+	}
+	return Outcome{Delivery: r.Delivery, Contact: r.Contact, Attempt: r.Attempt, State: Deferred, RetryAt: b.Until, Detail: held + b.Why}
+}

@@ -1,0 +1,31 @@
+-- What a tenant may send, by its file; NULL for as much as it likes. In the row that every transaction of the tenant reads anyway.
+ALTER TABLE onda.tenant
+    ADD COLUMN mails_per_second double precision CHECK (mails_per_second > 0),
+    ADD COLUMN mails_per_day bigint CHECK (mails_per_day >= 0),
+    ADD COLUMN mails_per_month bigint CHECK (mails_per_month >= 0);
+
+-- How fast a relay is used by all tenants of a cell and all processes: when its next mail may go out.
+CREATE TABLE onda.relay (
+    name    text PRIMARY KEY CHECK (length(name) <= 300),
+    next_at timestamptz NOT NULL
+);
+-- Takes some mails' time at a relay, unless that is further ahead than the caller would wait, and gives how many seconds from now it begins, or how long that is.
+-- A tenant's login may slow a relay down by this, by no more than a minute; it may not speed it up.
+CREATE FUNCTION onda.relay_slots(relay text, mails integer, per_second double precision, ahead double precision, OUT taken boolean, OUT wait double precision)
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    length interval := make_interval(secs => least(greatest(mails, 0) / greatest(per_second, 0.01), 60));
+    at timestamptz;
+BEGIN
+    INSERT INTO onda.relay AS r (name, next_at) VALUES (relay, clock_timestamp() + length)
+    ON CONFLICT (name) DO UPDATE SET next_at = greatest(r.next_at, clock_timestamp()) + length
+        WHERE r.next_at <= clock_timestamp() + make_interval(secs => least(ahead, 60))
+    RETURNING next_at - length INTO at;
+    taken := at IS NOT NULL;
+    IF NOT taken THEN
+        SELECT next_at INTO at FROM onda.relay WHERE name = relay;
+    END IF;
+    wait := greatest(0, extract(epoch FROM at - clock_timestamp()));
+END $$;
+REVOKE ALL ON FUNCTION onda.relay_slots FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION onda.relay_slots TO onda_tenant, onda_pool;
