@@ -29,17 +29,15 @@ const (
 // planBroadcast plans the next batches of a broadcast, at most 200 ahead of what is sent, and completes it at its end. more tells that there is room for
 // more at once. Another process that plans the same run at this moment is left alone.
 func (d *documents) planBroadcast(ctx context.Context, tx *postgres.Tx, run int64, share int) (more bool, err error) {
-	var document, planned int64
-	var all bool
-	err = tx.QueryRow(ctx, `SELECT document, planned_to, planned FROM run WHERE id = $1 AND kind = 'broadcast' AND state = 'running' FOR NO KEY UPDATE SKIP LOCKED`, run).
-		Scan(&document, &planned, &all)
+	p := progress{run: run}
+	err = p.lock(ctx, tx)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return false, nil
 	}
 	if err != nil {
 		return false, fmt.Errorf("lock run %d: %w", run, err)
 	}
-	if all {
+	if p.all {
 		return false, complete(ctx, tx, run)
 	}
 	var open int
@@ -51,45 +49,45 @@ func (d *documents) planBroadcast(ctx context.Context, tx *postgres.Tx, run int6
 		return false, nil
 	}
 	n := min(room, batchesAtOnce)
-	v, err := d.load(ctx, tx, document)
+	v, err := d.load(ctx, tx, p.document)
 	if err != nil {
 		return false, err
 	}
 	b := v.broadcast()
 	if b == nil {
-		return false, fmt.Errorf("run %d: document %d is no broadcast", run, document)
+		return false, fmt.Errorf("run %d: document %d is no broadcast", run, p.document)
 	}
 	settings, err := d.settings(ctx, tx)
 	if err != nil {
 		return false, err
 	}
-	people, err := audience(ctx, tx, b, planned, n*delivery.MaxBatch)
+	document, err := pinnedEmail(ctx, tx, run, b.Email)
 	if err != nil {
 		return false, err
 	}
-	plans, err := mails(ctx, tx, run, v, people, settings.Location())
+	if err := p.begin(ctx, tx, b, document, settings.Location()); err != nil {
+		return false, err
+	}
+	people, err := p.people(ctx, tx, b, n*delivery.MaxBatch)
 	if err != nil {
 		return false, err
 	}
-	batches, err := delivery.Enqueue(ctx, tx, plans...)
+	batches, err := delivery.Enqueue(ctx, tx, p.mails(tx, v, document, people, settings.Location())...)
 	if err != nil {
 		return false, err
 	}
-	if len(people) > 0 {
-		planned = people[len(people)-1].contact
-	}
-	all = len(people) < n*delivery.MaxBatch
-	if _, err := tx.Exec(ctx, "UPDATE run SET planned_to = $2, planned = $3 WHERE id = $1", run, planned, all); err != nil {
-		return false, fmt.Errorf("note how far run %d is planned: %w", run, err)
+	p.count += int64(len(people))
+	if err := p.save(ctx, tx); err != nil {
+		return false, err
 	}
 	tx.Wake(drainer, tx.Now().Add(tx.Tick()))
 	if err := ring(ctx, tx, run, batches, share); err != nil {
 		return false, err
 	}
-	if all && len(batches) == 0 { // nobody was left
+	if p.all && len(batches) == 0 { // nobody was left
 		return false, complete(ctx, tx, run)
 	}
-	return !all && room > n, nil
+	return !p.all && (room > n || len(batches) == 0), nil
 }
 
 // recipient is one of an audience.
@@ -98,27 +96,30 @@ type recipient struct {
 	zone    string
 }
 
-// mails are the plans for a part of a broadcast's audience: one, or where it is sent by each contact's own clock, one for each time at which it is due.
-func mails(ctx context.Context, tx *postgres.Tx, run int64, v *version, people []recipient, tenant *time.Location) ([]delivery.Plan, error) {
+// mails are the plans for a part of a broadcast's audience: one for each time at which some of it is due, by each contact's own clock or spread over a time.
+func (p *progress) mails(tx *postgres.Tx, v *version, document int64, people []recipient, tenant *time.Location) []delivery.Plan {
 	b := v.broadcast()
-	document, err := pinnedEmail(ctx, tx, run, b.Email)
-	if err != nil {
-		return nil, err
-	}
 	by := map[time.Time][]int64{}
 	var dues []time.Time
 	zones := map[string]time.Time{}
-	for _, r := range people {
-		due := tx.Now()
+	for i, r := range people {
+		from := tx.Now()
+		if b.Over != nil {
+			from = p.started
+		}
 		if b.Zone == spec.ZoneContact && b.At != nil {
 			at, ok := zones[r.zone]
 			if !ok {
 				at = b.At.In(tx.Now(), b.Zone.Location(r.zone, tenant))
 				zones[r.zone] = at
 			}
-			if at.After(due) {
-				due = at
+			if at.After(from) {
+				from = at
 			}
+		}
+		due := from.Add(p.share(b, i))
+		if due.Before(tx.Now()) {
+			due = tx.Now()
 		}
 		if by[due] == nil {
 			dues = append(dues, due)
@@ -128,9 +129,20 @@ func mails(ctx context.Context, tx *postgres.Tx, run int64, v *version, people [
 	slices.SortFunc(dues, time.Time.Compare)
 	plans := make([]delivery.Plan, len(dues))
 	for i, due := range dues {
-		plans[i] = delivery.Plan{Run: run, Email: document, Contacts: by[due], NotBefore: due, Cause: "broadcast " + v.name}
+		plans[i] = delivery.Plan{Run: p.run, Email: document, Contacts: by[due], NotBefore: due, Cause: "broadcast " + v.name}
 	}
-	return plans, nil
+	return plans
+}
+
+// share is the part of the time that a broadcast is spread over which has passed when the nth of the people that are planned now is due, in whole minutes: that is how precise
+// sweeps are.
+func (p *progress) share(b *spec.Broadcast, n int) time.Duration {
+	if b.Over == nil || p.of <= 0 {
+		return 0
+	}
+	over := b.Over.Approx()
+	part := float64(p.count+int64(n)) / float64(p.of)
+	return time.Duration(min(part, 1) * float64(over)).Truncate(time.Minute)
 }
 
 // pinnedEmail is the version that a broadcast sends to everybody: the one in force when its first batch was planned.

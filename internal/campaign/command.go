@@ -292,6 +292,9 @@ func Cancel(ctx context.Context, tx *postgres.Tx, name string) (Run, error) {
 	if _, err := tx.Exec(ctx, "UPDATE run SET state = 'cancelled', ended_at = onda.now() WHERE id = $1", r.ID); err != nil {
 		return Run{}, fmt.Errorf("cancel run %d: %w", r.ID, err)
 	}
+	if err := delivery.Unqueue(ctx, tx); err != nil {
+		return Run{}, err
+	}
 	if _, err := cancelJourneys(ctx, tx, r.ID); err != nil {
 		return Run{}, err
 	}

@@ -117,21 +117,21 @@ func peopleSQL(b *spec.Broadcast, env predicate.Env, first int) (from, excluded 
 	return from, excluded, args, nil
 }
 
-// audience gives the next recipients of a broadcast after a contact, in order of contact.
-func audience(ctx context.Context, tx *postgres.Tx, b *spec.Broadcast, after int64, limit int) ([]recipient, error) {
+// audience gives the next recipients of a broadcast after a contact, in order of contact: those of whom a condition is true, which may name c and the parameter $4.
+func audience(ctx context.Context, tx *postgres.Tx, b *spec.Broadcast, after int64, limit int, condition string, value any) ([]recipient, error) {
 	env, err := predicate.Load(ctx, tx)
 	if err != nil {
 		return nil, err
 	}
-	from, excluded, args, err := peopleSQL(b, env, 4)
+	from, excluded, args, err := peopleSQL(b, env, 5)
 	if err != nil {
 		return nil, err
 	}
 	if b.To.Segment != "" { // else the members before are read again by each chunk
 		from += " AND m.contact > $1"
 	}
-	rows, err := tx.Query(ctx, `SELECT c.id, coalesce(c.fields ->> $3, '') FROM `+from+` AND c.id > $1 AND NOT `+excluded+` ORDER BY c.id LIMIT $2`,
-		append([]any{after, limit, spec.ZoneField}, args...)...)
+	rows, err := tx.Query(ctx, `SELECT c.id, coalesce(c.fields ->> $3, '') FROM `+from+` AND c.id > $1 AND NOT `+excluded+` AND `+condition+` ORDER BY c.id LIMIT $2`,
+		append([]any{after, limit, spec.ZoneField, value}, args...)...)
 	if err != nil {
 		return nil, fmt.Errorf("read the audience: %w", err)
 	}
@@ -141,4 +141,20 @@ func audience(ctx context.Context, tx *postgres.Tx, b *spec.Broadcast, after int
 		return nil, fmt.Errorf("read the audience: %w", err)
 	}
 	return slices.Clip(out), nil
+}
+
+// audienceSize counts the audience of a broadcast.
+func audienceSize(ctx context.Context, tx *postgres.Tx, b *spec.Broadcast) (n int64, err error) {
+	env, err := predicate.Load(ctx, tx)
+	if err != nil {
+		return 0, err
+	}
+	from, excluded, args, err := peopleSQL(b, env, 1)
+	if err != nil {
+		return 0, err
+	}
+	if err := tx.QueryRow(ctx, "SELECT count(*) FROM "+from+" AND NOT "+excluded, args...).Scan(&n); err != nil {
+		return 0, fmt.Errorf("count the audience: %w", err)
+	}
+	return n, nil
 }

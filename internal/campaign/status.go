@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/postgres"
 )
 
@@ -47,6 +48,8 @@ type Status struct {
 	Queued  int64            `json:"queued"`
 	// Rate is how many mails got an outcome a second, from the start to the last batch that was closed; 0 when that cannot be said yet.
 	Rate float64 `json:"rate,omitempty"`
+	// Held are the breakers that keep marketing mail of the tenant back at present.
+	Held []delivery.Breaker `json:"held,omitempty"`
 	// Journeys is of a campaign.
 	Journeys []JourneyCount `json:"journeys,omitempty"`
 }
@@ -86,6 +89,11 @@ func RunStatus(ctx context.Context, tx *postgres.Tx, run int64) (Status, error) 
 	}
 	if err := s.mails(ctx, tx, started); err != nil {
 		return Status{}, err
+	}
+	if s.EndedAt.IsZero() {
+		if s.Held, err = delivery.Breakers(ctx, tx, ""); err != nil {
+			return Status{}, err
+		}
 	}
 	if s.Kind == "campaign" {
 		if err := s.journeys(ctx, tx); err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onda-run/onda/internal/contact"
+	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/postgres"
 )
 
@@ -39,6 +40,21 @@ func tidy(ctx context.Context, tx *postgres.Tx) (more bool, err error) {
 	}
 	tag, err := tx.Exec(ctx, `DELETE FROM allowance WHERE (kind, contact, period) IN (
 		SELECT kind, contact, period FROM allowance WHERE period <= onda.now() - $2::interval ORDER BY period LIMIT $1 FOR UPDATE SKIP LOCKED)`, tidiedAtOnce, keepAllowances)
+	if err != nil {
+		return false, fmt.Errorf("tidy allowances: %w", err)
+	}
+	more = more || tag.RowsAffected() == tidiedAtOnce
+	if tx.Tenant.Schema < delivery.PaceSchema {
+		return more, nil
+	}
+	// Of no period: whom a broadcast planned first, once it is over, and who got a version of an email that is sent no more.
+	tag, err = tx.Exec(ctx, `DELETE FROM allowance WHERE (kind, contact, period) IN (
+		SELECT a.kind, a.contact, a.period FROM (
+			SELECT 'ahead:' || id AS kind FROM run WHERE pass <> '' AND ended_at <= onda.now() - interval '1 day'
+			UNION ALL
+			SELECT 'once:' || d.id FROM document d JOIN entity e ON e.id = d.entity WHERE e.kind = 'Email' AND d.applied_at <= onda.now() - $2::interval
+			   AND NOT EXISTS (SELECT FROM batch b WHERE b.email = d.id AND b.planned_at > onda.now() - $2::interval)) k
+		  JOIN LATERAL (SELECT kind, contact, period FROM allowance WHERE kind = k.kind LIMIT $1) a ON true LIMIT $1)`, tidiedAtOnce, keepAllowances)
 	if err != nil {
 		return false, fmt.Errorf("tidy allowances: %w", err)
 	}
