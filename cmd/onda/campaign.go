@@ -328,6 +328,9 @@ func (c campaignStatusCmd) Run(ctx context.Context, s *session) error {
 	for _, reason := range slices.Sorted(maps.Keys(st.Reasons)) {
 		s.print("  not sent: %d, %s", st.Reasons[reason], reasonText(reason))
 	}
+	for _, b := range st.Held {
+		s.print("held: %s; onda domain resume %s ends that", b, b.Domain)
+	}
 	if st.Rate > 0 {
 		s.print("%.0f mails a second", st.Rate)
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/onda-run/onda/internal/compose"
+	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/domaincheck"
 	"github.com/onda-run/onda/internal/mail"
 	"github.com/onda-run/onda/internal/postgres"
@@ -21,9 +22,10 @@ import (
 )
 
 type domainCmd struct {
-	List  domainListCmd  `cmd:"" help:"List the domains, since when they are verified, and what is wrong with them."`
-	Check domainCheckCmd `cmd:"" help:"Ask DNS whether mails from a domain will be believed, and say what to publish."`
-	Key   domainKeyCmd   `cmd:"" help:"Make the keys that Onda signs mails from a domain with."`
+	List   domainListCmd   `cmd:"" help:"List the domains, since when they are verified, and what is wrong with them."`
+	Check  domainCheckCmd  `cmd:"" help:"Ask DNS whether mails from a domain will be believed, and say what to publish."`
+	Key    domainKeyCmd    `cmd:"" help:"Make the keys that Onda signs mails from a domain with."`
+	Resume domainResumeCmd `cmd:"" help:"Let marketing mail from a domain go on that waits because too much of it bounced, was blocked or complained about."`
 }
 
 func domains() sort { return sort{"domain", []string{spec.KindDomain}} }
@@ -361,5 +363,43 @@ func (c domainKeyCmd) Run(ctx context.Context, s *session) error {
 	for _, r := range records {
 		s.print("%s", r)
 	}
+	return nil
+}
+
+type domainResumeCmd struct {
+	Domain string `arg:"" help:"The domain that the mails are from, such as acme.example."`
+	To     string `help:"A mailbox provider such as google, or others; everybody unless given." placeholder:"PROVIDER"`
+}
+
+// Help is shown by --help.
+func (domainResumeCmd) Help() string {
+	return "When more than 0.3 % of mails to a mailbox provider are complained about, 10 % bounce or 25 % are blocked, further marketing mail to it waits: an hour at first, each further time " +
+		"twice as long. onda campaign status tells which waits, and why. Mend that first: this lets it go on at once.\n\n" +
+		"Example:\n  onda --tenant acme domain resume acme.example --to google"
+}
+
+// Run closes breakers.
+func (c domainResumeCmd) Run(ctx context.Context, s *session) error {
+	domain, err := spec.ASCIIDomain(c.Domain)
+	if err != nil {
+		return err
+	}
+	var to *string
+	if c.To != "" {
+		to = &c.To
+	}
+	var n int64
+	err = s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		n, err = delivery.CloseBreakers(ctx, tx, domain, to)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		s.print("no mail from %s waits", domain)
+		return nil
+	}
+	s.print("mail from %s goes on; what was put off follows within a minute", domain)
 	return nil
 }

@@ -237,6 +237,14 @@ func (one *synced) finish(ctx context.Context, a *postgres.Admin) error {
 	if hosts || one.freed {
 		one.Did = append(one.Did, "hosts set")
 	}
+	q := one.file.Spec.Quotas
+	quotas, err := a.SetQuotas(ctx, one.Name, postgres.Quotas{PerSecond: q.MailsPerSecond, PerDay: q.MailsPerDay, PerMonth: q.MailsPerMonth})
+	if err != nil {
+		return err
+	}
+	if quotas {
+		one.Did = append(one.Did, "quotas set")
+	}
 	if one.file.Spec.State == postgres.Active && one.Err == "" {
 		return one.follow(ctx, a, postgres.Active)
 	}

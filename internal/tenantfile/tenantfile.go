@@ -66,12 +66,19 @@ type Spec struct {
 	// Functions are, of a developer's sandbox, the functions of its own; the rest are the pool's.
 	Functions []string `yaml:"functions,omitempty,flow"`
 	Hosts     Hosts    `yaml:"hosts,omitempty"`
+	Quotas    Quotas   `yaml:"quotas,omitempty"`
 
 	// What nothing reads yet is refused, so that nobody counts on it: see notYet.
 	Domains    any `yaml:"domains,omitempty"`
-	Quotas     any `yaml:"quotas,omitempty"`
 	Retention  any `yaml:"retention,omitempty"`
 	SMTPSecret any `yaml:"smtpSecret,omitempty"`
+}
+
+// Quotas are how many mails of marketing a tenant may send; nil for as many as it likes. Transactional mail is not counted: nobody waits for a password because of a blast.
+type Quotas struct {
+	MailsPerSecond *float64 `yaml:"mailsPerSecond,omitempty"`
+	MailsPerDay    *int64   `yaml:"mailsPerDay,omitempty"`   // by the tenant's clock
+	MailsPerMonth  *int64   `yaml:"mailsPerMonth,omitempty"` // of the calendar
 }
 
 // Hosts are the names that a tenant's links and forms have. New links are made with the first of each; the others are older ones, which go on serving. Where there is
@@ -149,6 +156,15 @@ func (t *Tenant) Check() error {
 			}
 		}
 	}
+	if q := s.Quotas.MailsPerSecond; q != nil && !(*q >= 0.01 && *q <= 1e6) {
+		wrong("spec.quotas.mailsPerSecond is %g: want 0.01 to 1000000", *q)
+	}
+	if q := s.Quotas.MailsPerDay; q != nil && *q < 0 {
+		wrong("spec.quotas.mailsPerDay is %d: want 0 or more", *q)
+	}
+	if q := s.Quotas.MailsPerMonth; q != nil && *q < 0 {
+		wrong("spec.quotas.mailsPerMonth is %d: want 0 or more", *q)
+	}
 	for _, f := range s.notYet() {
 		if f.value != nil {
 			wrong("spec.%s is not yet read: leave it out; %s", f.name, f.instead)
@@ -167,7 +183,6 @@ type unread struct {
 func (s Spec) notYet() []unread {
 	return []unread{
 		{"domains", s.Domains, "a mail is from whatever address its document says (from), so take care that the domain allows the relay to send"},
-		{"quotas", s.Quotas, "a tenant sends as much as its documents say (frequency in its settings) and its relay takes"},
 		{"retention", s.Retention, "the tenant's settings say how long data is kept (retention in the document Settings)"},
 		{"smtpSecret", s.SMTPSecret, "mails go to the relay of ONDA_SMTP_URL: that of its namespace's Secret onda where it is dedicated, and else the pool's"},
 	}
