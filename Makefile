@@ -1,6 +1,6 @@
 # make help lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run test lint build fmt generate stop bench deploy e2e
+.PHONY: help run test lint build fmt generate stop bench mails deploy e2e
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -16,6 +16,9 @@ build: ## builds onda and the functions into bin/
 
 bench: ## measures the main paths against bare references; ONLY=send for one (send, track, segment, campaign); ONLY=havoc counts what faults lose
 	@scripts/bench.sh
+
+mails: ## sends mails of ten kinds through a real Postfix, and has OpenDKIM and SpamAssassin judge them
+	@scripts/mails.sh
 
 e2e: ## runs Onda on the cluster of the present kubeconfig and puts it to the proof; ONLY=Campaign for some, ONDA_E2E_WIPE=1 to delete an Onda that is there
 	@scripts/e2e.sh

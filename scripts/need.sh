@@ -54,21 +54,37 @@ need_chromium() {
   command -v chromium >/dev/null || command -v google-chrome >/dev/null || need_packages 'Chromium, for tests of pages' chromium
 }
 
-# need_smtp_sink sets SMTP_SINK: Debian's package is unpacked and not installed, since that would start a mail server.
+# unpack WHAT DIRECTORY PACKAGE...: unpacks Debian's packages and does not install them, since that would start servers for the whole machine.
+unpack() {
+  local what=$1 dir=$2
+  shift 2
+  [ ! -e "$dir/done" ] || return 0
+  echo "unpacking $what from Debian"
+  rm -rf "$dir" && mkdir -p "$dir/debs"
+  if ! (cd "$dir/debs" && apt-get download -qq "$@" >/dev/null 2>&1 && for deb in *.deb; do dpkg-deb -x "$deb" ..; done); then
+    echo "$what could not be had from Debian: run sudo apt-get update" >&2
+    exit 1
+  fi
+  rm -r "$dir/debs" && touch "$dir/done"
+}
+
+# need_smtp_sink sets SMTP_SINK.
 need_smtp_sink() {
   SMTP_SINK=$(command -v smtp-sink || true)
   if [ -z "$SMTP_SINK" ]; then
     local dir=$PWD/.onda/postfix
-    if [ ! -x "$dir/usr/sbin/smtp-sink" ]; then
-      echo "unpacking Postfix's smtp-sink from Debian"
-      mkdir -p "$dir"
-      if ! (cd "$dir" && apt-get download -qq postfix >/dev/null 2>&1 && dpkg-deb -x postfix_*.deb . && rm postfix_*.deb); then
-        echo "smtp-sink is missing and could not be had: run sudo apt-get update, or install Postfix" >&2
-        exit 1
-      fi
-    fi
+    unpack "Postfix's smtp-sink" "$dir" postfix
     SMTP_SINK=$dir/usr/sbin/smtp-sink
     export LD_LIBRARY_PATH=$dir/usr/lib/postfix${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
   fi
   export SMTP_SINK
+}
+
+# need_mail_tools sets ONDA_MAIL_TOOLS: where Postfix, OpenDKIM and SpamAssassin are, with what they need and this machine has not.
+need_mail_tools() {
+  local packages=(postfix opendkim spamassassin) missing
+  ONDA_MAIL_TOOLS=$PWD/.onda/mail-tools
+  mapfile -t missing < <(apt-get -s install --no-install-recommends "${packages[@]}" 2>/dev/null | awk '$1 == "Inst" && $3 !~ /^\[/ { print $2 }')
+  unpack 'Postfix, OpenDKIM and SpamAssassin' "$ONDA_MAIL_TOOLS" "${packages[@]}" "${missing[@]}"
+  export ONDA_MAIL_TOOLS
 }

@@ -281,16 +281,21 @@ func serveSender() error {
 	return in.Stop(drain)
 }
 
-// patience is how long nothing may change before a campaign is given up.
+// patience is how long no mail may come before a campaign is given up.
 const patience = 10 * time.Minute
 
 // until waits until a condition is true.
 func (c *campaignOfHavoc) until(ctx context.Context, what string, is func() (bool, error)) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
+	came, since := -1, time.Now()
 	for {
 		if done, err := is(); err != nil || done {
 			return err
+		}
+		if n := c.book.count(); n != came {
+			came, since = n, time.Now()
+		}
+		if time.Since(since) > patience {
+			return fmt.Errorf("no mail came for %s, waiting for %s", patience, what)
 		}
 		select {
 		case <-time.After(5 * time.Millisecond):
