@@ -183,14 +183,14 @@ func TestAStageCountsAtOnce(t *testing.T) {
 	if status := <-done; status != http.StatusAccepted {
 		t.Errorf("status %d", status)
 	}
-	real, rest := 0, len(w.smtp.MailsTo("qa@inbox.example"))
+	meant, rest := 0, len(w.smtp.MailsTo("qa@inbox.example"))
 	for _, m := range w.smtp.Mails() {
 		if m.To != "qa@inbox.example" {
-			real++
+			meant++
 		}
 	}
-	if real < 1 || real > delivery.MaxWindow || real+rest != 200 {
-		t.Errorf("%d to those they were for, %d instead of that", real, rest)
+	if meant < 1 || meant > delivery.MaxWindow || meant+rest != 200 {
+		t.Errorf("%d to those they were for, %d instead of that", meant, rest)
 	}
 }
 
