@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onda-run/onda/internal/campaign"
+	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
 )
@@ -72,6 +73,8 @@ type Report struct {
 	Made    time.Time  `json:"made"`
 	// Preproduction says that it is of a database from which nobody real is mailed.
 	Preproduction bool `json:"preproduction,omitempty"`
+	// Held are the breakers that keep marketing mail of the tenant back, while the run goes on.
+	Held []delivery.Breaker `json:"held,omitempty"`
 
 	Recipients int64 `json:"recipients"`
 	Queued     int64 `json:"queued"`
@@ -146,6 +149,11 @@ func Load(ctx context.Context, tx *postgres.Tx, name string) (*Report, error) {
 	}
 	for _, part := range []func(context.Context, *postgres.Tx) error{r.outcomes, r.engagement, r.links, r.hours, r.variants} {
 		if err := part(ctx, tx); err != nil {
+			return nil, fmt.Errorf("report on %s: %w", name, err)
+		}
+	}
+	if r.Ended == nil {
+		if r.Held, err = delivery.Breakers(ctx, tx, ""); err != nil {
 			return nil, fmt.Errorf("report on %s: %w", name, err)
 		}
 	}

@@ -208,3 +208,34 @@ func golden(t *testing.T, name string, got []byte) {
 		t.Errorf("%s (-update writes it anew):\n%s", name, diff)
 	}
 }
+
+func TestReportsSayWhatIsHeld(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	db := d.DB(t)
+	pgtest.Exec(t, db, pgtest.Acme, seed)
+	pgtest.Exec(t, db, pgtest.Acme, "INSERT INTO throttle (domain, provider, open_until, why) VALUES ('acme.example', 'google', '2100-01-02 03:04Z', '5 of 1000 complained')")
+	for tenant, want := range map[string]bool{pgtest.Acme: true, pgtest.Brava: false} {
+		if tenant == pgtest.Brava {
+			pgtest.Exec(t, db, tenant, seed)
+		}
+		r, err := load(t, db, tenant, "spring-news")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var text, page bytes.Buffer
+		if err := r.Text(&text); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.HTML(&page); err != nil {
+			t.Fatal(err)
+		}
+		const held = "marketing mail from acme.example to google waits until 2100-01-02 03:04 UTC: 5 of 1000 complained."
+		if got := strings.Contains(text.String(), held); got != want {
+			t.Errorf("%s: the text says what is held: %v\n%s", tenant, got, text.String())
+		}
+		if got := strings.Contains(page.String(), held); got != want {
+			t.Errorf("%s: the page says what is held: %v", tenant, got)
+		}
+	}
+}

@@ -20,6 +20,10 @@ func (r *Report) Text(w io.Writer) error {
 	t.line("%s", r.Title)
 	t.line("%s %s, run %d, %s%s", r.Kind, r.Name, r.Run, r.State, since(r))
 	t.line("")
+	for _, b := range r.Held {
+		t.line("Held: %s.", b)
+		t.line("")
+	}
 	t.section("OUTCOMES", r.Recipients)
 	for _, c := range r.Outcomes() {
 		t.bar(c.Name, c.N)
