@@ -18,7 +18,7 @@ type applyCmd struct {
 
 // Help is shown by --help.
 func (applyCmd) Help() string {
-	return "Every problem of every document is listed, and then nothing is applied. To apply again changes nothing.\n\nExample:\n  onda --tenant acme apply -f examples/company"
+	return "Every problem of every document is listed, and then nothing is applied. Warnings are of what somebody should look at, and nothing is refused for them. To apply again changes nothing.\n\nExample:\n  onda --tenant acme apply -f examples/company"
 }
 
 // Run applies a directory.
@@ -72,10 +72,12 @@ func (schemaCmd) Run(s *session) error {
 	return err
 }
 
-// documents loads a directory and does one thing with it, in one transaction. What is wrong with the documents is printed, a line each.
+// documents loads a directory and does one thing with it, in one transaction. What is wrong with the documents is printed, a line each, and so is what somebody
+// should look at.
 func (s *session) documents(ctx context.Context, dir string, do func(context.Context, *postgres.Tx, *spec.Set) ([]apply.Change, error)) (changes []apply.Change, err error) {
-	err = s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) error {
-		set, err := apply.Load(ctx, tx, os.DirFS(dir))
+	var set *spec.Set
+	err = s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		set, err = apply.Load(ctx, tx, os.DirFS(dir))
 		if err != nil {
 			return err
 		}
@@ -92,6 +94,13 @@ func (s *session) documents(ctx context.Context, dir string, do func(context.Con
 		}
 		_, _ = fmt.Fprintf(s.stderr, "%s in %s; nothing was applied\n", count(len(problems), "problem"), dir)
 		return nil, errQuiet
+	}
+	if err == nil {
+		warnings := make([]string, len(set.Warnings))
+		for i, w := range set.Warnings {
+			warnings[i] = w.Error()
+		}
+		s.warn(warnings)
 	}
 	return changes, err
 }

@@ -8,6 +8,7 @@ package emailsource
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"html"
 	"regexp"
@@ -41,39 +42,44 @@ const (
 // Compile puts an email together with its layout, which is nil when it has none.
 func Compile(e *spec.Email, layout *spec.Layout) (*spec.Compiled, error) {
 	texts := map[spec.Edition]spec.Texts{}
+	var all []spec.Finding
 	for _, edition := range e.Editions() {
-		t, err := compile(e.Content(edition), layout, edition.Locale, e.Parameters(edition.Variant))
+		t, found, err := compile(e, edition, layout)
 		if err != nil {
 			return nil, fmt.Errorf("compiling the email %q%s: %w", e.Name, edition, err)
 		}
 		texts[edition] = t
+		for _, f := range found {
+			f.Edition = edition
+			all = append(all, f)
+		}
 	}
 	c, err := spec.NewCompiled(texts)
 	if err != nil {
 		return nil, fmt.Errorf("compiling the email %q: %w", e.Name, err)
 	}
+	c.Findings = all
 	return c, nil
 }
 
-func compile(c spec.EmailContent, layout *spec.Layout, locale string, utm []spec.Parameter) (spec.Texts, error) {
+func compile(e *spec.Email, edition spec.Edition, layout *spec.Layout) (t spec.Texts, found []spec.Finding, err error) {
+	c := e.Content(edition)
 	body := string(c.HTML)
 	if body == "" {
 		if len(c.Markdown) > maxMarkdown {
-			return spec.Texts{}, fmt.Errorf("its Markdown is larger than %d KiB: shorten it, or write html", maxMarkdown>>10)
+			return t, nil, fmt.Errorf("its Markdown is larger than %d KiB: shorten it, or write html", maxMarkdown>>10)
 		}
-		var err error
 		if body, err = markdownToHTML(string(c.Markdown)); err != nil {
-			return spec.Texts{}, err
+			return t, nil, err
 		}
 	}
 	page := body
 	if layout != nil {
 		page = spec.Within(layout.HTML, body)
 	}
-	links := newLinks(utm)
-	page, err := links.addresses(wholePage(page, locale))
-	if err != nil {
-		return spec.Texts{}, err
+	links := newLinks(e.Parameters(edition.Variant))
+	if page, err = links.addresses(wholePage(page, edition.Locale)); err != nil {
+		return t, nil, err
 	}
 
 	text := string(c.Text)
@@ -81,11 +87,11 @@ func compile(c spec.EmailContent, layout *spec.Layout, locale string, utm []spec
 		text = page
 		if layout != nil && layout.Text != "" {
 			if text, err = links.addresses(body); err != nil {
-				return spec.Texts{}, err
+				return t, nil, err
 			}
 		}
 		if len(text) > maxDerived {
-			return spec.Texts{}, fmt.Errorf("its HTML is larger than %d KiB, too much to derive plain text of: shorten it, or write text", maxDerived>>10)
+			return t, nil, fmt.Errorf("its HTML is larger than %d KiB, too much to derive plain text of: shorten it, or write text", maxDerived>>10)
 		}
 		text = htmlToText(text)
 	}
@@ -93,6 +99,9 @@ func compile(c spec.EmailContent, layout *spec.Layout, locale string, utm []spec
 		text = spec.Within(layout.Text, text)
 	}
 
+	if page, err = inlineCSS(page); err != nil {
+		return t, nil, err
+	}
 	page = withPreheader(page, string(c.Preheader))
 	if at := closeBody.FindStringIndex(page); at != nil {
 		page = page[:at[0]] + pixel + page[at[0]:]
@@ -101,9 +110,17 @@ func compile(c spec.EmailContent, layout *spec.Layout, locale string, utm []spec
 	}
 	page, text = links.inHTML(page), links.inText(text)
 	if links.err != nil {
-		return spec.Texts{}, links.err
+		return t, nil, links.err
 	}
-	return spec.Texts{Subject: string(c.Subject), HTML: page, Text: text, Links: links.all}, nil
+	t = spec.Texts{Subject: string(c.Subject), HTML: page, Text: text, Links: links.all}
+	found = append(findings(string(cmp.Or(c.HTML, c.Markdown)), c.Markdown != ""), look(t, body, e.Attachments)...)
+	if layout != nil {
+		for _, f := range findings(string(layout.HTML), false) {
+			f.Layout = true
+			found = append(found, f)
+		}
+	}
+	return t, found, nil
 }
 
 // wholePage makes a page of a piece of HTML.

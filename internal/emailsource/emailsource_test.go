@@ -3,6 +3,7 @@ package emailsource_test
 import (
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -83,8 +84,9 @@ func FuzzCompile(f *testing.F) {
 	f.Add("s", "**a** {{ b }}\n\n{% if c %}\n\nd\n\n{% endif %}\n", "<p>{{ content }}</p>", true)
 	f.Add("{{ a }}", `<a href="https://x.example/{{ b }}">c</a> https://x.example/d`, "<html><body>{{content}}</body></html>", false)
 	f.Add("ondaliquid0q", "ondaliquid0q {{ a }} &amp; <!-- {% raw %}{{{% endraw %} -->", "{{- content -}}", false)
+	f.Add("", `<style>p, a:hover > b { color: red !important; x: "}" } @media all { p { a: b } } @x {</style><p style='a:"b"' x>{{ a }}</p><a href="https://x.example" data-onda-params="a={{ b }}">c</a>`, "<table>{% if a %}<tr>{% endif %}{{ content }}</table>", false)
 	f.Fuzz(func(t *testing.T, subject, body, layout string, markdown bool) {
-		if len(body)+len(layout) > 4<<10 {
+		if len(body)+len(layout) > 4<<10 || !utf8.ValidString(body+layout) { // documents are UTF-8
 			return
 		}
 		c := spec.EmailContent{Subject: spec.Source(subject), HTML: spec.Source(body)}
@@ -94,6 +96,9 @@ func FuzzCompile(f *testing.F) {
 		made, err := emailsource.Compile(email(c), &spec.Layout{HTML: spec.Source(layout)})
 		if err != nil {
 			return
+		}
+		if strings.Contains(string(made.JSON()), "data-onda-n=") && !strings.Contains(body+layout, "data-onda-n=") {
+			t.Errorf("what tells elements apart is left: %s", made.JSON())
 		}
 		again, err := spec.ReadCompiled(made.JSON())
 		if err != nil {

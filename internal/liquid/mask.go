@@ -15,7 +15,13 @@ type Masked struct {
 	marks  []string // the word in the text
 	pieces []string // what it stands for
 	tags   []bool   // it stands for a tag, and not for an output
+
+	src  scanner
+	ends []ends // of the marks in the text
 }
+
+// ends are where a piece ends: its mark in the text, itself in the template.
+type ends struct{ text, src int }
 
 // Mask takes the Liquid out of a template.
 func Mask(src string) *Masked {
@@ -23,15 +29,15 @@ func Mask(src string) *Masked {
 	if strings.Contains(src, prefix) { // by chance or on purpose: no text has its own hash in it
 		prefix += fmt.Sprintf("%xx", sha256.Sum256([]byte(src)))
 	}
-	s := scanner{src: src}
-	m := &Masked{prefix: prefix}
+	m := &Masked{prefix: prefix, src: scanner{src: src}}
 	var b strings.Builder
 	at := 0
-	for _, t := range s.tokens() {
+	for _, t := range m.src.tokens() {
 		if t.kind != textToken {
 			b.WriteString(src[at:t.start])
 			b.WriteString(m.Put(src[t.start:t.end]))
 			at = t.end
+			m.ends = append(m.ends, ends{b.Len(), at})
 		}
 	}
 	b.WriteString(src[at:])
@@ -55,6 +61,18 @@ func (m *Masked) Restore(text string) string {
 		pairs = append(pairs, mark, m.pieces[i])
 	}
 	return strings.NewReplacer(pairs...).Replace(text)
+}
+
+// Position gives the line and column in the template of a place in the text.
+func (m *Masked) Position(at int) (line, col int) {
+	last := ends{}
+	for _, e := range m.ends {
+		if e.text > at {
+			break
+		}
+		last = e
+	}
+	return m.src.position(min(last.src+at-last.text, len(m.src.src)))
 }
 
 // Has says whether a text has Liquid in it.

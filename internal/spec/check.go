@@ -55,7 +55,7 @@ func (s *Set) Check(known Known, compile Compile) Problems {
 	if known == nil {
 		known = NewStored()
 	}
-	s.Remade = nil
+	s.Remade, s.Warnings = nil, nil
 	c := &checker{set: s, known: known, compile: compile, docs: map[ref]*Document{}, broken: map[ref]bool{}}
 	for _, doc := range s.Documents {
 		r := ref{doc.Kind, doc.Name}
@@ -79,6 +79,7 @@ func (s *Set) Check(known Known, compile Compile) Problems {
 			c.remake(doc, layout)
 		}
 	}
+	s.Warnings = s.Warnings.sorted()
 	return c.problems.sorted()
 }
 

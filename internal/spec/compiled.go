@@ -86,9 +86,22 @@ type Parts struct {
 // Compiled is an email put together with its layout, in all its editions. It
 // does not change and may be used by many at once.
 type Compiled struct {
+	// Findings are what to look at, though it can be sent. They are not stored.
+	Findings []Finding
+
 	texts map[Edition]Texts
 	parts map[Edition]*Parts
 	all   []*Parts
+}
+
+// Finding is what somebody should look at in an email.
+type Finding struct {
+	Edition
+	// Layout says that it is in the layout's text, and not in the email's.
+	Layout bool
+	// Line and Col are where in the text; 0 for all of it.
+	Line, Col int
+	Msg       string
 }
 
 // NewCompiled parses an email's templates, by edition; those in its own language must be there.

@@ -84,6 +84,7 @@ type Document struct {
 	Line  int
 	Col   int
 
+	tree   *node // of what it was read from
 	checks []func(*checker)
 	broken bool // it has problems of its own: others are not told that it is missing
 }
@@ -203,7 +204,7 @@ func readDocument(n *node, files *sources, stored bool) (*Document, Problems) {
 		doc.Name, doc.Title = head.Name, head.Title
 		doc.broken = len(d.problems) > 0
 		if !stored {
-			doc.JSON = n.appendJSON(nil)
+			doc.JSON, doc.tree = n.appendJSON(nil), n
 		}
 		return doc, d.problems
 	}

@@ -22,6 +22,9 @@ type Set struct {
 	// Remade are emails that are known, and not of the set, put together anew by
 	// Check with a layout of the set: Compiled is theirs, JSON stays as it is stored.
 	Remade []*Document
+	// Warnings are what Check found that somebody should look at, and that nothing is
+	// refused for.
+	Warnings Problems
 
 	broken []ref // documents that are there and could not be read
 }

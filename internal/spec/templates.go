@@ -231,7 +231,71 @@ func (c *checker) compiles(e *Email, n *node) {
 	if at == nil {
 		at = n.get("markdown")
 	}
-	c.doc.Compiled = c.together(e, layout, at.position)
+	if c.doc.Compiled = c.together(e, layout, at.position); c.doc.Compiled != nil {
+		c.warn(e, n, c.doc.Compiled.Findings)
+	}
+}
+
+// warn gives the findings in an email, and in its layout if that is of the set, their places.
+func (c *checker) warn(e *Email, n *node, findings []Finding) {
+	for _, f := range findings {
+		at := e.bodyNode(n, f.Edition)
+		if f.Layout {
+			layout := c.docs[ref{KindLayout, e.Layout}]
+			if layout == nil || layout.tree == nil {
+				continue // it was said when the layout was applied
+			}
+			at = bodyOf(layout.tree.get("spec"))
+		}
+		if at == nil {
+			continue
+		}
+		p := at.position
+		if f.Line > 0 {
+			p = at.place(f.Line, f.Col)
+		}
+		c.set.Warnings = append(c.set.Warnings, p.problem("%s", f.Msg))
+	}
+}
+
+// bodyOf gives the text that a node has for a body, or nil.
+func bodyOf(n *node) *node {
+	if n == nil {
+		return nil
+	}
+	for _, key := range []string{"html", "markdown", "mjml"} {
+		if at := n.get(key); at != nil {
+			return at
+		}
+	}
+	return nil
+}
+
+// bodyNode gives the text that is the body of an edition: see Content.
+func (e *Email) bodyNode(n *node, of Edition) *node {
+	var variant *node
+	for i, v := range e.Variants {
+		if v.Name == of.Variant {
+			variant = n.get("variants").items[i]
+		}
+	}
+	var places []*node
+	for _, l := range localeChain(of.Locale) {
+		for _, where := range []*node{variant, n} {
+			if where != nil && where.get("locales") != nil {
+				places = append(places, where.get("locales").get(l))
+			}
+		}
+		if slices.ContainsFunc(places, func(n *node) bool { return n != nil }) {
+			break
+		}
+	}
+	for _, where := range append(places, variant, n) {
+		if at := bodyOf(where); at != nil {
+			return at
+		}
+	}
+	return nil
 }
 
 // together puts an email together with its layout. What is wrong with that is said at p.
