@@ -240,27 +240,7 @@ func badCases() []badCase {
 		{"warm-up backwards", warmup(`{days: 3-1, mails: 100}`), []string{`7:44: not days: "3-1": write 4, or 1-3`}, true},
 		{"warm-up of nothing", warmup(`{days: 1, mails: 0}`), []string{`7:54: must be a whole number from 1 to 100000000, not 0`}, false},
 		{"warm-up that begins at an hour", strings.Replace(warmup(`{days: 1, mails: 5}`), "2026-12-01", "2026-12-01T09:00", 1), []string{`7:18: a warm-up begins with a day: write it as 2026-06-30`}, true},
-		{"pace", head("Settings", "s", "  pace: {rate: fast, domains: {gmail.com: 0/s}}\n  duplicates: 0m\n"), []string{
-			`5:16: must be a rate such as 3/h, not "fast"`,
-			`5:43: must be a rate such as 3/h, not "0/s"`,
-			`6:15: the duration must be longer than 0m`,
-		}, false},
-		{"pace of nobody", head("Settings", "s", "  pace: {domains: {gogle: 5/s}}\n"), []string{
-			`5:20: not where mail goes: "gogle": write a domain in lower case such as gmail.com (xn-- for other alphabets), or a provider such as google`,
-		}, true},
-		{"spread over too long", head("Broadcast", "b", "  email: hello\n  to: {segment: vips}\n  over: 15d\n"), []string{`7:9: a broadcast is spread over at most 14 days`}, true},
-		{"warm-up with a hole", warmup(`{days: 1-3, mails: 100}, {days: 6, mails: 500}`), []string{`7:62: days 4 to 5 are missing before day 6: a warm-up has every day from 1 to its last`}, true},
-		{"warm-up with a small hole", warmup(`{days: 1, mails: 100}, {days: 3-4, mails: 500}`), []string{`7:60: day 2 is missing before day 3: a warm-up has every day from 1 to its last`}, true},
-		{"warm-up that begins late", warmup(`{days: 2, mails: 100}`), []string{`7:37: day 1 is missing before day 2: a warm-up has every day from 1 to its last`}, true},
-		{"warm-up with a day twice", warmup(`{days: 1-3, mails: 100}, {days: 3-4, mails: 500}`), []string{`7:62: day 3 is there twice: the days before end with day 3`}, true},
-		{"warm-up backwards", warmup(`{days: 3-1, mails: 100}`), []string{`7:44: not days: "3-1": write 4, or 1-3`}, true},
-		{"warm-up of nothing", warmup(`{days: 1, mails: 0}`), []string{`7:54: must be a whole number from 1 to 100000000, not 0`}, false},
-		{"warm-up that begins at an hour", strings.Replace(warmup(`{days: 1, mails: 5}`), "2026-12-01", "2026-12-01T09:00", 1), []string{`7:18: a warm-up begins with a day: write it as 2026-06-30`}, true},
 	}
-}
-
-func warmup(days string) string {
-	return head("Domain", "s", "  domain: a.example\n  signer: onda\n  warmup: {from: 2026-12-01, days: ["+days+"]}\n")
 }
 
 func warmup(days string) string {
