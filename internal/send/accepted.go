@@ -10,23 +10,35 @@ import (
 	"github.com/onda-run/onda/internal/delivery"
 )
 
+// turnsAtOnce is how many turns of one tenant a process has at once for what it has just taken: a mail whose relay is slow does not keep those after it.
+const turnsAtOnce = 4
+
 // accepted sends what this process has just taken over HTTP, once it is answered: the program waits for nobody, and no other pod has to start for a mail that
-// this one can send. At most one turn a tenant runs at a time; what comes meanwhile is served by one more. Should the process end first, the sweep finds it.
+// this one can send. A few turns a tenant run at once; what comes meanwhile is served by one more. What a turn leaves to be told is told beside the turns that follow. Should
+// the process end first, the sweep finds it all.
 type accepted struct {
-	send func(ctx context.Context, tenant, cause string) error
+	turn func(ctx context.Context, tenant, cause string) error // sends
+	tell func(ctx context.Context, tenant, cause string) error // publishes, and sets the wake-up anew
 	log  *zap.Logger
 
 	mu      sync.Mutex
-	again   map[string]bool // by tenant with a turn under way: whether another follows it
+	tenants map[string]*underway
 	ended   bool
 	running sync.WaitGroup
 	ctx     context.Context
 	cancel  context.CancelFunc
 }
 
-func newAccepted(log *zap.Logger, send func(ctx context.Context, tenant, cause string) error) *accepted {
+// underway is what a tenant has under way.
+type underway struct {
+	turns         int
+	again         bool // another turn follows
+	telling, left bool // it is being told; there is more to tell
+}
+
+func newAccepted(log *zap.Logger, turn, tell func(ctx context.Context, tenant, cause string) error) *accepted {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &accepted{send: send, log: log, again: map[string]bool{}, ctx: ctx, cancel: cancel}
+	return &accepted{turn: turn, tell: tell, log: log, tenants: map[string]*underway{}, ctx: ctx, cancel: cancel}
 }
 
 // take has a turn for the tenant begin some time from now.
@@ -36,27 +48,56 @@ func (a *accepted) take(tenant string) {
 	if a.ended {
 		return
 	}
-	if _, under := a.again[tenant]; under {
-		a.again[tenant] = true
+	u := a.tenants[tenant]
+	if u == nil {
+		u = &underway{}
+		a.tenants[tenant] = u
+	}
+	if u.turns == turnsAtOnce {
+		u.again = true
 		return
 	}
-	a.again[tenant] = false
-	a.running.Go(func() { a.loop(tenant) })
+	u.turns++
+	a.running.Go(func() { a.loop(tenant, u) })
 }
 
-func (a *accepted) loop(tenant string) {
-	for {
-		if err := a.send(a.ctx, tenant, uuid.NewString()); err != nil {
-			a.log.Warn("what was taken waits for the sweep", zap.String("tenant", tenant), zap.String("function", delivery.Function(delivery.Transactional)), zap.Error(err))
-		}
+func (a *accepted) loop(tenant string, u *underway) {
+	for more := true; more; {
+		a.do(a.turn, tenant)
 		a.mu.Lock()
-		if !a.again[tenant] || a.ended {
-			delete(a.again, tenant)
+		if more = u.again && !a.ended; more {
+			u.again = false
+		} else {
+			u.turns--
+		}
+		if u.left = true; !u.telling {
+			u.telling = true
+			a.running.Go(func() { a.rest(tenant, u) })
+		}
+		a.mu.Unlock()
+	}
+}
+
+// rest tells what turns left, one after the other.
+func (a *accepted) rest(tenant string, u *underway) {
+	for {
+		a.mu.Lock()
+		if !u.left {
+			if u.telling = false; u.turns == 0 {
+				delete(a.tenants, tenant)
+			}
 			a.mu.Unlock()
 			return
 		}
-		a.again[tenant] = false
+		u.left = false
 		a.mu.Unlock()
+		a.do(a.tell, tenant)
+	}
+}
+
+func (a *accepted) do(what func(ctx context.Context, tenant, cause string) error, tenant string) {
+	if err := what(a.ctx, tenant, uuid.NewString()); err != nil {
+		a.log.Warn("what was taken waits for the sweep", zap.String("tenant", tenant), zap.String("function", delivery.Function(delivery.Transactional)), zap.Error(err))
 	}
 }
 

@@ -80,7 +80,9 @@ func newSender(cfg Config, db *postgres.DB, rt *fn.Runtime) (*sender, error) {
 		}
 	}
 	s.accepted = newAccepted(rt.Log, func(ctx context.Context, tenant, cause string) error {
-		return s.sweep(ctx, tenant, delivery.Transactional, cause)
+		return s.turn(ctx, tenant, delivery.Transactional, cause)
+	}, func(ctx context.Context, tenant, _ string) error {
+		return s.settle(ctx, tenant, delivery.Transactional, time.Now().Add(cfg.Turn))
 	})
 	return s, nil
 }
@@ -177,23 +179,37 @@ func (s *sender) sweep(ctx context.Context, tenant string, number int, cause str
 		return err
 	}
 	worked := s.turn(ctx, tenant, number, cause)
+	if worked != nil { // the wake-up stays where it is; what waited to be told, of mails that went out before the relay went away, is told
+		s.publish(ctx, tenant, delivery.Function(number), until)
+		return worked
+	}
+	return s.settle(ctx, tenant, number, until)
+}
+
+// settle publishes what was left in a lane's outbox, and sets the lane's wake-up anew.
+func (s *sender) settle(ctx context.Context, tenant string, number int, until time.Time) error {
+	if s.lanes[number] == nil {
+		return nil
+	}
 	function := delivery.Function(number)
+	s.publish(ctx, tenant, function, until)
+	return s.db.Recompute(ctx, tenant, function, func(ctx context.Context, tx *postgres.Tx) (time.Time, error) {
+		return delivery.Due(ctx, tx, number, s.cfg.MessageLimit)
+	})
+}
+
+// publish posts what is in a function's outbox. What cannot be posted stays there.
+func (s *sender) publish(ctx context.Context, tenant, function string, until time.Time) {
 	for s.rt.Sink != "" && time.Now().Before(until) {
 		n, err := s.db.Drain(ctx, tenant, function, s.rt.Publish)
 		if err != nil {
 			s.rt.Log.Warn("events stay in the outbox", zap.String("tenant", tenant), zap.Error(err))
-			break
+			return
 		}
 		if n == 0 {
-			break
+			return
 		}
 	}
-	if worked != nil { // the wake-up stays where it is; what waited to be told, of mails that went out before the relay went away, is told
-		return worked
-	}
-	return s.db.Recompute(ctx, tenant, function, func(ctx context.Context, tx *postgres.Tx) (time.Time, error) {
-		return delivery.Due(ctx, tx, number, s.cfg.MessageLimit)
-	})
 }
 
 // upkeep plans the retries that are due and forgets old requests.

@@ -65,6 +65,8 @@ func paths() []path {
 	return []path{
 		{name: "send", unit: "mails/s", goal: 4, prepare: prepareSend},
 		{name: "send-postfix", unit: "mails/s", goal: 2.5, prepare: prepareSendPostfix},
+		{name: "send-starttls", unit: "mails/s", goal: 0.8, prepare: prepareStartTLS},
+		{name: "send-transactional", unit: "mails/s", goal: 0.5, prepare: prepareTransactional},
 		{name: "track", unit: "hits/s", goal: 1, prepare: prepareTrack},
 		{name: "segment", unit: "contacts/s", goal: 0.3, prepare: prepareSegment},
 		{name: "campaign", unit: "recipients/s", goal: 1, prepare: prepareCampaign},

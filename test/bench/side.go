@@ -42,6 +42,10 @@ type task struct {
 	Until string
 	// Between is SQL that is run between two calls, and not measured.
 	Between string
+	// Posts, when not 0, asks send for as many transactional mails instead, one each Every, with a program's Key.
+	Posts int
+	Every time.Duration
+	Key   string
 	// Clicks, when not 0, asks track for as many clicks instead, by as many clients at once.
 	Clicks, Clients int
 }
@@ -49,6 +53,7 @@ type task struct {
 // report is its answer.
 type report struct {
 	Seconds float64
+	Posted  map[string]int64 // when mails were asked for, by recipient, in nanoseconds since 1970
 	Err     string
 }
 
@@ -61,8 +66,14 @@ type side struct {
 	peak    int64
 }
 
-// start starts the process of a function; settings are its environment beside what all have.
-func (l *lab) start(ctx context.Context, name string, settings ...string) error {
+// start starts the process of the function that is measured; settings are its environment beside what all have.
+func (l *lab) start(ctx context.Context, name string, settings ...string) (err error) {
+	l.side, err = l.startSide(ctx, name, settings...)
+	return err
+}
+
+// startSide starts the process of a function.
+func (l *lab) startSide(ctx context.Context, name string, settings ...string) (*side, error) {
 	env := append([]string{sideEnv + "=" + name, "ONDA_DATABASE_URL=" + l.poolURL, "K_SINK=" + l.sink, "ONDA_LINK_URL=http://localhost:8080"}, settings...)
 	if l.profiles != "" {
 		env = append(env, profileEnv+"="+filepath.Join(l.profiles, name+".pprof"))
@@ -70,10 +81,9 @@ func (l *lab) start(ctx context.Context, name string, settings ...string) error 
 	s := &side{}
 	var err error
 	if s.cmd, s.in, s.answers, err = startSelf(ctx, env...); err != nil {
-		return fmt.Errorf("start %s: %w", name, err)
+		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	l.side = s
-	return nil
+	return s, nil
 }
 
 // startSelf starts this program as another process, with nothing but this environment. It is asked on its input, and answers in JSON.
@@ -97,17 +107,22 @@ func startSelf(ctx context.Context, env ...string) (*exec.Cmd, io.WriteCloser, *
 
 // do has the process do a task and gives how long it took.
 func (s *side) do(t task) (time.Duration, error) {
+	r, err := s.ask(t)
+	return time.Duration(r.Seconds * float64(time.Second)), err
+}
+
+// ask has the process do a task.
+func (s *side) ask(t task) (r report, err error) {
 	if err := json.NewEncoder(s.in).Encode(t); err != nil {
-		return 0, fmt.Errorf("ask the function's process: %w", err)
+		return r, fmt.Errorf("ask the function's process: %w", err)
 	}
-	var r report
 	if err := s.answers.Decode(&r); err != nil {
-		return 0, fmt.Errorf("the function's process did not answer: %w", err)
+		return r, fmt.Errorf("the function's process did not answer: %w", err)
 	}
 	if r.Err != "" {
-		return 0, errors.New(r.Err)
+		return r, errors.New(r.Err)
 	}
-	return time.Duration(r.Seconds * float64(time.Second)), nil
+	return r, nil
 }
 
 // end ends the process and gives the most memory that it had resident, in bytes.
@@ -179,8 +194,15 @@ func serveSide(name string, in io.Reader, out io.Writer) (err error) {
 		} else if err != nil {
 			return err
 		}
-		took, err := f.do(ctx, t)
-		r := report{Seconds: took.Seconds()}
+		var r report
+		var err error
+		if t.Posts > 0 {
+			r.Posted, err = f.posts(ctx, t)
+		} else {
+			var took time.Duration
+			took, err = f.do(ctx, t)
+			r.Seconds = took.Seconds()
+		}
 		if err != nil {
 			r.Err = err.Error()
 		}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,6 +23,8 @@ import (
 type sink struct {
 	listener net.Listener
 	book     *book
+	tls      *tls.Config                   // nil: no STARTTLS
+	came     func(to []byte, at time.Time) // nil: nobody wants to know when a mail came
 	mails    atomic.Int64
 	bytes    atomic.Int64
 
@@ -29,12 +32,15 @@ type sink struct {
 	conns map[net.Conn]struct{}
 }
 
-func startSink(ctx context.Context, b *book) (*sink, error) {
+func startSink(ctx context.Context, b *book, more ...func(*sink)) (*sink, error) {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("listen for mail: %w", err)
 	}
 	s := &sink{listener: listener, book: b, conns: map[net.Conn]struct{}{}}
+	for _, set := range more {
+		set(s)
+	}
 	go func() {
 		for {
 			c, err := listener.Accept()
@@ -63,11 +69,12 @@ func (s *sink) close() error {
 }
 
 func (s *sink) serve(c net.Conn) {
+	bare := c
 	defer func() {
 		s.mu.Lock()
-		delete(s.conns, c)
+		delete(s.conns, bare)
 		s.mu.Unlock()
-		_ = c.Close()
+		_ = bare.Close()
 	}()
 	r, w := bufio.NewReaderSize(c, 16<<10), bufio.NewWriter(c)
 	if s.book != nil && s.book.shut() {
@@ -75,6 +82,7 @@ func (s *sink) serve(c net.Conn) {
 	}
 	_, _ = w.WriteString("220 bench\r\n")
 	var v visit
+	var to []byte
 	for {
 		if r.Buffered() == 0 { // a client that pipelines is answered when it waits
 			if w.Flush() != nil {
@@ -91,11 +99,29 @@ func (s *sink) serve(c net.Conn) {
 			if s.book == nil || !s.book.plain {
 				_, _ = w.WriteString("250-PIPELINING\r\n")
 			}
+			if s.tls != nil {
+				_, _ = w.WriteString("250-STARTTLS\r\n")
+			}
 			_, _ = w.WriteString("250-8BITMIME\r\n250 SMTPUTF8\r\n")
+		case 's':
+			if s.tls == nil {
+				_, _ = w.WriteString("502 5.5.1 not here\r\n")
+				continue
+			}
+			_, _ = w.WriteString("220 go on\r\n")
+			if w.Flush() != nil {
+				return
+			}
+			c = tls.Server(c, s.tls)
+			r.Reset(c)
+			w.Reset(c)
 		case 'r':
 			v = visit{}
 			if s.book != nil && line[1]|0x20 == 'c' {
 				v = s.book.meet(line)
+			}
+			if s.came != nil {
+				to = append(to[:0], line...)
 			}
 			_, _ = w.WriteString(v.fault.toRecipient())
 		case 'd':
@@ -113,6 +139,9 @@ func (s *sink) serve(c net.Conn) {
 				return
 			}
 			_, _ = w.WriteString("250 2.0.0 taken\r\n")
+			if s.came != nil {
+				s.came(to, time.Now())
+			}
 		case 'q':
 			_, _ = w.WriteString("221 bye\r\n")
 			_ = w.Flush()
@@ -157,10 +186,10 @@ type sinkProcess struct {
 // counts is what came since it was asked before.
 type counts struct{ Port, Mails, Size int64 }
 
-func startSinkProcess(ctx context.Context) (*sinkProcess, error) {
+func startSinkProcess(ctx context.Context, settings ...string) (*sinkProcess, error) {
 	s := &sinkProcess{}
 	var err error
-	if s.cmd, s.in, s.out, err = startSelf(ctx, sideEnv+"=sink"); err != nil {
+	if s.cmd, s.in, s.out, err = startSelf(ctx, append([]string{sideEnv + "=sink"}, settings...)...); err != nil {
 		return nil, err
 	}
 	c, err := s.ask()
@@ -185,7 +214,11 @@ func (s *sinkProcess) close() error { return errors.Join(s.in.Close(), s.cmd.Wai
 
 // serveSink is the sink's process: it answers each line with what came.
 func serveSink(in io.Reader, out io.Writer) (err error) {
-	s, err := startSink(context.Background(), nil)
+	config, err := certificateIn(os.Getenv(certificateEnv))
+	if err != nil {
+		return err
+	}
+	s, err := startSink(context.Background(), nil, func(s *sink) { s.tls = config })
 	if err != nil {
 		return err
 	}
