@@ -29,14 +29,15 @@ type lab struct {
 	profiles string
 	db       *postgres.DB
 	side     *side
-	mails    int // of a round of sending
+	mails    int    // of a round of sending
+	plot     string // file for a plot of the rate of sending; empty for none
 	// postmaster is the server's first process; 0 until it is asked for.
 	postmaster int
 	closers    []func() error // run in reverse
 }
 
-func newLab(ctx context.Context, server, profiles string, mails int) (l *lab, err error) {
-	l = &lab{profiles: profiles, mails: mails}
+func newLab(ctx context.Context, server, profiles, plot string, mails int) (l *lab, err error) {
+	l = &lab{profiles: profiles, plot: plot, mails: mails}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.close())

@@ -94,13 +94,27 @@ func prepareSending(ctx context.Context, l *lab, port int, came func() (counts, 
 	server := &beside{name: "CPU of Postgres", unit: "s a 1,000", goal: 1, reference: []float64{0.04}}
 	r.beside = []*beside{cpu, server}
 	r.ours = func(ctx context.Context) (float64, error) {
+		all := came
+		var seen *watch
+		if l.plot != "" {
+			var err error
+			if seen, err = l.watched(ctx, came); err != nil {
+				return 0, err
+			}
+			all = seen.end
+		}
 		took, used, err := l.blast(ctx, l.side, func() (counts, error) {
-			got, err := came()
+			got, err := all()
 			ours = got.Size
 			return got, err
 		})
 		if err != nil {
 			return 0, err
+		}
+		if seen != nil {
+			if err := seen.tell(ctx, l, l.plot); err != nil {
+				return 0, err
+			}
 		}
 		cpu.ours = append(cpu.ours, used.process/float64(l.mails)*1000)
 		server.ours = append(server.ours, used.postgres/float64(l.mails)*1000)
