@@ -68,6 +68,20 @@ unpack() {
   rm -r "$dir/debs" && touch "$dir/done"
 }
 
+# need_mjml sets ONDA_MJML to the compiler of tools/mjml, which it installs where it is not, or another than the lock file says.
+need_mjml() {
+  { command -v node && command -v npm; } >/dev/null || need_packages 'Node.js, for emails in MJML' nodejs npm
+  local dir=$PWD/tools/mjml
+  if [ ! -x "$dir/node_modules/.bin/mjml" ] || ! cmp -s "$dir/package-lock.json" "$dir/node_modules/.onda-lock"; then
+    echo "installing MJML's compiler into tools/mjml"
+    if ! (cd "$dir" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && cp package-lock.json node_modules/.onda-lock) >&2; then
+      echo "MJML's compiler could not be installed; see above, then try: npm ci --prefix tools/mjml" >&2
+      exit 1
+    fi
+  fi
+  export ONDA_MJML=$dir/node_modules/.bin/mjml
+}
+
 # need_smtp_sink sets SMTP_SINK.
 need_smtp_sink() {
   SMTP_SINK=$(command -v smtp-sink || true)

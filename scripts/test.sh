@@ -6,4 +6,5 @@ cd "$(dirname "$0")/.."
 need_go
 need_postgres
 need_chromium
+need_mjml
 exec go test -race -shuffle=on -count=1 -timeout 30m "${@:-./...}"

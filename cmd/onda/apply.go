@@ -18,7 +18,8 @@ type applyCmd struct {
 
 // Help is shown by --help.
 func (applyCmd) Help() string {
-	return "Every problem of every document is listed, and then nothing is applied. Warnings are of what somebody should look at, and nothing is refused for them. To apply again changes nothing.\n\nExample:\n  onda --tenant acme apply -f examples/company"
+	return "Every problem of every document is listed, and then nothing is applied. Warnings are of what somebody should look at, and nothing is refused for them. " +
+		"To apply again changes nothing. Emails in MJML need its compiler: ONDA_MJML says where it is, or else it is the mjml of the path.\n\nExample:\n  onda --tenant acme apply -f examples/company"
 }
 
 // Run applies a directory.

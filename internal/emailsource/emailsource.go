@@ -43,8 +43,9 @@ const (
 func Compile(e *spec.Email, layout *spec.Layout) (*spec.Compiled, error) {
 	texts := map[spec.Edition]spec.Texts{}
 	var all []spec.Finding
+	pages := pages{}
 	for _, edition := range e.Editions() {
-		t, found, err := compile(e, edition, layout)
+		t, found, err := pages.compile(e, edition, layout)
 		if err != nil {
 			return nil, fmt.Errorf("compiling the email %q%s: %w", e.Name, edition, err)
 		}
@@ -62,23 +63,17 @@ func Compile(e *spec.Email, layout *spec.Layout) (*spec.Compiled, error) {
 	return c, nil
 }
 
-func compile(e *spec.Email, edition spec.Edition, layout *spec.Layout) (t spec.Texts, found []spec.Finding, err error) {
+// pages are what became of an email's bodies, by their source: editions may share one, and to compile MJML takes a second.
+type pages map[string]string
+
+func (ps pages) compile(e *spec.Email, edition spec.Edition, layout *spec.Layout) (t spec.Texts, found []spec.Finding, err error) {
 	c := e.Content(edition)
-	body := string(c.HTML)
-	if body == "" {
-		if len(c.Markdown) > maxMarkdown {
-			return t, nil, fmt.Errorf("its Markdown is larger than %d KiB: shorten it, or write html", maxMarkdown>>10)
-		}
-		if body, err = markdownToHTML(string(c.Markdown)); err != nil {
-			return t, nil, err
-		}
-	}
-	page := body
-	if layout != nil {
-		page = spec.Within(layout.HTML, body)
+	body, page, err := ps.page(c, layout, edition.Locale)
+	if err != nil {
+		return t, nil, err
 	}
 	links := newLinks(e.Parameters(edition.Variant))
-	if page, err = links.addresses(wholePage(page, edition.Locale)); err != nil {
+	if page, err = links.addresses(page); err != nil {
 		return t, nil, err
 	}
 
@@ -99,8 +94,10 @@ func compile(e *spec.Email, edition spec.Edition, layout *spec.Layout) (t spec.T
 		text = spec.Within(layout.Text, text)
 	}
 
-	if page, err = inlineCSS(page); err != nil {
-		return t, nil, err
+	if c.MJML == "" && (layout == nil || layout.MJML == "") { // MJML has done it
+		if page, err = inlineCSS(page); err != nil {
+			return t, nil, err
+		}
 	}
 	page = withPreheader(page, string(c.Preheader))
 	if at := closeBody.FindStringIndex(page); at != nil {
@@ -113,14 +110,54 @@ func compile(e *spec.Email, edition spec.Edition, layout *spec.Layout) (t spec.T
 		return t, nil, links.err
 	}
 	t = spec.Texts{Subject: string(c.Subject), HTML: page, Text: text, Links: links.all}
-	found = append(findings(string(cmp.Or(c.HTML, c.Markdown)), c.Markdown != ""), look(t, body, e.Attachments)...)
+	found = append(findings(string(cmp.Or(c.HTML, c.Markdown, c.MJML)), c.Markdown != ""), look(t, body, e.Attachments)...)
 	if layout != nil {
-		for _, f := range findings(string(layout.HTML), false) {
+		for _, f := range findings(string(layout.HTML+layout.MJML), false) {
 			f.Layout = true
 			found = append(found, f)
 		}
 	}
 	return t, found, nil
+}
+
+// page gives the body as HTML, and the page that it is with its layout.
+func (ps pages) page(c spec.EmailContent, layout *spec.Layout, locale string) (body, page string, err error) {
+	body = string(cmp.Or(c.HTML, c.MJML))
+	if c.Markdown != "" {
+		if len(c.Markdown) > maxMarkdown {
+			return "", "", fmt.Errorf("its Markdown is larger than %d KiB: shorten it, or write html", maxMarkdown>>10)
+		}
+		if body, err = markdownToHTML(string(c.Markdown)); err != nil {
+			return "", "", err
+		}
+	}
+	switch {
+	case layout == nil && c.MJML == "":
+		return body, wholePage(body, locale), nil
+	case layout == nil:
+		page, err = ps.ofMJML(body, locale)
+	case layout.MJML != "":
+		page, err = ps.ofMJML(spec.Within(layout.MJML, body), locale)
+	case c.MJML != "":
+		return "", "", fmt.Errorf("it is written in MJML, and its layout %s is not: write both in MJML, or leave the layout out", layout.Name)
+	default:
+		return body, wholePage(spec.Within(layout.HTML, body), locale), nil
+	}
+	if err != nil || c.MJML == "" {
+		return body, page, err
+	}
+	if body = page; layout != nil && layout.Text != "" { // of which text is derived without the layout
+		body, err = ps.ofMJML("<mjml><mj-body>"+string(c.MJML)+"</mj-body></mjml>", locale)
+	}
+	return body, page, err
+}
+
+func (ps pages) ofMJML(src, locale string) (page string, err error) {
+	key := locale + "\x00" + src
+	if ps[key] == "" {
+		ps[key], err = mjmlToHTML(src, locale)
+	}
+	return ps[key], err
 }
 
 // wholePage makes a page of a piece of HTML.

@@ -152,6 +152,7 @@ func contents(body string) (letters, images int) {
 			}
 		case nethtml.EndTagToken:
 			hidden = false
+		case nethtml.ErrorToken, nethtml.CommentToken, nethtml.DoctypeToken:
 		}
 	}
 	return letters, images

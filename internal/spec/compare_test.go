@@ -24,9 +24,9 @@ func plainly(e *Email, layout *Layout) (*Compiled, error) {
 	texts := map[Edition]Texts{}
 	for _, l := range e.Editions() {
 		c := e.Content(l)
-		page := string(c.HTML + c.Markdown)
+		page := string(c.HTML + c.Markdown + c.MJML)
 		if layout != nil {
-			page = Within(layout.HTML, page)
+			page = Within(layout.HTML+layout.MJML, page)
 		}
 		texts[l] = Texts{Subject: string(c.Subject), HTML: page, Text: string(c.Text)}
 	}

@@ -90,8 +90,9 @@ func utmRule() rule[*UTM] {
 type EmailContent struct {
 	Subject   Source
 	Preheader Source
-	HTML      Source // or Markdown
+	HTML      Source // or Markdown, or MJML
 	Markdown  Source
+	MJML      Source
 	Text      Source // derived from the others when empty
 }
 
@@ -178,8 +179,8 @@ func (c EmailContent) over(base EmailContent) EmailContent {
 	if c.Preheader == "" {
 		c.Preheader = base.Preheader
 	}
-	if c.HTML == "" && c.Markdown == "" {
-		c.HTML, c.Markdown = base.HTML, base.Markdown
+	if c.HTML == "" && c.Markdown == "" && c.MJML == "" {
+		c.HTML, c.Markdown, c.MJML = base.HTML, base.Markdown, base.MJML
 		if c.Text == "" {
 			c.Text = base.Text
 		}
@@ -211,11 +212,10 @@ func emailKeys(o *object, e *Email) {
 	hasUnknown := get(o, "unknown", choice(UnknownSkip, UnknownResend), &e.Unknown, optional)
 	get(o, "utm", utmRule(), &e.UTM, optional)
 	contentKeys(o, &e.EmailContent, required)
-	o.oneOf("html", "markdown")
+	o.oneOf("html", "markdown", "mjml")
 	get(o, "locales", localesRule(), &e.Locales, optional)
 	get(o, "variants", list(shape("emailVariant", variantKeys), 1), &e.Variants, optional)
 	get(o, "attachments", attachmentsRule(), &e.Attachments, optional)
-	o.notYet("mjml")
 	if !hasUnknown {
 		e.Unknown = UnknownSkip
 		if e.Transactional {
@@ -248,7 +248,7 @@ func localesRule() rule[map[string]EmailContent] {
 // otherContentKeys are the texts in another form than the email's own.
 func otherContentKeys(o *object, c *EmailContent) {
 	contentKeys(o, c, optional)
-	o.atMostOne("html", "markdown")
+	o.atMostOne("html", "markdown", "mjml")
 }
 
 func contentKeys(o *object, c *EmailContent, subject keyOption) {
@@ -256,6 +256,7 @@ func contentKeys(o *object, c *EmailContent, subject keyOption) {
 	get(o, "preheader", lineRule(), &c.Preheader, optional)
 	get(o, "html", sourceRule(), &c.HTML, optional)
 	get(o, "markdown", sourceRule(), &c.Markdown, optional)
+	get(o, "mjml", sourceRule(), &c.MJML, optional)
 	get(o, "text", sourceRule(), &c.Text, optional)
 }
 

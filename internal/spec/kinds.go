@@ -191,7 +191,8 @@ func segmentKeys(o *object, s *Segment) {
 // Layout is the frame around the content of emails.
 type Layout struct {
 	Meta
-	HTML Source // has {{ content }} in it
+	HTML Source // has {{ content }} in it; or MJML has
+	MJML Source
 	Text Source // may be empty: plain text goes without a frame
 }
 
@@ -199,11 +200,12 @@ type Layout struct {
 func (*Layout) Kind() string { return KindLayout }
 
 func layoutKeys(o *object, l *Layout) {
-	get(o, "html", sourceRule(), &l.HTML, required)
+	get(o, "html", sourceRule(), &l.HTML, optional)
+	get(o, "mjml", sourceRule(), &l.MJML, optional)
+	o.oneOf("html", "mjml")
 	get(o, "text", sourceRule(), &l.Text, optional)
-	o.notYet("mjml")
 	o.check(func(d *decoder, n *node) {
-		for _, key := range []string{"html", "text"} {
+		for _, key := range []string{"html", "mjml", "text"} {
 			if at := n.get(key); at != nil && at.kind == textNode {
 				d.layoutTemplate(at, key)
 			}

@@ -174,13 +174,17 @@ func badCases() []badCase {
 
 		{"topic and transactional", head("Email", "e", "  {topic: news, transactional: true, from: a@x.example, subject: s, html: h}\n"), []string{`5:17: there is "topic" already: only one of topic, transactional may be given`}, false},
 		{"neither", head("Email", "e", "  {from: a@x.example, subject: s, html: h}\n"), []string{`5:3: one of topic, transactional is missing`}, false},
-		{"no body", head("Email", "e", "  {transactional: true, from: a@x.example, subject: s}\n"), []string{`5:3: one of html, markdown is missing`}, false},
+		{"no body", head("Email", "e", "  {transactional: true, from: a@x.example, subject: s}\n"), []string{`5:3: one of html, markdown, mjml is missing`}, false},
 		{"from", head("Email", "e", "  {transactional: true, from: \"<a@x.example\", subject: s, html: h}\n"), []string{`5:31: not a mail address: "<a@x.example": write it as hello@example.com or "Name <hello@example.com>"`}, true},
 		{"unknown name in a subject", head("Email", "e", "  transactional: true\n  from: a@x.example\n  subject: \"Hi {{ contact.contry }}\"\n  html: h\n"), []string{`7:19: unknown field "contact.contry", did you mean "contact.country"?`}, true},
 		{"broken Liquid in a block", head("Email", "e", "  transactional: true\n  from: a@x.example\n  subject: s\n  html: |\n    <p>\n      {{ contact.country | upcas }}\n"), []string{`10:28: unknown filter "upcas", did you mean "upcase"?`}, true},
 		{"no way to unsubscribe", head("Email", "e", "  {topic: news, from: a@x.example, subject: s, html: h}\n"), []string{`5:54: a mail with a topic needs {{ unsubscribe_url }} in it, or in its layout`}, true},
 		{"confirm_url elsewhere", head("Email", "e", "  {transactional: true, from: a@x.example, subject: s, html: \"{{ confirm_url }}\"}\n"), []string{`5:66: confirm_url is known only in an email that a form's confirm names`}, true},
 		{"script", head("Email", "e", "  transactional: true\n  from: a@x.example\n  subject: s\n  html: |\n    <script>x</script>\n"), []string{`9:5: a mail has no scripts: leave <script> out`}, true},
+		{"no layout", head("Layout", "l", "  {text: \"{{ content }}\"}\n"), []string{`5:3: one of html, mjml is missing`}, false},
+		{"mjml", head("Email", "e", "  transactional: true\n  from: a@x.example\n  subject: s\n  mjml: <mjml>{{ x }}<script></mjml>\n  locales: {fr: {html: a, mjml: b}}\n"), []string{
+			`8:18: unknown name "x"`, `8:22: a mail has no scripts: leave <script> out`, `9:27: there is "html" already: only one of html, markdown, mjml may be given`,
+		}, false},
 		{"no attachments", head("Email", "e", "  {transactional: true, from: a@x.example, subject: s, html: h, attachments: []}\n"), []string{`5:78: the list must not be empty`}, false},
 		{"attachments", head("Email", "e", "  transactional: true\n  from: a@x.example\n  subject: s\n  html: h\n  attachments:\n    - {file: away.pdf}\n"), []string{`10:14: there is no file "away.pdf" beside the document`}, true},
 		{"attachments' keys", head("Email", "e", "  transactional: true\n  from: a@x.example\n  subject: s\n  html: h\n  attachments:\n    - {name: a/b, contentType: PDF, inline: 1}\n"), []string{
@@ -190,7 +194,7 @@ func badCases() []badCase {
 			`10:30: unknown field "contact.contry", did you mean "contact.country"?`, `11:14: there is a variant "a" already`, `11:53: unknown name "x"`,
 		}, true},
 		{"variants' keys", head("Email", "e", "  {transactional: true, from: a@x.example, subject: s, html: h, variants: [{weight: 0, html: x, markdown: y}]}\n"), []string{
-			`5:76: "name" is missing`, `5:85: must be a whole number from 1 to 1000, not 0`, `5:97: there is "html" already: only one of html, markdown may be given`,
+			`5:76: "name" is missing`, `5:85: must be a whole number from 1 to 1000, not 0`, `5:97: there is "html" already: only one of html, markdown, mjml may be given`,
 		}, false},
 		{"utm with Liquid", head("Email", "e", "  {transactional: true, from: a@x.example, subject: s, html: h, utm: {campaign: \"{{ contact.id }}\", sauce: x}}\n"), []string{`5:81: must be one line of text without Liquid, not "{{ contact.id }}"`, `5:101: unknown key "sauce", did you mean "source"?`}, false},
 		{"no such file", head("Email", "e", "  {transactional: true, from: a@x.example, subject: s, html: {file: x.html}}\n"), []string{`5:69: there is no file "x.html" beside the document`}, true},

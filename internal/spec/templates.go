@@ -28,10 +28,10 @@ func templateVariables() []string {
 }
 
 // templateKeys are the keys of an email's texts, with the mode in which each is
-// checked. Markdown becomes HTML later; Text only reads its Liquid.
+// checked. Markdown and MJML become HTML later; Text only reads their Liquid.
 func templateKeys() map[string]liquid.Mode {
 	return map[string]liquid.Mode{
-		"subject": liquid.Header, "preheader": liquid.Text, "html": liquid.HTML, "markdown": liquid.Text, "text": liquid.Text,
+		"subject": liquid.Header, "preheader": liquid.Text, "html": liquid.HTML, "markdown": liquid.Text, "mjml": liquid.Text, "text": liquid.Text,
 	}
 }
 
@@ -81,10 +81,8 @@ func Within(layout Source, content string) string {
 }
 
 func (d *decoder) layoutTemplate(n *node, key string) {
-	mode := liquid.HTML
-	if key == "text" {
-		mode = liquid.Text
-	} else {
+	mode := templateKeys()[key]
+	if key != "text" {
 		d.noScript(n)
 	}
 	t := d.template(n, mode, varContent)
@@ -111,7 +109,7 @@ func (d *decoder) emailTemplates(e *Email, n *node) {
 			if at == nil || at.kind != textNode {
 				continue
 			}
-			if key == "html" || key == "markdown" {
+			if key == "html" || key == "markdown" || key == "mjml" {
 				d.noScript(at)
 			}
 			d.template(at, modes[key])
@@ -227,11 +225,7 @@ func (c *checker) compiles(e *Email, n *node) {
 			return // said already
 		}
 	}
-	at := n.get("html")
-	if at == nil {
-		at = n.get("markdown")
-	}
-	if c.doc.Compiled = c.together(e, layout, at.position); c.doc.Compiled != nil {
+	if c.doc.Compiled = c.together(e, layout, bodyOf(n).position); c.doc.Compiled != nil {
 		c.warn(e, n, c.doc.Compiled.Findings)
 	}
 }
@@ -345,7 +339,7 @@ func (c *checker) remake(doc *Document, layout *Layout) {
 func (e *Email) uses(name string) bool {
 	for _, edition := range e.Editions() {
 		c := e.Content(edition)
-		for _, s := range []Source{c.HTML, c.Markdown, c.Text} {
+		for _, s := range []Source{c.HTML, c.Markdown, c.MJML, c.Text} {
 			if t, _ := liquid.Parse(string(s), liquid.Text); t != nil && t.Uses(name) {
 				return true
 			}
