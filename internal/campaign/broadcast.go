@@ -107,7 +107,7 @@ func (p *progress) mails(tx *postgres.Tx, v *version, document int64, people []r
 		if b.Over != nil {
 			from = p.started
 		}
-		if b.Zone == spec.ZoneContact && b.At != nil {
+		if b.ByOwnClock() {
 			at, ok := zones[r.zone]
 			if !ok {
 				at = b.At.In(tx.Now(), b.Zone.Location(r.zone, tenant))

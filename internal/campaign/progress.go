@@ -108,10 +108,10 @@ func (p *progress) people(ctx context.Context, tx *postgres.Tx, b *spec.Broadcas
 	case engaged:
 		return p.engaged(ctx, tx, b, limit)
 	case others:
-		people, err := audience(ctx, tx, b, p.to, limit, "NOT EXISTS (SELECT FROM allowance a WHERE a.kind = $4 AND a.contact = c.id AND a.period = 'infinity')", aheadOf(p.run))
+		people, err := audience(ctx, tx, b, p.to, limit, "NOT EXISTS (SELECT FROM allowance a WHERE a.kind = $3 AND a.contact = c.id AND a.period = 'infinity')", aheadOf(p.run))
 		return p.move(people, limit), err
 	}
-	people, err := audience(ctx, tx, b, p.to, limit, "$4 = ''", "")
+	people, err := audience(ctx, tx, b, p.to, limit, "$3 = ''", "")
 	return p.move(people, limit), err
 }
 
@@ -130,7 +130,7 @@ func (p *progress) engaged(ctx context.Context, tx *postgres.Tx, b *spec.Broadca
 		Scan(&last, &end); err != nil {
 		return nil, fmt.Errorf("look how many contacts there are: %w", err)
 	}
-	people, err := audience(ctx, tx, b, p.to, limit, `c.id <= $4 AND EXISTS (SELECT FROM fact f WHERE f.contact = c.id AND f.kind IN ('email.opened', 'email.clicked')
+	people, err := audience(ctx, tx, b, p.to, limit, `c.id <= $3 AND EXISTS (SELECT FROM fact f WHERE f.contact = c.id AND f.kind IN ('email.opened', 'email.clicked')
 		AND f.at > onda.now() - interval '`+fmt.Sprint(engagedWithin)+` days')`, end)
 	if err != nil {
 		return nil, err

@@ -348,6 +348,9 @@ type Broadcast struct {
 // Kind gives KindBroadcast.
 func (*Broadcast) Kind() string { return KindBroadcast }
 
+// ByOwnClock tells whether contacts get it at the same time by their own clocks, rather than at once.
+func (b *Broadcast) ByOwnClock() bool { return b.Zone == ZoneContact && b.At != nil }
+
 func broadcastKeys(o *object, b *Broadcast) {
 	get(o, "email", reference(KindEmail), &b.Email, required)
 	get(o, "to", predicateRule(), &b.To, required)
