@@ -1,6 +1,7 @@
 package mail
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -205,7 +206,12 @@ func (p *Pool) Reach(ctx context.Context) error {
 }
 
 func (p *Pool) worn(c *Conn) bool {
-	return c.broken || c.opens != nil || c.sent >= p.config.MaxMessages || time.Since(c.opened) >= p.config.MaxAge
+	return c.broken || c.opens != nil || p.served(c, 0)
+}
+
+// served tells whether a connection has served its time once it has taken some more messages.
+func (p *Pool) served(c *Conn, more int) bool {
+	return c.sent+more >= cmp.Or(c.to.MaxMessages, p.config.MaxMessages) || time.Since(c.opened) >= cmp.Or(c.to.MaxAge, p.config.MaxAge)
 }
 
 // Put takes a connection back; one that broke or has served its time is closed.
@@ -294,7 +300,7 @@ func (l *Line) Rest() {
 
 // lasts tells whether the next message is the last that a connection serves.
 func (p *Pool) lasts(c *Conn) bool {
-	return c.sent+1 >= p.config.MaxMessages || time.Since(c.opened) >= p.config.MaxAge
+	return p.served(c, 1)
 }
 
 // Close closes the idle connections, lets nobody have another, and waits until those that are out came back or ctx ends.

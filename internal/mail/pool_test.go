@@ -60,14 +60,28 @@ func TestPoolRecycles(t *testing.T) {
 	if made, _ := s.Conns(); made != 3 {
 		t.Errorf("%d connections for 10 messages of at most 4 each, want 3", made)
 	}
+	own := mail.NewPool([]mail.Relay{func() mail.Relay {
+		r := relays(t, []int{1}, s)[0]
+		r.MaxMessages = 2 // of the relay's own, which counts before the pool's
+		return r
+	}()}, mail.PoolConfig{Size: 1, MaxMessages: 4})
+	t.Cleanup(func() { _ = own.Close(context.Background()) })
+	for range 4 {
+		if res := own.Send(t.Context(), mail.Envelope{From: sender, To: rcpt}, content); res.State != mail.Sent {
+			t.Fatalf("%+v, %v", res, res.Err)
+		}
+	}
+	if made, _ := s.Conns(); made != 5 {
+		t.Errorf("%d connections for 4 messages of at most 2 each, want 2 more than 3", made)
+	}
 	byAge := pool(t, s, mail.PoolConfig{Size: 1, MaxAge: time.Nanosecond})
 	for range 2 {
 		if res := byAge.Send(t.Context(), mail.Envelope{From: sender, To: rcpt}, content); res.State != mail.Sent {
 			t.Fatalf("%+v, %v", res, res.Err)
 		}
 	}
-	if made, _ := s.Conns(); made != 5 {
-		t.Errorf("%d connections, want 5", made)
+	if made, _ := s.Conns(); made != 7 {
+		t.Errorf("%d connections, want 7", made)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // TLSMode says how a connection to a relay is encrypted.
@@ -32,6 +33,9 @@ type Relay struct {
 	Weight int
 	// Provider is whose it is, where webhooks need a Reference: postmark or sendgrid. By the host unless provider= names one.
 	Provider string
+	// MaxMessages and MaxAge are after how much a connection to it is given up for another; 0: as the pool says.
+	MaxMessages int
+	MaxAge      time.Duration
 	// Rate is how many mails a second it takes from all who use it; 0: as many as it answers. Whoever hands mails over keeps to it.
 	Rate float64
 
@@ -108,7 +112,7 @@ func ParseURL(s string) (Relay, error) {
 	}
 	query, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
-		return Relay{}, errors.New("SMTP URL has a query that does not parse: want ?tls=starttls, implicit or none, helo=NAME, weight=N, rate=N and provider=NAME")
+		return Relay{}, errors.New("SMTP URL has a query that does not parse: want ?tls=starttls, implicit or none, helo=NAME, weight=N, rate=N, messages=N, age=5m and provider=NAME")
 	}
 	for name, values := range query {
 		if len(values) > 1 {
@@ -129,6 +133,14 @@ func ParseURL(s string) (Relay, error) {
 			if r.Weight, err = strconv.Atoi(values[0]); err != nil || r.Weight < 0 || r.Weight > maxWeight {
 				return Relay{}, fmt.Errorf("SMTP URL has weight=%q: want 0 to %d", values[0], maxWeight)
 			}
+		case "messages":
+			if r.MaxMessages, err = strconv.Atoi(values[0]); err != nil || r.MaxMessages < 1 {
+				return Relay{}, fmt.Errorf("SMTP URL has messages=%q: want how many mails a connection serves, from 1", values[0])
+			}
+		case "age":
+			if r.MaxAge, err = time.ParseDuration(values[0]); err != nil || r.MaxAge < time.Second {
+				return Relay{}, fmt.Errorf("SMTP URL has age=%q: want how long a connection serves, such as 5m", values[0])
+			}
 		case "rate":
 			if r.Rate, err = strconv.ParseFloat(values[0], 64); err != nil || !(r.Rate >= minRate && r.Rate <= maxRate) {
 				return Relay{}, fmt.Errorf("SMTP URL has rate=%q: want mails a second, from %g to %g", values[0], minRate, maxRate)
@@ -139,7 +151,7 @@ func ParseURL(s string) (Relay, error) {
 				return Relay{}, fmt.Errorf("SMTP URL has provider=%q: want postmark or sendgrid; others need none", values[0])
 			}
 		default:
-			return Relay{}, fmt.Errorf("SMTP URL has an unknown parameter %q: want tls, helo, weight, rate or provider", name)
+			return Relay{}, fmt.Errorf("SMTP URL has an unknown parameter %q: want tls, helo, weight, rate, messages, age or provider", name)
 		}
 	}
 	switch {

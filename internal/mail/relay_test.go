@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -24,6 +25,7 @@ func TestParseURL(t *testing.T) {
 		{"smtp://mx.example.com?tls=none&helo=out.acme.example", mail.Relay{Host: "mx.example.com", Port: 25, TLS: mail.TLSNone, HELO: "out.acme.example", Weight: 1}},
 		{"smtp://user%40acme:p%2Fw%40@[::1]:1025/?tls=none", mail.Relay{Host: "::1", Port: 1025, User: "user@acme", Password: "p/w@", TLS: mail.TLSNone, Weight: 1}},
 		{"smtps://mx.example.com?weight=0", mail.Relay{Host: "mx.example.com", Port: 465, TLS: mail.TLSImplicit}},
+		{"smtp://mx.example.com?rate=14.5&messages=100&age=5m", mail.Relay{Host: "mx.example.com", Port: 587, TLS: mail.TLSStart, Weight: 1, Rate: 14.5, MaxMessages: 100, MaxAge: 5 * time.Minute}},
 	}
 	for _, tt := range tests {
 		got, err := mail.ParseURL(tt.url)
@@ -66,6 +68,10 @@ func TestParseURLRefuses(t *testing.T) {
 		{"smtps://mx.example.com?tls=starttls", "contradict"},
 		{"smtp://mx.example.com?weight=-1", `weight="-1": want 0 to 100`},
 		{"smtp://mx.example.com?weight=heavy", `weight="heavy"`},
+		{"smtp://mx.example.com?rate=0", `rate="0": want mails a second, from 0.1 to 100000`},
+		{"smtp://mx.example.com?rate=NaN", `rate="NaN"`},
+		{"smtp://mx.example.com?messages=0", `messages="0"`},
+		{"smtp://mx.example.com?age=5", `age="5": want how long a connection serves, such as 5m`},
 		{"smtp://user:secret@mx.example.com?tls=none", "unencrypted"},
 	}
 	for _, tt := range tests {

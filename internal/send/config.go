@@ -16,7 +16,8 @@ type Config struct {
 	Postgres postgres.Config
 	Compose  compose.Config
 	// SMTP is the relay: smtp://user:pass@host:587?tls=starttls. Several are separated by spaces, each with a weight: weight=3 has three times the connections of
-	// weight=1, and weight=0 stands by until the others are away. rate=14 hands it at most 14 mails a second, from all processes together.
+	// weight=1, and weight=0 stands by until the others are away. rate=14 hands it at most 14 mails a second, from all processes together; messages=100 and age=5m end a connection after
+	// as many mails or as long (1000, 10m).
 	SMTP string `env:"ONDA_SMTP_URL, required"`
 	// PreproductionTo is where all mails go in a database that is marked as pre-production: one address, such as qa@example.com, or %@qa.example.com for one of each contact.
 	// Without it nobody gets any there. In other databases it says nothing.
