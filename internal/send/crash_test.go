@@ -2,15 +2,21 @@ package send
 
 import (
 	"bufio"
+	"bytes"
+	"context"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/mail"
@@ -59,6 +65,27 @@ func (w *world) spawn(settings ...string) *process {
 func (p *process) kill() {
 	_ = p.Process.Signal(syscall.SIGKILL)
 	<-p.ended
+}
+
+// stop is kill -STOP; it waits until each thread stands still, which is some time after the signal.
+func (w *world) stop(p *process) {
+	w.t.Helper()
+	if err := p.Process.Signal(syscall.SIGSTOP); err != nil {
+		w.t.Fatal(err)
+	}
+	wait(w.t, time.Minute, "the process to stop", func() bool {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.Process.Pid))
+		if err != nil || len(threads) == 0 {
+			w.t.Fatalf("no threads of process %d: %v", p.Process.Pid, err)
+		}
+		for _, path := range threads {
+			stat, err := os.ReadFile(path)
+			if err != nil || !bytes.Contains(stat, []byte(") T ")) {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 func (w *world) count(sql string) int {
@@ -171,9 +198,7 @@ func TestAnOldHolderWakesUp(t *testing.T) {
 	}
 	old := w.spawn(settings...)
 	<-reached // the content of one mail is over there, its answer is not here
-	if err := old.Process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	w.stop(old)
 	began := time.Now()
 	close(release) // the relay takes it: a late 250 waits for the old holder
 	next := w.spawn(settings[1:]...)
@@ -219,4 +244,53 @@ func TestTerminatedWhileSending(t *testing.T) {
 	}
 	w.finish()
 	w.audit(n, 0, 0)
+}
+
+// Postgres goes away while a mark is on its way, and comes back. The batch is given back then, and nobody waits for its lease.
+func TestABatchIsGivenBackWhenPostgresIsBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.plan(w.people(20), 500)
+	greet, reached := make(chan struct{}), make(chan struct{})
+	once := smtptest.Start(t, smtptest.Config{Greeting: smtptest.Step{Wait: greet, Reached: reached}, Only: func(conn int) bool { return conn == 2 }}) // the first finds out whether it listens
+	in := w.start("ONDA_SMTP_URL="+once.URL(), "ONDA_LEASE=60s", "ONDA_MESSAGE_LIMIT=30s")
+	done := make(chan int)
+	go func() { done <- w.sweep(in, "send") }()
+	<-reached // it holds the batch, and marks next
+	connect := func() (conn *pgx.Conn, do func(sql string)) {
+		conn, err := pgx.Connect(t.Context(), w.data.AdminURL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close(context.Background()) })
+		return conn, func(sql string) {
+			t.Helper()
+			if _, err := conn.Exec(t.Context(), sql); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	_, lock := connect()
+	admin, do := connect()
+	lock("BEGIN")
+	lock("SELECT FROM acme.batch FOR NO KEY UPDATE")
+	close(greet)
+	wait(t, time.Minute, "the mark to wait", func() bool {
+		var n int
+		if err := admin.QueryRow(t.Context(), "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'").Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n > 0
+	})
+	do("UPDATE pg_database SET datallowconn = false WHERE datname = current_database()")
+	do("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = current_database() AND usename = 'onda_pool'")
+	lock("COMMIT")
+	if status := <-done; status < http.StatusInternalServerError {
+		t.Errorf("status %d although Postgres was away", status)
+	}
+	do("UPDATE pg_database SET datallowconn = true WHERE datname = current_database()")
+	w.db = w.data.DB(t) // the connections of the other are gone
+	wait(t, 30*time.Second, "the batch to be given back", func() bool { return w.count("SELECT count(*) FROM batch WHERE lease_until > now()") == 0 })
+	w.mustSweep(w.start(), "send")
+	w.audit(20, 0, 0)
 }

@@ -145,7 +145,7 @@ func (h *holder) mayGoOn(ctx context.Context, w *worker) error {
 	return nil
 }
 
-// end closes the batch, or gives it back.
+// end closes the batch, or gives it back; while Postgres is away, behind the answer.
 func (h *holder) end(ctx context.Context, stop error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordLimit)
 	defer cancel()
@@ -160,6 +160,9 @@ func (h *holder) end(ctx context.Context, stop error) error {
 		}
 		return h.tally(ctx, tx)
 	})
+	if isAway(err) {
+		h.lane.done.Go(func() { h.finishLater(off) })
+	}
 	if stop != nil && off == nil && !errors.Is(stop, errHeld) {
 		return stop
 	}
@@ -178,6 +181,26 @@ func (h *holder) finish(ctx context.Context, tx *postgres.Tx, off *errPutOff) er
 		return h.lease.GiveUp(ctx, tx, delivery.Function(h.lane.number), off.giveUp)
 	}
 	return h.lease.PutOff(ctx, tx, off.until, off.livesOn)
+}
+
+// finishLater finishes as soon as Postgres is back, unless the lease or the process ends before: the next holder would have to wait for that, and take for unknown what a mark
+// covers whose commit we never heard of. To finish twice changes nothing; what was granted and not used is not given back, since that may have been done.
+func (h *holder) finishLater(off *errPutOff) {
+	again := func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), recordLimit)
+		defer cancel()
+		return h.lane.db.InTenant(ctx, h.tenant, func(ctx context.Context, tx *postgres.Tx) error { return h.finish(ctx, tx, off) })
+	}
+	for h.lease.Alive(time.Now()) {
+		select {
+		case <-h.lane.stop:
+			return
+		case <-time.After(recordAgain):
+		}
+		if !isAway(again()) {
+			return
+		}
+	}
 }
 
 // advance sets the mark and asks the gate, in one transaction, and gives what may be handed over after its commit. errHeld when the lease is lost, or the run or

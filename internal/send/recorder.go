@@ -150,7 +150,7 @@ func (r *recorder) write(tenant string, es []entry, aside bool) {
 			}
 			return
 		}
-		if isMistake(err) || errors.Is(err, postgres.ErrUnknownTenant) {
+		if !isAway(err) {
 			if len(es) > 1 {
 				for _, e := range es {
 					r.write(tenant, []entry{e}, aside)
@@ -174,6 +174,11 @@ func (r *recorder) write(tenant string, es []entry, aside bool) {
 	for _, e := range es {
 		e.done()
 	}
+}
+
+// isAway tells whether an error is one that another try may not have.
+func isAway(err error) bool {
+	return err != nil && !isMistake(err) && !errors.Is(err, postgres.ErrUnknownTenant)
 }
 
 // isMistake tells whether Postgres answered something that it will always answer: wrong data, a broken constraint, a missing table.
