@@ -32,6 +32,7 @@ type holder struct {
 	broken error // the email cannot be made at all
 
 	limits limits
+	first  []job // of a mark that was set as the batch was leased
 
 	acks chan struct{} // one for each outcome that is committed
 	away atomic.Pointer[error]
@@ -54,9 +55,9 @@ type job struct {
 // is no more than keeps the connections busy. Whatever ends it early, what was handed over is waited
 // for, what was marked and not handed over is put back, and the batch is released.
 func (h *holder) run(ctx context.Context, w *worker) error {
-	var queue []job // marked, not handed over
-	unsettled := 0  // marked, no outcome committed
-	var stop error  // why no further mark is set; errHeld for reasons that are no error
+	queue := h.first        // marked, not handed over
+	unsettled := len(queue) // marked, no outcome committed
+	var stop error          // why no further mark is set; errHeld for reasons that are no error
 	if h.broken == nil {
 		stop = h.lane.probe(ctx)
 	}
@@ -210,82 +211,96 @@ func (h *holder) advance(ctx context.Context, hi int) (jobs []job, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordLimit)
 	defer cancel()
 	started := time.Now()
-	held := false
-	var after limits
-	err = h.lane.db.InTenant(ctx, h.tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		if held = h.broken == nil && tx.Tenant.Preproduction != h.email.Preproduction(); held {
-			return nil // the next holder has the email as it is now
-		}
-		var first time.Duration
-		gap := float64(time.Second) / max(h.limits.rate, 1e-6)
-		if after = h.limits; hi > h.lease.Mark {
-			var n int
-			var err error
-			if n, first, after, err = h.room(ctx, tx, hi-h.lease.Mark); err != nil {
-				return err
-			}
-			hi = h.lease.Mark + n
-		}
-		b := &pgx.Batch{}
-		mark, err := h.lease.QueueAdvance(tx, b, hi)
-		if err != nil {
-			return err
-		}
-		var asked inquiry
-		if h.lease.Attempt == 1 && hi > h.lease.Mark { // whom it comes to is known before it moves
-			if asked, err = h.ask(ctx, tx, b, h.lease.Contacts[h.lease.Mark:hi]); err != nil {
-				return err
-			}
-		}
-		if err := tx.SendBatch(ctx, b).Close(); err != nil {
-			return err
-		}
-		open, ok, err := mark.Done(ctx, tx)
-		if err != nil {
-			return err
-		}
-		if held = !ok; held || len(open) == 0 {
-			return nil
-		}
-		if h.lease.Attempt > 1 {
-			b := &pgx.Batch{}
-			if asked, err = h.ask(ctx, tx, b, contactsOf(open)); err != nil {
-				return err
-			}
-			if err := tx.SendBatch(ctx, b).Close(); err != nil {
-				return err
-			}
-		}
-		var refusals []delivery.Outcome
-		now := time.Now()
-		jobs, refusals, err = h.admit(ctx, tx, open, asked, now)
-		if err != nil {
-			return err
-		}
-		for i := range jobs {
-			if at := now.Add(first + time.Duration(float64(i)*gap)); after.rate > 0 && jobs[i].at.Before(at) {
-				jobs[i].at = at
-			}
-		}
-		if len(after.budgets) > 0 && h.lease.Attempt == 1 { // what is refused used nothing up
-			for _, o := range refusals {
-				if o.State == delivery.Suppressed {
-					after.granted++
-				}
-			}
-		}
-		_, err = delivery.Record(ctx, tx, delivery.Function(h.lane.number), refusals...)
+	var m marked
+	err = h.lane.db.InTenant(ctx, h.tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		m, err = h.mark(ctx, tx, hi)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("mark batch: %w", err)
 	}
-	if held {
+	if m.held {
 		return nil, errHeld
 	}
-	h.limits = after
-	h.lease.Moved(hi, started)
-	return jobs, nil
+	h.moved(m, started)
+	return m.jobs, nil
+}
+
+// marked is what a mark comes to once its transaction is committed.
+type marked struct {
+	held  bool // the lease is lost, or the run or the tenant is held
+	hi    int
+	jobs  []job
+	after limits
+}
+
+// moved notes that a mark is committed; started is a time.Now() from before its transaction.
+func (h *holder) moved(m marked, started time.Time) {
+	h.limits = m.after
+	h.lease.Moved(m.hi, started)
+}
+
+// mark sets the mark at hi, or at where limits allow, and asks the gate.
+func (h *holder) mark(ctx context.Context, tx *postgres.Tx, hi int) (m marked, err error) {
+	m.hi, m.after = hi, h.limits
+	if m.held = h.broken == nil && tx.Tenant.Preproduction != h.email.Preproduction(); m.held {
+		return m, nil // the next holder has the email as it is now
+	}
+	var first time.Duration
+	gap := float64(time.Second) / max(h.limits.rate, 1e-6)
+	if hi > h.lease.Mark {
+		var n int
+		if n, first, m.after, err = h.room(ctx, tx, hi-h.lease.Mark); err != nil {
+			return m, err
+		}
+		m.hi = h.lease.Mark + n
+	}
+	b := &pgx.Batch{}
+	mark, err := h.lease.QueueAdvance(tx, b, m.hi)
+	if err != nil {
+		return m, err
+	}
+	var asked inquiry
+	if h.lease.Attempt == 1 && m.hi > h.lease.Mark { // whom it comes to is known before it moves
+		if asked, err = h.ask(ctx, tx, b, h.lease.Contacts[h.lease.Mark:m.hi]); err != nil {
+			return m, err
+		}
+	}
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return m, err
+	}
+	open, ok, err := mark.Done(ctx, tx)
+	if m.held = !ok; err != nil || m.held || len(open) == 0 {
+		return m, err
+	}
+	if h.lease.Attempt > 1 {
+		b := &pgx.Batch{}
+		if asked, err = h.ask(ctx, tx, b, contactsOf(open)); err != nil {
+			return m, err
+		}
+		if err := tx.SendBatch(ctx, b).Close(); err != nil {
+			return m, err
+		}
+	}
+	now := time.Now()
+	var refusals []delivery.Outcome
+	if m.jobs, refusals, err = h.admit(ctx, tx, open, asked, now); err != nil {
+		return m, err
+	}
+	for i := range m.jobs {
+		if at := now.Add(first + time.Duration(float64(i)*gap)); m.after.rate > 0 && m.jobs[i].at.Before(at) {
+			m.jobs[i].at = at
+		}
+	}
+	if len(m.after.budgets) > 0 && h.lease.Attempt == 1 { // what is refused used nothing up
+		for _, o := range refusals {
+			if o.State == delivery.Suppressed {
+				m.after.granted++
+			}
+		}
+	}
+	_, err = delivery.Record(ctx, tx, delivery.Function(h.lane.number), refusals...)
+	return m, err
 }
 
 // putBack records that messages were not handed over, so that they are tried again at once.

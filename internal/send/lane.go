@@ -225,6 +225,7 @@ func (l *lane) take(ctx context.Context, tenant string) (*holder, error) {
 	defer cancel()
 	h := &holder{lane: l, tenant: tenant}
 	started := time.Now()
+	var first marked
 	err := l.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
 		if tx.Tenant.Preproduction && l.unfit != nil {
 			return l.unfit
@@ -251,18 +252,30 @@ func (l *lane) take(ctx context.Context, tenant string) (*holder, error) {
 		if err == nil && h.broken == nil {
 			h.limits, err = h.readLimits(ctx, tx)
 		}
+		if err != nil || h.broken != nil || l.number != delivery.Transactional || !l.there() {
+			return err
+		}
+		// Somebody waits for this mail: its mark is set at once, in a transaction less. Nothing limits it, so there is nothing that could put it off.
+		first, err = h.mark(ctx, tx, min(h.lease.Mark+l.window()/2, h.lease.Size()))
 		return err
 	})
 	if err != nil || h.lease == nil {
 		return nil, err
 	}
+	if first.hi > h.lease.Mark && !first.held {
+		h.moved(first, started)
+		h.first = first.jobs
+	}
 	h.acks = make(chan struct{}, delivery.MaxWindow)
 	return h, nil
 }
 
+// there tells whether the relay has just answered.
+func (l *lane) there() bool { return time.Since(time.Unix(0, l.good.Load())) < probeEvery }
+
 // probe finds out within a second whether a relay is there, unless it has just answered, so that nothing is marked for a relay that is away.
 func (l *lane) probe(ctx context.Context) error {
-	if time.Since(time.Unix(0, l.good.Load())) < probeEvery {
+	if l.there() {
 		return nil
 	}
 	reach, cancel := context.WithTimeout(ctx, probeLimit)
