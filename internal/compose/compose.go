@@ -105,8 +105,9 @@ type Email struct {
 	replyTo     mail.Address
 	compiled    *spec.Compiled
 	laid        *layouts
-	fields      []string // of contacts that the texts name
-	whole       bool     // the texts take the contact as a whole
+	ownTopic    map[string]any // what topicVars gives in the tenant's language
+	fields      []string       // of contacts that the texts name
+	whole       bool           // the texts take the contact as a whole
 	useData     bool
 	needs       []string         // data.* that the texts name
 	links       map[string]int64 // ids by URL

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -447,5 +448,28 @@ func BenchmarkBuild(b *testing.B) {
 		if _, err := m.Append(nil); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkNewsletter is a mail of plain fields and tracked links, as most are.
+func BenchmarkNewsletter(b *testing.B) {
+	w := setUp(b)
+	body := `<p>Dear {{ contact.first_name }}</p><p><a href="{{ unsubscribe_url }}">Leave</a></p>`
+	for i := range 8 {
+		body += fmt.Sprintf(`<p>%s <a href="https://example.com/stories/%d">Read on</a>, {{ contact.first_name }}</p>`, strings.Repeat("The regatta begins at nine, wind permitting. ", 20), i)
+	}
+	w.apply("---\napiVersion: onda/v1\nkind: Email\nmetadata: {name: letter}\nspec:\n  topic: newsletter\n  from: \"Acme <news@acme.example>\"\n  subject: \"News for {{ contact.first_name }}\"\n  html: '" + body + "'\n")
+	to := w.contact("ana@x.example", `{"first_name": "Ana"}`)
+	pgtest.Exec(b, w.db, pgtest.Acme, "INSERT INTO subscription (contact, purpose, state, consent, at) VALUES ($1, 'tracking.email', 'granted', 0, onda.now())", to)
+	m := w.mail("letter", to, delivery.ID(9, 1))
+	var buf []byte
+	b.ReportAllocs()
+	for b.Loop() {
+		m.own = nil // else the next has its links already
+		out, err := m.Append(buf[:0])
+		if err != nil {
+			b.Fatal(err)
+		}
+		buf = out.Content
 	}
 }

@@ -34,6 +34,9 @@ func (e *Email) with(on versions, stored map[string][]byte) (*Email, error) {
 	case on.settings == 0:
 		made.Settings = spec.DefaultSettings()
 	}
+	if made.ownTopic = nil; made.topic != nil {
+		made.ownTopic = made.topicVars(made.Settings.Locale)
+	}
 	return &made, nil
 }
 

@@ -310,9 +310,17 @@ func (m *Mail) vars(locale string, parts *spec.Parts) (map[string]any, error) {
 		delete(vars, spec.VarPixel) // in Liquid an empty text is true
 	}
 	if e.topic != nil {
-		vars[spec.VarTopic] = map[string]any{"name": e.Topic, "title": e.topic.TitleIn(locale, e.Settings.Locale), "description": e.topic.DescriptionIn(locale, e.Settings.Locale)}
+		vars[spec.VarTopic] = e.topicVars(locale)
 	}
 	return vars, nil
+}
+
+// topicVars are what templates see of the topic in a language. In the tenant's own, which is that of most, they are made once, and nobody changes them.
+func (e *Email) topicVars(locale string) map[string]any {
+	if locale == e.Settings.Locale && e.ownTopic != nil {
+		return e.ownTopic
+	}
+	return map[string]any{"name": e.Topic, "title": e.topic.TitleIn(locale, e.Settings.Locale), "description": e.topic.DescriptionIn(locale, e.Settings.Locale)}
 }
 
 // link is where a link of the mail leads: through a tracked one that knows the delivery, one that knows nobody, or straight there.
@@ -364,11 +372,14 @@ func (m *Mail) urls() (u urls, err error) {
 }
 
 func (m *Mail) url(path string, c token.Claims, suffix string) (string, error) {
-	t, err := m.sign(c)
+	var buf [256]byte
+	b := append(append(buf[:0], m.a.base...), path...)
+	c.Tenant = m.a.tenant
+	b, err := m.a.signer.Append(b, c)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("sign a link: %w", err)
 	}
-	return m.a.base + path + t + suffix, nil
+	return string(append(b, suffix...)), nil
 }
 
 func (m *Mail) sign(c token.Claims) (string, error) {

@@ -187,7 +187,7 @@ func (c *compiler) output(t token) (string, *direct) {
 	if len(what.filters) > 0 {
 		last = what.filters[len(what.filters)-1]
 	}
-	plainly := func(escape func(any) (any, error)) *direct {
+	plainly := func(escape func(any) (string, error)) *direct {
 		if !plain || what.steps == nil {
 			return nil
 		}

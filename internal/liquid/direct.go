@@ -9,7 +9,7 @@ import (
 // as long for them.
 type direct struct {
 	steps  []any // names and, in lists, numbers
-	escape func(any) (any, error)
+	escape func(any) (string, error)
 	inside []insert // of an if
 }
 
@@ -70,12 +70,8 @@ func (d direct) text(vars map[string]any) (text string, ok bool, err error) {
 	if d.escape == nil {
 		return d.branch(v, vars)
 	}
-	out, err := d.escape(v)
-	if err != nil {
-		return "", true, err
-	}
-	text, ok = out.(string)
-	return text, ok, nil
+	text, err = d.escape(v)
+	return text, true, err
 }
 
 // branch is what is in an if, when its variable is true: anything but nil and false is.
@@ -97,6 +93,6 @@ func (d direct) branch(v any, vars map[string]any) (text string, ok bool, err er
 }
 
 // What outputs end in.
-func asText(v any) (any, error) { return format(v), nil }
-func asHTML(v any) (any, error) { return bounded(html.EscapeString(format(v))) }
-func asURL(v any) (any, error)  { return bounded(html.EscapeString(safeURL(format(v)))) }
+func asText(v any) (string, error) { return format(v), nil }
+func asHTML(v any) (string, error) { return within(html.EscapeString(format(v))) }
+func asURL(v any) (string, error)  { return within(html.EscapeString(safeURL(format(v)))) }

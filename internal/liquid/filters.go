@@ -59,9 +59,12 @@ func text2(f func(s, arg string) string) filter {
 	return filter{1, 1, func(v, arg any) (any, error) { return bounded(f(format(v), format(arg))) }}
 }
 
-func bounded(s string) (any, error) {
+func bounded(s string) (any, error) { return within(s) }
+
+// within is bounded where no filter is.
+func within(s string) (string, error) {
 	if len(s) > maxText {
-		return nil, errTextTooLong
+		return "", errTextTooLong
 	}
 	return s, nil
 }
@@ -236,11 +239,11 @@ func filterTable() map[string]filter {
 		"date": {0, 1, date},
 
 		// those that Parse adds; a template cannot name them
-		"_html": {0, 0, asHTML},
-		"_url":  {0, 0, asURL},
+		"_html": {0, 0, func(v any) (any, error) { return asHTML(v) }},
+		"_url":  {0, 0, func(v any) (any, error) { return asURL(v) }},
 		// an address that was escaped already
 		"_escaped_url": {0, 0, func(v any) (any, error) { return bounded(html.EscapeString(safeURL(html.UnescapeString(format(v))))) }},
-		"_text":        {0, 0, asText},
+		"_text":        {0, 0, func(v any) (any, error) { return asText(v) }},
 		"_int":         {0, 0, func(v any) any { return int(min(max(number(v), -1e9), 1e9)) }},
 		"_items":       {0, 0, items},
 	}

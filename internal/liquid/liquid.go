@@ -218,7 +218,11 @@ func (t *Template) Holes(vars map[string]any) ([]string, error) {
 	}
 	holes := make([]string, n)
 	size := t.size
-	for i, d := range t.direct {
+	for i := range holes {
+		d, direct := t.direct[i]
+		if !direct {
+			continue
+		}
 		text, ok, err := d.text(vars)
 		if err != nil {
 			return nil, fmt.Errorf("rendering: %w", err)

@@ -44,6 +44,8 @@ const macSize = 10
 // domain separates these MACs from anything else that is ever signed with a tenant's key.
 const domain = "onda token 1\x00"
 
+var domainBytes = []byte(domain)
+
 // Purpose is what a token is for: the letter of the public path it belongs to, or ReturnPath.
 type Purpose byte
 
@@ -146,7 +148,7 @@ func Sign(key Key, c Claims) (string, error) {
 	}
 	c.Key = key.ID
 	var buf [MaxLength]byte
-	body, err := appendBody(buf[:0], c)
+	body, err := appendBody(buf[:0], &c, new(Claims))
 	if err != nil {
 		return "", fmt.Errorf("sign token: %w", err)
 	}
@@ -155,8 +157,16 @@ func Sign(key Key, c Claims) (string, error) {
 
 // Signer signs many tokens with one key: its part of the MAC is half of what a token costs, and is worked out once. Safe for concurrent use.
 type Signer struct {
-	key  Key
-	macs sync.Pool // of hash.Hash
+	key     Key
+	benches sync.Pool // of *signing
+}
+
+// signing is what making a token takes, kept from one to the next.
+type signing struct {
+	mac     hash.Hash
+	claims  Claims
+	carried Claims
+	raw     [MaxLength + sha256.Size]byte
 }
 
 // NewSigner makes a signer; the key's secret has at least MinSecret bytes.
@@ -164,22 +174,32 @@ func NewSigner(key Key) (*Signer, error) {
 	if len(key.Secret) < MinSecret {
 		return nil, tooShort(key)
 	}
-	return &Signer{key: key, macs: sync.Pool{New: func() any { return hmac.New(sha256.New, key.Secret) }}}, nil
+	return &Signer{key: key, benches: sync.Pool{New: func() any { return &signing{mac: hmac.New(sha256.New, key.Secret)} }}}, nil
 }
 
 // Sign makes the token that the function Sign makes.
 func (s *Signer) Sign(c Claims) (string, error) {
-	c.Key = s.key.ID
 	var buf [MaxLength]byte
-	body, err := appendBody(buf[:0], c)
+	b, err := s.Append(buf[:0], c)
+	return string(b), err
+}
+
+// Append adds the token to b, and makes nothing else.
+func (s *Signer) Append(b []byte, c Claims) ([]byte, error) {
+	w, _ := s.benches.Get().(*signing)
+	defer s.benches.Put(w)
+	w.claims = c
+	w.claims.Key = s.key.ID
+	raw, err := appendBody(w.raw[:0], &w.claims, &w.carried)
 	if err != nil {
-		return "", fmt.Errorf("sign token: %w", err)
+		return b, fmt.Errorf("sign token: %w", err)
 	}
-	h, _ := s.macs.Get().(hash.Hash)
-	h.Reset()
-	body = appendSum(body, h)
-	s.macs.Put(h)
-	return encoding.EncodeToString(body), nil
+	w.mac.Reset()
+	w.mac.Write(domainBytes)
+	w.mac.Write(raw)
+	n := len(raw)
+	raw = w.mac.Sum(raw)[:n+macSize]
+	return encoding.AppendEncode(b, raw), nil
 }
 
 func tooShort(key Key) error {
@@ -224,7 +244,7 @@ func appendMAC(body, secret []byte) []byte {
 }
 
 func appendSum(body []byte, h hash.Hash) []byte {
-	h.Write([]byte(domain))
+	h.Write(domainBytes)
 	h.Write(body)
 	var sum [sha256.Size]byte
 	return append(body, h.Sum(sum[:0])[:macSize]...)
@@ -305,8 +325,8 @@ var kinds = [...]kind{
 
 // appendBody writes what is signed: kind and the tenant's length in one byte, the key, the lengths of the further numbers two
 // a byte, then the numbers themselves, big-endian without leading zeros. The worst case, Confirm, is 2+2+4+6+4+4+3 = 25
-// bytes; with the MAC 35, which is 56 characters.
-func appendBody(b []byte, c Claims) ([]byte, error) {
+// bytes; with the MAC 35, which is 56 characters. c's expiry is rounded; carried is scratch.
+func appendBody(b []byte, c, carried *Claims) ([]byte, error) {
 	n := 0
 	for i, k := range kinds {
 		if k.purpose == c.Purpose && i > 0 {
@@ -320,29 +340,29 @@ func appendBody(b []byte, c Claims) ([]byte, error) {
 		return nil, fmt.Errorf("tenant number %d is not positive", c.Tenant)
 	}
 	fields := kinds[n].fields
-	carried := Claims{Purpose: c.Purpose, Key: c.Key, Tenant: c.Tenant}
+	*carried = Claims{Purpose: c.Purpose, Key: c.Key, Tenant: c.Tenant}
 	for _, f := range fields {
-		v := f.get(&c)
+		v := f.get(c)
 		if v < 0 || v > f.max {
 			return nil, fmt.Errorf("%s %d is outside 0 to %d", f.name, v, f.max)
 		}
-		f.set(&carried, v)
+		f.set(carried, v)
 	}
 	c.Expires = fromHours(hours(c.Expires))
-	if carried != c {
+	if *carried != *c {
 		return nil, fmt.Errorf("a token of purpose %q carries only %s", c.Purpose, names(fields))
 	}
 	b = append(b, byte(n)<<4|byte(size(int64(c.Tenant))), c.Key)
 	for i := 0; i < len(fields); i += 2 {
-		lengths := byte(size(fields[i].get(&c))) << 4
+		lengths := byte(size(fields[i].get(c))) << 4
 		if i+1 < len(fields) {
-			lengths |= byte(size(fields[i+1].get(&c)))
+			lengths |= byte(size(fields[i+1].get(c)))
 		}
 		b = append(b, lengths)
 	}
 	b = appendNumber(b, int64(c.Tenant))
 	for _, f := range fields {
-		b = appendNumber(b, f.get(&c))
+		b = appendNumber(b, f.get(c))
 	}
 	return b, nil
 }
