@@ -33,6 +33,8 @@ type Config struct {
 	LogLevel string `env:"ONDA_LOG_LEVEL, default=info"`
 	// GOGC is read by Go itself; where it is not set, functions run with 400.
 	GOGC string `env:"GOGC"`
+	// GOMEMLIMIT is read by Go itself, and no hard limit; where it is not set, it is 28 MiB.
+	GOMEMLIMIT string `env:"GOMEMLIMIT"`
 	// OTLPEndpoint is the OpenTelemetry collector that traces and metrics are pushed to over HTTP; empty for none.
 	OTLPEndpoint string `env:"OTEL_EXPORTER_OTLP_ENDPOINT"`
 	// OTLPTracesEndpoint is the full URL for traces, instead of the collector's.

@@ -19,10 +19,12 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/onda-run/onda/internal/fn"
 )
 
-// gogc is what functions run with where nothing else is set (see internal/fn); the references get the same.
-const gogc = 400
+// gogc is what functions run with where nothing else is set; the references get the same.
+const gogc = fn.GCPercent
 
 // path is one thing that is measured.
 type path struct {
@@ -76,7 +78,10 @@ func paths() []path {
 func main() {
 	if name := os.Getenv(sideEnv); name != "" {
 		debug.SetGCPercent(gogc)
-		serve := func() error { return serveSide(name, os.Stdin, os.Stdout) }
+		serve := func() error {
+			debug.SetMemoryLimit(fn.MemoryLimit)
+			return serveSide(name, os.Stdin, os.Stdout)
+		}
 		switch name {
 		case "sink":
 			serve = func() error { return serveSink(os.Stdin, os.Stdout) }
