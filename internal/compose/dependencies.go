@@ -14,7 +14,7 @@ import (
 func (e *Email) with(on versions, stored map[string][]byte) (*Email, error) {
 	made := *e
 	made.on = on
-	if on.preproduction != e.on.preproduction { // its mails have one header field more, or less
+	if on.preproduction != e.on.preproduction { // its mails have other header fields
 		made.laid = newLayouts()
 	}
 	var err error

@@ -1,7 +1,6 @@
 package compose
 
 import (
-	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -60,7 +59,7 @@ func (e *Email) Audience(ctx context.Context, tx *postgres.Tx, contacts []int64)
 // QueueAudience does the same with others in one round trip; the audience is filled as the batch is read.
 func (e *Email) QueueAudience(ctx context.Context, tx *postgres.Tx, b *pgx.Batch, contacts []int64) (*Audience, error) {
 	a := &Audience{
-		email: e, tenant: tx.Tenant.Number, name: tx.Tenant.Name, base: tx.Tenant.LinkHosts.URL(e.composer.base), now: tx.Now(), people: make(map[int64]person, len(contacts)),
+		email: e, tenant: tx.Tenant.Number, name: tx.Tenant.Name, base: tx.Tenant.LinkURL(e.composer.base), now: tx.Now(), people: make(map[int64]person, len(contacts)),
 	}
 	keys, err := tx.Keys(ctx) // seldom read
 	if err != nil {
@@ -397,16 +396,17 @@ func (m *Mail) head() (mail.Envelope, mail.Message, error) {
 	if e.Unaddressed() {
 		return mail.Envelope{}, mail.Message{}, ErrPreproduction
 	}
-	_, domain, _ := strings.Cut(e.from.Email, "@")
-	returnDomain := cmp.Or(e.sender.returnPath, e.composer.domain, domain)
+	domain, returnDomain := e.SenderDomain(), e.returnDomain()
 	msg := mail.Message{From: e.from, ReplyTo: e.replyTo, To: mail.Address{Email: m.to}, Date: m.Now}
 	envelope := mail.Envelope{From: e.from.Email, To: m.to}
 	if m.delivery > 0 {
-		back, err := m.sign(token.Claims{Purpose: token.ReturnPath, Delivery: m.delivery})
-		if err != nil {
-			return mail.Envelope{}, mail.Message{}, err
+		if returnDomain != "" {
+			back, err := m.sign(token.Claims{Purpose: token.ReturnPath, Delivery: m.delivery})
+			if err != nil {
+				return mail.Envelope{}, mail.Message{}, err
+			}
+			envelope.From = mail.ReturnPath(back, returnDomain)
 		}
-		envelope.From = mail.ReturnPath(back, returnDomain)
 		msg.MessageID = mail.MessageID(m.a.tenant, m.delivery, domain)
 		for _, r := range e.composer.refs {
 			msg.References = append(msg.References, r.Header(m.a.tenant, m.delivery))
@@ -420,7 +420,10 @@ func (m *Mail) head() (mail.Envelope, mail.Message, error) {
 			return mail.Envelope{}, mail.Message{}, err
 		}
 		if u.unsubscribe != "" {
-			msg.ListUnsubscribe = mail.Unsubscribe{URL: u.unsubscribe, Mailto: "u+" + u.unsubscribeToken + "@" + returnDomain}
+			msg.ListUnsubscribe = mail.Unsubscribe{URL: u.unsubscribe}
+			if returnDomain != "" {
+				msg.ListUnsubscribe.Mailto = "u+" + u.unsubscribeToken + "@" + returnDomain
+			}
 		}
 		msg.ListID = e.Topic + "." + domain
 		msg.FeedbackID = strconv.FormatInt(m.run, 10) + ":" + e.Topic + ":" + strconv.Itoa(int(m.a.tenant)) + ":onda"

@@ -1,6 +1,7 @@
 package compose
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -41,6 +42,15 @@ func (e *Email) Unverified() bool { return e.sender.unverified }
 
 // Preproduction tells that the email is one of a pre-production: its mails go to the stand-in.
 func (e *Email) Preproduction() bool { return e.on.preproduction }
+
+// returnDomain is where reports about the email's mails and unsubscriptions by mail go. A pre-production has the process's alone, and "" without one: the others of a copy are
+// the production's, which has its keys and would believe what comes back.
+func (e *Email) returnDomain() string {
+	if e.on.preproduction {
+		return e.composer.domain
+	}
+	return cmp.Or(e.sender.returnPath, e.composer.domain, e.SenderDomain())
+}
 
 // Unaddressed tells that the email's mails must not be sent: it is one of a pre-production, and there is no stand-in.
 func (e *Email) Unaddressed() bool { return e.on.preproduction && e.composer.standIn.Nowhere() }

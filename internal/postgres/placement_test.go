@@ -192,9 +192,18 @@ func TestHostsComeWithTheirMigration(t *testing.T) {
 func TestURLOfHosts(t *testing.T) {
 	t.Parallel()
 	const all = "http://127.0.0.1:8080"
-	for want, h := range map[string]postgres.Hosts{all: nil, "https://new.example": {"new.example", "old.example"}} {
-		if got := h.URL(all); got != want {
-			t.Errorf("%q: %s, want %s", h, got, want)
+	own := postgres.Hosts{"new.example", "old.example"}
+	for _, c := range []struct {
+		hosts         postgres.Hosts
+		preproduction bool
+		want          string
+	}{{nil, false, all}, {own, false, "https://new.example"}, {nil, true, all}, {own, true, all}} {
+		links, forms := postgres.Tenant{LinkHosts: c.hosts, Preproduction: c.preproduction}, postgres.Tenant{FormHosts: c.hosts, Preproduction: c.preproduction}
+		if got := links.LinkURL(all); got != c.want {
+			t.Errorf("links, %+v: %s", c, got)
+		}
+		if got := forms.FormURL(all); got != c.want {
+			t.Errorf("forms, %+v: %s", c, got)
 		}
 	}
 }

@@ -184,9 +184,15 @@ type Quotas struct {
 // Hosts are a tenant's own names of one function. New links are made with the first; at the others, and at the function's own, it goes on being served.
 type Hosts []string
 
-// URL is what new links of the tenant begin with, without a slash at the end: its first host, else the address that the function has for all.
-func (h Hosts) URL(all string) string {
-	if len(h) == 0 {
+// LinkURL is what new links of the tenant begin with, without a slash at the end: its first host, else the address that track has for all. A pre-production has that alone:
+// the hosts of a copy are the production's, which has its keys and would do what its links say.
+func (t *Tenant) LinkURL(all string) string { return t.url(t.LinkHosts, all) }
+
+// FormURL is the same of forms and confirmations, at render-form.
+func (t *Tenant) FormURL(all string) string { return t.url(t.FormHosts, all) }
+
+func (t *Tenant) url(h Hosts, all string) string {
+	if len(h) == 0 || t.Preproduction {
 		return all
 	}
 	return "https://" + h[0]

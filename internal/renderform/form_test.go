@@ -363,7 +363,7 @@ func TestOtherSites(t *testing.T) {
 	}
 }
 
-// Each tenant's forms are at its own host, from one process; its older hosts, and the function's own, go on serving.
+// Each tenant's forms are at its own host, from one process, but in a pre-production, where it may be the production's; its older hosts, and the function's own, go on serving.
 func TestFormsAreAtTheTenantsOwnHost(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -420,6 +420,21 @@ func TestFormsAreAtTheTenantsOwnHost(t *testing.T) {
 	}
 	if a := at("old.acme.example", http.MethodPost, link, ""); a.status != 200 || w.state("acme") != "newsletter=granted tracking.email=granted" {
 		t.Errorf("confirmed at the old host: %d, %s", a.status, w.state("acme"))
+	}
+	// Posted or confirmed there, what a copy made would be the production's.
+	if err := w.admin.SetStage(t.Context(), postgres.Preproduction, ""); err != nil {
+		t.Fatal(err)
+	}
+	other := good()
+	other.Set("email", "luc@example.com")
+	if a := w.post(newsletter, other); a.status != 200 {
+		t.Fatalf("in a pre-production: %d", a.status)
+	}
+	if got := w.confirmURL("acme"); !strings.HasPrefix(got, w.url+"/y/") {
+		t.Errorf("a pre-production confirms at %s", got)
+	}
+	if js := w.get(newsletter + ".js").body; strings.Contains(js, "forms.acme.example") {
+		t.Errorf("the script of a pre-production: %s", js)
 	}
 }
 

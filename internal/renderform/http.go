@@ -157,7 +157,7 @@ func (f *form) path() string {
 }
 
 // address is where a form is for other sites.
-func (s *server) address(f *form) string { return f.tenant.FormHosts.URL(s.cfg.FormURL) + f.path() }
+func (s *server) address(f *form) string { return f.tenant.FormURL(s.cfg.FormURL) + f.path() }
 
 // formView is the page of a form, which is sent to action.
 func (s *server) formView(f *form, action, lang string, values url.Values, problems []failed) page.View {

@@ -305,7 +305,7 @@ func (fs *Forms) ask(ctx context.Context, tx *postgres.Tx, f *form, who, id int6
 	}
 	sent, _, err := delivery.Request(ctx, tx, drainer, delivery.TransactionalMail{
 		Email: f.Confirm.Email, Contact: who, Key: fmt.Sprintf("form:%d", id), Cause: fmt.Sprintf("submission:%d", id),
-		Data: map[string]any{spec.VarConfirmURL: fmt.Sprintf("%s/y/%s?s=%d", tx.Tenant.FormHosts.URL(fs.cfg.FormURL), tok, id)},
+		Data: map[string]any{spec.VarConfirmURL: fmt.Sprintf("%s/y/%s?s=%d", tx.Tenant.FormURL(fs.cfg.FormURL), tok, id)},
 	})
 	if err != nil {
 		return fmt.Errorf("ask for a confirmation: %w", err)
