@@ -90,12 +90,12 @@ func (c campaignStartCmd) Run(ctx context.Context, s *session) error {
 	case refused:
 		r = campaign.Run{}
 	}
-	asJSON, printed := s.data(map[string]any{"preflight": p, "run": r, "started": r.ID != 0, "preproduction": s.db.Preproduction()})
+	asJSON, printed := s.data(map[string]any{"preflight": p, "run": r, "started": r.ID != 0, "preproduction": s.db.Preproduction(ctx)})
 	if printed != nil {
 		return printed
 	}
 	if !asJSON {
-		s.trial()
+		s.trial(ctx)
 		s.preflight(p, took)
 	}
 	switch {
@@ -124,8 +124,8 @@ func (c campaignStartCmd) Run(ctx context.Context, s *session) error {
 }
 
 // trial says that this is a pre-production, where it is one.
-func (s *session) trial() {
-	if s.db.Preproduction() {
+func (s *session) trial(ctx context.Context) {
+	if s.db.Preproduction(ctx) {
 		s.print("%s", report.Trial)
 	}
 }
@@ -312,10 +312,10 @@ func (c campaignStatusCmd) Run(ctx context.Context, s *session) error {
 	if ok, err := s.data(struct {
 		campaign.Status
 		Preproduction bool `json:"preproduction,omitempty"`
-	}{st, s.db.Preproduction()}); ok {
+	}{st, s.db.Preproduction(ctx)}); ok {
 		return err
 	}
-	s.trial()
+	s.trial(ctx)
 	s.print("%s %s, run %d: %s", st.Kind, st.Name, st.ID, st.State)
 	if st.Kind == "broadcast" && st.Complete && st.Planned == 0 {
 		s.print("nobody was in its audience: there was nothing to send")

@@ -6,6 +6,7 @@ package page
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"embed"
 	"encoding/base64"
@@ -16,6 +17,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 )
 
 //go:embed shell.html style.css texts
@@ -23,8 +25,8 @@ var files embed.FS
 
 // Pages renders the pages of one function.
 type Pages struct {
-	// Preproduction, unless nil, tells whether pages say that they are of a pre-production.
-	Preproduction func() bool
+	// Preproduction, unless nil, tells whether pages say that they are of a pre-production. It may have to ask, and is false when the context ends before.
+	Preproduction func(ctx context.Context) bool
 
 	templates *template.Template
 	texts     map[string]texts
@@ -121,7 +123,7 @@ func (p *Pages) Write(w http.ResponseWriter, r *http.Request, v View) error {
 	if v.Status == 0 {
 		v.Status = http.StatusOK
 	}
-	body, err := p.render(v)
+	body, err := p.render(r.Context(), v)
 	if err != nil {
 		http.Error(w, "internal error", http.StatusInternalServerError)
 		return err
@@ -157,8 +159,12 @@ func (p *Pages) policy(v View) string {
 	return "default-src 'none'; style-src " + p.styleHash + "; img-src 'self' data:; form-action " + formTo + "; base-uri 'none'; frame-ancestors 'none'"
 }
 
-func (p *Pages) render(v View) ([]byte, error) {
-	d := data{View: v, Trial: p.trial(), Style: p.style, texts: p.textsOf(v.Lang)}
+func (p *Pages) render(ctx context.Context, v View) ([]byte, error) {
+	wait := asking
+	if v.Status == http.StatusServiceUnavailable { // who would answer is away: only what is known already
+		wait = 0
+	}
+	d := data{View: v, Trial: p.trial(ctx, wait), Style: p.style, texts: p.textsOf(v.Lang)}
 	var b bytes.Buffer
 	if v.Block != "" {
 		if err := p.templates.ExecuteTemplate(&b, v.Block, d); err != nil {
@@ -173,26 +179,40 @@ func (p *Pages) render(v View) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-func (p *Pages) trial() bool { return p.Preproduction != nil && p.Preproduction() }
+// asking is how long a page waits to learn whether it is one of a pre-production.
+const asking = 250 * time.Millisecond
 
-var body = regexp.MustCompile(`(?i)<body[^>]*>`)
+func (p *Pages) trial(ctx context.Context, wait time.Duration) bool {
+	if p.Preproduction == nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	return p.Preproduction(ctx)
+}
+
+// body finds the tag, and before it what only looks like one: in a comment, such as Outlook's conditional ones, and in a style or a title.
+var body = regexp.MustCompile(`(?is)<!--(?:-?>|.*?(?:-->|$))|<style[\s>].*?(?:</style|$)|<title[\s>].*?(?:</title|$)|(<body(?:\s(?:"[^"]*"|'[^']*'|[^>"'])*)?>)`)
 
 // Mark puts into somebody else's page, such as a mail, what pages of a pre-production say; elsewhere it gives the page as it is.
-func (p *Pages) Mark(lang, html string) string {
-	if !p.trial() {
+func (p *Pages) Mark(ctx context.Context, lang, html string) string {
+	if !p.trial(ctx, asking) {
 		return html
 	}
 	at := 0
-	if found := body.FindStringIndex(html); found != nil {
-		at = found[1]
+	for _, found := range body.FindAllStringSubmatchIndex(html, -1) {
+		if found[3] > 0 {
+			at = found[3]
+			break
+		}
 	}
 	return html[:at] + `<p style="margin:0;padding:10px 16px;background:#fdf1de;color:#17202c;border-bottom:1px solid #8a5300;font:600 15px/1.5 system-ui,Arial,sans-serif">` +
 		template.HTMLEscapeString(p.Text(lang, "stage.preproduction")) + "</p>" + html[at:]
 }
 
 // Fragment renders a view's heading and block without the shell, for pages of others that take it in.
-func (p *Pages) Fragment(v View) ([]byte, error) {
-	d := data{View: v, Trial: p.trial(), texts: p.textsOf(v.Lang)}
+func (p *Pages) Fragment(ctx context.Context, v View) ([]byte, error) {
+	d := data{View: v, Trial: p.trial(ctx, asking), texts: p.textsOf(v.Lang)}
 	var b bytes.Buffer
 	err := p.templates.ExecuteTemplate(&b, v.Block, d)
 	if err == nil {

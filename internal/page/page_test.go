@@ -1,6 +1,7 @@
 package page
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"html/template"
@@ -183,9 +184,9 @@ func TestPagesOfAPreproductionSaySo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, trial := range []func() bool{nil, func() bool { return false }, func() bool { return true }} {
+	for _, trial := range []func(context.Context) bool{nil, func(context.Context) bool { return false }, func(context.Context) bool { return true }} {
 		p.Preproduction = trial
-		want := trial != nil && trial()
+		want := trial != nil && trial(t.Context())
 		for _, lang := range Languages() {
 			text := template.HTMLEscapeString(p.Text(lang, "stage.preproduction"))
 			r := httptest.NewRequest(http.MethodGet, "/", nil)
@@ -194,12 +195,12 @@ func TestPagesOfAPreproductionSaySo(t *testing.T) {
 			if err := p.Error(w, r, http.StatusNotFound); err != nil {
 				t.Fatal(err)
 			}
-			fragment, err := p.Fragment(View{Lang: lang, Title: "x", Block: "text", Data: "y"})
+			fragment, err := p.Fragment(t.Context(), View{Lang: lang, Title: "x", Block: "text", Data: "y"})
 			if err != nil {
 				t.Fatal(err)
 			}
 			for what, made := range map[string]string{
-				"a page": w.Body.String(), "a fragment": string(fragment), "a mail": p.Mark(lang, "<html><BODY class='a'>Hello</body></html>"), "a mail without a body": p.Mark(lang, "Hello"),
+				"a page": w.Body.String(), "a fragment": string(fragment), "a mail": p.Mark(t.Context(), lang, "<html><BODY class='a'>Hello</body></html>"), "a mail without a body": p.Mark(t.Context(), lang, "Hello"),
 			} {
 				if strings.Contains(made, text) != want {
 					t.Errorf("%s in %s, of a pre-production: %v\n%s", what, lang, want, made)
@@ -207,8 +208,44 @@ func TestPagesOfAPreproductionSaySo(t *testing.T) {
 			}
 		}
 	}
-	if got := p.Mark("en", "<html><body class='a'>Hello</body></html>"); !strings.HasPrefix(got, "<html><body class='a'><p ") || !strings.HasSuffix(got, "</p>Hello</body></html>") {
-		t.Errorf("a mail: %s", got)
+	// In a mail it is the first that is seen.
+	for _, c := range []struct{ before, after string }{
+		{"<html><body class='a'>", "Hello</body></html>"},
+		{`<BODY title="a > b" class='>'>`, "Hello"},
+		{`<!--[if mso]><body class="mso"><![endif]--><!--[if !mso]><!--><body>`, "<!--<![endif]-->Hello</body>"},
+		{"<!-- <body>\n<body> --><!--><body\nid=a>", "Hello"},
+		{"<title><body></title><style>/* <body> */</style><bodyguard><body>", "Hello <body>"},
+		{"", "Hello"},
+		{"", "Hello <!-- <body> "},
+	} {
+		if got := p.Mark(t.Context(), "en", c.before+c.after); !strings.HasPrefix(got, c.before+"<p ") || !strings.HasSuffix(got, "</p>"+c.after) {
+			t.Errorf("a mail that begins with %q: %s", c.before, got)
+		}
+	}
+}
+
+// A page of a process that knows nothing yet asks, but not for what is away.
+func TestPagesAskForAShortTime(t *testing.T) {
+	t.Parallel()
+	p, err := New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for status, want := range map[int]bool{http.StatusNotFound: true, http.StatusInternalServerError: true, http.StatusServiceUnavailable: false} {
+		var asked bool
+		p.Preproduction = func(ctx context.Context) bool {
+			_, limited := ctx.Deadline()
+			if asked = ctx.Err() == nil; !limited {
+				t.Errorf("%d: it may take for ever", status)
+			}
+			return false
+		}
+		if err := p.Error(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil), status); err != nil {
+			t.Fatal(err)
+		}
+		if asked != want {
+			t.Errorf("%d: asked is %v", status, asked)
+		}
 	}
 }
 

@@ -68,8 +68,8 @@ type DB struct {
 	only string
 	tick time.Duration
 
-	server        atomic.Pointer[server]
-	preproduction atomic.Bool
+	server atomic.Pointer[server]
+	stage  atomic.Value // the Stage that was seen last; none before the first
 
 	mu      sync.Mutex
 	visits  map[*pgx.Conn]map[string]struct{}
@@ -152,9 +152,24 @@ func (db *DB) visit(c *pgx.Conn, tenant string) {
 	v[tenant] = struct{}{}
 }
 
-// Preproduction tells whether the database was marked as pre-production when a tenant was last entered: for what is shown to people who came to no tenant. What decides
-// about mail goes by Tenant.Preproduction.
-func (db *DB) Preproduction() bool { return db.preproduction.Load() }
+// Preproduction tells whether the database was marked as pre-production when a tenant was last entered: for what is shown to people who came to no tenant. Before any was, the
+// database is asked; false where it does not answer. What decides about mail goes by Tenant.Preproduction.
+func (db *DB) Preproduction(ctx context.Context) bool {
+	if db.stage.Load() == nil {
+		var marked bool
+		if db.pool.QueryRow(ctx, `SELECT d.preproduction FROM (SELECT false AS preproduction) AS absent, LATERAL (SELECT preproduction FROM onda.database) AS d`).Scan(&marked) == nil {
+			db.stage.CompareAndSwap(nil, stageOf(marked)) // a tenant that was entered meanwhile knows better
+		}
+	}
+	return db.stage.Load() == Preproduction
+}
+
+func stageOf(marked bool) Stage {
+	if marked {
+		return Preproduction
+	}
+	return Production
+}
 
 // Tenant is what a transaction knows of the tenant that it is in.
 type Tenant struct {
@@ -346,7 +361,7 @@ func (tx *Tx) begin(ctx context.Context, tenant string) error {
 		return fmt.Errorf("tenant %s is at schema %d, %d is needed: %w", tenant, tx.Tenant.Schema, Schema, ErrSchemaTooOld)
 	}
 	tx.Tenant.Armed = armed == here
-	tx.db.preproduction.Store(tx.Tenant.Preproduction)
+	tx.db.stage.Store(stageOf(tx.Tenant.Preproduction))
 	return nil
 }
 

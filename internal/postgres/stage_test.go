@@ -1,6 +1,7 @@
 package postgres_test
 
 import (
+	"context"
 	"errors"
 	"testing"
 
@@ -20,9 +21,12 @@ func TestStage(t *testing.T) {
 			t.Fatalf("%s, %v, want %s", stage, err, want)
 		}
 		for _, n := range []string{pgtest.Acme, pgtest.Brava} {
-			if got := tenant(t, db, n); got.Preproduction != (want == postgres.Preproduction) || got.Preproduction != db.Preproduction() {
-				t.Errorf("%s: pre-production is %v, and %v of the database", n, got.Preproduction, db.Preproduction())
+			if got := tenant(t, db, n); got.Preproduction != (want == postgres.Preproduction) || got.Preproduction != db.Preproduction(ctx) {
+				t.Errorf("%s: pre-production is %v, and %v of the database", n, got.Preproduction, db.Preproduction(ctx))
 			}
+		}
+		if got := d.Open(t, postgres.Config{MaxConns: 1}).Preproduction(ctx); got != (want == postgres.Preproduction) {
+			t.Errorf("before a tenant is entered: pre-production is %v", got)
 		}
 		return name
 	}
@@ -62,6 +66,10 @@ func TestStageComesWithItsMigration(t *testing.T) {
 	d := pgtest.New(t)
 	a, db := d.Admin(t), d.Open(t, postgres.Config{MaxConns: 1})
 	d.Own(t, pgtest.Acme, "ALTER TABLE onda.database DROP COLUMN preproduction", "DELETE FROM onda.migration WHERE version = 4")
+	fresh := d.Open(t, postgres.Config{MaxConns: 1})
+	if fresh.Preproduction(t.Context()) {
+		t.Error("the database is a pre-production before there is any")
+	}
 	if got := tenant(t, db, pgtest.Acme); got.Preproduction {
 		t.Error("pre-production before there is any")
 	}
@@ -76,5 +84,29 @@ func TestStageComesWithItsMigration(t *testing.T) {
 	}
 	if !tenant(t, db, pgtest.Acme).Preproduction {
 		t.Error("the mark is not seen")
+	}
+	if tenant(t, fresh, pgtest.Acme); !fresh.Preproduction(t.Context()) {
+		t.Error("what was asked first stays, whatever a tenant knows")
+	}
+}
+
+// A page waits for nothing that takes longer than it may, and what could not be asked is asked again.
+func TestStageIsAskedAgain(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	db := d.Open(t, postgres.Config{MaxConns: 1})
+	if err := d.Admin(t).SetStage(t.Context(), postgres.Preproduction, ""); err != nil {
+		t.Fatal(err)
+	}
+	late, cancel := context.WithCancel(t.Context())
+	cancel()
+	if db.Preproduction(late) {
+		t.Error("it is known before it was asked")
+	}
+	if !db.Preproduction(t.Context()) {
+		t.Error("it is not asked again")
+	}
+	if !db.Preproduction(late) {
+		t.Error("it is not kept")
 	}
 }

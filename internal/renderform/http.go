@@ -208,7 +208,7 @@ func (f *form) prefilled(r *http.Request) url.Values {
 // script is the embedded form: the same as on its page, in a shadow tree.
 func (s *server) script(w http.ResponseWriter, r *http.Request, f *form, lang string) error {
 	action := s.address(f)
-	html, err := s.fragment(s.formView(f, action, lang, f.prefilled(r), nil))
+	html, err := s.fragment(r.Context(), s.formView(f, action, lang, f.prefilled(r), nil))
 	if err != nil {
 		return err
 	}
@@ -236,8 +236,8 @@ func (s *server) script(w http.ResponseWriter, r *http.Request, f *form, lang st
 }
 
 // fragment is a page without its shell: the heading and the content.
-func (s *server) fragment(v page.View) (string, error) {
-	b, err := s.pages.Fragment(v)
+func (s *server) fragment(ctx context.Context, v page.View) (string, error) {
+	b, err := s.pages.Fragment(ctx, v)
 	return string(b), err
 }
 
@@ -404,7 +404,7 @@ func (s *server) showProblems(w http.ResponseWriter, r *http.Request, v page.Vie
 		s.write(w, r, v)
 		return nil
 	}
-	html, err := s.fragment(v)
+	html, err := s.fragment(r.Context(), v)
 	if err != nil {
 		return err
 	}
@@ -444,7 +444,7 @@ func (s *server) showResult(w http.ResponseWriter, r *http.Request, f *form, lan
 		s.write(w, r, v)
 		return nil
 	}
-	html, err := s.fragment(v)
+	html, err := s.fragment(r.Context(), v)
 	if err != nil {
 		return err
 	}

@@ -370,7 +370,7 @@ func (s *server) webView(w http.ResponseWriter, r *http.Request) error {
 	if err := s.store(r, tenant, hit{kind: kindView, delivery: c.Delivery}); err != nil {
 		return err
 	}
-	html := s.pages.Mark(s.pages.Lang(r), content.HTML)
+	html := s.pages.Mark(r.Context(), s.pages.Lang(r), content.HTML)
 	h := w.Header()
 	page.Harden(h)
 	h.Set("Content-Security-Policy", mailPolicy)

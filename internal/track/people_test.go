@@ -209,3 +209,17 @@ func TestPagesSpeakTheVisitorsLanguage(t *testing.T) {
 		t.Errorf("%s", a.body)
 	}
 }
+
+// A process that has just started, and entered no tenant, says on its errors too that it is one of a pre-production.
+func TestTheFirstErrorOfAPreproductionSaysSo(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	if err := w.admin.SetStage(t.Context(), postgres.Preproduction, ""); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"/nothing", "/u/nothing"} {
+		if a := w.again().get(path); a.status != http.StatusNotFound || !strings.Contains(a.body, "no mail from here goes to real people") {
+			t.Errorf("%s: %d %s", path, a.status, a.body)
+		}
+	}
+}
