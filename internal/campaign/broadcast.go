@@ -44,8 +44,13 @@ func (d *documents) planBroadcast(ctx context.Context, tx *postgres.Tx, run int6
 	if err := tx.QueryRow(ctx, "SELECT count(*) FROM batch WHERE run = $1 AND state = 'open'", run).Scan(&open); err != nil {
 		return false, fmt.Errorf("count open batches of run %d: %w", run, err)
 	}
-	room := ahead - open
-	if room < min(batchesAtOnce, ahead/10) { // many at a time, not one for each that was sent
+	settings, err := d.settings(ctx, tx)
+	if err != nil {
+		return false, err
+	}
+	most := aheadAt(settings, tx.Tenant.Quotas)
+	room := most - open
+	if room < max(1, min(batchesAtOnce, most/10)) { // many at a time, not one for each that was sent
 		return false, nil
 	}
 	n := min(room, batchesAtOnce)
@@ -57,10 +62,6 @@ func (d *documents) planBroadcast(ctx context.Context, tx *postgres.Tx, run int6
 	if b == nil {
 		return false, fmt.Errorf("run %d: document %d is no broadcast", run, p.document)
 	}
-	settings, err := d.settings(ctx, tx)
-	if err != nil {
-		return false, err
-	}
 	document, err := pinnedEmail(ctx, tx, run, b.Email)
 	if err != nil {
 		return false, err
@@ -68,7 +69,7 @@ func (d *documents) planBroadcast(ctx context.Context, tx *postgres.Tx, run int6
 	if err := p.begin(ctx, tx, b, document, settings.Location()); err != nil {
 		return false, err
 	}
-	people, err := p.people(ctx, tx, b, n*delivery.MaxBatch)
+	people, err := p.people(ctx, tx, b, p.atOnce(b, n))
 	if err != nil {
 		return false, err
 	}
@@ -88,6 +89,18 @@ func (d *documents) planBroadcast(ctx context.Context, tx *postgres.Tx, run int6
 		return false, complete(ctx, tx, run)
 	}
 	return !p.all && (room > n || len(batches) == 0), nil
+}
+
+// aheadAt is how many batches are planned ahead where there is a pace: no more than go out in half the time that they live.
+func aheadAt(settings *spec.Settings, quotas postgres.Quotas) int {
+	rate := settings.Pace.Rate.PerSecond()
+	if q := quotas.PerSecond; q != nil && (rate == 0 || *q < rate) {
+		rate = *q
+	}
+	if rate == 0 {
+		return ahead
+	}
+	return min(ahead, 1+int(rate*(delivery.Life/2).Seconds()/delivery.MaxBatch))
 }
 
 // recipient is one of an audience.

@@ -64,8 +64,20 @@ func (p *progress) save(ctx context.Context, tx *postgres.Tx) error {
 	return nil
 }
 
+// atOnce is how many people are planned in one transaction for so many batches. One that is spread over a time has a batch for each minute of it.
+func (p *progress) atOnce(b *spec.Broadcast, batches int) int {
+	if b.Over == nil || p.of <= 0 {
+		return batches * delivery.MaxBatch
+	}
+	minutes := max(1, int64(b.Over.Approx()/time.Minute))
+	return batches * int(min(delivery.MaxBatch, 1+p.of/minutes))
+}
+
 // begin sees what has to be known before the first recipient is planned.
 func (p *progress) begin(ctx context.Context, tx *postgres.Tx, b *spec.Broadcast, document int64, loc *time.Location) (err error) {
+	if tx.Tenant.Schema < delivery.PaceSchema && b.Over != nil {
+		return fmt.Errorf("to spread a broadcast over a time, tenant %s needs schema %d: %w", tx.Tenant.Name, delivery.PaceSchema, postgres.ErrSchemaTooOld)
+	}
 	if p.to != 0 || p.count != 0 || p.pass != everybody || tx.Tenant.Schema < delivery.PaceSchema {
 		return nil
 	}

@@ -99,21 +99,45 @@ func TestReservationsAreNotPassedByManyAtOnce(t *testing.T) {
 func TestBreakersOpenByTheRules(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		t    Traffic
+		c    counted
 		want string
 	}{
-		"well":                         {Traffic{Sent: 1000, Bounced: 50, Blocked: 100, Complained: 3}, ""},
-		"few":                          {Traffic{Sent: 10, Bounced: 15, Blocked: 15, Complained: 4}, ""},
-		"bounces":                      {Traffic{Sent: 850, Bounced: 150}, "150 of 1000 bounced (15.0 %, at most 10.0 %)"},
-		"at the bounces that may be":   {Traffic{Sent: 900, Bounced: 100}, ""},
-		"blocks":                       {Traffic{Sent: 60, Blocked: 60}, "60 of 120 were blocked (50.0 %, at most 25.0 %)"},
-		"complaints":                   {Traffic{Sent: 1000, Complained: 5}, "5 of 1000 complained (0.5 %, at most 0.3 %)"},
-		"complaints, too few of any":   {Traffic{Sent: 400, Complained: 5}, ""},
-		"complaints, few of very many": {Traffic{Sent: 100000, Complained: 200}, ""},
+		"well":                         {counted{Traffic{Sent: 1000, Bounced: 50, Blocked: 100, Complained: 3}, 1000}, ""},
+		"few":                          {counted{Traffic{Sent: 10, Bounced: 15, Blocked: 15, Complained: 4}, 10}, ""},
+		"bounces":                      {counted{Traffic{Sent: 850, Bounced: 150}, 850}, "150 of 1000 bounced (15.0 %, at most 10.0 %)"},
+		"at the bounces that may be":   {counted{Traffic{Sent: 900, Bounced: 100}, 900}, ""},
+		"what came back":               {counted{Traffic{Returned: 150}, 1000}, "150 of 1000 came back (15.0 %, at most 10.0 %)"},
+		"blocks":                       {counted{Traffic{Sent: 60, Blocked: 60}, 60}, "60 of 120 were blocked (50.0 %, at most 25.0 %)"},
+		"complaints":                   {counted{Traffic{Complained: 5}, 1000}, "5 of 1000 complained (0.5 %, at most 0.3 %)"},
+		"complaints, too few of any":   {counted{Traffic{Complained: 5}, 400}, ""},
+		"complaints, few of very many": {counted{Traffic{Complained: 200}, 100000}, ""},
 	} {
-		if got := c.t.tripped(); got != c.want {
+		if got := c.c.tripped(); got != c.want {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
 		}
+	}
+}
+
+// TestLateComplaintsAreOfWhatWasSent has a healthy blast's few complaints come over hours.
+func TestLateComplaintsAreOfWhatWasSent(t *testing.T) {
+	t.Parallel()
+	f := setUp(t)
+	count := func(one Traffic) (opened []Breaker) {
+		f.in(func(ctx context.Context, tx *postgres.Tx) (err error) {
+			opened, err = CountTraffic(ctx, tx, "acme.example", map[string]Traffic{"google": one})
+			return err
+		})
+		return opened
+	}
+	count(Traffic{Sent: 100_000})
+	for hour := range 20 {
+		pgtest.Exec(t, f.db, f.tenant, "UPDATE throttle SET since = since - interval '1 hour', since_day = since_day - interval '1 hour'")
+		if opened := count(Traffic{Complained: 10}); opened != nil {
+			t.Fatalf("after %d hours and %d complaints about 100,000 mails: %v", hour+1, 10*(hour+1), opened)
+		}
+	}
+	if opened := count(Traffic{Complained: 150}); len(opened) != 2 {
+		t.Errorf("350 complaints open %v", opened)
 	}
 }
 

@@ -20,43 +20,53 @@ const (
 
 // Traffic is what became of mails from a sender domain to a receiver.
 type Traffic struct {
-	Sent       int
-	Bounced    int // hard: the address is wrong
-	Blocked    int // for what we are or what we send
+	Sent    int
+	Bounced int // hard, at once: the address is wrong
+	Blocked int // for what we are or what we send
+	// What was told later, of mails that were sent.
+	Returned   int // hard
 	Complained int
 }
 
 // Plus adds two.
 func (t Traffic) Plus(u Traffic) Traffic {
-	return Traffic{Sent: t.Sent + u.Sent, Bounced: t.Bounced + u.Bounced, Blocked: t.Blocked + u.Blocked, Complained: t.Complained + u.Complained}
+	return Traffic{Sent: t.Sent + u.Sent, Bounced: t.Bounced + u.Bounced, Blocked: t.Blocked + u.Blocked, Returned: t.Returned + u.Returned, Complained: t.Complained + u.Complained}
 }
 
-// total is how many mails were answered; one that came back later counts twice, which matters little.
-func (t Traffic) total() int { return t.Sent + t.Bounced + t.Blocked }
+// counted is what is known of mails: of some hours what came of them at once, of some days what came later, and of how many.
+type counted struct {
+	Traffic
+	Mailed int
+}
 
 // breakerRule says when a breaker opens: of at least so many mails, a share.
 type breakerRule struct {
 	what  string
-	count func(Traffic) int
-	mails int
+	count func(counted) int
+	of    func(counted) int
+	mails int // of
 	least int // of count
 	share float64
 }
 
 // breakerRules are what mailbox providers are known to act on: from 0.3 % of complaints on mail is filtered, and lists with more than a tenth of wrong addresses were not asked.
 func breakerRules() []breakerRule {
+	at := func(c counted) int { return c.Sent + c.Bounced + c.Blocked }
+	later := func(c counted) int { return c.Mailed }
 	return []breakerRule{
-		{"complained", func(t Traffic) int { return t.Complained }, 500, 5, 0.003},
-		{"bounced", func(t Traffic) int { return t.Bounced }, 200, 20, 0.10},
-		{"were blocked", func(t Traffic) int { return t.Blocked }, 100, 20, 0.25},
+		{"complained", func(c counted) int { return c.Complained }, later, 500, 5, 0.003},
+		{"bounced", func(c counted) int { return c.Bounced }, at, 200, 20, 0.10},
+		{"came back", func(c counted) int { return c.Returned }, later, 200, 20, 0.10},
+		{"were blocked", func(c counted) int { return c.Blocked }, at, 100, 20, 0.25},
 	}
 }
 
 // tripped tells which rule opens the breaker, in words; "" for none.
-func (t Traffic) tripped() string {
+func (c counted) tripped() string {
 	for _, r := range breakerRules() {
-		if n := r.count(t); t.total() >= r.mails && n >= r.least && float64(n) > r.share*float64(t.total()) {
-			return fmt.Sprintf("%d of %d %s (%.1f %%, at most %.1f %%)", n, t.total(), r.what, 100*float64(n)/float64(t.total()), 100*r.share)
+		n, of := r.count(c), r.of(c)
+		if of >= r.mails && n >= r.least && float64(n) > r.share*float64(of) {
+			return fmt.Sprintf("%d of %d %s (%.1f %%, at most %.1f %%)", n, of, r.what, 100*float64(n)/float64(of), 100*r.share)
 		}
 	}
 	return ""
@@ -89,7 +99,7 @@ func (b Breaker) String() string {
 }
 
 // CountTraffic adds what became of mails from a sender domain, by receiver, and opens the breakers that are to open: nothing of marketing goes out to a receiver then, for an hour
-// at first. It gives those that it opened. What was counted before is halved each hour.
+// at first. It gives those that it opened. What came at once is halved each hour, what came later each day.
 func CountTraffic(ctx context.Context, tx *postgres.Tx, domain string, by map[string]Traffic) ([]Breaker, error) {
 	if len(by) == 0 || tx.Tenant.Schema < PaceSchema {
 		return nil, nil
@@ -101,19 +111,20 @@ func CountTraffic(ctx context.Context, tx *postgres.Tx, domain string, by map[st
 	}
 	all[Everywhere] = sum
 	receivers := slices.Sorted(maps.Keys(all)) // in one order: others do the same at this moment
-	columns := make([][]int, 4)
+	columns := make([][]int, 5)
 	for _, r := range receivers {
-		for i, n := range []int{all[r].Sent, all[r].Bounced, all[r].Blocked, all[r].Complained} {
+		for i, n := range []int{all[r].Sent, all[r].Bounced, all[r].Blocked, all[r].Returned, all[r].Complained} {
 			columns[i] = append(columns[i], n)
 		}
 	}
-	rows, err := tx.Query(ctx, `INSERT INTO throttle AS t (domain, provider, sent, bounced, blocked, complained)
-			SELECT $1, * FROM unnest($2::text[], $3::integer[], $4::integer[], $5::integer[], $6::integer[]) u (provider, s, h, b, c) ORDER BY provider
-		ON CONFLICT (domain, provider) DO UPDATE SET (since, sent, bounced, blocked, complained) = (
-			SELECT CASE WHEN k > 0 THEN now() ELSE t.since END, (t.sent >> k) + excluded.sent, (t.bounced >> k) + excluded.bounced, (t.blocked >> k) + excluded.blocked,
-				(t.complained >> k) + excluded.complained
-			FROM (SELECT least(30, greatest(0, extract(epoch FROM now() - t.since) / 3600))::integer AS k) halves)
-		RETURNING provider, sent, bounced, blocked, complained, open_until > onda.now(), trips`, domain, receivers, columns[0], columns[1], columns[2], columns[3])
+	rows, err := tx.Query(ctx, `INSERT INTO throttle AS t (domain, provider, sent, bounced, blocked, mailed, returned, complained)
+			SELECT $1, provider, s, h, b, s, r, c FROM unnest($2::text[], $3::integer[], $4::integer[], $5::integer[], $6::integer[], $7::integer[]) u (provider, s, h, b, r, c) ORDER BY provider
+		ON CONFLICT (domain, provider) DO UPDATE SET (since, sent, bounced, blocked, since_day, mailed, returned, complained) = (
+			SELECT t.since + k * interval '1 hour', (t.sent >> k) + excluded.sent, (t.bounced >> k) + excluded.bounced, (t.blocked >> k) + excluded.blocked,
+				t.since_day + d * interval '1 day', (t.mailed >> d) + excluded.mailed, (t.returned >> d) + excluded.returned, (t.complained >> d) + excluded.complained
+			FROM (SELECT least(30, greatest(0, floor(extract(epoch FROM now() - t.since) / 3600)))::integer AS k,
+				least(30, greatest(0, floor(extract(epoch FROM now() - t.since_day) / 86400)))::integer AS d) halves)
+		RETURNING provider, sent, bounced, blocked, mailed, returned, complained, open_until > onda.now(), trips`, domain, receivers, columns[0], columns[1], columns[2], columns[3], columns[4])
 	if err != nil {
 		return nil, fmt.Errorf("count mails from %s: %w", domain, err)
 	}
@@ -124,15 +135,15 @@ func CountTraffic(ctx context.Context, tx *postgres.Tx, domain string, by map[st
 	var trips []trip
 	var well []string
 	var receiver string
-	var t Traffic
+	var c counted
 	var open bool
 	var before int
-	_, err = pgx.ForEachRow(rows, []any{&receiver, &t.Sent, &t.Bounced, &t.Blocked, &t.Complained, &open, &before}, func() error {
-		switch why := t.tripped(); {
+	_, err = pgx.ForEachRow(rows, []any{&receiver, &c.Sent, &c.Bounced, &c.Blocked, &c.Mailed, &c.Returned, &c.Complained, &open, &before}, func() error {
+		switch why := c.tripped(); {
 		case open:
 		case why != "":
 			trips = append(trips, trip{receiver, why, before})
-		case before > 0 && t.total() >= 1000:
+		case before > 0 && c.Sent >= 500:
 			well = append(well, receiver)
 		}
 		return nil
@@ -148,7 +159,8 @@ func CountTraffic(ctx context.Context, tx *postgres.Tx, domain string, by map[st
 	var opened []Breaker
 	for _, t := range trips {
 		b := Breaker{Domain: domain, Receiver: t.receiver, Until: tx.Now().Add(breakerOpen << min(t.trips, breakerMost)), Why: t.why}
-		_, err := tx.Exec(ctx, `UPDATE throttle SET open_until = $3, why = $4, trips = trips + 1, since = now(), sent = 0, bounced = 0, blocked = 0, complained = 0
+		_, err := tx.Exec(ctx, `UPDATE throttle SET open_until = $3, why = $4, trips = trips + 1, since = now(), sent = 0, bounced = 0, blocked = 0,
+				since_day = now(), mailed = 0, returned = 0, complained = 0
 			WHERE domain = $1 AND provider = $2`, domain, b.Receiver, b.Until, b.Why)
 		if err != nil {
 			return nil, fmt.Errorf("open the breaker of %s: %w", domain, err)
@@ -180,23 +192,35 @@ func Breakers(ctx context.Context, tx *postgres.Tx, domain string) ([]Breaker, e
 	return out, nil
 }
 
-// CloseBreakers lets mails from a domain go again, to a receiver or, where that is nil, to all, and gives how many were open. Mails that were put off go when they are due.
+// CloseBreakers lets mails from a domain go again, to a receiver or, where that is nil, to all, and gives how many were open. What waits for them is let go by Release, or looks
+// again within HeldFor.
 func CloseBreakers(ctx context.Context, tx *postgres.Tx, domain string, receiver *string) (n int64, err error) {
+	if tx.Tenant.Schema < PaceSchema {
+		return 0, nil
+	}
 	tag, err := tx.Exec(ctx, "UPDATE throttle SET open_until = '-infinity', trips = 0, why = '' WHERE domain = $1 AND ($2::text IS NULL OR provider = $2) AND open_until > onda.now()", domain, receiver)
 	if err != nil {
 		return 0, fmt.Errorf("close the breakers of %s: %w", domain, err)
 	}
-	if tag.RowsAffected() == 0 {
-		return 0, nil
-	}
-	// who waits for them alone is due at once
-	_, err = tx.Exec(ctx, "UPDATE delivery SET retry_at = onda.now() WHERE state = 'deferred' AND retry_at > onda.now() AND detail LIKE $1", held+"%")
-	if err != nil {
-		return 0, fmt.Errorf("close the breakers of %s: %w", domain, err)
-	}
-	tx.Wake(Function(Bulk), tx.Now())
 	return tag.RowsAffected(), nil
 }
+
+// releasedAtOnce is how many mails Release lets go in one transaction.
+const releasedAtOnce = 5000
+
+// Release has some of the mails that wait for breakers tried at once: those whose breaker is still open wait for it again. more tells that there are others.
+func Release(ctx context.Context, tx *postgres.Tx) (more bool, err error) {
+	tag, err := tx.Exec(ctx, `UPDATE delivery SET retry_at = onda.now() WHERE id IN (
+		SELECT id FROM delivery WHERE state = 'deferred' AND retry_at > onda.now() AND starts_with(detail, $1) ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED)`, held, releasedAtOnce)
+	if err != nil {
+		return false, fmt.Errorf("let mails go that wait for a breaker: %w", err)
+	}
+	tx.Wake(Function(Bulk), tx.Now())
+	return tag.RowsAffected() == releasedAtOnce, nil
+}
+
+// HeldFor is how long a batch is put off at once for a breaker that holds everything: it looks again then.
+const HeldFor = 5 * time.Minute
 
 // held is what the detail of a mail begins with that waits for a breaker.
 const held = "held: "

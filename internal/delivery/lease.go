@@ -38,6 +38,9 @@ type Lease struct {
 	Cause    string
 	// Done tells that nothing was left to send, because the run was cancelled, the mails expired, or all were settled: the batch is closed.
 	Done bool
+	// Granted is how many recipients beyond the mark have their part of the tenant's budgets of a day already, GrantedOn, from a holder before.
+	Granted   int
+	GrantedOn string // a date
 
 	fence   int64
 	started atomic.Pointer[time.Time]
@@ -78,15 +81,19 @@ func Take(ctx context.Context, tx *postgres.Tx, drainer string, lane int, terms 
 	}
 	l := &Lease{Lane: lane, terms: terms}
 	l.started.Store(&started)
+	granted := "0, ''"
+	if tx.Tenant.Schema >= PaceSchema {
+		granted = "greatest(b.granted_to - b.mark, 0), coalesce(b.granted_on::text, '')"
+	}
 	var run string
 	err := tx.QueryRow(ctx, `UPDATE batch b SET fence = fence + 1, lease_until = now() + $2::interval FROM run r
 		WHERE r.id = b.run AND b.id = (
 			SELECT b.id FROM batch b JOIN run r ON r.id = b.run AND r.state IN ('running', 'completed', 'cancelled')
-			 WHERE b.state = 'open' AND b.lane = $1 AND b.not_before <= onda.now() AND b.lease_until < now() - $3::interval
+			 WHERE b.state = 'open' AND b.lane = $1 AND (b.not_before <= onda.now() OR r.state = 'cancelled') AND b.lease_until < now() - $3::interval
 			 ORDER BY b.id FOR UPDATE OF b SKIP LOCKED LIMIT 1)
-		RETURNING b.id, b.run, b.step, b.attempt, b.email, b.contacts, b.mark, b.fence, b.expires_at, b.cause, r.state`,
+		RETURNING b.id, b.run, b.step, b.attempt, b.email, b.contacts, b.mark, b.fence, b.expires_at, b.cause, r.state, `+granted,
 		lane, terms.Lease, terms.MessageLimit).
-		Scan(&l.Batch, &l.Run, &l.Step, &l.Attempt, &l.Email, &l.Contacts, &l.Mark, &l.fence, &l.Expires, &l.Cause, &run)
+		Scan(&l.Batch, &l.Run, &l.Step, &l.Attempt, &l.Email, &l.Contacts, &l.Mark, &l.fence, &l.Expires, &l.Cause, &run, &l.Granted, &l.GrantedOn)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}
@@ -153,12 +160,13 @@ type Recipient struct {
 	Contact  int64
 	Attempt  int
 	Expires  time.Time
+	Tried    bool // a relay answered to it before
 }
 
 // Refusal is the outcome of a recipient that the gate holds back for good. One that was tried before and expired has failed: it was refused until then.
 func Refusal(r Recipient, why Reason) Outcome {
 	o := Outcome{Delivery: r.Delivery, Contact: r.Contact, Attempt: r.Attempt, State: Suppressed, Reason: why}
-	if why == Expired && r.Attempt > 1 {
+	if why == Expired && r.Tried {
 		o.State = Failed
 	}
 	return o
@@ -181,14 +189,14 @@ func (l *Lease) open(ctx context.Context, tx *postgres.Tx, from, to int) ([]Reci
 	}
 	part := l.Contacts[from:to]
 	out := make([]Recipient, 0, len(part))
-	rows, err := tx.Query(ctx, `SELECT u.n, d.id, d.contact, b.expires_at
+	rows, err := tx.Query(ctx, `SELECT u.n, d.id, d.contact, b.expires_at, d.code IS NOT NULL
 		FROM unnest($1::bigint[]) WITH ORDINALITY u (id, n) JOIN delivery d ON d.id = u.id JOIN batch b ON b.id = d.id >> 9
 		WHERE d.state = 'deferred' AND d.retry_at IS NULL AND d.attempt = $2 ORDER BY u.n`, part, l.Attempt)
 	if err != nil {
 		return nil, fmt.Errorf("look for deliveries in hand: %w", err)
 	}
 	r := Recipient{Attempt: l.Attempt}
-	_, err = pgx.ForEachRow(rows, []any{&r.Number, &r.Delivery, &r.Contact, &r.Expires}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&r.Number, &r.Delivery, &r.Contact, &r.Expires, &r.Tried}, func() error {
 		out = append(out, r)
 		out[len(out)-1].Number += from
 		return nil
@@ -301,17 +309,38 @@ func (l *Lease) Release(ctx context.Context, tx *postgres.Tx) error {
 	return nil
 }
 
-// PutOff gives the batch back for a time: what is left of it waits until then. Where it lives on, its mails expire as long after that as they
-// would have after they were due first. As Release otherwise.
+// PutOff gives the batch back for a time, of a second at least: what is left of it waits until then. Where it lives on, its mails expire no sooner than a day after that. As
+// Release otherwise.
 func (l *Lease) PutOff(ctx context.Context, tx *postgres.Tx, until time.Time, livesOn bool) error {
+	if soonest := tx.Now().Add(Ahead); until.Before(soonest) {
+		until = soonest
+	}
 	_, err := tx.Exec(ctx, `UPDATE batch SET lease_until = '-infinity', mark = least(mark, $3), not_before = $4::timestamptz,
-			expires_at = CASE WHEN $5 THEN greatest(expires_at, $4::timestamptz + (expires_at - not_before)) ELSE expires_at END
-		WHERE id = $1 AND fence = $2 AND state = 'open'`, l.Batch, l.fence, l.Mark, until, livesOn)
+			expires_at = CASE WHEN $5 THEN greatest(expires_at, $4::timestamptz + $6::interval) ELSE expires_at END
+		WHERE id = $1 AND fence = $2 AND state = 'open'`, l.Batch, l.fence, l.Mark, until, livesOn, Life)
 	if err != nil {
 		return fmt.Errorf("put batch %d off: %w", l.Batch, err)
 	}
 	tx.Wake(Function(l.Lane), until)
 	return nil
+}
+
+// Grant notes that so many recipients beyond the mark have their part of the tenant's budgets of a day, whoever holds the batch.
+func (l *Lease) Grant(ctx context.Context, tx *postgres.Tx, n int, day string) error {
+	_, err := tx.Exec(ctx, "UPDATE batch SET granted_to = $3, granted_on = $4::text::date WHERE id = $1 AND fence = $2", l.Batch, l.fence, l.Mark+n, day)
+	if err != nil {
+		return fmt.Errorf("note what batch %d was granted: %w", l.Batch, err)
+	}
+	return nil
+}
+
+// OthersHold tells whether others hold batches of the lane, and so may give back what they were granted.
+func (l *Lease) OthersHold(ctx context.Context, tx *postgres.Tx) (they bool, err error) {
+	err = tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM batch WHERE state = 'open' AND lane = $1 AND id <> $2 AND lease_until > now())", l.Lane, l.Batch).Scan(&they)
+	if err != nil {
+		return false, fmt.Errorf("look who holds batches: %w", err)
+	}
+	return they, nil
 }
 
 // GiveUp gives all beyond the mark a reason for not being sent, and closes the batch. Only for a holder that has settled all it marked.

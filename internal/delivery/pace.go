@@ -27,10 +27,14 @@ func Slots(ctx context.Context, tx *postgres.Tx, receiver string, rate float64, 
 	if rate < 1 {
 		burst = saved
 	}
+	// Nobody takes more than two seconds ahead, or a mail at a slow rate: what is further away was taken at a slower rate than there is now, and counts for nothing.
+	most := Ahead + max(time.Second, length(rate, 1)) + time.Second
 	var seconds float64
 	err = tx.QueryRow(ctx, `INSERT INTO throttle AS t (domain, provider, next_at) VALUES ('', $1, clock_timestamp() + $2::interval)
-		ON CONFLICT (domain, provider) DO UPDATE SET next_at = greatest(t.next_at, clock_timestamp() - $3::interval) + $2::interval WHERE t.next_at <= clock_timestamp() + $4::interval
-		RETURNING extract(epoch FROM next_at - $2::interval - clock_timestamp())::float8`, receiver, length(rate, n), burst, Ahead).Scan(&seconds)
+		ON CONFLICT (domain, provider) DO UPDATE SET next_at =
+				CASE WHEN t.next_at > clock_timestamp() + $5::interval THEN clock_timestamp() ELSE greatest(t.next_at, clock_timestamp() - $3::interval) END + $2::interval
+			WHERE t.next_at <= clock_timestamp() + $4::interval OR t.next_at > clock_timestamp() + $5::interval
+		RETURNING extract(epoch FROM next_at - $2::interval - clock_timestamp())::float8`, receiver, length(rate, n), burst, Ahead, most).Scan(&seconds)
 	if taken = err == nil; errors.Is(err, pgx.ErrNoRows) {
 		err = tx.QueryRow(ctx, "SELECT extract(epoch FROM next_at - clock_timestamp())::float8 FROM throttle WHERE domain = '' AND provider = $1", receiver).Scan(&seconds)
 	}
@@ -47,10 +51,14 @@ func Queue(ctx context.Context, tx *postgres.Tx, receiver string, rate float64, 
 	if again {
 		column = "again_at"
 	}
-	// The row is locked before what is left of the time is reckoned.
-	if _, err := tx.Exec(ctx, "INSERT INTO throttle (domain, provider) VALUES ('', $1) ON CONFLICT DO NOTHING", receiver); err != nil {
+	// Where the pace is another than before, what is taken already takes as much longer or shorter.
+	const left = "clock_timestamp() + greatest(t.%[1]s - clock_timestamp(), '0') * CASE WHEN t.rate > 0 THEN t.rate / excluded.rate ELSE 1 END"
+	_, err = tx.Exec(ctx, `INSERT INTO throttle AS t (domain, provider, rate) VALUES ('', $1, $2) ON CONFLICT (domain, provider) DO UPDATE SET rate = excluded.rate,
+		next_at = `+fmt.Sprintf(left, "next_at")+`, again_at = `+fmt.Sprintf(left, "again_at")+` WHERE t.rate <> excluded.rate`, receiver, rate)
+	if err != nil {
 		return 0, 0, fmt.Errorf("take the time of mails to %s: %w", receiver, err)
 	}
+	// The row is locked before what is left of the time is reckoned.
 	var seconds float64
 	var from time.Time
 	err = tx.QueryRow(ctx, `SELECT extract(epoch FROM f - clock_timestamp())::float8, f FROM (
@@ -83,6 +91,9 @@ func Paced(r Recipient, receiver string, at time.Time) Outcome {
 func Unqueue(ctx context.Context, tx *postgres.Tx) error {
 	if tx.Tenant.Schema < PaceSchema {
 		return nil
+	}
+	if _, err := tx.Exec(ctx, "SELECT FROM throttle WHERE domain = '' ORDER BY provider FOR UPDATE"); err != nil { // in the order in which others wait for them
+		return fmt.Errorf("give the time of cancelled mails back: %w", err)
 	}
 	_, err := tx.Exec(ctx, `UPDATE throttle t SET next_at = greatest(now(), coalesce((SELECT max(d.retry_at) FROM delivery d JOIN batch b ON b.id = d.id >> 9 JOIN run r ON r.id = b.run
 			WHERE d.state = 'deferred' AND d.retry_at IS NOT NULL AND d.detail = $1 || t.provider AND r.state <> 'cancelled') - (onda.now() - now()), now()))

@@ -154,7 +154,7 @@ func Due(ctx context.Context, tx *postgres.Tx, lane int, messageLimit time.Durat
 	// A lease ends by the server's clock, everything else is due by the tenant's.
 	var at *time.Time
 	err := tx.QueryRow(ctx, `SELECT least(
-		(SELECT min(greatest(b.not_before, b.lease_until + $2::interval + (onda.now() - now()))) FROM batch b JOIN run r ON r.id = b.run
+		(SELECT min(greatest(CASE WHEN r.state = 'cancelled' THEN least(b.not_before, onda.now()) ELSE b.not_before END, b.lease_until + $2::interval + (onda.now() - now()))) FROM batch b JOIN run r ON r.id = b.run
 		  WHERE b.state = 'open' AND b.lane = $1 AND r.state IN ('running', 'completed', 'cancelled')),
 		(SELECT d.retry_at FROM delivery d JOIN batch b ON b.id = d.id >> 9
 		  WHERE d.state = 'deferred' AND d.retry_at IS NOT NULL AND b.lane = $1 ORDER BY d.retry_at LIMIT 1),
@@ -227,7 +227,7 @@ func NextDue(ctx context.Context, tx *postgres.Tx, lane int, messageLimit time.D
 		return 0, 0, nil
 	}
 	err = tx.QueryRow(ctx, `SELECT b.run, CASE WHEN b.attempt = 1 THEN b.id << 9 | 1 ELSE b.contacts[1] END FROM batch b JOIN run r ON r.id = b.run
-		WHERE b.state = 'open' AND b.lane = $1 AND b.not_before <= onda.now() AND b.lease_until < now() - $2::interval AND r.state IN ('running', 'completed', 'cancelled')
+		WHERE b.state = 'open' AND b.lane = $1 AND (b.not_before <= onda.now() OR r.state = 'cancelled') AND b.lease_until < now() - $2::interval AND r.state IN ('running', 'completed', 'cancelled')
 		ORDER BY b.id LIMIT 1`, lane, messageLimit).Scan(&run, &first)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return 0, 0, nil

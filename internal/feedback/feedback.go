@@ -174,7 +174,7 @@ func count(ctx context.Context, tx *postgres.Tx, bounced, complained []delivery.
 		if t := what[l.Delivery]; l.News {
 			switch l.Class {
 			case hard:
-				t.Bounced++
+				t.Returned++
 			case "block":
 				t.Blocked++
 			}

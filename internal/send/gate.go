@@ -34,14 +34,20 @@ func (h *holder) ask(ctx context.Context, tx *postgres.Tx, b *pgx.Batch, contact
 	return i, err
 }
 
-// admit goes by the answers: recipients that are refused come back as outcomes, the others as messages to hand over; start is the
-// time.Now() that their times are reckoned from.
-func (h *holder) admit(ctx context.Context, tx *postgres.Tx, open []delivery.Recipient, asked inquiry, start time.Time) (jobs []job, refusals []delivery.Outcome, err error) {
+// admitted is what the gate makes of recipients: messages to hand over, and outcomes of the others. Unless full is 0, the batch is put off for that long after them.
+type admitted struct {
+	jobs     []job
+	outcomes []delivery.Outcome
+	full     time.Duration
+}
+
+// admit goes by the answers; start is the time.Now() that the times of messages are reckoned from.
+func (h *holder) admit(ctx context.Context, tx *postgres.Tx, open []delivery.Recipient, asked inquiry, start time.Time) (a admitted, err error) {
 	if h.broken != nil {
 		for _, r := range open {
-			jobs = append(jobs, job{holder: h, to: r})
+			a.jobs = append(a.jobs, job{holder: h, to: r})
 		}
-		return jobs, nil, nil
+		return a, nil
 	}
 	audience := asked.audience
 	why := make(map[int64]delivery.Reason, len(*asked.refused))
@@ -52,36 +58,42 @@ func (h *holder) admit(ctx context.Context, tx *postgres.Tx, open []delivery.Rec
 	for _, r := range open {
 		switch reason, no := why[r.Contact]; {
 		case no:
-			refusals = append(refusals, delivery.Refusal(r, reason))
+			a.outcomes = append(a.outcomes, delivery.Refusal(r, reason))
 		case h.email.Unaddressed():
-			refusals = append(refusals, delivery.Refusal(r, delivery.Preproduction))
+			a.outcomes = append(a.outcomes, delivery.Refusal(r, delivery.Preproduction))
 		case h.email.Unverified():
-			refusals = append(refusals, delivery.Refusal(r, delivery.DomainUnverified))
+			a.outcomes = append(a.outcomes, delivery.Refusal(r, delivery.DomainUnverified))
 		case !tx.Now().Before(r.Expires):
-			refusals = append(refusals, delivery.Refusal(r, delivery.Expired))
+			a.outcomes = append(a.outcomes, delivery.Refusal(r, delivery.Expired))
 		default:
 			rest = append(rest, r)
 		}
 	}
-	var at map[int64]time.Time
+	var q queued
 	if h.email.Topic != "" {
 		// What is reserved is so for those alone who may get the mail, now or later.
 		later, late := h.holdBack(tx, rest, audience.Zone)
 		rest = without(rest, late)
+		if q, err = h.queueUp(ctx, tx, without(rest, later), audience.Address, start); err != nil {
+			return a, err
+		}
+		for _, o := range q.waiting {
+			if o.State == delivery.Suppressed {
+				late = append(late, o)
+			} else {
+				later = append(later, o)
+			}
+		}
+		rest = without(rest, late)
 		none, err := h.reserve(ctx, tx, rest)
 		if err != nil {
-			return nil, nil, err
+			return a, err
 		}
 		later = slices.DeleteFunc(later, func(o delivery.Outcome) bool {
 			return slices.ContainsFunc(none, func(r delivery.Outcome) bool { return r.Delivery == o.Delivery })
 		})
 		rest = without(without(rest, none), later)
-		var waiting []delivery.Outcome
-		if waiting, at, err = h.queueUp(ctx, tx, rest, audience.Address, start); err != nil {
-			return nil, nil, err
-		}
-		rest = without(rest, waiting)
-		refusals = slices.Concat(refusals, late, none, later, waiting)
+		a.outcomes, a.full = slices.Concat(a.outcomes, late, none, later), q.full
 	}
 	ids := make([]int64, len(rest))
 	for i, r := range rest {
@@ -89,18 +101,18 @@ func (h *holder) admit(ctx context.Context, tx *postgres.Tx, open []delivery.Rec
 	}
 	data, err := h.email.Data(ctx, tx, ids)
 	if err != nil {
-		return nil, nil, err
+		return a, err
 	}
 	for _, r := range rest {
 		m, err := audience.Mail(r.Contact, r.Delivery, h.lease.Run)
 		if err != nil {
-			return nil, nil, err
+			return a, err
 		}
 		m.Data, m.Attachments = data[r.Delivery].Data, data[r.Delivery].Attachments
 		_, name := provider.OfAddress(audience.Address(r.Contact))
-		jobs = append(jobs, job{holder: h, to: r, mail: m, receiver: cmp.Or(name, delivery.Others), at: at[r.Delivery]})
+		a.jobs = append(a.jobs, job{holder: h, to: r, mail: m, receiver: cmp.Or(name, delivery.Others), at: q.at[r.Delivery]})
 	}
-	return jobs, refusals, nil
+	return a, nil
 }
 
 // without gives the recipients that have none of the outcomes.

@@ -62,6 +62,7 @@ func (h *holder) run(ctx context.Context, w *worker) error {
 		stop = h.lane.probe(ctx)
 	}
 	window := h.lane.window()
+	var again time.Time    // no mark is set before then, by the pace
 	starved, ample := 0, 0 // marks that came too late for the connections, and sooner than they had to
 	defer func() { h.lane.learn(window, starved, ample) }()
 	renew := time.NewTicker(max(h.lane.cfg.Lease/4, 10*time.Millisecond))
@@ -70,9 +71,9 @@ func (h *holder) run(ctx context.Context, w *worker) error {
 		if stop == nil {
 			stop = h.mayGoOn(ctx, w)
 		}
-		if step := h.limits.step(window / 2); stop == nil && h.lease.Mark < h.lease.Size() && unsettled <= window-step {
+		if step := h.limits.step(window / 2); stop == nil && h.lease.Mark < h.lease.Size() && unsettled <= window-step && time.Until(again) <= 0 {
 			switch {
-			case unsettled == 0: // the first
+			case unsettled == 0, h.limits.rate > 0: // the first; or it is the pace that connections wait for
 			case len(queue) == 0:
 				starved++
 				window = min(2*window, delivery.MaxWindow)
@@ -80,7 +81,11 @@ func (h *holder) run(ctx context.Context, w *worker) error {
 				ample++
 			}
 			jobs, err := h.advance(ctx, min(h.lease.Mark+step, h.lease.Size()))
-			if err != nil {
+			var off *errPutOff
+			switch {
+			case errors.As(err, &off) && off.soon > 0 && (unsettled > 0 || h.lane.waiting.Load() == 0): // nobody else would have the room
+				again = time.Now().Add(off.soon)
+			case err != nil:
 				stop = err
 			}
 			queue = append(queue, jobs...)
@@ -92,7 +97,11 @@ func (h *holder) run(ctx context.Context, w *worker) error {
 			h.putBack(queue, "not handed over: the process ended")
 			queue = nil
 		}
-		if unsettled == 0 {
+		wait := time.Until(again)
+		if unsettled == 0 && (stop != nil || wait <= 0) {
+			if stop == nil && h.lease.Mark < h.lease.Size() {
+				continue
+			}
 			break
 		}
 		var out chan job
@@ -100,14 +109,19 @@ func (h *holder) run(ctx context.Context, w *worker) error {
 		var due <-chan time.Time
 		if len(queue) > 0 {
 			next = queue[0]
-			if wait := time.Until(next.at); next.at.IsZero() || wait <= 0 {
+			if left := time.Until(next.at); next.at.IsZero() || left <= 0 {
 				out = h.lane.jobs
 			} else {
-				due = time.After(wait)
+				due = time.After(left)
 			}
+		}
+		var asks <-chan time.Time
+		if stop == nil && wait > 0 {
+			asks = time.After(wait)
 		}
 		select {
 		case <-due:
+		case <-asks:
 		case out <- next:
 			queue = queue[1:]
 		case <-h.acks:
@@ -153,8 +167,13 @@ func (h *holder) end(ctx context.Context, stop error) error {
 	var off *errPutOff
 	errors.As(stop, &off)
 	err := h.lane.db.InTenant(ctx, h.tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		if err := delivery.GiveBack(ctx, tx, h.limits.budgets, h.limits.granted); err != nil {
-			return err
+		if len(h.limits.budgets) > 0 && h.lease.Attempt == 1 {
+			if err := delivery.GiveBack(ctx, tx, h.limits.budgets, h.limits.granted); err != nil {
+				return err
+			}
+			if err := h.lease.Grant(ctx, tx, 0, h.limits.day); err != nil {
+				return err
+			}
 		}
 		if err := h.finish(ctx, tx, off); err != nil {
 			return err
@@ -204,8 +223,8 @@ func (h *holder) finishLater(off *errPutOff) {
 	}
 }
 
-// advance sets the mark and asks the gate, in one transaction, and gives what may be handed over after its commit. errHeld when the lease is lost, or the run or
-// the tenant is held.
+// advance sets the mark and asks the gate, in one transaction, and gives what may be handed over after its commit, with an error too. errHeld when the lease is lost, or the run or
+// the tenant is held, *errPutOff when nothing more may go out for a while.
 func (h *holder) advance(ctx context.Context, hi int) (jobs []job, err error) {
 	// The end of the request does not cut a mark off: whether it was set would not be known.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordLimit)
@@ -213,16 +232,18 @@ func (h *holder) advance(ctx context.Context, hi int) (jobs []job, err error) {
 	started := time.Now()
 	var m marked
 	err = h.lane.db.InTenant(ctx, h.tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
-		m, err = h.mark(ctx, tx, hi)
+		if m, err = h.mark(ctx, tx, hi); err == nil && m.held {
+			err = errHeld // what was taken of limits is not
+		}
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("mark batch: %w", err)
 	}
-	if m.held {
-		return nil, errHeld
-	}
 	h.moved(m, started)
+	if m.off != nil {
+		return m.jobs, m.off
+	}
 	return m.jobs, nil
 }
 
@@ -232,6 +253,7 @@ type marked struct {
 	hi    int
 	jobs  []job
 	after limits
+	off   *errPutOff // unless nil, nothing more is marked for now
 }
 
 // moved notes that a mark is committed; started is a time.Now() from before its transaction.
@@ -283,9 +305,12 @@ func (h *holder) mark(ctx context.Context, tx *postgres.Tx, hi int) (m marked, e
 		}
 	}
 	now := time.Now()
-	var refusals []delivery.Outcome
-	if m.jobs, refusals, err = h.admit(ctx, tx, open, asked, now); err != nil {
+	a, err := h.admit(ctx, tx, open, asked, now)
+	if err != nil {
 		return m, err
+	}
+	if m.jobs = a.jobs; a.full > 0 {
+		m.off = &errPutOff{until: tx.Now().Add(a.full), livesOn: true}
 	}
 	for i := range m.jobs {
 		if at := now.Add(first + time.Duration(float64(i)*gap)); m.after.rate > 0 && m.jobs[i].at.Before(at) {
@@ -293,13 +318,13 @@ func (h *holder) mark(ctx context.Context, tx *postgres.Tx, hi int) (m marked, e
 		}
 	}
 	if len(m.after.budgets) > 0 && h.lease.Attempt == 1 { // what is refused used nothing up
-		for _, o := range refusals {
+		for _, o := range a.outcomes {
 			if o.State == delivery.Suppressed {
 				m.after.granted++
 			}
 		}
 	}
-	_, err = delivery.Record(ctx, tx, delivery.Function(h.lane.number), refusals...)
+	_, err = delivery.Record(ctx, tx, delivery.Function(h.lane.number), a.outcomes...)
 	return m, err
 }
 

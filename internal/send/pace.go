@@ -22,15 +22,20 @@ type limits struct {
 	rate    float64           // mails a second of the tenant; 0: no limit
 	budgets []delivery.Budget // of first attempts
 	granted int               // of the budgets, not used yet: taken for the whole batch, since all who send lock the same row for it
+	day     string            // that they were granted on
 	open    map[string]delivery.Breaker
 }
 
 // errPutOff ends a batch early: what is left of it waits.
 type errPutOff struct {
 	until   time.Time
-	livesOn bool            // it expires later by as much
+	livesOn bool            // it expires no sooner than a day after that
 	giveUp  delivery.Reason // it would expire before that
+	soon    time.Duration   // when it is so near that the holder waits for it: how long that is
 }
+
+// worthWaiting is how near the time of the next mails is that a holder waits for, rather than to give its batch back.
+const worthWaiting = 3 * delivery.Ahead
 
 func (e *errPutOff) Error() string {
 	return "what is left of the batch waits until " + e.until.Format(time.RFC3339)
@@ -46,21 +51,26 @@ func (h *holder) readLimits(ctx context.Context, tx *postgres.Tx) (l limits, err
 	if quotas.PerSecond != nil && (l.rate == 0 || *quotas.PerSecond < l.rate) {
 		l.rate = *quotas.PerSecond
 	}
+	// Periods are by the date alone: another zone in the settings begins no day anew.
 	now := tx.Now().In(settings.Location())
-	day := time.Date(now.Year(), now.Month(), now.Day(), 0, 0, 0, 0, now.Location())
-	tomorrow := day.AddDate(0, 0, 1)
-	month := time.Date(now.Year(), now.Month(), 1, 0, 0, 0, 0, now.Location())
+	y, m, d := now.Date()
+	day, month := time.Date(y, m, d, 0, 0, 0, 0, time.UTC), time.Date(y, m, 1, 0, 0, 0, 0, time.UTC)
+	l.day = day.Format(time.DateOnly)
 	if quotas.PerDay != nil {
-		l.budgets = append(l.budgets, delivery.Budget{Kind: "quota:day", Period: day, Count: *quotas.PerDay, Ends: tomorrow, Reason: delivery.Quota, Name: "the quota of a day"})
+		l.budgets = append(l.budgets, delivery.Budget{Kind: "quota:day", Period: day, Count: *quotas.PerDay, Ends: dayAfter(now), Reason: delivery.Quota, Name: "the quota of a day"})
 	}
 	if quotas.PerMonth != nil {
-		l.budgets = append(l.budgets, delivery.Budget{Kind: "quota:month", Period: month, Count: *quotas.PerMonth, Ends: month.AddDate(0, 1, 0), Reason: delivery.Quota, Name: "the quota of a month"})
+		last := time.Date(y, m+1, 0, 12, 0, 0, 0, now.Location())
+		l.budgets = append(l.budgets, delivery.Budget{Kind: "quota:month", Period: month, Count: *quotas.PerMonth, Ends: dayAfter(last), Reason: delivery.Quota, Name: "the quota of a month"})
 	}
 	domain := h.email.SenderDomain()
 	if plan := h.email.Warmup(); plan != nil {
 		if mails, limited := plan.Allows(now, settings.Location()); limited {
-			l.budgets = append(l.budgets, delivery.Budget{Kind: "warmup:" + domain, Period: day, Count: int64(mails), Ends: tomorrow, Name: "the warm-up of " + domain})
+			l.budgets = append(l.budgets, delivery.Budget{Kind: "warmup:" + domain, Period: day, Count: int64(mails), Ends: dayAfter(now), Name: "the warm-up of " + domain})
 		}
+	}
+	if h.lease.GrantedOn == l.day && len(l.budgets) > 0 && h.lease.Attempt == 1 {
+		l.granted = h.lease.Granted
 	}
 	open, err := delivery.Breakers(ctx, tx, domain)
 	if err != nil {
@@ -75,6 +85,17 @@ func (h *holder) readLimits(ctx context.Context, tx *postgres.Tx) (l limits, err
 	return l, nil
 }
 
+// dayAfter is when the day after that of a moment begins, by its clocks. There may be no midnight then.
+func dayAfter(t time.Time) time.Time {
+	y, m, d := t.Date()
+	for hour := range 24 {
+		if at := time.Date(y, m, d+1, hour, 0, 0, 0, t.Location()); at.Day() != d && at.After(t) {
+			return at
+		}
+	}
+	return t.Add(24 * time.Hour)
+}
+
 // step is how far the mark goes at once: no further than in the time that a holder waits for.
 func (l *limits) step(most int) int {
 	if l.rate == 0 {
@@ -87,25 +108,13 @@ func (l *limits) step(most int) int {
 func (h *holder) room(ctx context.Context, tx *postgres.Tx, want int) (n int, first time.Duration, after limits, err error) {
 	after = h.limits
 	if b, stopped := after.open[delivery.Everywhere]; stopped {
-		return 0, 0, after, &errPutOff{until: b.Until}
+		return 0, 0, after, &errPutOff{until: earlier(b.Until, tx.Now().Add(delivery.HeldFor))}
 	}
 	n = want
 	if len(after.budgets) > 0 && h.lease.Attempt == 1 {
-		if after.granted < n {
-			more, by, err := delivery.Grant(ctx, tx, after.budgets, h.lease.Size()-h.lease.Mark-after.granted)
-			if err != nil {
-				return 0, 0, after, err
-			}
-			if after.granted += more; after.granted == 0 {
-				off := &errPutOff{until: by.Ends, livesOn: by.Reason == ""}
-				if !off.livesOn && !by.Ends.Before(h.lease.Expires) {
-					off.giveUp = by.Reason
-				}
-				return 0, 0, after, off
-			}
+		if n, err = h.grant(ctx, tx, want, &after); err != nil {
+			return 0, 0, after, err
 		}
-		n = min(n, after.granted)
-		after.granted -= n
 	}
 	if after.rate > 0 {
 		var taken bool
@@ -113,24 +122,83 @@ func (h *holder) room(ctx context.Context, tx *postgres.Tx, want int) (n int, fi
 			return 0, 0, after, err
 		}
 		if !taken {
-			return 0, 0, after, &errPutOff{until: tx.Now().Add(first)}
+			off := &errPutOff{until: tx.Now().Add(first), livesOn: true}
+			if first <= worthWaiting {
+				off.soon = max(first-delivery.Ahead, 0) + 10*time.Millisecond
+			}
+			return 0, 0, after, off
 		}
 	}
 	return n, first, after, nil
 }
 
-// queueUp lets mails that are to go out wait for their time where the tenant has a pace for where they go, and holds those back for whose receiver a breaker is open. start is the
-// time.Now() that the times of jobs are reckoned from.
-func (h *holder) queueUp(ctx context.Context, tx *postgres.Tx, rs []delivery.Recipient, address func(contact int64) string, start time.Time) (waiting []delivery.Outcome, at map[int64]time.Time, err error) {
+// grant is how many of the next recipients have their part of the budgets. An *errPutOff when none has.
+func (h *holder) grant(ctx context.Context, tx *postgres.Tx, want int, after *limits) (int, error) {
+	if after.granted < want {
+		more, by, err := delivery.Grant(ctx, tx, after.budgets, h.lease.Size()-h.lease.Mark-after.granted)
+		if err != nil {
+			return 0, err
+		}
+		if after.granted += more; after.granted == 0 {
+			return 0, h.usedUp(ctx, tx, by)
+		}
+		if more > 0 {
+			if err := h.lease.Grant(ctx, tx, after.granted, after.day); err != nil {
+				return 0, err
+			}
+		}
+	}
+	n := min(want, after.granted)
+	after.granted -= n
+	return n, nil
+}
+
+// usedUp is the end of a batch of which none may go out by a budget. While others hold what they were granted, some of it may come back.
+func (h *holder) usedUp(ctx context.Context, tx *postgres.Tx, by *delivery.Budget) error {
+	off := &errPutOff{until: by.Ends, livesOn: by.Reason == ""}
+	others, err := h.lease.OthersHold(ctx, tx)
+	if err != nil {
+		return err
+	}
+	if again := tx.Now().Add(tx.Tick()); others && again.Before(h.lease.Expires) {
+		off.until = earlier(again, by.Ends)
+		return off
+	}
+	if !off.livesOn && !by.Ends.Before(h.lease.Expires) {
+		off.giveUp = by.Reason
+	}
+	return off
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+// inQueue is how long at most a further attempt waits, under its mark, for its time in the queue to where it goes; its batch is put off beyond that.
+const inQueue = 20 * time.Second
+
+// queued is what becomes of mails for whose receiver the tenant has a pace, or a breaker is open.
+type queued struct {
+	waiting []delivery.Outcome  // they go out later, or never
+	at      map[int64]time.Time // they go out then, by delivery
+	full    time.Duration       // unless 0: for how long the batch is put off, since a queue is full
+}
+
+// queueUp lets mails wait for their time in the queue to where they go, and holds those back for whose receiver a breaker is open. start is the time.Now() that the times of
+// jobs are reckoned from.
+func (h *holder) queueUp(ctx context.Context, tx *postgres.Tx, rs []delivery.Recipient, address func(contact int64) string, start time.Time) (q queued, err error) {
 	paces := h.email.Settings.Pace.Domains
 	if len(paces) == 0 && len(h.limits.open) == 0 || tx.Tenant.Schema < delivery.PaceSchema {
-		return nil, nil, nil
+		return q, nil
 	}
 	queues := map[string][]delivery.Recipient{}
 	for _, r := range rs {
 		domain, name := provider.OfAddress(address(r.Contact))
 		if b, stopped := h.limits.open[cmp.Or(name, delivery.Others)]; stopped {
-			waiting = append(waiting, delivery.HeldBack(r, b))
+			q.waiting = append(q.waiting, delivery.HeldBack(r, b))
 			continue
 		}
 		if _, ok := paces[domain]; ok {
@@ -139,41 +207,66 @@ func (h *holder) queueUp(ctx context.Context, tx *postgres.Tx, rs []delivery.Rec
 			queues[name] = append(queues[name], r)
 		}
 	}
-	at = map[int64]time.Time{}
+	q.at = map[int64]time.Time{}
 	for _, receiver := range slices.Sorted(maps.Keys(queues)) { // in one order: others wait for the same rows
 		queue, rate := queues[receiver], paces[receiver].PerSecond()
-		// Who waits is given a time once. Should it be early when that has come, it waits a little more.
-		again, within := h.lease.Attempt > 1, queue[0].Expires.Sub(tx.Now())
+		// At its first attempt a mail is given its time, however far ahead. When that has come, whole minutes of them come at once: they go out one after the other.
+		again, within, ahead := h.lease.Attempt > 1, queue[0].Expires.Sub(tx.Now()), delivery.Ahead
 		if again {
-			within = delivery.Ahead
+			within, ahead = inQueue, inQueue
 		}
 		first, got, err := delivery.Queue(ctx, tx, receiver, rate, len(queue), again, within)
 		if err != nil {
-			return nil, nil, err
+			return q, err
+		}
+		if again && got < len(queue) {
+			q.full = max(q.full, first, delivery.Ahead)
 		}
 		for i, r := range queue {
 			wait := first + time.Duration(float64(i)/rate*float64(time.Second))
 			switch {
 			case i >= got && !again:
-				waiting = append(waiting, delivery.Refusal(r, delivery.Late))
-			case wait > delivery.Ahead:
-				waiting = append(waiting, delivery.Paced(r, receiver, tx.Now().Add(wait)))
+				q.waiting = append(q.waiting, delivery.Refusal(r, delivery.Late))
+			case wait > ahead:
+				q.waiting = append(q.waiting, delivery.Paced(r, receiver, tx.Now().Add(wait)))
 			default:
-				at[r.Delivery] = start.Add(wait)
+				q.at[r.Delivery] = start.Add(wait)
 			}
 		}
 	}
-	return waiting, at, nil
+	return q, nil
 }
 
 // reserve takes what contacts may get of marketing mail: of each frequency cap one, and each version of an email once where duplicates are not wanted. Refusals are of those who
-// may get no more. At a first attempt only.
+// may get no more. At a first attempt only. Who is to get several mails is looked at once for each.
 func (h *holder) reserve(ctx context.Context, tx *postgres.Tx, rs []delivery.Recipient) (refusals []delivery.Outcome, err error) {
 	settings := h.email.Settings
 	if h.lease.Attempt > 1 || len(settings.Frequency) == 0 && settings.Duplicates == nil {
 		return nil, nil
 	}
-	wanted := contactsOf(rs)
+	for len(rs) > 0 {
+		var round, rest []delivery.Recipient
+		seen := make(map[int64]bool, len(rs))
+		for _, r := range rs {
+			if seen[r.Contact] {
+				rest = append(rest, r)
+				continue
+			}
+			seen[r.Contact] = true
+			round = append(round, r)
+		}
+		refused, err := h.reserveRound(ctx, tx, round)
+		if err != nil {
+			return nil, err
+		}
+		refusals, rs = append(refusals, refused...), rest
+	}
+	return refusals, nil
+}
+
+// reserveRound is of recipients of which none is there twice.
+func (h *holder) reserveRound(ctx context.Context, tx *postgres.Tx, rs []delivery.Recipient) (refusals []delivery.Outcome, err error) {
+	settings := h.email.Settings
 	refuse := func(granted []int64, why delivery.Reason) {
 		rs = slices.DeleteFunc(slices.Clone(rs), func(r delivery.Recipient) bool {
 			_, ok := slices.BinarySearch(granted, r.Contact)
@@ -182,10 +275,9 @@ func (h *holder) reserve(ctx context.Context, tx *postgres.Tx, rs []delivery.Rec
 			}
 			return !ok
 		})
-		wanted = granted
 	}
 	if settings.Duplicates != nil {
-		granted, err := delivery.Once(ctx, tx, fmt.Sprint("once:", h.lease.Email), settings.Duplicates.Approx(), wanted)
+		granted, err := delivery.Once(ctx, tx, fmt.Sprint("once:", h.lease.Email), settings.Duplicates.Approx(), contactsOf(rs))
 		if err != nil {
 			return nil, err
 		}
@@ -195,8 +287,8 @@ func (h *holder) reserve(ctx context.Context, tx *postgres.Tx, rs []delivery.Rec
 	for _, c := range settings.Frequency {
 		caps = append(caps, delivery.Limit{Kind: fmt.Sprintf("cap:*:%d/%s", c.Count, c.Per), Period: periodOf(tx.Now(), c.Per, settings.Location()), Count: c.Count})
 	}
-	if len(caps) > 0 && len(wanted) > 0 {
-		granted, err := delivery.Reserve(ctx, tx, caps, wanted)
+	if len(caps) > 0 && len(rs) > 0 {
+		granted, err := delivery.Reserve(ctx, tx, caps, contactsOf(rs))
 		if err != nil {
 			return nil, err
 		}
@@ -248,11 +340,12 @@ func (h *holder) tally(ctx context.Context, tx *postgres.Tx) error {
 	return nil
 }
 
-// periodOf is the beginning of the period of a cap that a moment is in: periods follow each other from Monday 5 January 1970, midnight by the tenant's clock, so that
-// 1d is a day there and 1w a week. So a contact may get up to twice the cap around the change of a period, and never more within one.
+// periodOf is the beginning of the period of a cap that a moment is in, as the tenant's clock shows it: periods follow each other from Monday 5 January 1970, midnight, so that 1d
+// is a day there and 1w a week, however long the clocks make it. So a contact may get up to twice the cap around the change of a period, and never more within one.
 func periodOf(now time.Time, per spec.Duration, loc *time.Location) time.Time {
 	length := max(per.Approx(), time.Minute)
 	_, offset := now.In(loc).Zone()
-	from := time.Unix(4*24*3600-int64(offset), 0)
-	return from.Add(now.Sub(from).Truncate(length)).UTC()
+	shown := now.Add(time.Duration(offset) * time.Second).UTC()
+	from := time.Date(1970, 1, 5, 0, 0, 0, 0, time.UTC)
+	return from.Add(shown.Sub(from).Truncate(length))
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/senderdomain"
 	"github.com/onda-run/onda/internal/smtptest"
+	"github.com/onda-run/onda/internal/spec"
 )
 
 func settings(s string) string {
@@ -97,7 +98,40 @@ func TestPaceIsSharedByAllWhoSend(t *testing.T) {
 			if got := w.sentOnce(); got != n {
 				t.Errorf("%d of %d got a mail", got, n)
 			}
+			if got := pgtest.One[int](t, w.db, pgtest.Acme, "SELECT count(*) FROM delivery WHERE attempt = 1 AND state = 'sent'"); got != n {
+				t.Errorf("%d of %d went out at their first attempt", got, n)
+			}
 		})
+	}
+}
+
+func TestATurnGoesOnAtThePace(t *testing.T) {
+	t.Parallel()
+	for _, wide := range []int32{0, delivery.MaxWindow} { // a window as it begins, and as a blast leaves it
+		w := newWorld(t, settings("  pace: {rate: 5/s}\n"))
+		w.plan(w.people(12), 500)
+		s, in := w.sender("ONDA_TURN=1m")
+		s.lanes[delivery.Bulk].wide.Store(wide)
+		w.mustSweep(in, "send")
+		if got := w.sentOnce(); got != 12 {
+			t.Errorf("%d of 12 went out in a turn, with a window of %d", got, wide)
+		}
+	}
+}
+
+func TestAPaceThatIsRaisedCountsAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, settings("  pace: {rate: 1/d, domains: {y.example: 1/d}}\n"))
+	people := w.people(40)
+	w.at("y.example", people[20:]...)
+	w.plan(people, 500)
+	in := w.start("ONDA_TURN=1m")
+	w.mustSweep(in, "send")
+	w.apply(settings("  pace: {rate: 1000/s, domains: {y.example: 1000/s}}\n"))
+	w.moveClock(24*time.Hour + time.Second) // the time that the batch was put off for; the pace is by the server's clock
+	w.mustSweep(in, "send")
+	if d := cmp.Diff(map[string]int{"sent": 40}, w.counts()); d != "" {
+		t.Errorf("after the pace was raised (-want +got):\n%s", d)
 	}
 }
 
@@ -352,6 +386,9 @@ func TestBreaker(t *testing.T) {
 			if n != 1 {
 				t.Errorf("%d breakers were closed", n)
 			}
+			if err == nil {
+				_, err = delivery.Release(ctx, tx)
+			}
 			return err
 		})
 	}
@@ -379,22 +416,7 @@ func TestABlastOfOneTenantDoesNotKeepAnothers(t *testing.T) {
 	w.brava()
 	reached, goOn := make(chan struct{}), make(chan struct{})
 	w.smtp.Script("u3@x.example", smtptest.Script{End: smtptest.Step{Reached: reached, Wait: goOn}})
-	var s *sender
-	env := maps.Clone(w.env)
-	env["ONDA_BATCHES"], env["ONDA_SMTP_CONNECTIONS"] = "1", "1"
-	in, err := fn.Start(context.Background(), "send", func(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
-		var cfg Config
-		if err := rt.Config(ctx, &cfg); err != nil {
-			return fn.Handler{}, err
-		}
-		var err error
-		s, err = newSender(cfg, w.db, rt)
-		return fn.Handler{Event: s.event, Close: s.close}, err
-	}, envconfig.MapLookuper(env), zap.NewNop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = in.Stop(context.Background()) })
+	s, in := w.sender("ONDA_BATCHES=1", "ONDA_SMTP_CONNECTIONS=1")
 	var both sync.WaitGroup
 	both.Go(func() { w.mustSweep(in, "send") })
 	<-reached
@@ -421,6 +443,30 @@ func TestABlastOfOneTenantDoesNotKeepAnothers(t *testing.T) {
 	}
 }
 
+// sender is start, with what is inside.
+func (w *world) sender(settings ...string) (s *sender, in *fn.Instance) {
+	w.t.Helper()
+	env := maps.Clone(w.env)
+	for _, set := range settings {
+		k, v, _ := strings.Cut(set, "=")
+		env[k] = v
+	}
+	in, err := fn.Start(context.Background(), "send", func(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
+		var cfg Config
+		if err := rt.Config(ctx, &cfg); err != nil {
+			return fn.Handler{}, err
+		}
+		var err error
+		s, err = newSender(cfg, w.db, rt)
+		return fn.Handler{Event: s.event, Close: s.close}, err
+	}, envconfig.MapLookuper(env), zap.NewNop())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { _ = in.Stop(context.Background()) })
+	return s, in
+}
+
 // brava plans three mails for contacts of brava, which has acme's documents.
 func (w *world) brava() {
 	w.t.Helper()
@@ -433,4 +479,238 @@ func (w *world) brava() {
 		_, err := delivery.Enqueue(ctx, tx, delivery.Plan{Run: run, Step: "send", Email: email, Contacts: ids, Cause: "test"})
 		return err
 	})
+}
+
+func TestAQueueThatComesDueInWholeMinutes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, settings("  pace: {domains: {x.example: 100/s}}\n"))
+	w.plan(w.people(500), 500)
+	in := w.start("ONDA_TURN=1m")
+	w.mustSweep(in, "send")
+	// a minute passes, for both clocks
+	pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE throttle SET next_at = next_at - interval '1 minute', again_at = again_at - interval '1 minute'")
+	w.moveClock(time.Minute)
+	w.mustSweep(in, "send")
+	if got := w.sentOnce(); got != 500 {
+		t.Errorf("%d of 500: %v", got, w.counts())
+	}
+	if got := pgtest.One[int](t, w.db, pgtest.Acme, "SELECT max(attempt) FROM delivery"); got > 2 {
+		t.Errorf("%d attempts", got)
+	}
+}
+
+// TestNoMidnight ends a day's quota where the clocks skip midnight.
+func TestNoMidnight(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, settings("  zone: America/Santiago\n"))
+	two := int64(2)
+	w.quotas(postgres.Quotas{PerDay: &two})
+	now := pgtest.One[time.Time](t, w.db, pgtest.Acme, "SELECT onda.now()").UTC()
+	w.moveClock(time.Date(2027, 9, 5, 3, 30, 0, 0, time.UTC).Sub(now)) // 4 September 23:30 there
+	w.plan(w.people(5), 500)
+	w.mustSweep(w.start(), "send")
+	got := pgtest.One[string](t, w.db, pgtest.Acme, "SELECT concat_ws(' ', mark, fence, not_before AT TIME ZONE 'America/Santiago') FROM batch")
+	if got != "2 1 2027-09-05 01:00:00" {
+		t.Errorf("mark, leases and when it goes on: %s", got)
+	}
+}
+
+func TestAnotherZoneIsNoOtherDay(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	two := int64(2)
+	w.quotas(postgres.Quotas{PerDay: &two})
+	now := pgtest.One[time.Time](t, w.db, pgtest.Acme, "SELECT onda.now()").UTC()
+	w.moveClock(now.Truncate(24 * time.Hour).Add(36 * time.Hour).Sub(now))
+	in := w.start()
+	people := w.people(6)
+	for i, zone := range []string{"UTC", "Europe/Athens", "America/New_York"} { // at noon in UTC it is the same date there
+		w.apply(settings("  zone: " + zone + "\n"))
+		w.plan(people[2*i:2*i+2], 500)
+		w.mustSweep(in, "send")
+	}
+	if got := w.sentOnce(); got != 2 {
+		t.Errorf("%d mails on a day of 2", got)
+	}
+}
+
+// TestWhatOthersGiveBackIsUsed has one batch hold all that is left of a month, of which it needs nothing, while another asks.
+func TestWhatOthersGiveBackIsUsed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	five := int64(5)
+	w.quotas(postgres.Quotas{PerMonth: &five})
+	now := pgtest.One[time.Time](t, w.db, pgtest.Acme, "SELECT onda.now()").UTC()
+	w.moveClock(time.Date(now.Year(), now.Month()+1, 10, 12, 0, 0, 0, time.UTC).Sub(now))
+	people := w.people(10)
+	pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE subscription SET state = 'withdrawn' WHERE contact = ANY ($1)", people[:5])
+	w.plan(people, 5)
+	s, in := w.sender()
+	l := s.lanes[delivery.Bulk]
+	l.run()
+	turn := &worker{lane: l, tenant: pgtest.Acme, until: time.Now().Add(time.Minute)}
+	hold := func() *holder {
+		h, err := l.take(context.Background(), pgtest.Acme)
+		if err != nil || h == nil {
+			t.Fatalf("lease: %v, %v", h, err)
+		}
+		return h
+	}
+	first := hold()
+	if _, err := first.advance(context.Background(), 1); err != nil { // takes 5 of the month
+		t.Fatal(err)
+	}
+	second := hold()
+	for _, h := range []*holder{second, first} {
+		if err := h.run(context.Background(), turn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if d := cmp.Diff(map[string]int{"suppressed no_consent": 5}, w.counts()); d != "" {
+		t.Fatalf("while the first held it all (-want +got):\n%s", d)
+	}
+	w.moveClock(2 * time.Minute)
+	w.mustSweep(in, "send")
+	if d := cmp.Diff(map[string]int{"suppressed no_consent": 5, "sent": 5}, w.counts()); d != "" {
+		t.Errorf("after it came back (-want +got):\n%s", d)
+	}
+}
+
+func TestWhatIsGrantedIsNotLost(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	quota := int64(400)
+	w.quotas(postgres.Quotas{PerDay: &quota})
+	now := pgtest.One[time.Time](t, w.db, pgtest.Acme, "SELECT onda.now()").UTC()
+	w.moveClock(now.Truncate(24 * time.Hour).Add(36 * time.Hour).Sub(now))
+	w.plan(w.people(300), 500)
+	s, in := w.sender()
+	l := s.lanes[delivery.Bulk]
+	l.run()
+	used := func() string {
+		return pgtest.One[string](t, w.db, pgtest.Acme, "SELECT coalesce(sum(n), 0)::text FROM allowance")
+	}
+	turn := &worker{lane: l, tenant: pgtest.Acme, until: time.Now().Add(time.Minute)}
+	h, err := l.take(context.Background(), pgtest.Acme)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE run SET state = 'paused'")
+	if err := h.run(context.Background(), turn); err != nil {
+		t.Fatal(err)
+	}
+	if got := used(); got != "0" {
+		t.Errorf("a run that was paused before its first mark used up %s", got)
+	}
+	pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE run SET state = 'running'")
+	// A process dies after its first mark: what was granted to it is the next holder's.
+	if h, err = l.take(context.Background(), pgtest.Acme); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.advance(context.Background(), 1); err != nil {
+		t.Fatal(err)
+	}
+	if got := used(); got != "300" {
+		t.Errorf("%s of 300 are granted", got)
+	}
+	pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE batch SET lease_until = now() - interval '1 hour'")
+	w.mustSweep(in, "send")
+	if got := used(); got != "300" {
+		t.Errorf("%s are used up by 300 mails", got)
+	}
+	if d := cmp.Diff(map[string]int{"sent": 299, "unknown": 1}, w.counts()); d != "" {
+		t.Errorf("outcomes (-want +got):\n%s", d)
+	}
+}
+
+func TestTwiceInABatch(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ settings, why string }{
+		"duplicates": {"  duplicates: 24h\n", "duplicate"},
+		"a cap":      {"  frequency: {count: 1, per: 1w}\n", "capped"},
+	} {
+		w := newWorld(t, settings(c.settings))
+		one := w.people(1)[0]
+		w.plan([]int64{one, one}, 500) // two journeys of one contact
+		w.mustSweep(w.start(), "send")
+		if d := cmp.Diff(map[string]int{"sent": 1, "suppressed " + c.why: 1}, w.counts()); d != "" {
+			t.Errorf("%s (-want +got):\n%s", name, d)
+		}
+	}
+}
+
+func TestWhoIsTooLateUsesUpNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, settings("  duplicates: 30d\n  pace: {domains: {x.example: 1/h}}\n"))
+	w.plan(w.people(40), 500)
+	in := w.start()
+	w.mustSweep(in, "send")
+	late := pgtest.All[int64](t, w.db, pgtest.Acme, "SELECT contact FROM delivery WHERE reason = 'late'")
+	if len(late) < 10 {
+		t.Fatalf("%v", w.counts())
+	}
+	w.apply(settings("  duplicates: 30d\n"))
+	w.plan(late, 500)
+	w.mustSweep(in, "send")
+	if got := w.counts()["sent"]; got != 1+len(late) {
+		t.Errorf("%d mails, want 1 and %d: %v", got, len(late), w.counts())
+	}
+}
+
+func TestCancelledMailsThatWerePutOffEndAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, settings("  pace: {rate: 1/h}\n"))
+	w.plan(w.people(5), 500)
+	in := w.start()
+	w.mustSweep(in, "send")
+	pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE run SET state = 'cancelled' WHERE id = $1", w.run)
+	w.mustSweep(in, "send")
+	if d := cmp.Diff(map[string]int{"sent": 1, "suppressed cancelled": 4}, w.counts()); d != "" {
+		t.Errorf("outcomes (-want +got):\n%s", d)
+	}
+}
+
+func TestWhatABreakerForEverybodyHeldGoesOnSoon(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.plan(w.people(5), 500)
+	pgtest.Exec(t, w.db, pgtest.Acme, "INSERT INTO throttle (domain, provider, open_until, why) VALUES ('acme.example', '', onda.now() + interval '16 hours', 'x')")
+	in := w.start()
+	w.mustSweep(in, "send")
+	if got := w.sentOnce(); got != 0 {
+		t.Fatalf("%d mails", got)
+	}
+	pgtest.In(t, w.db, pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+		_, err := delivery.CloseBreakers(ctx, tx, "acme.example", nil)
+		return err
+	})
+	w.moveClock(delivery.HeldFor + time.Second)
+	w.mustSweep(in, "send")
+	if got := w.sentOnce(); got != 5 {
+		t.Errorf("%d of 5 mails", got)
+	}
+}
+
+func TestPeriodsOfCapsAreByTheClockOnTheWall(t *testing.T) {
+	t.Parallel()
+	berlin, err := time.LoadLocation("Europe/Berlin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(d, h int) time.Time { return time.Date(2027, 3, d, h, 30, 0, 0, berlin) }
+	day, week := spec.Duration{Days: 1}, spec.Duration{Days: 7}
+	for name, c := range map[string]struct {
+		a, b time.Time
+		per  spec.Duration
+		same bool
+	}{
+		"a day on which clocks change":      {at(28, 0), at(28, 23), day, true},
+		"the day after it":                  {at(28, 23), at(29, 0), day, false},
+		"a week with such a day at its end": {at(22, 0), at(28, 23), week, true},
+		"the week after it":                 {at(28, 23), at(29, 0), week, false},
+	} {
+		if same := periodOf(c.a, c.per, berlin).Equal(periodOf(c.b, c.per, berlin)); same != c.same {
+			t.Errorf("%s: in one period %v, want %v", name, same, c.same)
+		}
+	}
 }

@@ -38,13 +38,21 @@ func newRelayPace(db *postgres.DB, lane int, relays []mail.Relay) *relayPace {
 	}
 	for _, r := range relays {
 		if r.Rate > 0 {
-			p.stocks[r.Addr()] = &stock{}
+			p.stocks[account(r)] = &stock{}
 		}
 	}
 	if len(p.stocks) == 0 {
 		return nil
 	}
 	return p
+}
+
+// account is what a relay counts mails by: who hands them over, where.
+func account(r mail.Relay) string {
+	if r.User == "" {
+		return r.Addr()
+	}
+	return r.User + "@" + r.Addr()
 }
 
 // errEnded says that the process ends before a mail's time has come.
@@ -61,7 +69,7 @@ func (p *relayPace) wait(line *mail.Line, draining <-chan struct{}, limit time.D
 	if !known {
 		return nil
 	}
-	s := p.stocks[relay.Addr()]
+	s := p.stocks[account(relay)]
 	if s == nil {
 		return nil
 	}
@@ -93,7 +101,7 @@ func (p *relayPace) take(s *stock, relay mail.Relay) (at time.Time, taken bool, 
 		n := max(1, int(relay.Rate*stockFor.Seconds()))
 		ctx, cancel := context.WithTimeout(context.Background(), recordLimit)
 		defer cancel()
-		wait, taken, err := p.db.RelaySlots(ctx, relay.Addr(), n, relay.Rate, p.ahead)
+		wait, taken, err := p.db.RelaySlots(ctx, account(relay), n, relay.Rate, p.ahead)
 		if err != nil {
 			return at, false, fmt.Errorf("keep to the rate of %s: %w", relay, err)
 		}
