@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,8 +10,11 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"text/tabwriter"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/onda-run/onda/internal/compose"
 	"github.com/onda-run/onda/internal/delivery"
@@ -105,39 +109,39 @@ func (c domainCheckCmd) Run(ctx context.Context, s *session) error {
 	return nil
 }
 
+// checksAtOnce is how many domains are checked at once with --all: DNS that does not answer holds no others up.
+const checksAtOnce = 8
+
 // all checks all domains of the tenant, or of all tenants. One that cannot be checked keeps no other from it.
 func (c domainCheckCmd) all(ctx context.Context, s *session) error {
+	db, err := s.pool() // one for all
 	tenants := []string{s.tenant}
-	if s.tenant == "" {
-		db, err := s.pool()
-		if err == nil {
-			tenants, err = db.Entered(ctx)
-		}
-		if err != nil {
-			return err
-		}
+	if err == nil && s.tenant == "" {
+		tenants, err = db.Entered(ctx)
 	}
+	if err != nil {
+		return err
+	}
+	domains, failed := s.domainsToCheck(ctx, tenants)
+	var lock sync.Mutex
+	var group errgroup.Group
+	group.SetLimit(checksAtOnce)
 	checked, bad := []domainChecked{}, 0
-	var failed []error
-	for _, s.tenant = range tenants {
-		var domains []senderdomain.Listed
-		err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
-			domains, err = senderdomain.List(ctx, tx)
-			return err
-		})
-		if err != nil {
-			failed = append(failed, fmt.Errorf("tenant %s: %w", s.tenant, err))
-		}
-		for _, d := range domains {
-			out, err := c.check(ctx, s, d.Name)
+	for _, d := range domains {
+		group.Go(func() error {
 			if ctx.Err() != nil {
-				return ctx.Err()
+				return nil
 			}
+			in := *s
+			in.tenant = d.tenant
+			out, err := c.check(ctx, &in, d.Name)
+			lock.Lock()
+			defer lock.Unlock()
 			if err != nil {
-				failed = append(failed, fmt.Errorf("tenant %s: %s: %w", s.tenant, d.Name, err))
-				continue
+				failed = append(failed, fmt.Errorf("tenant %s: %s: %w", d.tenant, d.Name, err))
+				return nil
 			}
-			out.Tenant = s.tenant
+			out.Tenant = d.tenant
 			checked = append(checked, out)
 			what := "right"
 			if wrong := out.wrong(); len(wrong) > 0 {
@@ -147,8 +151,16 @@ func (c domainCheckCmd) all(ctx context.Context, s *session) error {
 			if !s.json {
 				s.print("%s  %s: %s", out.Tenant, out.Domain, what)
 			}
-		}
+			return nil
+		})
 	}
+	_ = group.Wait() // each keeps its own error
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	slices.SortFunc(checked, func(a, b domainChecked) int {
+		return cmp.Or(strings.Compare(a.Tenant, b.Tenant), strings.Compare(a.Name, b.Name))
+	})
 	if _, err := s.data(checked); err != nil {
 		return err
 	}
@@ -156,6 +168,39 @@ func (c domainCheckCmd) all(ctx context.Context, s *session) error {
 		failed = append(failed, fmt.Errorf("of %s %d not as they should be: onda domain check NAME says what to publish", count(len(checked), "domain"), bad))
 	}
 	return errors.Join(failed...)
+}
+
+// domainOf is a domain of a tenant's.
+type domainOf struct {
+	tenant string
+	senderdomain.Listed
+}
+
+// domainsToCheck are the domains of these tenants, the one first that was checked longest ago: should the time not suffice for all, it is the turn of the others on another day.
+func (s *session) domainsToCheck(ctx context.Context, tenants []string) (all []domainOf, failed []error) {
+	for _, tenant := range tenants {
+		var domains []senderdomain.Listed
+		in := *s
+		in.tenant = tenant
+		err := in.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
+			domains, err = senderdomain.List(ctx, tx)
+			return err
+		})
+		if err != nil {
+			failed = append(failed, fmt.Errorf("tenant %s: %w", tenant, err))
+		}
+		for _, d := range domains {
+			all = append(all, domainOf{tenant, d})
+		}
+	}
+	at := func(d domainOf) (t time.Time) {
+		if d.CheckedAt != nil {
+			t = *d.CheckedAt
+		}
+		return t
+	}
+	slices.SortStableFunc(all, func(a, b domainOf) int { return at(a).Compare(at(b)) })
+	return all, failed
 }
 
 // check checks a domain of the tenant. DNS is asked outside of any transaction.
