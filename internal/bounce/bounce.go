@@ -78,7 +78,7 @@ func (s *service) settle(ctx context.Context) {
 	for _, tenant := range tenants {
 		for more := true; more; {
 			err := s.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
-				more, err = feedback.Settle(ctx, tx)
+				more, err = feedback.Settle(ctx, tx, s.log)
 				return err
 			})
 			if err != nil {
@@ -137,7 +137,7 @@ func (s *service) delivered(ctx context.Context, tx *postgres.Tx, rep *mail.Repo
 	if err != nil {
 		return "", err
 	}
-	return result, feedback.Apply(ctx, tx, feedback.Event{Delivery: id, Kind: feedback.Delivered})
+	return result, feedback.Apply(ctx, tx, s.log, feedback.Event{Delivery: id, Kind: feedback.Delivered})
 }
 
 // report takes a report of delivery (RFC 3464 section 2.3.3).
@@ -158,7 +158,7 @@ func (s *service) report(ctx context.Context, tx *postgres.Tx, rep *mail.Report)
 	if err != nil {
 		return "", err
 	}
-	return Bounced, feedback.Apply(ctx, tx, feedback.Event{Delivery: id, Kind: feedback.Bounced, Class: string(rep.Class)})
+	return Bounced, feedback.Apply(ctx, tx, s.log, feedback.Event{Delivery: id, Kind: feedback.Bounced, Class: string(rep.Class)})
 }
 
 // complaint takes a report of abuse (RFC 5965). Providers blank out much of it: the token in List-Unsubscribe is enough.
@@ -171,7 +171,7 @@ func (s *service) complaint(ctx context.Context, tx *postgres.Tx, rep *mail.Repo
 	}
 	id, err := s.delivery(ctx, tx, rep.ReturnPathToken)
 	if err == nil {
-		return Complained, feedback.Apply(ctx, tx, feedback.Event{Delivery: id, Kind: feedback.Complained})
+		return Complained, feedback.Apply(ctx, tx, s.log, feedback.Event{Delivery: id, Kind: feedback.Complained})
 	}
 	if !errors.Is(err, errNotOurs) {
 		return "", err

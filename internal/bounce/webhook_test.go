@@ -468,7 +468,7 @@ func TestWebhooksComeAgain(t *testing.T) {
 		if at, err := feedback.Due(ctx, tx); err != nil || at.After(tx.Now().Add(tx.Tick())) {
 			t.Errorf("due at %s, %v", at, err)
 		}
-		more, err := feedback.Settle(ctx, tx)
+		more, err := feedback.Settle(ctx, tx, zaptest.NewLogger(t))
 		if more {
 			t.Error("there is more")
 		}

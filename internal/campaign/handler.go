@@ -44,7 +44,7 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 	if err != nil {
 		return fn.Handler{}, err
 	}
-	f := &function{rt: rt, db: db, engine: &engine{db: db, docs: &documents{}, share: cfg.Share, stop: rt.Draining()}}
+	f := &function{rt: rt, db: db, engine: &engine{db: db, docs: &documents{}, share: cfg.Share, log: rt.Log, stop: rt.Draining()}}
 	return fn.Handler{
 		Event:      f.event,
 		DeadLetter: f.deadLetter,

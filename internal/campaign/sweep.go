@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"go.uber.org/zap"
 
 	"github.com/onda-run/onda/internal/feedback"
 	"github.com/onda-run/onda/internal/postgres"
@@ -20,6 +21,7 @@ type engine struct {
 	db    *postgres.DB
 	docs  *documents
 	share int
+	log   *zap.Logger
 	// stop is closed when the process is to end: the engine then ends after the transaction it is at.
 	stop <-chan struct{}
 }
@@ -114,7 +116,8 @@ func (e *engine) round(ctx context.Context, tenant string, s scope, until time.T
 		}
 	}
 	if s.sweep {
-		for _, f := range []func(context.Context, *postgres.Tx) (bool, error){feedback.Settle, tidy, expire} {
+		settle := func(ctx context.Context, tx *postgres.Tx) (bool, error) { return feedback.Settle(ctx, tx, e.log) }
+		for _, f := range []func(context.Context, *postgres.Tx) (bool, error){settle, tidy, expire} {
 			more, err := in(f)
 			if err != nil {
 				return false, err

@@ -21,7 +21,7 @@ import (
 
 // another is a second process on the same database.
 func (w *world) another() *engine {
-	return &engine{db: w.db, docs: &documents{}, share: 4, stop: make(chan struct{})}
+	return &engine{db: w.db, docs: &documents{}, share: 4, log: w.engine.log, stop: make(chan struct{})}
 }
 
 const busy = `

@@ -12,6 +12,7 @@ import (
 
 	cloudevents "github.com/cloudevents/sdk-go/v2"
 	"github.com/jackc/pgx/v5"
+	"go.uber.org/zap/zaptest"
 
 	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/event/eventtest"
@@ -34,7 +35,7 @@ func newWorld(tb testing.TB) *world {
 	tb.Helper()
 	d := pgtest.New(tb)
 	db := d.DB(tb)
-	w := &world{t: tb, db: db, admin: d.Admin(tb), engine: &engine{db: db, docs: &documents{}, share: 4, stop: make(chan struct{})}}
+	w := &world{t: tb, db: db, admin: d.Admin(tb), engine: &engine{db: db, docs: &documents{}, share: 4, log: zaptest.NewLogger(tb), stop: make(chan struct{})}}
 	w.apply(common)
 	tb.Cleanup(w.validate)
 	return w

@@ -16,6 +16,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"go.uber.org/zap"
 
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/delivery"
@@ -89,7 +90,7 @@ func when(tx *postgres.Tx, at time.Time) time.Time {
 }
 
 // Settle works off at most AtOnce events, in the order in which they came; more tells that there may be others.
-func Settle(ctx context.Context, tx *postgres.Tx) (more bool, err error) {
+func Settle(ctx context.Context, tx *postgres.Tx, log *zap.Logger) (more bool, err error) {
 	if there, err := hasTable(ctx, tx); err != nil || !there {
 		return false, err
 	}
@@ -105,7 +106,7 @@ func Settle(ctx context.Context, tx *postgres.Tx) (more bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("read what was told: %w", err)
 	}
-	return len(events) == AtOnce, Apply(ctx, tx, events...)
+	return len(events) == AtOnce, Apply(ctx, tx, log, events...)
 }
 
 // Due is when what was taken is to be worked off at the latest: a tick after it came.
@@ -131,8 +132,8 @@ func hasTable(ctx context.Context, tx *postgres.Tx) (there bool, err error) {
 	return there, nil
 }
 
-// Apply does at once what follows from events.
-func Apply(ctx context.Context, tx *postgres.Tx, events ...Event) error {
+// Apply does at once what follows from events. The log is told of breakers that they open.
+func Apply(ctx context.Context, tx *postgres.Tx, log *zap.Logger, events ...Event) error {
 	by := map[Kind][]delivery.Later{}
 	for _, e := range events {
 		by[e.Kind] = append(by[e.Kind], delivery.Later{Delivery: e.Delivery, Class: e.Class, At: when(tx, e.At)})
@@ -161,14 +162,14 @@ func Apply(ctx context.Context, tx *postgres.Tx, events ...Event) error {
 	if _, err := contact.Suppress(ctx, tx, Drainer, list...); err != nil {
 		return err
 	}
-	if err := count(ctx, tx, bounced, complained); err != nil {
+	if err := unsubscribe(ctx, tx, by[Unsubscribed]); err != nil {
 		return err
 	}
-	return unsubscribe(ctx, tx, by[Unsubscribed])
+	return count(ctx, tx, log, bounced, complained) // last: others too lock contacts before what is known of a domain
 }
 
 // count adds bounces and complaints that are news to what is known of where mails went: see delivery.CountTraffic.
-func count(ctx context.Context, tx *postgres.Tx, bounced, complained []delivery.Told) error {
+func count(ctx context.Context, tx *postgres.Tx, log *zap.Logger, bounced, complained []delivery.Told) error {
 	what := map[int64]delivery.Traffic{}
 	for _, l := range bounced {
 		if t := what[l.Delivery]; l.News {
@@ -216,8 +217,13 @@ func count(ctx context.Context, tx *postgres.Tx, bounced, complained []delivery.
 		return fmt.Errorf("look where mails went: %w", err)
 	}
 	for _, domain := range slices.Sorted(maps.Keys(by)) {
-		if _, err := delivery.CountTraffic(ctx, tx, domain, by[domain]); err != nil {
+		opened, err := delivery.CountTraffic(ctx, tx, domain, by[domain])
+		if err != nil {
 			return err
+		}
+		for _, b := range opened { // as send says it
+			log.Warn("a breaker opened: marketing mail waits", zap.String("tenant", tx.Tenant.Name), zap.String("from", b.Domain), zap.String("to", cmp.Or(b.Receiver, "everybody")),
+				zap.Time("until", b.Until), zap.String("why", b.Why))
 		}
 	}
 	return nil

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/pgtest"
@@ -24,17 +26,20 @@ type world struct {
 	data       *pgtest.Database
 	db         *postgres.DB
 	deliveries []int64
+	log        *zap.Logger
+	logged     *observer.ObservedLogs
 }
 
 func newWorld(tb testing.TB, contacts int) *world {
 	tb.Helper()
 	d := pgtest.New(tb)
-	w := &world{t: tb, data: d, db: d.DB(tb)}
+	core, logged := observer.New(zap.WarnLevel)
+	w := &world{t: tb, data: d, db: d.DB(tb), log: zap.New(core), logged: logged}
 	pgtest.In(tb, w.db, pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
 		var run, email int64
 		var who []int64
 		err := tx.QueryRow(ctx, `WITH e AS (INSERT INTO entity (kind, name) VALUES ('Email', 'welcome') RETURNING id),
-			d AS (INSERT INTO document (entity, version, spec, hash) SELECT id, 1, '{"spec": {"topic": "newsletter"}}', '' FROM e RETURNING id, entity),
+			d AS (INSERT INTO document (entity, version, spec, hash) SELECT id, 1, '{"spec": {"topic": "newsletter", "from": "Acme <news@acme.example>"}}', '' FROM e RETURNING id, entity),
 			r AS (INSERT INTO run (kind, entity, document, state) SELECT 'broadcast', entity, id, 'running' FROM d RETURNING id),
 			c AS (INSERT INTO contact (email) SELECT 'c' || i || '@example.com' FROM generate_series(1, $1::integer) i RETURNING id)
 			SELECT d.id, r.id, (SELECT array_agg(id ORDER BY id) FROM c) FROM d, r`, contacts).Scan(&email, &run, &who)
@@ -67,7 +72,7 @@ func (w *world) take(events ...Event) (taken int) {
 func (w *world) settle() error {
 	for more := true; more; {
 		err := w.db.InTenant(context.Background(), pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) (err error) {
-			more, err = Settle(ctx, tx)
+			more, err = Settle(ctx, tx, w.log)
 			return err
 		})
 		if err != nil {
@@ -171,6 +176,38 @@ func TestTimesThatCannotBe(t *testing.T) {
 	}
 	if n := pgtest.One[int](t, w.db, pgtest.Acme, "SELECT count(*) FROM delivery WHERE delivered_at BETWEEN now() - interval '1 hour' AND now()"); n != 3 {
 		t.Errorf("%d of 3 are of now", n)
+	}
+}
+
+// What is known of a domain is locked after the contacts, as others do, so that neither waits for the other; and a breaker that reports open is told of.
+func TestWhereMailsWentIsCountedLast(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 31)
+	w.data.Own(t, pgtest.Acme, `CREATE FUNCTION acme.last() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+			IF NOT EXISTS (SELECT FROM acme.subscription WHERE state = 'withdrawn') THEN RAISE EXCEPTION 'contacts are locked after this'; END IF;
+			RETURN NEW;
+		END $$`)
+	pgtest.In(t, w.db, pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+		_, err := delivery.CountTraffic(ctx, tx, "acme.example", map[string]delivery.Traffic{delivery.Others: {Sent: 250}})
+		return err
+	})
+	w.data.Own(t, pgtest.Acme, "CREATE TRIGGER last BEFORE INSERT OR UPDATE ON acme.throttle FOR EACH ROW EXECUTE FUNCTION acme.last()")
+	events := []Event{{Delivery: w.deliveries[0], Kind: Unsubscribed}}
+	for _, d := range w.deliveries[1:] {
+		events = append(events, Event{Delivery: d, Kind: Bounced, Class: hard})
+	}
+	w.take(events...)
+	if err := w.settle(); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, l := range w.logged.FilterMessage("a breaker opened: marketing mail waits").All() {
+		f := l.ContextMap()
+		got = append(got, fmt.Sprint(f["tenant"], " ", f["from"], " to ", f["to"], ": ", f["why"]))
+	}
+	const why = "30 of 250 came back (12.0 %, at most 10.0 %)"
+	if d := cmp.Diff([]string{"acme acme.example to everybody: " + why, "acme acme.example to others: " + why}, got); d != "" {
+		t.Errorf("logged (-want +got):\n%s", d)
 	}
 }
 
