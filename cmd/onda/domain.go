@@ -445,6 +445,15 @@ func (c domainResumeCmd) Run(ctx context.Context, s *session) error {
 		s.print("no mail from %s waits", domain)
 		return nil
 	}
-	s.print("mail from %s goes on; what was put off follows within a minute", domain)
+	for more := true; more; {
+		err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
+			more, err = delivery.Release(ctx, tx)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	s.print("mail from %s goes on; all that was put off follows within five minutes", domain)
 	return nil
 }

@@ -122,6 +122,7 @@ func (p *progress) people(ctx context.Context, tx *postgres.Tx, b *spec.Broadcas
 	case others:
 		people, err := audience(ctx, tx, b, p.to, limit, "NOT EXISTS (SELECT FROM allowance a WHERE a.kind = $3 AND a.contact = c.id AND a.period = 'infinity')", aheadOf(p.run))
 		return p.move(people, limit), err
+	case everybody:
 	}
 	people, err := audience(ctx, tx, b, p.to, limit, "$3 = ''", "")
 	return p.move(people, limit), err

@@ -52,6 +52,27 @@ func (a *arrivals) note(line []byte, at time.Time) {
 	}
 }
 
+// all waits until so many came.
+func (a *arrivals) all(ctx context.Context, n int) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for {
+		a.mu.Lock()
+		have := len(a.at)
+		a.mu.Unlock()
+		if have >= n {
+			return nil
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%d of %d transactional mails came: %w", have, n, ctx.Err())
+		}
+	}
+}
+
 // prepareTransactional measures how long a transactional mail takes, from the request over HTTP to the relay, while a blast runs at full speed; the reference is the same at rest,
 // and the 250 ms that it may take longer. The rates are of the blast, with those mails beside it and without.
 func prepareTransactional(ctx context.Context, l *lab) (r rounds, err error) {
@@ -100,16 +121,8 @@ func prepareTransactional(ctx context.Context, l *lab) (r rounds, err error) {
 			return 0, err
 		}
 		var took []time.Duration
-		for until := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
-			came.mu.Lock()
-			n := len(came.at)
-			came.mu.Unlock()
-			if n == len(asked.Posted) {
-				break
-			}
-			if time.Now().After(until) {
-				return 0, fmt.Errorf("%d of %d transactional mails came", n, len(asked.Posted))
-			}
+		if err := came.all(ctx, len(asked.Posted)); err != nil {
+			return 0, err
 		}
 		came.mu.Lock()
 		defer came.mu.Unlock()
@@ -121,7 +134,7 @@ func prepareTransactional(ctx context.Context, l *lab) (r rounds, err error) {
 	}
 	taken := func() (counts, error) {
 		_, _ = to.take()
-		return counts{Mails: int64(l.mails)}, nil // the blast's own are counted in the database
+		return counts{Mails: int64(l.mails)}, ctx.Err() // the blast's own are counted in the database
 	}
 	r.ours = func(ctx context.Context) (float64, error) {
 		var during float64
