@@ -1,59 +1,62 @@
 package emailsource
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
-	"html"
-	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/vanng822/go-premailer/premailer"
 	nethtml "golang.org/x/net/html"
 
 	"github.com/onda-run/onda/internal/liquid"
 )
 
-var (
-	styleValue = regexp.MustCompile(`(?is)\sstyle\s*=\s*("[^"]*"|'[^']*'|[^\s"'>]+)`)
-	mediaValue = regexp.MustCompile(`(?is)\smedia\s*=\s*("[^"]*"|'[^']*'|[^\s"'>]+)`)
-	comment    = regexp.MustCompile(`(?s)/\*.*?\*/`)
-)
-
 // numberAttr tells elements apart while their styles are looked up. It is in no mail.
 const numberAttr = "data-onda-n"
 
-// maxCSS bounds the styles of a page: the library compares each selector with each element. Gmail reads 16 KiB.
-const maxCSS = 64 << 10
+const (
+	maxCSS   = 64 << 10 // bytes of a page's styles: each selector is compared with each element
+	gmailCSS = 16 << 10 // what Gmail reads of them
+	maxWork  = 1 << 26  // comparisons of declarations
+)
 
-// inlineCSS puts the rules of a page's style elements into the style attributes of the elements that they are of: many mail programs know no others. What an attribute
-// cannot say stays in a style element: media queries, :hover and its like, at-rules, and style elements that have a medium or Liquid in them.
+// inlineCSS puts the rules of a page's style elements into the style attributes of the elements that they are of, for mail programs that read no others. The style
+// elements stay as they are written, and for programs that read them nothing may change:
 //
-// The library that knows CSS gives its page as a browser would see it, with tags mended and Liquid between rows moved out of its table. So it is asked for the styles
-// alone, and the page's own tags get them.
+//   - What holds only at times, in @media, a sheet with a medium, or while a link is pointed at, gets !important where a value in an attribute would beat it.
+//   - What cannot be told from the template is not inlined, and neither is a value that would beat it: a:visited, tr:last-child where Liquid makes rows, a class that
+//     Liquid writes, a sheet that has Liquid in it.
+//   - Elements with Liquid in or around their style are left alone.
 func inlineCSS(page string) (string, error) {
 	m := liquid.Mask(page)
 	p := readPage(m)
-	if p.css == "" {
+	if len(p.sheets) == 0 {
 		return page, nil
 	}
-	if len(p.css) > maxCSS {
+	if p.size > maxCSS {
 		return "", fmt.Errorf("its styles are larger than %d KiB: shorten them", maxCSS>>10)
 	}
-	kept, rules := atRules(p.css)
-	styles, left, err := lookUp(p.numbered.String(), rules)
+	root, err := nethtml.Parse(strings.NewReader(p.numbered.String()))
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("its HTML cannot be read: %w", err)
 	}
-	kept = strings.TrimSpace(kept + left)
+	c := &cascade{liquid: m.Has(m.Text)}
+	for _, s := range p.sheets {
+		c.read(s)
+	}
+	styles := map[string]string{}
+	if c.walk(root, p, false, styles); c.work > maxWork {
+		return "", errors.New("its styles are too many for its elements: shorten them")
+	}
 	var out strings.Builder
 	for _, t := range p.tags {
 		switch {
-		case t.css && kept != "":
-			out.WriteString("<style>\n" + kept + "\n</style>")
-			kept = ""
-		case t.css:
-		case t.number != "" && styles[t.number] != "":
-			out.WriteString(withStyle(t.raw, styles[t.number]))
+		case t.sheet != nil:
+			out.WriteString(t.sheet.written())
+		case styles[t.number] != "":
+			out.WriteString(withAttr(t.raw, "style", styles[t.number]))
 		default:
 			out.WriteString(t.raw)
 		}
@@ -64,18 +67,31 @@ func inlineCSS(page string) (string, error) {
 // taken is a page, taken apart.
 type taken struct {
 	tags     []tag
-	css      string          // of its style elements
-	numbered strings.Builder // the page without them and without style attributes, its elements numbered
+	sheets   []*sheet
+	size     int             // of their text
+	numbered strings.Builder // the page without them, its elements numbered
+
+	uncertain map[string]bool // elements of which Liquid writes some attributes, by number
+	alone     map[string]bool // those that are left alone
 }
 
 type tag struct {
 	raw    string
 	number string // of an element's opening tag
-	css    bool   // it was a style element, whose rules are in the page's css
+	sheet  *sheet // of a style element, text between tags
+}
+
+// sheet is the text of a style element.
+type sheet struct {
+	text    string
+	atTimes bool           // it has a medium
+	liquid  *liquid.Masked // it has Liquid in it
+
+	important []*declaration
 }
 
 func readPage(m *liquid.Masked) *taken {
-	p := &taken{}
+	p := &taken{uncertain: map[string]bool{}, alone: map[string]bool{}}
 	z := nethtml.NewTokenizer(strings.NewReader(m.Text))
 	for kind := z.Next(); kind != nethtml.ErrorToken; kind = z.Next() {
 		raw := string(z.Raw())
@@ -85,127 +101,221 @@ func readPage(m *liquid.Masked) *taken {
 			continue
 		}
 		name, _ := z.TagName()
-		if string(name) == "style" && kind == nethtml.StartTagToken {
-			p.style(m, z, raw)
-			continue
+		style := string(name) == "style" && kind == nethtml.StartTagToken
+		p.element(m, raw)
+		if style && z.Next() == nethtml.TextToken {
+			p.style(m, raw, string(z.Raw()))
+		} else if style {
+			end := string(z.Raw())
+			p.tags = append(p.tags, tag{raw: end})
+			p.numbered.WriteString(end)
 		}
-		t := tag{raw: raw, number: strconv.Itoa(len(p.tags))}
-		p.tags = append(p.tags, t)
-		at := strings.IndexAny(raw, " \t\r\n\f/>") // not the length of the name, in which the tokenizer mends letters
-		p.numbered.WriteString(raw[:at] + " " + numberAttr + `="` + t.number + `"` + styleValue.ReplaceAllString(raw[at:], " "))
 	}
 	return p
 }
 
-// style reads a style element, whose opening tag was just read.
-func (p *taken) style(m *liquid.Masked, z *nethtml.Tokenizer, open string) {
-	text, end := "", ""
-	if z.Next() == nethtml.TextToken {
-		text = string(z.Raw())
-		z.Next()
+// element reads an opening tag. The attributes that Liquid writes are left out of the numbered page: which they are is not known before it is rendered.
+func (p *taken) element(m *liquid.Masked, raw string) {
+	n := strconv.Itoa(len(p.tags))
+	p.tags = append(p.tags, tag{raw: raw, number: n})
+	p.numbered.WriteString("<" + tagName(raw) + " " + numberAttr + `="` + n + `"`)
+	for _, a := range attributes(raw) {
+		if m.Has(a.name) {
+			p.uncertain[n], p.alone[n] = true, true
+			break
+		}
+		written := raw[a.from:a.to]
+		if m.Has(a.value) {
+			switch a.name {
+			case "style":
+				p.alone[n] = true
+			case "class": // the words before the first are there in any case
+				p.uncertain[n] = true
+				var sure []string
+				for _, word := range strings.Fields(a.value) {
+					if m.Has(word) {
+						break
+					}
+					sure = append(sure, word)
+				}
+				written = `class="` + strings.Join(sure, " ") + `"`
+			case "href": // there is one, which a:link asks for
+			default:
+				p.uncertain[n] = true
+				written = ""
+			}
+		}
+		p.numbered.WriteString(" " + written)
 	}
-	end = string(z.Raw())
-	if medium := mediaValue.FindStringSubmatch(open); m.Has(open+text) || medium != nil && value(medium[1]) != "all" || !strings.HasPrefix(end, "</") {
-		p.tags = append(p.tags, tag{raw: open + text + end})
-		return
+	if strings.HasSuffix(raw, "/>") {
+		p.numbered.WriteString(" /")
 	}
-	p.css += text + "\n"
-	p.tags = append(p.tags, tag{css: true})
+	p.numbered.WriteString(">")
 }
 
-// atRules takes the at-rules out of a style sheet, but for media queries: the library would mend them to death.
-func atRules(css string) (kept, rules string) {
-	css = comment.ReplaceAllString(strings.NewReplacer("<!--", "", "-->", "").Replace(css), "")
-	var at, others strings.Builder
-	for css != "" {
-		end := statement(css)
-		one := css[:end]
-		css = css[end:]
-		if bare := strings.TrimSpace(one); strings.HasPrefix(bare, "@") && !strings.HasPrefix(strings.ToLower(bare), "@media") {
-			at.WriteString(bare + "\n")
+// style reads the text of a style element.
+func (p *taken) style(m *liquid.Masked, open, text string) {
+	medium, _ := attr(open, "media")
+	s := &sheet{text: text}
+	if medium = strings.ToLower(strings.TrimSpace(medium)); medium != "" && medium != "all" {
+		s.atTimes = true
+	}
+	if m.Has(open + text) {
+		s.liquid = m
+	}
+	p.size += len(text)
+	p.sheets = append(p.sheets, s)
+	p.tags = append(p.tags, tag{sheet: s})
+}
+
+// written is the sheet with !important where it is needed.
+func (s *sheet) written() string {
+	slices.SortFunc(s.important, func(a, b *declaration) int { return cmp.Or(a.end-b.end, a.from-b.from) })
+	var out strings.Builder
+	at := 0
+	for i, d := range s.important {
+		end := d.end
+		if d.extra == "" {
+			out.WriteString(s.text[at:end] + " !important")
 		} else {
-			others.WriteString(one)
+			out.WriteString(s.text[at:end])
+			if i == 0 || s.important[i-1].end != end {
+				out.WriteString("\n" + d.extra + " {")
+			}
+			out.WriteString(" " + d.name + ": " + d.value + " !important;")
+			if i == len(s.important)-1 || s.important[i+1].end != end {
+				out.WriteString(" }")
+			}
 		}
+		at = end
 	}
-	return at.String(), others.String()
+	return out.String() + s.text[at:]
 }
 
-// statement gives where the first rule of a style sheet ends: after its braces, or its semicolon.
-func statement(css string) int {
-	depth, quote := 0, byte(0)
-	for i := 0; i < len(css); i++ {
-		switch c := css[i]; {
-		case c == '\\':
-			i++
-		case quote != 0:
-			if c == quote || c == '\n' {
-				quote = 0
-			}
-		case c == '"' || c == '\'':
-			quote = c
-		case c == '{':
-			depth++
-		case c == '}':
-			if depth--; depth <= 0 {
-				return i + 1
-			}
-		case c == ';' && depth == 0:
-			return i + 1
-		}
-	}
-	return len(css)
-}
-
-// lookUp asks the library for the style of each numbered element, and for the rules that are of none.
-func lookUp(page, rules string) (styles map[string]string, left string, err error) {
-	defer func() { // it is not ours, and the rules are anybody's
-		if r := recover(); r != nil {
-			err = fmt.Errorf("its styles cannot be read: %v", r)
-		}
-	}()
-	p, err := premailer.NewPremailerFromString("<style>"+rules+"</style>"+page, premailer.NewOptions(premailer.WithCssToAttributes(false), premailer.WithKeepBangImportant(true)))
-	if err != nil {
-		return nil, "", fmt.Errorf("its styles cannot be read: %w", err)
-	}
-	done, err := p.Transform()
-	if err != nil {
-		return nil, "", fmt.Errorf("putting styles into elements: %w", err)
-	}
-	styles = map[string]string{}
-	z := nethtml.NewTokenizer(strings.NewReader(done))
-	for kind := z.Next(); kind != nethtml.ErrorToken; kind = z.Next() {
-		if kind != nethtml.StartTagToken && kind != nethtml.SelfClosingTagToken {
-			continue
-		}
-		t := z.Token()
-		number, style := "", ""
-		for _, a := range t.Attr {
+// walk finds the styles of an element and of those in it.
+func (c *cascade) walk(n *nethtml.Node, p *taken, around bool, styles map[string]string) {
+	if n.Type == nethtml.ElementNode {
+		number, own := "", ""
+		for _, a := range n.Attr {
 			switch a.Key {
 			case numberAttr:
 				number = a.Val
 			case "style":
-				style = a.Val
+				own = a.Val
 			}
 		}
-		if t.Data == "style" && number == "" && z.Next() == nethtml.TextToken { // the library's own
-			left += string(z.Raw()) + "\n"
-			continue
+		if number != "" && !p.alone[number] {
+			if _, done := styles[number]; !done {
+				styles[number] = c.style(element{n, p.uncertain[number], around}, own)
+			}
 		}
-		styles[number] = style
+		around = around || p.uncertain[number]
 	}
-	return styles, left, nil
+	for child := range n.ChildNodes() {
+		c.walk(child, p, around, styles)
+	}
 }
 
-// withStyle gives a tag a style, before the one that it has and that goes before it.
-func withStyle(raw, style string) string {
-	own := ""
-	if found := styleValue.FindStringSubmatch(raw); found != nil {
-		own = ";" + value(found[1])
-		raw = strings.Replace(raw, found[0], "", 1)
+// style is what an element's style attribute says with what the rules say before it.
+func (c *cascade) style(e element, own string) string {
+	var sure, kept []*match
+	for _, r := range c.rules {
+		var best *selector
+		for _, s := range r.selectors {
+			definite, perhaps := s.matches(e)
+			if definite && !r.atTimes {
+				if best == nil || best.weight.Less(s.weight) {
+					best = s
+				}
+			} else if perhaps {
+				for _, d := range r.declarations {
+					kept = append(kept, &match{d, s, r})
+				}
+			}
+		}
+		if best == nil {
+			continue
+		}
+		for _, d := range r.declarations {
+			if one := (&match{d, best, r}); d.inlined {
+				sure = append(sure, one)
+			} else {
+				kept = append(kept, one)
+			}
+		}
 	}
-	end := len(raw) - 1
-	if strings.HasSuffix(raw, "/>") {
-		end--
+	if c.work += len(sure) * len(kept); c.work > maxWork {
+		return ""
 	}
-	return strings.TrimRight(raw[:end], " \t\r\n") + ` style="` + html.EscapeString(style+own) + `"` + raw[end:]
+	slices.SortStableFunc(sure, compare)
+	said := map[string]bool{} // by the element itself
+	for _, one := range split(own, ';') {
+		name, _, _ := strings.Cut(one, ":")
+		said[strings.ToLower(strings.TrimSpace(name))] = true
+	}
+	var before, after []string
+	by := map[string]*rule{} // that a property is of
+	for _, one := range slices.Backward(sure) {
+		if r := by[one.name]; r != nil && r != one.rule || beats(one, kept) {
+			continue
+		}
+		by[one.name] = one.rule
+		if text := one.name + ":" + one.value; one.important { // it goes before the element's own, and without the word: with it it would beat @media
+			after = append(after, text)
+		} else {
+			before = append(before, text)
+		}
+		for _, k := range kept {
+			if !said[one.name] && k.atTimes() && conflict(one, k) && compare(one, k) < 0 {
+				k.lift()
+			}
+		}
+	}
+	slices.Reverse(before)
+	slices.Reverse(after)
+	if own = strings.TrimRight(own, ";"+blanks); len(before)+len(after) > 0 && own != "" {
+		before = append(before, own)
+	}
+	return strings.Join(append(before, after...), ";")
+}
+
+// beats says whether a value in an attribute would beat one that goes before it and stays in its sheet.
+func beats(one *match, kept []*match) bool {
+	return slices.ContainsFunc(kept, func(k *match) bool {
+		return !k.atTimes() && k.rule != one.rule && conflict(one, k) && compare(one, k) < 0
+	})
+}
+
+// conflict says whether a declaration in an attribute keeps one in a sheet from being seen.
+func conflict(one, k *match) bool {
+	return !k.important && related(one.name, k.name) && (one.name != k.name || one.value != k.value)
+}
+
+// related says whether one property may say what the other does too, as margin and margin-top.
+func related(a, b string) bool {
+	family := func(name string) string {
+		if strings.HasPrefix(name, "border") && !strings.HasPrefix(name, "border-radius") && !strings.HasPrefix(name, "border-collapse") && !strings.HasPrefix(name, "border-spacing") {
+			return "border"
+		}
+		if name == "line-height" { // which font says too
+			return "font-height"
+		}
+		return name
+	}
+	if a == "all" || b == "all" {
+		return true
+	}
+	a, b = family(a), family(b)
+	return a == b || strings.HasPrefix(a, b+"-") || strings.HasPrefix(b, a+"-")
+}
+
+// cssSize is how much of a masked page is styles.
+func cssSize(page string) (size int) {
+	z := nethtml.NewTokenizer(strings.NewReader(page))
+	for kind := z.Next(); kind != nethtml.ErrorToken; kind = z.Next() {
+		if name, _ := z.TagName(); kind == nethtml.StartTagToken && string(name) == "style" && z.Next() == nethtml.TextToken {
+			size += len(z.Raw())
+		}
+	}
+	return size
 }

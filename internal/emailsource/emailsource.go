@@ -19,16 +19,15 @@ import (
 	"github.com/yuin/goldmark/extension"
 	"github.com/yuin/goldmark/renderer"
 	goldhtml "github.com/yuin/goldmark/renderer/html"
+	nethtml "golang.org/x/net/html"
 
 	"github.com/onda-run/onda/internal/liquid"
 	"github.com/onda-run/onda/internal/spec"
 )
 
 var (
-	openBody  = regexp.MustCompile(`(?i)<body\b[^>]*>`)
-	closeBody = regexp.MustCompile(`(?i)</body\s*>`)
-	openHTML  = regexp.MustCompile(`(?i)<html\b`)
-	repeated  = regexp.MustCompile(`(https?://[^\s<>]+) <(https?://[^\s<>]+)>`)
+	openHTML = regexp.MustCompile(`(?i)<html\b`)
+	repeated = regexp.MustCompile(`(https?://[^\s<>]+) <(https?://[^\s<>]+)>`)
 )
 
 const pixel = `{% if ` + spec.VarPixel + ` %}<img src="{{ ` + spec.VarPixel + ` }}" width="1" height="1" alt="" style="display:block;width:1px;height:1px;border:0">{% endif %}`
@@ -100,11 +99,7 @@ func (ps pages) compile(e *spec.Email, edition spec.Edition, layout *spec.Layout
 		}
 	}
 	page = withPreheader(page, string(c.Preheader))
-	if at := closeBody.FindStringIndex(page); at != nil {
-		page = page[:at[0]] + pixel + page[at[0]:]
-	} else {
-		page += pixel
-	}
+	page = withPixel(page)
 	page, text = links.inHTML(page), links.inText(text)
 	if links.err != nil {
 		return t, nil, links.err
@@ -182,10 +177,37 @@ func withPreheader(page, preheader string) string {
 	m := liquid.Mask(preheader)
 	line := `<div style="display:none;font-size:1px;line-height:1px;max-height:0;max-width:0;opacity:0;overflow:hidden;mso-hide:all">` +
 		m.Restore(html.EscapeString(m.Text)) + `</div>`
-	if at := openBody.FindStringIndex(page); at != nil {
-		return page[:at[1]] + line + page[at[1]:]
+	m = liquid.Mask(page)
+	at, _ := bodyOf(m.Text)
+	return m.Restore(m.Text[:at]) + line + m.Restore(m.Text[at:])
+}
+
+// withPixel puts the pixel at the end of the page.
+func withPixel(page string) string {
+	m := liquid.Mask(page)
+	_, at := bodyOf(m.Text)
+	return m.Restore(m.Text[:at]) + pixel + m.Restore(m.Text[at:])
+}
+
+// bodyOf gives where the body of a page begins and ends: its first tag and its last that are in no comment, as those for Outlook are. Without them it is all of the page.
+func bodyOf(page string) (from, to int) {
+	z, at := nethtml.NewTokenizer(strings.NewReader(page)), 0
+	to = -1
+	for kind := z.Next(); kind != nethtml.ErrorToken; kind = z.Next() {
+		begin := at
+		at += len(z.Raw())
+		switch name, _ := z.TagName(); {
+		case string(name) != "body":
+		case kind == nethtml.StartTagToken && from == 0:
+			from = at
+		case kind == nethtml.EndTagToken:
+			to = begin
+		}
 	}
-	return line + page
+	if to < from {
+		to = len(page)
+	}
+	return from, to
 }
 
 // markdownToHTML renders Markdown and leaves the Liquid in it as it is.
@@ -216,7 +238,7 @@ func markdownToHTML(src string) (string, error) {
 // htmlToText derives the plain text of a page and leaves the Liquid in it as it is.
 func htmlToText(page string) string {
 	m := liquid.Mask(page)
-	text := html2text.HTML2TextWithOptions(m.Text, html2text.WithUnixLineBreaks(), html2text.WithLinksInnerText(), html2text.WithListSupport())
+	text := html2text.HTML2TextWithOptions(forText(m.Text), html2text.WithUnixLineBreaks(), html2text.WithLinksInnerText(), html2text.WithListSupport())
 	lines := strings.Split(text, "\n")
 	var out []string
 	blank := true
@@ -235,4 +257,29 @@ func htmlToText(page string) string {
 		out = append(out, line)
 	}
 	return m.Restore(strings.TrimSpace(strings.Join(out, "\n"))) + "\n"
+}
+
+// forText writes a page for a library that takes any > for the end of a tag: without comments, in which is what Outlook alone shows, and with no attributes but the
+// addresses of links.
+func forText(page string) string {
+	var out strings.Builder
+	z := nethtml.NewTokenizer(strings.NewReader(page))
+	for kind := z.Next(); kind != nethtml.ErrorToken; kind = z.Next() {
+		raw := string(z.Raw())
+		switch kind {
+		case nethtml.CommentToken:
+		case nethtml.StartTagToken, nethtml.SelfClosingTagToken:
+			out.WriteString("<" + tagName(raw))
+			if href, has := attr(raw, "href"); has {
+				out.WriteString(` href="` + html.EscapeString(address(href)) + `"`)
+			}
+			if strings.HasSuffix(raw, "/>") {
+				out.WriteString(" /")
+			}
+			out.WriteString(">")
+		default:
+			out.WriteString(raw)
+		}
+	}
+	return out.String()
 }

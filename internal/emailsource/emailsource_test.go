@@ -56,6 +56,40 @@ func TestStoredForm(t *testing.T) {
 	}
 }
 
+// The preheader and the pixel are within the body that every program sees.
+func TestTheBodyIsTheOneOutsideComments(t *testing.T) {
+	t.Parallel()
+	const outlook = `<!--[if mso]><body class="o"><![endif]-->`
+	c, err := emailsource.Compile(email(spec.EmailContent{Subject: "s", Text: "t", Preheader: "First {{ x }}", HTML: `<html>` + outlook + `<BODY class="{% if a > b %}x{% endif %}">Hi<!-- </body> --></BODY></html>`}), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	html := page(t, c, "html")
+	if !strings.HasPrefix(html, `<html>`+outlook+`<BODY class="{% if a > b %}x{% endif %}"><div style="display:none`) || !strings.Contains(html, `First {{ x }}</div>Hi<!-- </body> -->{% if _pixel %}`) ||
+		!strings.HasSuffix(html, `{% endif %}</BODY></html>`) {
+		t.Errorf("%s", html)
+	}
+}
+
+// The text that is derived has what a reader sees, and leads where links do.
+func TestTextOfHTML(t *testing.T) {
+	t.Parallel()
+	for html, want := range map[string]string{
+		`<p>One<!--[if mso]><i>Outlook</i> https://no.example<![endif]--></p><!--[if !mso]><!--><b>two</b><!--<![endif]-->`: "One\n\ntwo\n",
+		`<a title="a > b" href='https://x.example/?q="a"&amp;copy=1'>One</a>`:                                               "One <{{ _links[0] }}>\n",
+		`<a href="https://x.example/Foo_(bar)">https://x.example/Foo_(bar)</a>`:                                             "{{ _links[0] }}\n",
+		`<a href="https://x.example/Foo_(bar)">Foo</a>, (https://x.example/Foo_(bar)).`:                                     "Foo <{{ _links[0] }}>, ({{ _links[0] }}).\n",
+	} {
+		c, err := emailsource.Compile(email(spec.EmailContent{Subject: "s", HTML: spec.Source(html)}), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := page(t, c, "text"); got != want {
+			t.Errorf("%s: %q, want %q", html, got, want)
+		}
+	}
+}
+
 // What would take the libraries long is refused, with what to do about it.
 func TestHostileSources(t *testing.T) {
 	t.Parallel()

@@ -14,11 +14,9 @@ import (
 )
 
 var (
-	altAttr   = regexp.MustCompile(`(?i)\salt[\s=/>]`)
-	srcValue  = regexp.MustCompile(`(?is)\ssrc\s*=\s*("[^"]*"|'[^']*'|[^\s"'>]+)`)
-	noAlt     = regexp.MustCompile(`!\[\s*\]\(`)              // an image in Markdown
-	plainLink = regexp.MustCompile(`[(<\s]http://[^\s()<>]+`) // a link in Markdown
-	cidValue  = regexp.MustCompile(`"cid:([A-Za-z0-9._-]+)"`)
+	noAlt     = regexp.MustCompile(`!\[\s*\]\(`)                  // an image in Markdown
+	plainLink = regexp.MustCompile(`(?i)[(<\s]http://[^\s()<>]+`) // a link in Markdown
+	cidValue  = regexp.MustCompile(`["']cid:([A-Za-z0-9._-]+)["']`)
 )
 
 const (
@@ -56,31 +54,27 @@ func findings(text string, markdown bool) (found []spec.Finding) {
 			continue
 		}
 		name, _ := z.TagName()
-		addresses := hrefValue
+		to, what := "href", "link"
 		switch string(name) {
 		case "img", "mj-image":
-			if !altAttr.MatchString(raw) {
+			if _, has := attr(raw, "alt"); !has {
 				add(begin, withoutAlt)
 			}
-			addresses = srcValue
+			to, what = "src", "image"
 		case "a", "area", "mj-button", "mj-navbar-link", "mj-social-element":
 		default:
 			continue
 		}
-		for _, attr := range addresses.FindAllStringSubmatch(raw, -1) {
-			if to := m.Restore(value(attr[len(attr)-1])); strings.HasPrefix(to, "http://") && !onThisMachine(to) {
-				what := "link"
-				if string(name) == "img" || string(name) == "mj-image" {
-					what = "image"
-				}
-				add(begin, "the %s %s %s", what, clip(to), withoutHTTPS)
-			}
+		written, _ := attr(raw, to)
+		if to := m.Restore(address(written)); hasScheme(to, "http") && !onThisMachine(to) {
+			add(begin, "the %s %s %s", what, clip(to), withoutHTTPS)
 		}
 	}
 	return found
 }
 
 func onThisMachine(address string) bool {
+	address = strings.ToLower(address)
 	return strings.HasPrefix(address, "http://localhost") || strings.HasPrefix(address, "http://127.0.0.1")
 }
 
@@ -103,6 +97,9 @@ func look(t spec.Texts, body string, attachments []spec.Attachment) (found []spe
 	}
 	if size > gmailClips {
 		add("the mail's HTML has about %d KB, and Gmail shows the first 102 and hides the rest, the link to unsubscribe with it: shorten it", size>>10)
+	}
+	if size := cssSize(m.Text); size > gmailCSS {
+		add("the mail's styles have %d KB, and Gmail reads none beyond 16: shorten them, or what they say of narrow screens is not seen there", size>>10)
 	}
 	if letters, images := contents(body); images > 0 && letters < fewLetters {
 		add("the mail is images with hardly any text: where images are not loaded it says nothing, and filters take it for spam. Say in text what they say")

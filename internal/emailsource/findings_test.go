@@ -82,3 +82,24 @@ spec:
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
+
+// What programs cut off is said, and addresses are read as browsers read them.
+func TestWarningsOfOnePage(t *testing.T) {
+	t.Parallel()
+	for html, want := range map[string]string{
+		"<style>" + strings.Repeat("p{a:b}", 3000) + "</style>x":                     "the mail's styles have 17 KB, and Gmail reads none beyond 16",
+		`<a href="HTTP://x.example/">x</a>`:                                          "the link HTTP://x.example/ begins with http://",
+		`<a title="see href=http://no.example/" href=https://x.example>x</a>`:        "",
+		`<a href="HTTP://LOCALHOST:1/">x</a>`:                                        "",
+		`<p title=" alt="><img title="no alt =" src="https://x.example/a.png">x</p>`: "the image has no alt text",
+		`<p>x</p><img alt='' src='cid:a.png'>`:                                       "the image cid:a.png is no attachment",
+	} {
+		c, err := emailsource.Compile(email(spec.EmailContent{Subject: "s", Text: "t", HTML: spec.Source(html + strings.Repeat(" word", 20))}), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want == "" && len(c.Findings) > 0 || want != "" && (len(c.Findings) != 1 || !strings.Contains(c.Findings[0].Msg, want)) {
+			t.Errorf("%.60s: %v, want %q", html, c.Findings, want)
+		}
+	}
+}

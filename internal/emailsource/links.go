@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"html"
 	"net/url"
 	"regexp"
 	"slices"
@@ -18,11 +17,9 @@ import (
 )
 
 var (
-	hrefValue = regexp.MustCompile(`(?is)(\shref\s*=\s*)("[^"]*"|'[^']*'|[^\s"'>]+)`)
-	// What an a or area says of its link to Onda. It does not go out with the mail.
-	linkOption = regexp.MustCompile(`(?is)\s+data-onda-([a-z]+)(?:\s*=\s*("[^"]*"|'[^']*'|[^\s"'>]+))?`)
-	textURL    = regexp.MustCompile(`https?://[^\s<>"]+`)
+	textURL    = regexp.MustCompile(`(?i)<https?://[^\s<>]+>|https?://[^\s<>"]+`)
 	outputMark = regexp.MustCompile(`(?s)^\{\{-?\s*(.*?)\s*-?\}\}$`)
+	encodes    = regexp.MustCompile(`\s*\|\s*url_encode\s*$`)
 )
 
 // maxLink is how long an address may be that is tracked: browsers and mail programs begin to cut longer ones, and Postgres could not index it.
@@ -58,14 +55,20 @@ func onLinks(m *liquid.Masked, change func(tag string) string) string {
 	return m.Restore(out.String())
 }
 
-// value is what an attribute says.
-func value(quoted string) string {
-	return strings.TrimSpace(html.UnescapeString(strings.Trim(quoted, `"'`)))
+// address is an address as browsers take it from an attribute.
+func address(value string) string {
+	return strings.NewReplacer("\t", "", "\r", "", "\n", "").Replace(strings.TrimSpace(value))
 }
 
-func ofTheWeb(address string) bool {
-	return strings.HasPrefix(address, "https://") || strings.HasPrefix(address, "http://")
+func ofTheWeb(address string) bool { return hasScheme(address, "https") || hasScheme(address, "http") }
+
+func hasScheme(address, scheme string) bool {
+	before, _, is := strings.Cut(address, "://")
+	return is && strings.EqualFold(before, scheme)
 }
+
+// linkOption is the beginning of attributes that say something of a link to Onda. They do not go out with the mail.
+const linkOption = "data-onda-"
 
 // addresses gives the links of a page their parameters, and takes what they say to Onda out of it:
 //
@@ -76,39 +79,45 @@ func (l *links) addresses(page string) (string, error) {
 	m := liquid.Mask(page)
 	page = onLinks(m, func(tag string) string {
 		options := map[string]string{}
-		tag = linkOption.ReplaceAllStringFunc(tag, func(attr string) string {
-			p := linkOption.FindStringSubmatch(attr)
-			options[strings.ToLower(p[1])] = value(p[2])
-			return ""
-		})
+		for _, a := range slices.Backward(attributes(tag)) {
+			if name, is := strings.CutPrefix(a.name, linkOption); is {
+				options[name] = a.value
+				tag = strings.TrimRight(tag[:a.from], blanks) + tag[a.to:]
+			}
+		}
 		own, err := l.options(m, options)
 		if err != nil {
 			l.err = cmp.Or(l.err, fmt.Errorf("the link %s: %w", m.Restore(clip(tag)), err))
 			return tag
 		}
-		return hrefValue.ReplaceAllStringFunc(tag, func(attr string) string {
-			p := hrefValue.FindStringSubmatch(attr)
-			address := value(p[2])
-			if !ofTheWeb(address) {
-				if len(own) > 0 {
-					l.err = cmp.Or(l.err, fmt.Errorf("the link %s: parameters are for addresses that begin with https://", m.Restore(clip(tag))))
-				}
-				return attr
+		href, has := attr(tag, "href")
+		if !has {
+			return tag
+		}
+		to := address(href)
+		if !ofTheWeb(to) {
+			if len(own) > 0 {
+				l.err = cmp.Or(l.err, fmt.Errorf("the link %s: parameters are for addresses that begin with https://", m.Restore(clip(tag))))
 			}
-			to := withParameters(m, address, own)
-			if options["utm"] == "off" {
-				l.asTheyAre[m.Restore(to)] = true
-			} else {
-				to = withParameters(m, to, l.utm)
-			}
-			if options["track"] == "off" {
-				l.untracked[m.Restore(to)] = true
-			}
-			if to == address {
-				return attr
-			}
-			return p[1] + `"` + html.EscapeString(to) + `"`
-		})
+			return tag
+		}
+		if len(own) > 0 && !queryIsKnown(m, to) {
+			l.err = cmp.Or(l.err, fmt.Errorf("the link %s: where its query begins is not known: put | url_encode to what Liquid puts out before it", m.Restore(clip(tag))))
+			return tag
+		}
+		to = withParameters(m, to, own)
+		if options["utm"] == "off" {
+			l.asTheyAre[m.Restore(to)] = true
+		} else {
+			to = withParameters(m, to, l.utm)
+		}
+		if options["track"] == "off" {
+			l.untracked[m.Restore(to)] = true
+		}
+		if to == href {
+			return tag
+		}
+		return withAttr(tag, "href", to)
 	})
 	return page, l.err
 }
@@ -147,7 +156,7 @@ func ownParameters(m *liquid.Masked, params string) (own []spec.Parameter, err e
 				return one
 			}
 			plain := strings.TrimRight(strings.TrimSuffix(expression[1], "| raw"), " ")
-			return m.Put("{{ " + strings.TrimSuffix(plain, " | url_encode") + " | url_encode }}")
+			return m.Put("{{ " + encodes.ReplaceAllString(plain, "") + " | url_encode }}")
 		})
 		own = append(own, spec.Parameter{Name: decoded(name), Value: decoded(value)})
 	}
@@ -162,13 +171,27 @@ func decoded(s string) string {
 	return s
 }
 
-// withParameters adds parameters to the query of an address, masked: those that it has stay as they are. An address whose parts depend on tags such as {% if %} is left as
-// it is: where its query begins is not known before it is rendered.
-func withParameters(m *liquid.Masked, address string, add []spec.Parameter) string {
-	for _, mark := range regexp.MustCompile(m.Pattern()).FindAllString(address, -1) {
+// queryIsKnown says whether a masked address shows where its query begins: its parts do not depend on tags such as {% if %}, and what is put out before its query has none.
+func queryIsKnown(m *liquid.Masked, address string) bool {
+	path, _, _ := strings.Cut(address, "?")
+	path, _, _ = strings.Cut(path, "#")
+	for _, at := range regexp.MustCompile(m.Pattern()).FindAllStringIndex(address, -1) {
+		mark := address[at[0]:at[1]]
 		if m.IsTag(mark) {
-			return address
+			return false
 		}
+		output := outputMark.FindStringSubmatch(m.Restore(mark))
+		if at[0] < len(path) && (output == nil || !encodes.MatchString(output[1])) {
+			return false
+		}
+	}
+	return true
+}
+
+// withParameters adds parameters to the query of an address, masked: those that it has stay as they are. An address whose query may begin anywhere is left as it is.
+func withParameters(m *liquid.Masked, address string, add []spec.Parameter) string {
+	if !queryIsKnown(m, address) {
+		return address
 	}
 	before, fragment, hasFragment := strings.Cut(address, "#")
 	_, query, hasQuery := strings.Cut(before, "?")
@@ -214,14 +237,12 @@ func (l *links) variable(address string) string {
 func (l *links) inHTML(page string) string {
 	m := liquid.Mask(page)
 	return onLinks(m, func(tag string) string {
-		return hrefValue.ReplaceAllStringFunc(tag, func(attr string) string {
-			p := hrefValue.FindStringSubmatch(attr)
-			address := value(p[2])
-			if m.Has(address) || !ofTheWeb(address) || l.untracked[address] {
-				return attr
-			}
-			return p[1] + `"` + l.variable(address) + `"`
-		})
+		href, _ := attr(tag, "href")
+		to := address(href)
+		if m.Has(to) || !ofTheWeb(to) || l.untracked[to] {
+			return tag
+		}
+		return withAttr(tag, "href", l.variable(to))
 	})
 }
 
@@ -229,16 +250,32 @@ func (l *links) inHTML(page string) string {
 func (l *links) inText(text string) string {
 	m := liquid.Mask(text)
 	return m.Restore(textURL.ReplaceAllStringFunc(m.Text, func(found string) string {
-		address := strings.TrimRight(found, ".,;:!?)]}'")
-		after := found[len(address):]
+		before, address, after := "", found, ""
+		if strings.HasPrefix(found, "<") { // it says itself where it ends
+			before, address, after = "<", found[1:len(found)-1], ">"
+		} else {
+			address = withoutPunctuation(found)
+			after = found[len(address):]
+		}
 		if written := m.Restore(address); !l.asTheyAre[written] && !l.untracked[written] {
 			address = withParameters(m, address, l.utm)
 		}
 		if m.Has(address) || l.untracked[address] {
-			return address + after
+			return before + address + after
 		}
-		return l.variable(address) + after
+		return before + l.variable(address) + after
 	}))
+}
+
+// withoutPunctuation leaves out what goes on after an address in a sentence. A bracket that it opens itself is its own.
+func withoutPunctuation(address string) string {
+	for strings.ContainsAny(address[len(address)-1:], ".,;:!?)]}'") {
+		if strings.HasSuffix(address, ")") && strings.Count(address, "(") >= strings.Count(address, ")") {
+			break
+		}
+		address = address[:len(address)-1]
+	}
+	return address
 }
 
 // clip shortens what an error shows.

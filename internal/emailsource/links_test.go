@@ -25,7 +25,15 @@ func TestParametersOfLinks(t *testing.T) {
 		"with an empty query":  {`href="https://x.example/?"`, tracked("0"), []string{"https://x.example/?" + utm}},
 		"with a fragment":      {`href="https://x.example/a#part?x"`, tracked("0"), []string{"https://x.example/a?" + utm + "#part?x"}},
 		"what it has stays":    {`href="https://x.example/?utm_medium=mail"`, tracked("0"), []string{"https://x.example/?utm_medium=mail&utm_source=news&utm_campaign=hello"}},
-		"with Liquid":          {`href="https://x.example/{{ contact.id }}?a={{ "b" }}#c"`, `https://x.example/{{ contact.id }}?a={{ "b" }}&amp;utm_source=news&amp;utm_medium=email&amp;utm_campaign=hello#c`, nil},
+		"with Liquid":          {`href="https://x.example/{{ contact.id | url_encode }}?a={{ "b" }}#c"`, `https://x.example/{{ contact.id | url_encode }}?a={{ "b" }}&amp;utm_source=news&amp;utm_medium=email&amp;utm_campaign=hello#c`, nil},
+		"with any Liquid":      {`href="https://x.example{{ data.path }}?a=1"`, `https://x.example{{ data.path }}?a=1`, nil},
+		"no references":        {`href="https://x.example/pay?amount=1&currency=EUR&region=eu&section=2&param=3&notify=1&timestamp=5&utm_source=a&utm_medium=b&utm_campaign=c"`, tracked("0"), []string{"https://x.example/pay?amount=1&currency=EUR&region=eu&section=2&param=3&notify=1&timestamp=5&utm_source=a&utm_medium=b&utm_campaign=c"}},
+		"quotes of its own":    {`href="https://x.example/o?q='Bob'" data-onda-utm="off"`, tracked("0"), []string{"https://x.example/o?q='Bob'"}},
+		"on two lines":         {"href=\" https://x.example/\n\ta\r\nb \" data-onda-utm=off", tracked("0"), []string{"https://x.example/ab"}},
+		"brackets":             {`href="https://x.example/wiki/Foo_(bar)" data-onda-utm="off"`, tracked("0"), []string{"https://x.example/wiki/Foo_(bar)"}},
+		"in capitals":          {`href="HTTPS://x.example/"`, tracked("0"), []string{"HTTPS://x.example/?" + utm}},
+		"in another attribute": {`title="see href=https://no.example > data-onda-utm=on" href="https://x.example/"`, tracked("0"), []string{"https://x.example/?" + utm}},
+		"own, encoded":         {`href="https://x.example/" data-onda-utm="off" data-onda-params="a={{ x|url_encode }}"`, `https://x.example/?a={{ x | url_encode }}`, nil},
 		"with a tag":           {`href="https://x.example/{% if a %}?b=1{% endif %}"`, `https://x.example/{% if a %}?b=1{% endif %}`, nil},
 		"of Liquid alone":      {`href="{{ unsubscribe_url }}"`, `{{ unsubscribe_url }}`, nil},
 		"mailto":               {`href="mailto:a@x.example"`, `mailto:a@x.example`, nil},
@@ -45,7 +53,7 @@ func TestParametersOfLinks(t *testing.T) {
 			continue
 		}
 		html, _, _ := strings.Cut(page(t, c, "html"), ">here</a>")
-		_, html, _ = strings.Cut(html, "<a href=")
+		_, html, _ = strings.Cut(html, " href=\"")
 		if got := strings.Trim(html, `"'`); got != tt.href {
 			t.Errorf("%s: href %s, want %s", name, got, tt.href)
 		}
@@ -73,7 +81,7 @@ func page(t *testing.T, c *spec.Compiled, key string) string {
 
 func TestWhereUTMComesFrom(t *testing.T) {
 	t.Parallel()
-	e := email(spec.EmailContent{Subject: "s", HTML: "x", Text: "See https://x.example/a, or https://x.example/{{ contact.id }}."})
+	e := email(spec.EmailContent{Subject: "s", HTML: "x", Text: "See https://x.example/a, or https://x.example/{{ contact.id | url_encode }}."})
 	e.Transactional, e.UTM = true, &spec.UTM{Campaign: "Spring & sea", Term: "t", Content: "c"}
 	c, err := emailsource.Compile(e, nil)
 	if err != nil {
@@ -83,7 +91,7 @@ func TestWhereUTMComesFrom(t *testing.T) {
 	if diff := cmp.Diff([]string{"https://x.example/a?" + all}, c.Links()); diff != "" {
 		t.Error(diff)
 	}
-	if got, want := page(t, c, "text"), "See {{ _links[0] }}, or https://x.example/{{ contact.id }}?"+all+"."; got != want {
+	if got, want := page(t, c, "text"), "See {{ _links[0] }}, or https://x.example/{{ contact.id | url_encode }}?"+all+"."; got != want {
 		t.Errorf("text %q, want %q", got, want)
 	}
 }
@@ -94,6 +102,7 @@ func TestLinksAreRefused(t *testing.T) {
 		`href="https://x.example/" data-onda-params="a"`:                   `data-onda-params is written as a=b&c={{ contact.country }}, not "a"`,
 		`href="https://x.example/" data-onda-params="{{ a }}=b"`:           `not "{{ a }}=b"`,
 		`href="https://x.example/" data-onda-params="a={% if b %}"`:        "no tags such as {% if %}",
+		`href="https://x.example{{ a }}" data-onda-params="a=b"`:           "where its query begins is not known: put | url_encode to what",
 		`href="mailto:a@x.example" data-onda-params="a=b"`:                 "parameters are for addresses that begin with https://",
 		`href="{{ a }}" data-onda-params="a=b"`:                            "parameters are for addresses that begin with https://",
 		`href="https://x.example/" data-onda-utm="no"`:                     `data-onda-utm is off or left out, not "no"`,

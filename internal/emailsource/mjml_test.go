@@ -31,7 +31,7 @@ func TestMJML(t *testing.T) {
 	t.Parallel()
 	e := email(spec.EmailContent{
 		Subject: "s", Preheader: "First", MJML: mjml(`<mj-text>Hello {{ contact.name | default: "you" }}, <a href="https://x.example/a" data-onda-utm="off">see</a></mj-text>
-			<mj-raw>{% if contact.vip %}</mj-raw><mj-button href="https://x.example/{{ contact.id }}?a=1&amp;b=2">Go</mj-button><mj-raw>{% endif %}</mj-raw>`),
+			<mj-raw>{% if contact.vip %}</mj-raw><mj-button href="https://x.example/{{ contact.id | url_encode }}?a=1&amp;b=2">Go</mj-button><mj-raw>{% endif %}</mj-raw>`),
 	})
 	e.Transactional, e.UTM = true, &spec.UTM{Source: "u"}
 	e.Locales = map[string]spec.EmailContent{"fr": {Subject: "t"}}
