@@ -107,9 +107,15 @@ func NewSkeleton(m Message, text, html []string) (*Skeleton, error) {
 		index   int
 	}
 	places := make([]place, 0, len(marks))
+	head := layout // without the attachments, whose names may be anything
+	for _, body := range []string{markText, markHTML} {
+		if at := bytes.Index(layout, []byte("\r\n\r\n"+body)); at >= 0 {
+			head = layout[:at+len("\r\n\r\n"+body)]
+		}
+	}
 	for _, k := range marks {
-		at := bytes.Index(layout, []byte(k.text))
-		if at < 0 || bytes.Contains(layout[at+len(k.text):], []byte(k.text)) {
+		at := bytes.Index(head, []byte(k.text))
+		if at < 0 || bytes.Contains(head[at+len(k.text):], []byte(k.text)) {
 			return nil, fmt.Errorf("lay out a message: %q is not in it once", k.text)
 		}
 		places = append(places, place{at, at + len(k.text), k.hole, k.index})

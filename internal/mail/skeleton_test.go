@@ -96,6 +96,9 @@ func TestSkeletonIsTheMessage(t *testing.T) {
 			"attached": func(m *mail.Message) {
 				m.Attachments = []mail.Attachment{{Name: "Prüfung 1.pdf", Type: "application/pdf", Data: bytes.Repeat([]byte{0, '.', '\n', 255}, 5000)}, {Name: "logo.png", Data: []byte("png"), Inline: true}}
 			},
+			"attached under the names of marks": func(m *mail.Message) {
+				m.Attachments = []mail.Attachment{{Name: "ONDA-TEXT.txt", Data: []byte("x")}, {Name: "ONDA-HTML", Data: []byte("y")}, {Name: "ONDA-SUBJECT.png", Data: []byte("png"), Inline: true}}
+			},
 			"attached to text": func(m *mail.Message) {
 				m.HTML, m.Attachments = "", []mail.Attachment{{Name: ".txt", Data: []byte("..")}}
 			},
