@@ -29,7 +29,7 @@ spec:
   transactional: true
   from: "Acme <shop@acme.example>"
   subject: "Terms for {{ contact.first_name }}"
-  html: '<p><img src="cid:logo.png" alt="Acme"> {{ contact.first_name }}</p>'
+  html: '<p><img src="cid:logo.png" alt="Acme"><img alt="" src=''cid:logo.png''> {{ contact.first_name }}</p>'
   locales: {fr: {html: '<p>Bonjour {{ contact.first_name }}</p>'}}
   attachments:
     - {file: terms.pdf}
@@ -119,7 +119,7 @@ func TestAttachmentsAreSharedByMails(t *testing.T) {
 		t.Error(diff)
 	}
 	page, err := m.Page()
-	if err != nil || !strings.Contains(page.HTML, `<img src="data:image/png;base64,bG9nbw==" alt="Acme">`) {
+	if err != nil || !strings.Contains(page.HTML, `<img src="data:image/png;base64,bG9nbw==" alt="Acme"><img alt="" src='data:image/png;base64,bG9nbw=='>`) {
 		t.Errorf("%v\n%s", err, page.HTML)
 	}
 	if pgtest.One[int](t, b.db, pgtest.Acme, "SELECT count(*)::int FROM attachment") != 2 || pgtest.One[int](t, b.db, pgtest.Brava, "SELECT count(*)::int FROM attachment") != 0 {

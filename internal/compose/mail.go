@@ -250,7 +250,8 @@ func (m *Mail) Page() (Content, error) {
 	var images []string
 	for _, a := range m.a.email.attachments {
 		if a.Inline {
-			images = append(images, `"cid:`+a.Name+`"`, `"data:`+a.Type+";base64,"+base64.StdEncoding.EncodeToString(a.Data)+`"`)
+			data := "data:" + a.Type + ";base64," + base64.StdEncoding.EncodeToString(a.Data)
+			images = append(images, `"cid:`+a.Name+`"`, `"`+data+`"`, `'cid:`+a.Name+`'`, `'`+data+`'`)
 		}
 	}
 	if len(images) > 0 {
