@@ -104,20 +104,20 @@ func (c *cascade) block(s *sheet, text string, at, to int, atTimes bool) {
 			continue
 		}
 		prelude, inside := strings.TrimSpace(one[:open]), from+open+1
-		close := end
+		until := end
 		if strings.HasSuffix(one, "}") {
-			close--
+			until--
 		}
 		switch {
 		case group.MatchString(prelude):
-			c.block(s, text, inside, close, true)
+			c.block(s, text, inside, until, true)
 		case !strings.HasPrefix(prelude, "@"):
-			c.rule(s, prelude, text, inside, close, atTimes)
+			c.rule(s, prelude, text, inside, until, atTimes)
 		}
 	}
 }
 
-func (c *cascade) rule(s *sheet, prelude, text string, inside, close int, atTimes bool) {
+func (c *cascade) rule(s *sheet, prelude, text string, inside, until int, atTimes bool) {
 	r := &rule{order: len(c.rules), atTimes: atTimes && s.liquid == nil, sheet: s}
 	var user []string
 	for _, one := range split(prelude, ',') {
@@ -131,7 +131,7 @@ func (c *cascade) rule(s *sheet, prelude, text string, inside, close int, atTime
 		}
 	}
 	at := inside
-	for _, one := range split(text[inside:close], ';') {
+	for _, one := range split(text[inside:until], ';') {
 		from := at
 		at += len(one) + 1
 		name, value, is := strings.Cut(one, ":")
@@ -147,7 +147,7 @@ func (c *cascade) rule(s *sheet, prelude, text string, inside, close int, atTime
 		d.important = d.value != value
 		d.inlined = s.liquid == nil && !strings.Contains(value, "--")
 		if !r.atTimes && len(user) < len(r.selectors) {
-			d.extra, d.end = strings.Join(user, ", "), min(close+1, len(text))
+			d.extra, d.end = strings.Join(user, ", "), min(until+1, len(text))
 		}
 		r.declarations = append(r.declarations, d)
 	}

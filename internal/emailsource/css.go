@@ -294,7 +294,7 @@ func conflict(one, k *match) bool {
 // related says whether one property may say what the other does too, as margin and margin-top.
 func related(a, b string) bool {
 	family := func(name string) string {
-		if strings.HasPrefix(name, "border") && !strings.HasPrefix(name, "border-radius") && !strings.HasPrefix(name, "border-collapse") && !strings.HasPrefix(name, "border-spacing") {
+		if strings.HasPrefix(name, "border") && name != "border-radius" && name != "border-collapse" && name != "border-spacing" {
 			return "border"
 		}
 		if name == "line-height" { // which font says too

@@ -250,13 +250,11 @@ func (l *links) inHTML(page string) string {
 func (l *links) inText(text string) string {
 	m := liquid.Mask(text)
 	return m.Restore(textURL.ReplaceAllStringFunc(m.Text, func(found string) string {
-		before, address, after := "", found, ""
+		before, address := "", withoutPunctuation(found)
 		if strings.HasPrefix(found, "<") { // it says itself where it ends
-			before, address, after = "<", found[1:len(found)-1], ">"
-		} else {
-			address = withoutPunctuation(found)
-			after = found[len(address):]
+			before, address = "<", found[1:len(found)-1]
 		}
+		after := found[len(before)+len(address):]
 		if written := m.Restore(address); !l.asTheyAre[written] && !l.untracked[written] {
 			address = withParameters(m, address, l.utm)
 		}
