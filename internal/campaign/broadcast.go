@@ -93,10 +93,7 @@ func (d *documents) planBroadcast(ctx context.Context, tx *postgres.Tx, run int6
 
 // aheadAt is how many batches are planned ahead where there is a pace: no more than go out in half the time that they live.
 func aheadAt(settings *spec.Settings, quotas postgres.Quotas) int {
-	rate := settings.Pace.Rate.PerSecond()
-	if q := quotas.PerSecond; q != nil && (rate == 0 || *q < rate) {
-		rate = *q
-	}
+	rate := quotas.Slower(settings.Pace.Rate.PerSecond())
 	if rate == 0 {
 		return ahead
 	}

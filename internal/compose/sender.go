@@ -22,7 +22,7 @@ type sender struct {
 
 // readSender reads it. A key that cannot be read is no fault of the email: it holds the mails, and does not fail them.
 func (e *Email) readSender(ctx context.Context, tx *postgres.Tx, domains senderdomain.Set) (s sender, err error) {
-	_, domain, _ := strings.Cut(e.from.Email, "@")
+	domain := e.SenderDomain()
 	found, err := domains.Verified(domain)
 	if err != nil {
 		return s, err

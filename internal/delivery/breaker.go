@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -8,8 +9,10 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"go.uber.org/zap"
 
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/provider"
 )
 
 // Everywhere and Others are receivers of breakers beside the mailbox providers: all of them together, and all that are behind no known provider.
@@ -96,6 +99,20 @@ func (b Breaker) String() string {
 		to = "others than the large providers"
 	}
 	return fmt.Sprintf("marketing mail from %s to %s waits until %s: %s", b.Domain, to, b.Until.UTC().Format("2006-01-02 15:04 UTC"), b.Why)
+}
+
+// ReceiverOf is the receiver behind a normalised address: a mailbox provider, or Others.
+func ReceiverOf(address string) string {
+	_, name := provider.OfAddress(address)
+	return cmp.Or(name, Others)
+}
+
+// TellOpened has the log say that breakers opened.
+func TellOpened(log *zap.Logger, tenant string, opened []Breaker) {
+	for _, b := range opened {
+		log.Warn("a breaker opened: marketing mail waits", zap.String("tenant", tenant), zap.String("from", b.Domain), zap.String("to", cmp.Or(b.Receiver, "everybody")),
+			zap.Time("until", b.Until), zap.String("why", b.Why))
+	}
 }
 
 // CountTraffic adds what became of mails from a sender domain, by receiver, and opens the breakers that are to open: nothing of marketing goes out to a receiver then, for an hour
@@ -230,5 +247,5 @@ func HeldBack(r Recipient, b Breaker) Outcome {
 	if !b.Until.Before(r.Expires) {
 		return Refusal(r, Late)
 	}
-	return Outcome{Delivery: r.Delivery, Contact: r.Contact, Attempt: r.Attempt, State: Deferred, RetryAt: b.Until, Detail: held + b.Why}
+	return Waits(r, b.Until, held+b.Why)
 }

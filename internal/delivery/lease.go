@@ -172,6 +172,11 @@ func Refusal(r Recipient, why Reason) Outcome {
 	return o
 }
 
+// Waits is the outcome of a recipient that is not tried before a time.
+func Waits(r Recipient, until time.Time, why string) Outcome {
+	return Outcome{Delivery: r.Delivery, Contact: r.Contact, Attempt: r.Attempt, State: Deferred, RetryAt: until, Detail: why}
+}
+
 // open lists the recipients with numbers above from, up to to, that have no outcome: of a first attempt those without a row, of a further one those that are
 // still deferred, in hand and of this attempt.
 func (l *Lease) open(ctx context.Context, tx *postgres.Tx, from, to int) ([]Recipient, error) {
@@ -345,24 +350,27 @@ func (l *Lease) OthersHold(ctx context.Context, tx *postgres.Tx) (they bool, err
 
 // GiveUp gives all beyond the mark a reason for not being sent, and closes the batch. Only for a holder that has settled all it marked.
 func (l *Lease) GiveUp(ctx context.Context, tx *postgres.Tx, drainer string, why Reason) error {
-	var one int
-	err := tx.QueryRow(ctx, "SELECT 1 FROM batch WHERE id = $1 AND fence = $2 AND state = 'open' FOR UPDATE", l.Batch, l.fence).Scan(&one)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("lock batch %d: %w", l.Batch, err)
+	if held, err := l.lock(ctx, tx); err != nil || !held {
+		return err
 	}
 	if err := l.giveUp(ctx, tx, drainer, why); err != nil {
 		return err
 	}
-	_, err = l.close(ctx, tx, drainer)
+	_, err := l.close(ctx, tx, drainer)
 	return err
 }
 
 // Close closes the batch when each of its recipients has an outcome, writes its counts, and publishes email.batch.sent. closed is false when the batch is held
 // by another now, or is not at its end. In a transaction that has recorded nothing: the lock it needs comes before those of deliveries.
 func (l *Lease) Close(ctx context.Context, tx *postgres.Tx, drainer string) (closed bool, err error) {
+	if held, err := l.lock(ctx, tx); err != nil || !held {
+		return false, err
+	}
+	return l.close(ctx, tx, drainer)
+}
+
+// lock locks the batch's row; held is false when the batch is another's now, or closed.
+func (l *Lease) lock(ctx context.Context, tx *postgres.Tx) (held bool, err error) {
 	var one int
 	err = tx.QueryRow(ctx, "SELECT 1 FROM batch WHERE id = $1 AND fence = $2 AND state = 'open' FOR UPDATE", l.Batch, l.fence).Scan(&one)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -371,7 +379,7 @@ func (l *Lease) Close(ctx context.Context, tx *postgres.Tx, drainer string) (clo
 	if err != nil {
 		return false, fmt.Errorf("lock batch %d: %w", l.Batch, err)
 	}
-	return l.close(ctx, tx, drainer)
+	return true, nil
 }
 
 // close needs the batch's row locked FOR UPDATE. The columns of a retry's batch stay 0: a delivery counts in the batch that it was planned in, so that sums

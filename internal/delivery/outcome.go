@@ -57,18 +57,24 @@ func Record(ctx context.Context, tx *postgres.Tx, drainer string, outcomes ...Ou
 	return changed, nil
 }
 
-// rounds splits outcomes so that each statement has a delivery once, in the order in which they came.
-func rounds(outcomes []Outcome) [][]Outcome {
-	var out [][]Outcome
-	seen := make(map[int64]int, len(outcomes))
-	for _, o := range outcomes {
-		r := seen[o.Delivery]
-		seen[o.Delivery]++
+// Rounds splits a list so that each round has an id once, in the order in which they came.
+func Rounds[T any](list []T, id func(T) int64) [][]T {
+	var out [][]T
+	seen := make(map[int64]int, len(list))
+	for _, v := range list {
+		r := seen[id(v)]
+		seen[id(v)]++
 		if r == len(out) {
 			out = append(out, nil)
 		}
-		out[r] = append(out[r], o)
+		out[r] = append(out[r], v)
 	}
+	return out
+}
+
+// rounds splits outcomes so that each statement has a delivery once, in order of delivery.
+func rounds(outcomes []Outcome) [][]Outcome {
+	out := Rounds(outcomes, func(o Outcome) int64 { return o.Delivery })
 	for _, r := range out {
 		slices.SortFunc(r, func(x, y Outcome) int { return cmp.Compare(x.Delivery, y.Delivery) })
 	}

@@ -84,7 +84,7 @@ const paced = "paced: "
 
 // Paced is the outcome of a mail that waits for its time in the queue to a receiver. It was not tried, so it says nothing against the address.
 func Paced(r Recipient, receiver string, at time.Time) Outcome {
-	return Outcome{Delivery: r.Delivery, Contact: r.Contact, Attempt: r.Attempt, State: Deferred, RetryAt: at, Detail: paced + receiver}
+	return Waits(r, at, paced+receiver)
 }
 
 // Unqueue gives back the time in queues that was taken for mails of runs that have been cancelled, as far as nobody has a later one.

@@ -6,7 +6,6 @@
 package feedback
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,7 +20,6 @@ import (
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/postgres"
-	"github.com/onda-run/onda/internal/provider"
 	"github.com/onda-run/onda/internal/senderdomain"
 )
 
@@ -205,8 +203,7 @@ func count(ctx context.Context, tx *postgres.Tx, log *zap.Logger, bounced, compl
 		if err != nil {
 			return nil // it was sent from nowhere that mail could be held back from
 		}
-		_, receiver := provider.OfAddress(to)
-		receiver = cmp.Or(receiver, delivery.Others)
+		receiver := delivery.ReceiverOf(to)
 		if by[domain] == nil {
 			by[domain] = map[string]delivery.Traffic{}
 		}
@@ -221,10 +218,7 @@ func count(ctx context.Context, tx *postgres.Tx, log *zap.Logger, bounced, compl
 		if err != nil {
 			return err
 		}
-		for _, b := range opened { // as send says it
-			log.Warn("a breaker opened: marketing mail waits", zap.String("tenant", tx.Tenant.Name), zap.String("from", b.Domain), zap.String("to", cmp.Or(b.Receiver, "everybody")),
-				zap.Time("until", b.Until), zap.String("why", b.Why))
-		}
+		delivery.TellOpened(log, tx.Tenant.Name, opened)
 	}
 	return nil
 }

@@ -196,6 +196,14 @@ type Quotas struct {
 	PerDay, PerMonth *int64
 }
 
+// Slower is a pace, in mails a second and 0 for none, or the quota's where that is slower.
+func (q Quotas) Slower(rate float64) float64 {
+	if q.PerSecond != nil && (rate == 0 || *q.PerSecond < rate) {
+		return *q.PerSecond
+	}
+	return rate
+}
+
 // Hosts are a tenant's own names of one function. New links are made with the first; at the others, and at the function's own, it goes on being served.
 type Hosts []string
 

@@ -1,7 +1,6 @@
 package send
 
 import (
-	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -12,7 +11,6 @@ import (
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/postgres"
-	"github.com/onda-run/onda/internal/provider"
 	"github.com/onda-run/onda/internal/spec"
 )
 
@@ -89,9 +87,8 @@ func (h *holder) admit(ctx context.Context, tx *postgres.Tx, open []delivery.Rec
 		if err != nil {
 			return a, err
 		}
-		later = slices.DeleteFunc(later, func(o delivery.Outcome) bool {
-			return slices.ContainsFunc(none, func(r delivery.Outcome) bool { return r.Delivery == o.Delivery })
-		})
+		refused := deliveriesOf(none)
+		later = slices.DeleteFunc(later, func(o delivery.Outcome) bool { return refused[o.Delivery] })
 		rest = without(without(rest, none), later)
 		a.outcomes, a.full = slices.Concat(a.outcomes, late, none, later), q.full
 	}
@@ -109,8 +106,7 @@ func (h *holder) admit(ctx context.Context, tx *postgres.Tx, open []delivery.Rec
 			return a, err
 		}
 		m.Data, m.Attachments = data[r.Delivery].Data, data[r.Delivery].Attachments
-		_, name := provider.OfAddress(audience.Address(r.Contact))
-		a.jobs = append(a.jobs, job{holder: h, to: r, mail: m, receiver: cmp.Or(name, delivery.Others), at: q.at[r.Delivery]})
+		a.jobs = append(a.jobs, job{holder: h, to: r, mail: m, receiver: delivery.ReceiverOf(audience.Address(r.Contact)), at: q.at[r.Delivery]})
 	}
 	return a, nil
 }
@@ -120,11 +116,16 @@ func without(rs []delivery.Recipient, outcomes []delivery.Outcome) []delivery.Re
 	if len(outcomes) == 0 {
 		return rs
 	}
+	has := deliveriesOf(outcomes)
+	return slices.DeleteFunc(slices.Clone(rs), func(r delivery.Recipient) bool { return has[r.Delivery] })
+}
+
+func deliveriesOf(outcomes []delivery.Outcome) map[int64]bool {
 	has := make(map[int64]bool, len(outcomes))
 	for _, o := range outcomes {
 		has[o.Delivery] = true
 	}
-	return slices.DeleteFunc(slices.Clone(rs), func(r delivery.Recipient) bool { return has[r.Delivery] })
+	return has
 }
 
 func contactsOf(rs []delivery.Recipient) []int64 {
@@ -146,7 +147,7 @@ func (h *holder) holdBack(tx *postgres.Tx, rs []delivery.Recipient, zone func(co
 		switch {
 		case ends.IsZero():
 		case ends.Before(r.Expires):
-			later = append(later, delivery.Outcome{Delivery: r.Delivery, Contact: r.Contact, Attempt: r.Attempt, State: delivery.Deferred, RetryAt: ends, Detail: "quiet hours"})
+			later = append(later, delivery.Waits(r, ends, "quiet hours"))
 		default:
 			late = append(late, delivery.Refusal(r, delivery.Late))
 		}

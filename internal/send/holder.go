@@ -167,7 +167,7 @@ func (h *holder) end(ctx context.Context, stop error) error {
 	var off *errPutOff
 	errors.As(stop, &off)
 	err := h.lane.db.InTenant(ctx, h.tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		if len(h.limits.budgets) > 0 && h.lease.Attempt == 1 {
+		if len(h.limits.budgets) > 0 {
 			if err := delivery.GiveBack(ctx, tx, h.limits.budgets, h.limits.granted); err != nil {
 				return err
 			}
@@ -317,7 +317,7 @@ func (h *holder) mark(ctx context.Context, tx *postgres.Tx, hi int) (m marked, e
 			m.jobs[i].at = at
 		}
 	}
-	if len(m.after.budgets) > 0 && h.lease.Attempt == 1 { // what is refused used nothing up
+	if len(m.after.budgets) > 0 { // what is refused used nothing up
 		for _, o := range a.outcomes {
 			if o.State == delivery.Suppressed {
 				m.after.granted++

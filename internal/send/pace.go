@@ -9,8 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"go.uber.org/zap"
-
 	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/provider"
@@ -47,30 +45,10 @@ func (h *holder) readLimits(ctx context.Context, tx *postgres.Tx) (l limits, err
 		return l, nil
 	}
 	settings, quotas := h.email.Settings, tx.Tenant.Quotas
-	l.rate = settings.Pace.Rate.PerSecond()
-	if quotas.PerSecond != nil && (l.rate == 0 || *quotas.PerSecond < l.rate) {
-		l.rate = *quotas.PerSecond
-	}
-	// Periods are by the date alone: another zone in the settings begins no day anew.
-	now := tx.Now().In(settings.Location())
-	y, m, d := now.Date()
-	day, month := time.Date(y, m, d, 0, 0, 0, 0, time.UTC), time.Date(y, m, 1, 0, 0, 0, 0, time.UTC)
-	l.day = day.Format(time.DateOnly)
-	if quotas.PerDay != nil {
-		l.budgets = append(l.budgets, delivery.Budget{Kind: "quota:day", Period: day, Count: *quotas.PerDay, Ends: dayAfter(now), Reason: delivery.Quota, Name: "the quota of a day"})
-	}
-	if quotas.PerMonth != nil {
-		last := time.Date(y, m+1, 0, 12, 0, 0, 0, now.Location())
-		l.budgets = append(l.budgets, delivery.Budget{Kind: "quota:month", Period: month, Count: *quotas.PerMonth, Ends: dayAfter(last), Reason: delivery.Quota, Name: "the quota of a month"})
-	}
+	l.rate = quotas.Slower(settings.Pace.Rate.PerSecond())
 	domain := h.email.SenderDomain()
-	if plan := h.email.Warmup(); plan != nil {
-		if mails, limited := plan.Allows(now, settings.Location()); limited {
-			l.budgets = append(l.budgets, delivery.Budget{Kind: "warmup:" + domain, Period: day, Count: int64(mails), Ends: dayAfter(now), Name: "the warm-up of " + domain})
-		}
-	}
-	if h.lease.GrantedOn == l.day && len(l.budgets) > 0 && h.lease.Attempt == 1 {
-		l.granted = h.lease.Granted
+	if h.lease.Attempt == 1 {
+		h.readBudgets(&l, tx.Now().In(settings.Location()), quotas, domain)
 	}
 	open, err := delivery.Breakers(ctx, tx, domain)
 	if err != nil {
@@ -85,15 +63,33 @@ func (h *holder) readLimits(ctx context.Context, tx *postgres.Tx) (l limits, err
 	return l, nil
 }
 
+// readBudgets is of a first attempt; now is by the tenant's clock.
+func (h *holder) readBudgets(l *limits, now time.Time, quotas postgres.Quotas, domain string) {
+	// Periods are by the date alone: another zone in the settings begins no day anew.
+	y, m, d := now.Date()
+	day, month := time.Date(y, m, d, 0, 0, 0, 0, time.UTC), time.Date(y, m, 1, 0, 0, 0, 0, time.UTC)
+	l.day = day.Format(time.DateOnly)
+	if quotas.PerDay != nil {
+		l.budgets = append(l.budgets, delivery.Budget{Kind: "quota:day", Period: day, Count: *quotas.PerDay, Ends: dayAfter(now), Reason: delivery.Quota, Name: "the quota of a day"})
+	}
+	if quotas.PerMonth != nil {
+		last := time.Date(y, m+1, 0, 12, 0, 0, 0, now.Location())
+		l.budgets = append(l.budgets, delivery.Budget{Kind: "quota:month", Period: month, Count: *quotas.PerMonth, Ends: dayAfter(last), Reason: delivery.Quota, Name: "the quota of a month"})
+	}
+	if plan := h.email.Warmup(); plan != nil {
+		if mails, limited := plan.Allows(now, now.Location()); limited {
+			l.budgets = append(l.budgets, delivery.Budget{Kind: "warmup:" + domain, Period: day, Count: int64(mails), Ends: dayAfter(now), Name: "the warm-up of " + domain})
+		}
+	}
+	if h.lease.GrantedOn == l.day && len(l.budgets) > 0 {
+		l.granted = h.lease.Granted
+	}
+}
+
 // dayAfter is when the day after that of a moment begins, by its clocks. There may be no midnight then.
 func dayAfter(t time.Time) time.Time {
 	y, m, d := t.Date()
-	for hour := range 24 {
-		if at := time.Date(y, m, d+1, hour, 0, 0, 0, t.Location()); at.Day() != d && at.After(t) {
-			return at
-		}
-	}
-	return t.Add(24 * time.Hour)
+	return spec.Clock(0).On(time.Date(y, m, d+1, 12, 0, 0, 0, t.Location()), t.Location())
 }
 
 // step is how far the mark goes at once: no further than in the time that a holder waits for.
@@ -111,7 +107,7 @@ func (h *holder) room(ctx context.Context, tx *postgres.Tx, want int) (n int, fi
 		return 0, 0, after, &errPutOff{until: earlier(b.Until, tx.Now().Add(delivery.HeldFor))}
 	}
 	n = want
-	if len(after.budgets) > 0 && h.lease.Attempt == 1 {
+	if len(after.budgets) > 0 {
 		if n, err = h.grant(ctx, tx, want, &after); err != nil {
 			return 0, 0, after, err
 		}
@@ -244,22 +240,12 @@ func (h *holder) reserve(ctx context.Context, tx *postgres.Tx, rs []delivery.Rec
 	if h.lease.Attempt > 1 || len(settings.Frequency) == 0 && settings.Duplicates == nil {
 		return nil, nil
 	}
-	for len(rs) > 0 {
-		var round, rest []delivery.Recipient
-		seen := make(map[int64]bool, len(rs))
-		for _, r := range rs {
-			if seen[r.Contact] {
-				rest = append(rest, r)
-				continue
-			}
-			seen[r.Contact] = true
-			round = append(round, r)
-		}
+	for _, round := range delivery.Rounds(rs, func(r delivery.Recipient) int64 { return r.Contact }) {
 		refused, err := h.reserveRound(ctx, tx, round)
 		if err != nil {
 			return nil, err
 		}
-		refusals, rs = append(refusals, refused...), rest
+		refusals = append(refusals, refused...)
 	}
 	return refusals, nil
 }
@@ -333,10 +319,7 @@ func (h *holder) tally(ctx context.Context, tx *postgres.Tx) error {
 		return err
 	}
 	h.traffic = nil
-	for _, b := range opened {
-		h.lane.log.Warn("a breaker opened: marketing mail waits", zap.String("tenant", h.tenant), zap.String("from", b.Domain), zap.String("to", cmp.Or(b.Receiver, "everybody")),
-			zap.Time("until", b.Until), zap.String("why", b.Why))
-	}
+	delivery.TellOpened(h.lane.log, h.tenant, opened)
 	return nil
 }
 

@@ -65,6 +65,27 @@ func (w *world) quotas(q postgres.Quotas) {
 	}
 }
 
+// noonTomorrow moves acme's clock there, so that no day ends meanwhile.
+func (w *world) noonTomorrow() {
+	w.t.Helper()
+	now := w.now()
+	w.moveClock(now.Truncate(24 * time.Hour).Add(36 * time.Hour).Sub(now))
+}
+
+// noonOfThe10th moves acme's clock to that of next month, so that no month ends meanwhile either.
+func (w *world) noonOfThe10th() time.Time {
+	w.t.Helper()
+	now := w.now()
+	at := time.Date(now.Year(), now.Month()+1, 10, 12, 0, 0, 0, time.UTC)
+	w.moveClock(at.Sub(now))
+	return at
+}
+
+func (w *world) now() time.Time {
+	w.t.Helper()
+	return pgtest.One[time.Time](w.t, w.db, pgtest.Acme, "SELECT onda.now()").UTC()
+}
+
 func TestPaceIsSharedByAllWhoSend(t *testing.T) {
 	t.Parallel()
 	for name, set := range map[string]func(*world){
@@ -220,9 +241,7 @@ func TestAQuotaEndsInTheMiddleOfABatch(t *testing.T) {
 	w := newWorld(t)
 	seven, month := int64(7), int64(10)
 	w.quotas(postgres.Quotas{PerDay: &seven, PerMonth: &month})
-	// noon of the 10th, so that neither day nor month ends meanwhile
-	now := pgtest.One[time.Time](t, w.db, pgtest.Acme, "SELECT onda.now()").UTC()
-	w.moveClock(time.Date(now.Year(), now.Month()+1, 10, 12, 0, 0, 0, time.UTC).Sub(now))
+	now := w.noonOfThe10th()
 	people := w.people(14)
 	pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE subscription SET state = 'withdrawn' WHERE contact = $1", people[1])
 	w.plan(people, 5)
@@ -236,7 +255,7 @@ func TestAQuotaEndsInTheMiddleOfABatch(t *testing.T) {
 	if d := cmp.Diff(map[string]int{"sent": 7, "suppressed no_consent": 1}, w.counts()); d != "" {
 		t.Errorf("the first day (-want +got):\n%s", d)
 	}
-	tomorrow := time.Date(now.Year(), now.Month()+1, 11, 0, 0, 0, 0, time.UTC)
+	tomorrow := now.Add(12 * time.Hour)
 	for _, at := range pgtest.All[time.Time](t, w.db, pgtest.Acme, "SELECT not_before FROM batch WHERE state = 'open'") {
 		if !at.Equal(tomorrow) {
 			t.Errorf("a batch waits until %s", at)
@@ -261,8 +280,7 @@ func TestNoQuotaIsPassedByManyAtOnce(t *testing.T) {
 	w := newWorld(t)
 	seven := int64(7)
 	w.quotas(postgres.Quotas{PerDay: &seven})
-	now := pgtest.One[time.Time](t, w.db, pgtest.Acme, "SELECT onda.now()").UTC()
-	w.moveClock(now.Truncate(24 * time.Hour).Add(36 * time.Hour).Sub(now))
+	w.noonTomorrow()
 	w.plan(w.people(40), 2)
 	in := []*fn.Instance{w.start("ONDA_BATCHES=2"), w.start("ONDA_BATCHES=2")}
 	for range 2 {
@@ -505,7 +523,7 @@ func TestNoMidnight(t *testing.T) {
 	w := newWorld(t, settings("  zone: America/Santiago\n"))
 	two := int64(2)
 	w.quotas(postgres.Quotas{PerDay: &two})
-	now := pgtest.One[time.Time](t, w.db, pgtest.Acme, "SELECT onda.now()").UTC()
+	now := w.now()
 	w.moveClock(time.Date(2027, 9, 5, 3, 30, 0, 0, time.UTC).Sub(now)) // 4 September 23:30 there
 	w.plan(w.people(5), 500)
 	w.mustSweep(w.start(), "send")
@@ -520,8 +538,7 @@ func TestAnotherZoneIsNoOtherDay(t *testing.T) {
 	w := newWorld(t)
 	two := int64(2)
 	w.quotas(postgres.Quotas{PerDay: &two})
-	now := pgtest.One[time.Time](t, w.db, pgtest.Acme, "SELECT onda.now()").UTC()
-	w.moveClock(now.Truncate(24 * time.Hour).Add(36 * time.Hour).Sub(now))
+	w.noonTomorrow()
 	in := w.start()
 	people := w.people(6)
 	for i, zone := range []string{"UTC", "Europe/Athens", "America/New_York"} { // at noon in UTC it is the same date there
@@ -540,8 +557,7 @@ func TestWhatOthersGiveBackIsUsed(t *testing.T) {
 	w := newWorld(t)
 	five := int64(5)
 	w.quotas(postgres.Quotas{PerMonth: &five})
-	now := pgtest.One[time.Time](t, w.db, pgtest.Acme, "SELECT onda.now()").UTC()
-	w.moveClock(time.Date(now.Year(), now.Month()+1, 10, 12, 0, 0, 0, time.UTC).Sub(now))
+	w.noonOfThe10th()
 	people := w.people(10)
 	pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE subscription SET state = 'withdrawn' WHERE contact = ANY ($1)", people[:5])
 	w.plan(people, 5)
@@ -581,8 +597,7 @@ func TestWhatIsGrantedIsNotLost(t *testing.T) {
 	w := newWorld(t)
 	quota := int64(400)
 	w.quotas(postgres.Quotas{PerDay: &quota})
-	now := pgtest.One[time.Time](t, w.db, pgtest.Acme, "SELECT onda.now()").UTC()
-	w.moveClock(now.Truncate(24 * time.Hour).Add(36 * time.Hour).Sub(now))
+	w.noonTomorrow()
 	w.plan(w.people(300), 500)
 	s, in := w.sender()
 	l := s.lanes[delivery.Bulk]

@@ -195,11 +195,7 @@ func (s *Signer) Append(b []byte, c Claims) ([]byte, error) {
 		return b, fmt.Errorf("sign token: %w", err)
 	}
 	w.mac.Reset()
-	w.mac.Write(domainBytes)
-	w.mac.Write(raw)
-	n := len(raw)
-	raw = w.mac.Sum(raw)[:n+macSize]
-	return encoding.AppendEncode(b, raw), nil
+	return encoding.AppendEncode(b, appendSum(raw, w.mac)), nil
 }
 
 func tooShort(key Key) error {
@@ -246,8 +242,7 @@ func appendMAC(body, secret []byte) []byte {
 func appendSum(body []byte, h hash.Hash) []byte {
 	h.Write(domainBytes)
 	h.Write(body)
-	var sum [sha256.Size]byte
-	return append(body, h.Sum(sum[:0])[:macSize]...)
+	return h.Sum(body)[:len(body)+macSize]
 }
 
 // field is a number that a token carries, with the bytes it may take.

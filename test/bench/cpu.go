@@ -9,8 +9,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // tick is the unit of processor time in /proc (USER_HZ, which Linux has fixed at 100).
@@ -82,13 +80,8 @@ func (l *lab) postgresCPU(ctx context.Context) (float64, error) {
 
 // findPostmaster is the pid of the server's first process.
 func (l *lab) findPostmaster(ctx context.Context) (int, error) {
-	conn, err := pgx.Connect(ctx, l.url)
+	dir, err := superOne[string](ctx, l, "SHOW data_directory")
 	if err != nil {
-		return 0, fmt.Errorf("look for the server: %w", err)
-	}
-	defer func() { _ = conn.Close(context.Background()) }()
-	var dir string
-	if err := conn.QueryRow(ctx, "SHOW data_directory").Scan(&dir); err != nil {
 		return 0, fmt.Errorf("look for the server: %w", err)
 	}
 	b, err := os.ReadFile(filepath.Join(dir, "postmaster.pid"))

@@ -131,17 +131,35 @@ func (l *lab) exec(ctx context.Context, statements ...string) error {
 
 // own runs statements in the tenant's schema as its owner: a tenant's role makes and truncates no table.
 func (l *lab) own(ctx context.Context, statements ...string) error {
+	return l.super(ctx, func(conn *pgx.Conn) error {
+		for _, sql := range append([]string{"SET ROLE onda_owner", "SET search_path = " + tenant}, statements...) {
+			if _, err := conn.Exec(ctx, sql); err != nil {
+				return fmt.Errorf("%s: %w", sql, err)
+			}
+		}
+		return nil
+	})
+}
+
+// super runs f on a connection as superuser.
+func (l *lab) super(ctx context.Context, f func(conn *pgx.Conn) error) error {
 	conn, err := pgx.Connect(ctx, l.url)
 	if err != nil {
 		return fmt.Errorf("connect to postgres: %w", err)
 	}
 	defer func() { _ = conn.Close(context.Background()) }()
-	for _, sql := range append([]string{"SET ROLE onda_owner", "SET search_path = " + tenant}, statements...) {
-		if _, err := conn.Exec(ctx, sql); err != nil {
+	return f(conn)
+}
+
+// superOne reads a value as superuser.
+func superOne[T any](ctx context.Context, l *lab, sql string) (v T, err error) {
+	err = l.super(ctx, func(conn *pgx.Conn) error {
+		if err := conn.QueryRow(ctx, sql).Scan(&v); err != nil {
 			return fmt.Errorf("%s: %w", sql, err)
 		}
-	}
-	return nil
+		return nil
+	})
+	return v, err
 }
 
 // one reads a number.
@@ -183,13 +201,10 @@ func (l *lab) apply(ctx context.Context, documents string) (err error) {
 
 // refresh does what autovacuum would have done by the time.
 func (l *lab) refresh(ctx context.Context) error {
-	conn, err := pgx.Connect(ctx, l.url)
-	if err != nil {
-		return fmt.Errorf("connect to postgres: %w", err)
-	}
-	defer func() { _ = conn.Close(context.Background()) }()
-	if _, err := conn.Exec(ctx, "VACUUM (ANALYZE)"); err != nil {
-		return fmt.Errorf("vacuum: %w", err)
-	}
-	return nil
+	return l.super(ctx, func(conn *pgx.Conn) error {
+		if _, err := conn.Exec(ctx, "VACUUM (ANALYZE)"); err != nil {
+			return fmt.Errorf("vacuum: %w", err)
+		}
+		return nil
+	})
 }

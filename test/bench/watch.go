@@ -27,7 +27,7 @@ type watch struct {
 func (l *lab) watched(ctx context.Context, came func() (counts, error)) (*watch, error) {
 	w := &watch{came: came, stop: make(chan struct{}), done: make(chan error, 1)}
 	var err error
-	if w.wal, err = l.superOne(ctx, "SELECT pg_current_wal_lsn() - '0/0'::pg_lsn"); err != nil {
+	if w.wal, err = superOne[int64](ctx, l, "SELECT pg_current_wal_lsn() - '0/0'::pg_lsn"); err != nil {
 		return nil, err
 	}
 	go func() {
@@ -70,28 +70,27 @@ func (w *watch) end() (counts, error) {
 
 // tell draws the rate over time into a file, and prints what the blast left in Postgres.
 func (w *watch) tell(ctx context.Context, l *lab, plot string) error {
-	wal, err := l.superOne(ctx, "SELECT pg_current_wal_lsn() - '0/0'::pg_lsn")
+	wal, err := superOne[int64](ctx, l, "SELECT pg_current_wal_lsn() - '0/0'::pg_lsn")
 	if err != nil {
 		return err
 	}
 	fmt.Printf("  WAL: %.0f MB, %.0f bytes a mail\n", float64(wal-w.wal)/1e6, float64(wal-w.wal)/float64(w.total.Mails))
-	conn, err := pgx.Connect(ctx, l.url)
+	err = l.super(ctx, func(conn *pgx.Conn) error {
+		rows, err := conn.Query(ctx, `SELECT coalesce(p.relname, c.relname), sum(pg_table_size(c.oid))::float8, sum(pg_indexes_size(c.oid))::float8
+			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_inherits i ON i.inhrelid = c.oid LEFT JOIN pg_class p ON p.oid = i.inhparent
+			WHERE n.nspname = $1 AND c.relkind = 'r' GROUP BY 1 HAVING sum(pg_total_relation_size(c.oid)) > 1e6 ORDER BY 2 DESC`, tenant)
+		if err != nil {
+			return err
+		}
+		var name string
+		var table, indexes float64
+		_, err = pgx.ForEachRow(rows, []any{&name, &table, &indexes}, func() error {
+			fmt.Printf("  table %-14s %7.1f MB, its indexes %7.1f MB\n", name, table/1e6, indexes/1e6)
+			return nil
+		})
+		return err
+	})
 	if err != nil {
-		return fmt.Errorf("connect to postgres: %w", err)
-	}
-	defer func() { _ = conn.Close(context.Background()) }()
-	rows, err := conn.Query(ctx, `SELECT coalesce(p.relname, c.relname), sum(pg_table_size(c.oid))::float8, sum(pg_indexes_size(c.oid))::float8
-		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_inherits i ON i.inhrelid = c.oid LEFT JOIN pg_class p ON p.oid = i.inhparent
-		WHERE n.nspname = $1 AND c.relkind = 'r' GROUP BY 1 HAVING sum(pg_total_relation_size(c.oid)) > 1e6 ORDER BY 2 DESC`, tenant)
-	if err != nil {
-		return fmt.Errorf("look at the sizes of tables: %w", err)
-	}
-	var name string
-	var table, indexes float64
-	if _, err = pgx.ForEachRow(rows, []any{&name, &table, &indexes}, func() error {
-		fmt.Printf("  table %-14s %7.1f MB, its indexes %7.1f MB\n", name, table/1e6, indexes/1e6)
-		return nil
-	}); err != nil {
 		return fmt.Errorf("look at the sizes of tables: %w", err)
 	}
 	return os.WriteFile(plot, []byte(ratePlot(w.parts, watchEvery)), 0o644)
@@ -124,17 +123,4 @@ func ratePlot(parts []int64, each time.Duration) string {
 	}
 	fmt.Fprintf(&b, `<text x="%g" y="16">mails a second, every %s</text></svg>`+"\n", left, each)
 	return b.String()
-}
-
-// superOne reads a number as superuser.
-func (l *lab) superOne(ctx context.Context, sql string) (n int64, err error) {
-	conn, err := pgx.Connect(ctx, l.url)
-	if err != nil {
-		return 0, fmt.Errorf("connect to postgres: %w", err)
-	}
-	defer func() { _ = conn.Close(context.Background()) }()
-	if err := conn.QueryRow(ctx, sql).Scan(&n); err != nil {
-		return 0, fmt.Errorf("%s: %w", sql, err)
-	}
-	return n, nil
 }
