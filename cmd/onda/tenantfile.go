@@ -15,16 +15,17 @@ import (
 )
 
 type tenantCreateCmd struct {
-	Name      string   `arg:"" help:"Its name: a-z, 0-9 and -, at most 40."`
-	Files     string   `help:"Write its file, and what a dedicated tenant is deployed from, into this directory: config/tenants of a checkout." placeholder:"DIR"`
-	Region    string   `help:"Where it lives." default:"local"`
-	Cell      string   `help:"Where it lives." default:"local-1"`
-	Ring      string   `help:"The pool's functions that serve it: stable, or next, which gets a new version first." enum:"stable,next" default:"stable"`
-	Placement string   `help:"pooled, or dedicated: a namespace, functions and a login of its own." enum:"pooled,dedicated" default:"pooled"`
-	Functions []string `help:"Of a developer's sandbox, the functions of its own: send. The rest are the pool's." placeholder:"FUNCTION"`
-	LinkHost  []string `help:"A host for its links; the first is in new ones." placeholder:"HOST"`
-	FormHost  []string `help:"A host for its forms; the first is in new links to them." placeholder:"HOST"`
-	Domain    string   `help:"The cluster's domain, of which a dedicated tenant's functions are where it has no hosts: onda.test in the region local." placeholder:"DOMAIN"`
+	Name       string   `arg:"" help:"Its name: a-z, 0-9 and -, at most 40."`
+	Files      string   `help:"Write its file, and what a dedicated tenant is deployed from, into this directory: config/tenants of a checkout." placeholder:"DIR"`
+	Region     string   `help:"Where it lives." default:"local"`
+	Cell       string   `help:"Where it lives." default:"local-1"`
+	Ring       string   `help:"The pool's functions that serve it: stable, or next, which gets a new version first." enum:"stable,next" default:"stable"`
+	Placement  string   `help:"pooled, or dedicated: a namespace, functions and a login of its own." enum:"pooled,dedicated" default:"pooled"`
+	Functions  []string `help:"Of a developer's sandbox, the functions of its own: send. The rest are the pool's." placeholder:"FUNCTION"`
+	LinkHost   []string `help:"A host for its links; the first is in new ones." placeholder:"HOST"`
+	FormHost   []string `help:"A host for its forms; the first is in new links to them." placeholder:"HOST"`
+	SMTPSecret string   `name:"smtp-secret" help:"The Secret with a relay of its own (key url), through which its mails go instead of the relay of ONDA_SMTP_URL." placeholder:"NAME"`
+	Domain     string   `help:"The cluster's domain, of which a dedicated tenant's functions are where it has no hosts: onda.test in the region local." placeholder:"DOMAIN"`
 }
 
 // Help is shown by --help.
@@ -41,7 +42,7 @@ func (c tenantCreateCmd) Run(ctx context.Context, s *session) error {
 	if c.Files != "" {
 		return c.write(s)
 	}
-	if len(c.Functions) > 0 || c.Placement == tenantfile.Dedicated || c.Ring != tenantfile.Stable || len(c.LinkHost)+len(c.FormHost) > 0 {
+	if len(c.Functions) > 0 || c.Placement == tenantfile.Dedicated || c.Ring != tenantfile.Stable || len(c.LinkHost)+len(c.FormHost) > 0 || c.SMTPSecret != "" {
 		return usageError{"where a tenant is, is said by its file: say --files config/tenants"}
 	}
 	a, err := s.admin(ctx)
@@ -69,7 +70,7 @@ func (c tenantCreateCmd) Run(ctx context.Context, s *session) error {
 func (c tenantCreateCmd) write(s *session) error {
 	t := &tenantfile.Tenant{Spec: tenantfile.Spec{
 		Region: c.Region, Cell: c.Cell, Ring: c.Ring, State: postgres.Active, Placement: c.Placement, Functions: c.Functions,
-		Hosts: tenantfile.Hosts{Link: c.LinkHost, Form: c.FormHost},
+		Hosts: tenantfile.Hosts{Link: c.LinkHost, Form: c.FormHost}, SMTPSecret: c.SMTPSecret,
 	}}
 	t.Metadata.Name = c.Name
 	if t.Sandbox() {
@@ -91,6 +92,9 @@ func (c tenantCreateCmd) write(s *session) error {
 	s.print("commit them; the Job tenants of cell %s makes schema, role and keys, or onda tenant sync --files %s does now", c.Cell, c.Files)
 	if c := t.Spec; c.Placement == tenantfile.Dedicated {
 		s.print("its namespace %s needs a Secret onda with ONDA_DATABASE_URL of a login of its own (onda tenant login %s) and ONDA_SMTP_URL", t.Namespace(), t.Metadata.Name)
+	}
+	if name := t.Spec.SMTPSecret; name != "" {
+		s.print("the namespace of its function send needs a Secret %s with its relay under the key url, which config/components/relays mounts", name)
 	}
 	return nil
 }
@@ -244,6 +248,13 @@ func (one *synced) finish(ctx context.Context, a *postgres.Admin) error {
 	}
 	if quotas {
 		one.Did = append(one.Did, "quotas set")
+	}
+	relay, err := a.SetSMTPSecret(ctx, one.Name, one.file.Spec.SMTPSecret)
+	if err != nil {
+		return err
+	}
+	if relay {
+		one.Did = append(one.Did, "relay set")
 	}
 	if one.file.Spec.State == postgres.Active && one.Err == "" {
 		return one.follow(ctx, a, postgres.Active)

@@ -12,7 +12,7 @@ import (
 const PreproductionHeader = "X-Onda-Preproduction"
 
 // ErrCredential is of a relay that a pre-production must not have.
-var ErrCredential = errors.New("this database is marked as pre-production, and ONDA_SMTP_URL has a user and password, with which real people could be mailed: " +
+var ErrCredential = errors.New("this database is marked as pre-production, and its relay (ONDA_SMTP_URL, or a tenant's own) has a user and password, with which real people could be mailed: " +
 	"name a relay that wants none, such as one that keeps what it gets")
 
 // CheckPreproduction refuses relays that a pre-production must not have: those that a credential opens, since that is what lets mail go out to everybody.

@@ -87,6 +87,19 @@ func (a *Admin) SetQuotas(ctx context.Context, tenant string, q Quotas) (changed
 	return changed, nil
 }
 
+// SetSMTPSecret makes the Secret with the tenant's own relay the one that is named, none where it is empty; changed tells whether it was another.
+func (a *Admin) SetSMTPSecret(ctx context.Context, tenant, secret string) (changed bool, err error) {
+	err = a.inTx(ctx, func(tx pgx.Tx) error {
+		ct, err := tx.Exec(ctx, "UPDATE onda.tenant SET smtp_secret = nullif($2, '') WHERE name = $1 AND smtp_secret IS DISTINCT FROM nullif($2, '')", tenant, secret)
+		changed = ct.RowsAffected() > 0
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("set the relay of tenant %s: %w", tenant, err)
+	}
+	return changed, nil
+}
+
 // ReleaseHosts takes all hosts from a tenant but some, and gives it none: of tenants that swap hosts, each has to let go before any can take. changed tells whether it
 // had others.
 func (a *Admin) ReleaseHosts(ctx context.Context, tenant string, but []string) (changed bool, err error) {

@@ -188,6 +188,8 @@ type Tenant struct {
 	// Schema is the tenant migration that it is at; see Schema for the least.
 	Schema int
 	Quotas Quotas
+	// SMTPSecret is the Secret with the relay of its own; empty: its mails go through the cell's.
+	SMTPSecret string
 }
 
 // Quotas are what a tenant may send of marketing, by its file; nil for as much as it likes.
@@ -318,20 +320,20 @@ func (tx *Tx) run(ctx context.Context, f func(ctx context.Context, tx *Tx) error
 }
 
 // enter needs no schema on the search path: it is parsed before the role is set. What a column is called that a table does not have yet is found in absent, so
-// that this code runs on the shared schema before 0002, 0004 and 0005 too.
+// that this code runs on the shared schema before 0002, 0004, 0005 and 0006 too.
 //
 // Which server this is costs ten times what the rest does, and cannot change while a server runs, unless it is a standby: so it is asked once for each start of a server,
 // whichever one a pooler leads to.
 const enter = `SELECT t.number, t.name, t.state, t.schema, t.armed,
        pg_catalog.pg_postmaster_start_time(), pg_catalog.pg_is_in_recovery(),
        CASE WHEN pg_catalog.pg_postmaster_start_time() = $2 AND NOT pg_catalog.pg_is_in_recovery() THEN '' ELSE onda.identity() END,
-       t.namespace, t.link_hosts, t.form_hosts, d.preproduction, t.mails_per_second, t.mails_per_day, t.mails_per_month,
+       t.namespace, t.link_hosts, t.form_hosts, d.preproduction, t.mails_per_second, t.mails_per_day, t.mails_per_month, coalesce(t.smtp_secret, ''),
        set_config('onda.offset', t."offset"::text, true) IS NOT NULL,
        pg_catalog.now() + t."offset"
   FROM (SELECT '{}'::text[] AS link_hosts, '{}'::text[] AS form_hosts, false AS preproduction,
-               NULL::float8 AS mails_per_second, NULL::bigint AS mails_per_day, NULL::bigint AS mails_per_month) AS absent,
+               NULL::float8 AS mails_per_second, NULL::bigint AS mails_per_day, NULL::bigint AS mails_per_month, NULL::text AS smtp_secret) AS absent,
        LATERAL (SELECT preproduction FROM onda.database) AS d,
-       LATERAL (SELECT number, name, state, schema, armed, namespace, link_hosts, form_hosts, mails_per_second, mails_per_day, mails_per_month, "offset"
+       LATERAL (SELECT number, name, state, schema, armed, namespace, link_hosts, form_hosts, mails_per_second, mails_per_day, mails_per_month, smtp_secret, "offset"
                FROM onda.tenant WHERE name = $1) AS t`
 
 func (tx *Tx) begin(ctx context.Context, tenant string) error {
@@ -345,7 +347,7 @@ func (tx *Tx) begin(ctx context.Context, tenant string) error {
 	b.Queue(enter, tenant, known.started).QueryRow(func(row pgx.Row) error {
 		t := &tx.Tenant
 		return row.Scan(&t.Number, &t.Name, &t.State, &t.Schema, &armed, &started, &standby, &here, &t.Namespace, &t.LinkHosts, &t.FormHosts, &t.Preproduction,
-			&t.Quotas.PerSecond, &t.Quotas.PerDay, &t.Quotas.PerMonth, &moved, &tx.now)
+			&t.Quotas.PerSecond, &t.Quotas.PerDay, &t.Quotas.PerMonth, &t.SMTPSecret, &moved, &tx.now)
 	})
 	err := tx.conn.SendBatch(ctx, b).Close()
 	if here == "" {

@@ -19,6 +19,9 @@ type Config struct {
 	// weight=1, and weight=0 stands by until the others are away. rate=14 hands it at most 14 mails a second, from all processes together; messages=100 and age=5m end a connection after
 	// as many mails or as long (1000, 10m).
 	SMTP string `env:"ONDA_SMTP_URL, required"`
+	// Secrets is the directory in which the Secrets of tenants with a relay of their own are mounted (spec.smtpSecret in a tenant's file): NAME/url has the relay, as ONDA_SMTP_URL has the
+	// cell's. It is read again when it changes. Where it cannot be read, the tenant's mails wait.
+	Secrets string `env:"ONDA_SECRETS"`
 	// PreproductionTo is where all mails go in a database that is marked as pre-production: one address, such as qa@example.com, or %@qa.example.com for one of each contact.
 	// Without it nobody gets any there. In other databases it says nothing.
 	PreproductionTo string `env:"ONDA_PREPRODUCTION_TO"`

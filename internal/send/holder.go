@@ -265,8 +265,8 @@ func (h *holder) moved(m marked, started time.Time) {
 // mark sets the mark at hi, or at where limits allow, and asks the gate.
 func (h *holder) mark(ctx context.Context, tx *postgres.Tx, hi int) (m marked, err error) {
 	m.hi, m.after = hi, h.limits
-	if m.held = h.broken == nil && tx.Tenant.Preproduction != h.email.Preproduction(); m.held {
-		return m, nil // the next holder has the email as it is now
+	if m.held = tx.Tenant.SMTPSecret != h.lane.secret || h.broken == nil && tx.Tenant.Preproduction != h.email.Preproduction(); m.held {
+		return m, nil // the next holder has the relay and the email as they are now
 	}
 	var first time.Duration
 	gap := float64(time.Second) / max(h.limits.rate, 1e-6)

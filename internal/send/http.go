@@ -204,8 +204,8 @@ func jsonProblem(err error) string {
 
 // storeEmail checks the request against the email in force, finds or makes the contact, and stores the mail.
 func (s *sender) storeEmail(ctx context.Context, tx *postgres.Tx, req emailRequest, key string) (int64, error) {
-	if tx.Tenant.Preproduction && s.unfit != nil { // it would wait until it expires
-		return 0, refuse(http.StatusServiceUnavailable, "Nothing is mailed", s.unfit.Error())
+	if why := s.unfitFor(&tx.Tenant); why != nil { // it would wait until it expires
+		return 0, refuse(http.StatusServiceUnavailable, "Nothing is mailed", why.Error())
 	}
 	email, err := s.composer.ByName(ctx, tx, req.Email)
 	switch {

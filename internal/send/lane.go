@@ -29,7 +29,8 @@ type lane struct {
 	number   int
 	cfg      Config
 	pool     *mail.Pool
-	unfit    error // for a pre-production
+	secret   string // with these relays, of tenants that have them for their own; empty: the cell's
+	unfit    error  // for a pre-production
 	db       *postgres.DB
 	composer *compose.Composer
 	log      *zap.Logger
@@ -227,6 +228,9 @@ func (l *lane) take(ctx context.Context, tenant string) (*holder, error) {
 	started := time.Now()
 	var first marked
 	err := l.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		if tx.Tenant.SMTPSecret != l.secret {
+			return &errOtherRelay{tx.Tenant.SMTPSecret}
+		}
 		if tx.Tenant.Preproduction && l.unfit != nil {
 			return l.unfit
 		}

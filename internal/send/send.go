@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -60,7 +61,8 @@ type sender struct {
 	composer *compose.Composer
 	lanes    [2]*lane // by number; nil where this process does not serve it
 	accepted *accepted
-	unfit    error // of the relays, for a pre-production
+	unfit    error // of the cell's relays, for a pre-production
+	own      *ownRelays
 }
 
 func newSender(cfg Config, db *postgres.DB, rt *fn.Runtime) (*sender, error) {
@@ -79,6 +81,21 @@ func newSender(cfg Config, db *postgres.DB, rt *fn.Runtime) (*sender, error) {
 			s.lanes[n] = newLane(n, cfg, relays, db, s.composer, rt, outcomes)
 		}
 	}
+	s.own = newOwnRelays(cfg.Secrets, rt.Log, func(secret string, relays []mail.Relay) (lanes [2]*lane) {
+		own := cfg
+		own.Compose.References = mail.References(relays)
+		composer := s.composer
+		if !slices.Equal(own.Compose.References, cfg.Compose.References) {
+			composer = compose.New(own.Compose)
+		}
+		for n := range lanes {
+			if cfg.serves(n) {
+				lanes[n] = newLane(n, own, relays, db, composer, rt, outcomes)
+				lanes[n].secret, lanes[n].unfit = secret, unfit(secret, relays)
+			}
+		}
+		return lanes
+	})
 	s.accepted = newAccepted(rt.Log, func(ctx context.Context, tenant, cause string) error {
 		return s.turn(ctx, tenant, delivery.Transactional, cause)
 	}, func(ctx context.Context, tenant, _ string) error {
@@ -95,6 +112,7 @@ func (s *sender) close(ctx context.Context) error {
 			errs = append(errs, l.close(ctx))
 		}
 	}
+	errs = append(errs, s.own.close(ctx))
 	return errors.Join(errs...)
 }
 
@@ -137,7 +155,7 @@ func answer(err error) error {
 	switch {
 	case errors.Is(err, postgres.ErrUnknownTenant), errors.Is(err, postgres.ErrForeignTenant):
 		return fn.Permanent(err)
-	case errors.Is(err, mail.ErrRelayAway), errors.Is(err, mail.ErrCredential):
+	case errors.Is(err, mail.ErrRelayAway), errors.Is(err, mail.ErrCredential), errors.Is(err, errNoRelay):
 		return fn.Unavailable(err)
 	}
 	return err
@@ -239,11 +257,10 @@ func (s *sender) upkeep(ctx context.Context, tenant string, number int, until ti
 
 // turn sends until nothing is due or the turn is over; then it leaves the rest to a follow-up.
 func (s *sender) turn(ctx context.Context, tenant string, number int, cause string) error {
-	l := s.lanes[number]
-	if l == nil {
+	if s.lanes[number] == nil {
 		return nil // its mail is sent by another service
 	}
-	more, err := l.work(ctx, tenant, time.Now().Add(s.cfg.Turn))
+	more, err := s.work(ctx, tenant, number, time.Now().Add(s.cfg.Turn))
 	if errors.Is(err, delivery.ErrNotArmed) {
 		fn.LogTenant(ctx, tenant)
 		s.rt.Log.Warn("nothing is sent", zap.String("tenant", tenant), zap.Error(err))

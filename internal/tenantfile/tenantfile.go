@@ -67,11 +67,13 @@ type Spec struct {
 	Functions []string `yaml:"functions,omitempty,flow"`
 	Hosts     Hosts    `yaml:"hosts,omitempty"`
 	Quotas    Quotas   `yaml:"quotas,omitempty"`
+	// SMTPSecret is the Secret, mounted into the functions that send, with the relay of its own under the key url; empty: its mails go through the relay of
+	// ONDA_SMTP_URL, that of its namespace's Secret onda where it is dedicated, and else the pool's.
+	SMTPSecret string `yaml:"smtpSecret,omitempty"`
 
 	// What nothing reads yet is refused, so that nobody counts on it: see notYet.
-	Domains    any `yaml:"domains,omitempty"`
-	Retention  any `yaml:"retention,omitempty"`
-	SMTPSecret any `yaml:"smtpSecret,omitempty"`
+	Domains   any `yaml:"domains,omitempty"`
+	Retention any `yaml:"retention,omitempty"`
 }
 
 // Quotas are how many mails of marketing a tenant may send; nil for as many as it likes. Transactional mail is not counted: nobody waits for a password because of a blast.
@@ -104,6 +106,9 @@ func (t *Tenant) Sandbox() bool { return len(t.Spec.Functions) > 0 }
 
 // host is a host's name as a cluster takes it of a DomainMapping: labels of DNS in lower case (RFC 1123 section 2.1), two at the least.
 var host = regexp.MustCompile(`^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+// secret is a Secret's name as it is a directory's too, and a volume's.
+var secret = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
 // functions are those that a sandbox may have of its own.
 func functions() []string {
@@ -165,6 +170,9 @@ func (t *Tenant) Check() error {
 	if q := s.Quotas.MailsPerMonth; q != nil && *q < 0 {
 		wrong("spec.quotas.mailsPerMonth is %d: want 0 or more", *q)
 	}
+	if s.SMTPSecret != "" && !secret.MatchString(s.SMTPSecret) {
+		wrong("spec.smtpSecret is %q: want the name of a Secret of at most 63 letters in lower case, digits and hyphens, such as %s-relay", s.SMTPSecret, t.Metadata.Name)
+	}
 	for _, f := range s.notYet() {
 		if f.value != nil {
 			wrong("spec.%s is not yet read: leave it out; %s", f.name, f.instead)
@@ -184,7 +192,6 @@ func (s Spec) notYet() []unread {
 	return []unread{
 		{"domains", s.Domains, "a mail is from whatever address its document says (from), so take care that the domain allows the relay to send"},
 		{"retention", s.Retention, "the tenant's settings say how long data is kept (retention in the document Settings)"},
-		{"smtpSecret", s.SMTPSecret, "mails go to the relay of ONDA_SMTP_URL: that of its namespace's Secret onda where it is dedicated, and else the pool's"},
 	}
 }
 

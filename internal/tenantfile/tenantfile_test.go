@@ -44,7 +44,7 @@ func TestReadTellsWhatIsWrong(t *testing.T) {
 		"a quota of nothing":       {"placement: pooled", "placement: pooled\n  quotas: {mailsPerSecond: 0}", "spec.quotas.mailsPerSecond is 0: want 0.01 to 1000000"},
 		"a quota that is none":     {"placement: pooled", "placement: pooled\n  quotas: {mailsPerYear: 5}", `unknown field "mailsPerYear"`},
 		"retention":                {"placement: pooled", "placement: pooled\n  retention: {hits: 180d}", "spec.retention is not yet read: leave it out; the tenant's settings"},
-		"a relay of its own":       {"placement: pooled", "placement: pooled\n  smtpSecret: relay", "spec.smtpSecret is not yet read: leave it out; mails go to the relay of ONDA_SMTP_URL"},
+		"a Secret elsewhere":       {"placement: pooled", "placement: pooled\n  smtpSecret: ../brava", `spec.smtpSecret is "../brava": want the name of a Secret`},
 		"a host that is a URL":     {"placement: pooled", "placement: pooled\n  hosts: {link: ['https://x.example']}", "want a host's name"},
 		"a host with more in it":   {"placement: pooled", "placement: pooled\n  hosts: {form: ['x.example\"><b>']}", "want a host's name"},
 		"a host of one label":      {"placement: pooled", "placement: pooled\n  hosts: {link: [links]}", "want a host's name"},
