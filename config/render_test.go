@@ -265,6 +265,10 @@ func TestBlueprint(t *testing.T) {
 		t.Parallel()
 		testBadInput(t, all)
 	})
+	t.Run("Relays", func(t *testing.T) {
+		t.Parallel()
+		testRelays(t, all)
+	})
 }
 
 // testGolden shows in a diff what a change does to every place that is deployed.

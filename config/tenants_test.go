@@ -10,7 +10,9 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	eventingv1 "knative.dev/eventing/pkg/apis/eventing/v1"
+	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 	"sigs.k8s.io/yaml"
 
@@ -154,6 +156,58 @@ func TestTenants(t *testing.T) {
 	}
 }
 
+// notMounted are the services that send, of an entry, in which a Secret with a tenant's relay is not where send looks for it.
+func notMounted(objects []manifest.Object, secret string) (services []string) {
+	found := false
+	for _, s := range manifest.Of[*servingv1.Service](objects) {
+		if s.Name != "send" && !strings.HasPrefix(s.Name, "send-") {
+			continue
+		}
+		pod, ok := s.Spec.Template.Spec.PodSpec, false
+		for _, e := range pod.Containers[0].Env {
+			for _, m := range pod.Containers[0].VolumeMounts {
+				ok = ok || e.Name == "ONDA_SECRETS" && e.Value == m.MountPath && slices.ContainsFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name && projects(v, secret) })
+			}
+		}
+		if found = true; !ok {
+			services = append(services, s.Name)
+		}
+	}
+	if !found {
+		return []string{"none sends"}
+	}
+	return services
+}
+
+// projects tells whether a volume has a Secret's key url, and pods start without it.
+func projects(v corev1.Volume, secret string) bool {
+	return v.Projected != nil && slices.ContainsFunc(v.Projected.Sources, func(p corev1.VolumeProjection) bool {
+		s := p.Secret
+		return s != nil && s.Name == secret && s.Optional != nil && *s.Optional && slices.Equal(s.Items, []corev1.KeyToPath{{Key: "url", Path: secret + "/url"}})
+	})
+}
+
+// testRelays finds tenants whose relay is not mounted where their mails are sent: those would wait.
+func testRelays(t *testing.T, all map[string]rendering) {
+	t.Helper()
+	for name, f := range readTenants(t) {
+		dir := "config/regions/" + f.Spec.Region + "/" + f.Spec.Ring
+		if f.Spec.Placement == tenantfile.Dedicated && (!f.Sandbox() || slices.Contains(f.Spec.Functions, "send")) {
+			dir = "config/tenants/" + name
+		}
+		if secret := f.Spec.SMTPSecret; secret != "" {
+			for _, s := range notMounted(all[dir].objects, secret) {
+				t.Errorf("config/tenants/%s/tenant.yaml: spec.smtpSecret: %s of %s has no Secret %s: see config/components/relays", name, s, dir, secret)
+			}
+		}
+	}
+	for secret, want := range map[string]int{"acme-relay": 0, "brava-relay": 0, "corvo-relay": 3} {
+		if got := notMounted(all["config/testdata/combinations/relays"].objects, secret); len(got) != want {
+			t.Errorf("%s is not mounted in %q, want %d", secret, got, want)
+		}
+	}
+}
+
 // What onda tenant create writes for a dedicated tenant and for a sandbox can be rendered, has its region's class of broker, and leads events to where each function is.
 func TestCreatedTenantsRender(t *testing.T) {
 	t.Parallel()
@@ -165,9 +219,10 @@ func TestCreatedTenantsRender(t *testing.T) {
 	}
 	tenants := filepath.Join(root, "config", "tenants")
 	for name, own := range map[string][]string{"whole": nil, "one": {"campaign"}, "two": {"send", "track"}} {
+		secret := name + "-relay"
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			n := &tenantfile.Tenant{Spec: tenantfile.Spec{Region: "eu-west", Cell: "eu-west-1", Ring: tenantfile.Stable, State: "active", Placement: tenantfile.Dedicated, Functions: own}}
+			n := &tenantfile.Tenant{Spec: tenantfile.Spec{Region: "eu-west", Cell: "eu-west-1", Ring: tenantfile.Stable, State: "active", Placement: tenantfile.Dedicated, Functions: own, SMTPSecret: secret}}
 			n.Metadata.Name = name
 			if _, err := tenantfile.Add(tenants, n, "eu.example"); err != nil {
 				t.Fatal(err)
@@ -183,6 +238,9 @@ func TestCreatedTenantsRender(t *testing.T) {
 			objects, err := manifest.Read(name, text)
 			if err != nil {
 				t.Fatal(err)
+			}
+			if sends := own == nil || slices.Contains(own, "send"); sends != (len(notMounted(objects, secret)) == 0) {
+				t.Errorf("that it sends is %t, and these have not its relay: %q", sends, notMounted(objects, secret))
 			}
 			for _, b := range manifest.Of[*eventingv1.Broker](objects) {
 				if class := b.Annotations[eventingv1.BrokerClassAnnotationKey]; class != "Kafka" {

@@ -261,15 +261,34 @@ func kustomization(t *Tenant, broker, domain string) []byte {
 		p("      - ONDA_FORM_URL=%s\n      - ONDA_LINK_URL=%s", t.url("render-form", domain), t.url("track", domain))
 		p("      - ONDA_LOG=json\n      - ONDA_TENANT=%s", name)
 		p("components:\n  - ../../components/knative\n  - ../../components/%s\n  - ../../components/sandbox", broker)
+		own := slices.Contains(t.Spec.Functions, "send") && t.Spec.SMTPSecret != ""
+		if own {
+			p("  - ../../components/relays")
+		}
 		p("patches:\n  # Events for what is not its own go to the pool's.")
 		p(`  - target: {group: eventing.knative.dev, kind: Trigger, labelSelector: "onda.run/function notin (%s)"}`, strings.Join(t.Spec.Functions, ", "))
 		p("    patch: |\n      - {op: add, path: /spec/subscriber/ref/namespace, value: %s}", poolNamespace)
+		if own {
+			p("%s", t.relayPatch())
+		}
 		return b.Bytes()
 	}
 	p("  - ../../base\ncomponents:\n  - ../../components/%s\n  - ../../components/dedicated\n  - ../../components/network-policy", broker)
+	if t.Spec.SMTPSecret != "" {
+		p("  - ../../components/relays")
+	}
 	p("configMapGenerator:\n  - name: onda\n    behavior: merge\n    literals:\n      - ONDA_TENANT=%s", name)
 	p("      - ONDA_LINK_URL=%s\n      - ONDA_FORM_URL=%s", t.url("track", domain), t.url("render-form", domain))
+	if t.Spec.SMTPSecret != "" {
+		p("patches:\n%s", t.relayPatch())
+	}
 	return b.Bytes()
+}
+
+// relayPatch mounts the Secret with the tenant's relay where config/components/relays has the functions look for it.
+func (t *Tenant) relayPatch() string {
+	return fmt.Sprintf("  - target: {group: serving.knative.dev, kind: Service, name: send.*}\n    patch: |\n"+
+		"      - {op: add, path: /spec/template/spec/volumes/0/projected/sources/-, value: {secret: {name: %[1]s, optional: true, items: [{key: url, path: %[1]s/url}]}}}", t.Spec.SMTPSecret)
 }
 
 // url is where one of its public functions is: at its own host, or at Knative's name for it. What is not its own is the pool's.
