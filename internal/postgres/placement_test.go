@@ -207,3 +207,30 @@ func TestURLOfHosts(t *testing.T) {
 		}
 	}
 }
+
+// A tenant's own relay is known to every transaction of it, and to nobody before the shared schema has it.
+func TestSetSMTPSecret(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	a, db := d.Admin(t), d.DB(t)
+	ctx := context.Background()
+	for _, c := range []struct {
+		secret  string
+		changed bool
+	}{{"", false}, {"acme-relay", true}, {"acme-relay", false}, {"other", true}, {"", true}, {"acme-relay", true}} {
+		changed, err := a.SetSMTPSecret(ctx, pgtest.Acme, c.secret)
+		if err != nil || changed != c.changed {
+			t.Errorf("%q: changed %t, %v", c.secret, changed, err)
+		}
+		if got := tenant(t, db, pgtest.Acme).SMTPSecret; got != c.secret {
+			t.Errorf("the Secret is %q, want %q", got, c.secret)
+		}
+	}
+	if got := tenant(t, db, pgtest.Brava).SMTPSecret; got != "" {
+		t.Errorf("brava's is %q", got)
+	}
+	d.Own(t, pgtest.Acme, "ALTER TABLE onda.tenant DROP COLUMN smtp_secret", "DELETE FROM onda.migration WHERE version = 6")
+	if got := tenant(t, db, pgtest.Acme).SMTPSecret; got != "" {
+		t.Errorf("before 0006: %q", got)
+	}
+}
