@@ -24,6 +24,7 @@ type secrets struct {
 }
 
 func newSecrets(t *testing.T) *secrets {
+	t.Helper()
 	return &secrets{t: t, dir: t.TempDir(), urls: map[string]string{}}
 }
 
