@@ -239,7 +239,8 @@ func PauseNow(ctx context.Context, db *postgres.DB, tenant, name string) (r Run,
 	return r, inFlight, err
 }
 
-// Resume lets a paused run go on. Its mails that wait, for the first attempt or for a further one, expire later by as long as it was paused.
+// Resume lets a paused run go on. Its mails that wait, for the first attempt or for a further one, expire later by as long as it was paused; what was left of a broadcast that
+// is spread over a time is due later by as much.
 func Resume(ctx context.Context, tx *postgres.Tx, name string) (Run, error) {
 	r, err := openRun(ctx, tx, name)
 	if err != nil {
@@ -263,6 +264,9 @@ func Resume(ctx context.Context, tx *postgres.Tx, name string) (Run, error) {
 		return Run{}, fmt.Errorf("look since when run %d is paused: %w", r.ID, err)
 	}
 	if since != nil {
+		if err := shift(ctx, tx, r, *since); err != nil {
+			return Run{}, err
+		}
 		if err := delivery.PutOff(ctx, tx, r.ID, *since); err != nil {
 			return Run{}, err
 		}
@@ -280,6 +284,23 @@ func Resume(ctx context.Context, tx *postgres.Tx, name string) (Run, error) {
 		return Run{}, err
 	}
 	return r, tell(ctx, tx, r.ID, r.Name, "resumed")
+}
+
+// shift moves what was left of a broadcast that is spread over a time by as long as it was paused: else all of it that fell due meanwhile would go out at once.
+func shift(ctx context.Context, tx *postgres.Tx, r Run, since time.Time) error {
+	v, err := (*documents)(nil).load(ctx, tx, r.Document)
+	if err != nil {
+		return err
+	}
+	if b := v.broadcast(); b == nil || b.Over == nil {
+		return nil
+	}
+	// What is not planned yet is reckoned from the later of the two times: see progress.lock.
+	_, err = tx.Exec(ctx, "UPDATE run SET starts_at = greatest(starts_at, started_at) + (onda.now() - greatest($2, started_at)) WHERE id = $1", r.ID, since)
+	if err != nil {
+		return fmt.Errorf("move the rest of run %d: %w", r.ID, err)
+	}
+	return delivery.Shift(ctx, tx, r.ID, since)
 }
 
 // Cancel ends the open run of this name: its journeys are over, and what is still queued is not sent, each mail with the reason cancelled.

@@ -17,9 +17,9 @@ type progress struct {
 	document int64
 	to       int64 // the contact up to which the pass is planned
 	all      bool
-	count    int64 // how many were planned
-	of       int64 // of how many, when it is spread over a time
-	started  time.Time
+	count    int64     // how many were planned
+	of       int64     // of how many, when it is spread over a time
+	started  time.Time // what it is spread over a time from: later by its pauses
 	pass     part
 }
 
@@ -47,7 +47,7 @@ func (p *progress) lock(ctx context.Context, tx *postgres.Tx) error {
 	if tx.Tenant.Schema >= delivery.PaceSchema {
 		own = "planned_count, planned_of, pass"
 	}
-	return tx.QueryRow(ctx, `SELECT document, planned_to, planned, coalesce(started_at, starts_at), `+own+` FROM run
+	return tx.QueryRow(ctx, `SELECT document, planned_to, planned, greatest(started_at, starts_at), `+own+` FROM run
 		WHERE id = $1 AND kind = 'broadcast' AND state = 'running' FOR NO KEY UPDATE SKIP LOCKED`, p.run).
 		Scan(&p.document, &p.to, &p.all, &p.started, &p.count, &p.of, &p.pass)
 }

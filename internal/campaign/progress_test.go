@@ -117,3 +117,52 @@ func TestTheEngagedComeFirstInAWarmup(t *testing.T) {
 		t.Errorf("%d allowances are left", n)
 	}
 }
+
+// TestAPauseMovesWhatIsLeft pauses a broadcast that is spread over a time in the middle, for longer than that time.
+func TestAPauseMovesWhatIsLeft(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.people(pgtest.Acme, 480)
+	w.broadcast("news", toEveryone+"over: 4h\n")
+	start := w.now()
+	w.start("news")
+	w.everything() // 200 of 240 minutes
+	w.pass(time.Hour)
+	w.exec("UPDATE batch SET state = 'closed', sent = cardinality(contacts), mark = cardinality(contacts) WHERE not_before <= onda.now() - interval '1 minute'")
+	for range 2 {
+		if _, err := w.do(Pause, "news"); err != nil {
+			t.Fatal(err)
+		}
+		w.pass(5 * time.Hour)
+		if _, err := w.do(Resume, "news"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.exec("UPDATE batch SET state = 'closed' WHERE not_before < onda.now() + interval '2 hours'")
+	w.everything()
+	by := map[int]int{}
+	total := 0
+	for _, line := range pgtest.All[string](t, w.db, pgtest.Acme, "SELECT floor(extract(epoch FROM not_before - $1) / 60)::int || ' ' || cardinality(contacts) FROM batch ORDER BY id", start) {
+		var minute, n int
+		if _, err := fmt.Sscan(line, &minute, &n); err != nil {
+			t.Fatal(err)
+		}
+		if minute > 60 {
+			minute -= 600
+		}
+		by[minute] += n
+		total += n
+	}
+	for minute := range by {
+		// what the clocks went on by while the test ran may move one to the next minute
+		if by[minute] > 4 || minute < 0 || minute > 241 {
+			t.Errorf("%d mails in minute %d but for the pauses, want 2", by[minute], minute)
+		}
+	}
+	if total != 480 || len(by) < 238 {
+		t.Errorf("%d mails in %d minutes, want 480 in 240", total, len(by))
+	}
+	if n := w.count("SELECT count(*) FROM batch WHERE expires_at - not_before < interval '24 hours'"); n != 0 {
+		t.Errorf("%d batches live less than a day after they are due", n)
+	}
+}

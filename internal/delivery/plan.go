@@ -183,6 +183,16 @@ func PutOff(ctx context.Context, tx *postgres.Tx, run int64, since time.Time) er
 	return nil
 }
 
+// Shift moves the batches of a run that were to be due since a time, and are not begun, by as long as that is ago, and when they expire with them.
+func Shift(ctx context.Context, tx *postgres.Tx, run int64, since time.Time) error {
+	_, err := tx.Exec(ctx, `WITH moved AS (SELECT id FROM batch WHERE run = $1 AND state = 'open' AND attempt = 1 AND mark = 0 AND not_before >= $2 ORDER BY id FOR NO KEY UPDATE)
+		UPDATE batch b SET not_before = b.not_before + (onda.now() - $2), expires_at = b.expires_at + (onda.now() - $2) FROM moved m WHERE b.id = m.id`, run, since)
+	if err != nil {
+		return fmt.Errorf("move batches of run %d: %w", run, err)
+	}
+	return nil
+}
+
 // Errors of a tenant that is held back: its recipients stay queued.
 var (
 	ErrSuspended = errors.New("the tenant is not active: nothing is sent until it is")

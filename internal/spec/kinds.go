@@ -342,7 +342,7 @@ type Broadcast struct {
 	Exclude *Predicate
 	At      *Moment   // nil: when it is started
 	Zone    Zone      // in which At is read; the tenant's unless given
-	Over    *Duration // it is spread evenly over this time; nil: as fast as it goes
+	Over    *Duration // it is spread evenly over this time, in which pauses do not count; nil: as fast as it goes
 }
 
 // Kind gives KindBroadcast.
