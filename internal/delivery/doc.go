@@ -80,15 +80,26 @@ const (
 	Preproduction Reason = "preproduction"
 )
 
-// backOff is how long after an attempt the next one is made, by the class of the refusal; the last step goes for all further ones. RFC 5321 section 4.5.4.1 wants a few soon
+// steps are the times between the attempts of a mail that is refused with a class, soonest first; the last goes for all further ones. RFC 5321 section 4.5.4.1 wants a few soon
 // and half an hour and more between the rest. A block is about us: to come back soon makes it worse.
-func backOff(attempt int, class string) time.Duration {
-	steps := [...]time.Duration{time.Minute, 5 * time.Minute, 30 * time.Minute, time.Hour, 4 * time.Hour}
+func steps(class string) []time.Duration {
 	switch class {
 	case "block":
-		steps = [...]time.Duration{15 * time.Minute, time.Hour, 2 * time.Hour, 4 * time.Hour, 4 * time.Hour}
+		return []time.Duration{15 * time.Minute, time.Hour, 2 * time.Hour, 4 * time.Hour}
 	case "policy":
-		steps = [...]time.Duration{5 * time.Minute, 30 * time.Minute, time.Hour, 4 * time.Hour, 4 * time.Hour}
+		return []time.Duration{5 * time.Minute, 30 * time.Minute, time.Hour, 4 * time.Hour}
 	}
-	return steps[min(max(attempt, 1), len(steps))-1]
+	return []time.Duration{time.Minute, 5 * time.Minute, 30 * time.Minute, time.Hour, 4 * time.Hour}
+}
+
+// backOff is how long after a refusal the next attempt is made, when the refusal before it, if any, was so long ago: a step longer than that, and not by the number of attempts,
+// which mails that only waited have too.
+func backOff(ago time.Duration, class string) time.Duration {
+	all := steps(class)
+	for _, s := range all {
+		if 2*s > 3*ago { // retries are seldom made to the second
+			return s
+		}
+	}
+	return all[len(all)-1]
 }

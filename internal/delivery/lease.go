@@ -49,6 +49,9 @@ type Lease struct {
 	settled []int64 // deliveries beyond the mark that had an outcome when we took it
 }
 
+// Untried tells whether no relay was asked about the batch's mails before, so that they have used up nothing of what a day allows.
+func (l *Lease) Untried() bool { return l.Attempt == 1 || l.Cause == waited }
+
 // Size is how many recipients the batch has.
 func (l *Lease) Size() int { return len(l.Contacts) }
 
@@ -161,6 +164,8 @@ type Recipient struct {
 	Attempt  int
 	Expires  time.Time
 	Tried    bool // a relay answered to it before
+	// Refused is when it was, of a mail that did not wait for anything else since; zero otherwise.
+	Refused time.Time
 }
 
 // Refusal is the outcome of a recipient that the gate holds back for good. One that was tried before and expired has failed: it was refused until then.
@@ -194,16 +199,20 @@ func (l *Lease) open(ctx context.Context, tx *postgres.Tx, from, to int) ([]Reci
 	}
 	part := l.Contacts[from:to]
 	out := make([]Recipient, 0, len(part))
-	rows, err := tx.Query(ctx, `SELECT u.n, d.id, d.contact, b.expires_at, d.code IS NOT NULL
+	rows, err := tx.Query(ctx, `SELECT u.n, d.id, d.contact, b.expires_at, d.code IS NOT NULL, CASE WHEN d.class IS NOT NULL THEN d.at END
 		FROM unnest($1::bigint[]) WITH ORDINALITY u (id, n) JOIN delivery d ON d.id = u.id JOIN batch b ON b.id = d.id >> 9
 		WHERE d.state = 'deferred' AND d.retry_at IS NULL AND d.attempt = $2 ORDER BY u.n`, part, l.Attempt)
 	if err != nil {
 		return nil, fmt.Errorf("look for deliveries in hand: %w", err)
 	}
 	r := Recipient{Attempt: l.Attempt}
-	_, err = pgx.ForEachRow(rows, []any{&r.Number, &r.Delivery, &r.Contact, &r.Expires, &r.Tried}, func() error {
+	var refused *time.Time
+	_, err = pgx.ForEachRow(rows, []any{&r.Number, &r.Delivery, &r.Contact, &r.Expires, &r.Tried, &refused}, func() error {
 		out = append(out, r)
-		out[len(out)-1].Number += from
+		last := &out[len(out)-1]
+		if last.Number += from; refused != nil {
+			last.Refused = *refused
+		}
 		return nil
 	})
 	if err != nil {
@@ -320,6 +329,14 @@ func (l *Lease) PutOff(ctx context.Context, tx *postgres.Tx, until time.Time, li
 	if soonest := tx.Now().Add(Ahead); until.Before(soonest) {
 		until = soonest
 	}
+	if livesOn && l.Attempt > 1 { // when they expire is in the batches that they were planned in, which are locked before ours
+		_, err := tx.Exec(ctx, `WITH planned AS (SELECT id FROM batch WHERE id IN (SELECT id >> 9 FROM unnest($1::bigint[]) id) ORDER BY id FOR NO KEY UPDATE)
+			UPDATE batch b SET expires_at = $2::timestamptz + $3::interval FROM planned p WHERE b.id = p.id AND b.expires_at < $2::timestamptz + $3::interval`,
+			l.Contacts[l.Mark:], until, Life)
+		if err != nil {
+			return fmt.Errorf("let the mails of batch %d live on: %w", l.Batch, err)
+		}
+	}
 	_, err := tx.Exec(ctx, `UPDATE batch SET lease_until = '-infinity', mark = least(mark, $3), not_before = $4::timestamptz,
 			expires_at = CASE WHEN $5 THEN greatest(expires_at, $4::timestamptz + $6::interval) ELSE expires_at END
 		WHERE id = $1 AND fence = $2 AND state = 'open'`, l.Batch, l.fence, l.Mark, until, livesOn, Life)
@@ -421,8 +438,12 @@ func (l *Lease) close(ctx context.Context, tx *postgres.Tx, drainer string) (boo
 	return true, tx.Publish(ctx, drainer, e)
 }
 
-// RetryAt is when a mail that was deferred at an attempt, with a refusal of a class, is tried again; ok is false when it expires before that.
-func RetryAt(now time.Time, attempt int, class string, expires time.Time) (at time.Time, ok bool) {
-	at = now.Add(backOff(attempt, class))
-	return at, at.Before(expires)
+// RetryAt is when a mail is tried again that was refused for the moment, with a class, at an attempt made now; ok is false when it expires before that.
+func RetryAt(now time.Time, class string, r Recipient) (at time.Time, ok bool) {
+	var ago time.Duration
+	if !r.Refused.IsZero() {
+		ago = now.Sub(r.Refused)
+	}
+	at = now.Add(backOff(ago, class))
+	return at, at.Before(r.Expires)
 }

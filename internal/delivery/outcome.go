@@ -167,10 +167,10 @@ func statesOfClosed(ctx context.Context, tx *postgres.Tx, outcomes []Outcome, ba
 	return states, nil
 }
 
-// onlyUp lets an outcome replace one that there is.
+// onlyUp lets an outcome replace one that there is. What is put off keeps the code of the last refusal: by it is known that the mail was tried.
 const onlyUp = `
 ON CONFLICT (id) DO UPDATE SET state = excluded.state, attempt = greatest(d.attempt, excluded.attempt), reason = excluded.reason, class = excluded.class,
-       code = excluded.code, status = excluded.status, detail = excluded.detail, tracking = coalesce(excluded.tracking, d.tracking), at = excluded.at,
+       code = CASE WHEN excluded.state = 'deferred' THEN coalesce(excluded.code, d.code) ELSE excluded.code END, status = excluded.status, detail = excluded.detail, tracking = coalesce(excluded.tracking, d.tracking), at = excluded.at,
        retry_at = excluded.retry_at
  WHERE (d.state <> excluded.state AND excluded.state = 'sent' AND d.state IN ('unknown', 'deferred', 'failed', 'suppressed'))
     OR (excluded.state <> 'sent' AND d.attempt = excluded.attempt
@@ -268,7 +268,8 @@ func resend(ctx context.Context, tx *postgres.Tx, changed []Outcome, batches map
 		b := batches[BatchOf(o.Delivery)]
 		wait := time.Duration(0) // the first time, whoever waits for the mail has waited already
 		if o.Attempt > 1 {
-			wait = backOff(o.Attempt-1, "")
+			soft := steps("")
+			wait = soft[min(o.Attempt-2, len(soft)-1)]
 		}
 		if !tx.Now().Add(wait).Before(b.expires) {
 			continue

@@ -87,6 +87,7 @@ type retryGroup struct {
 	email   int64
 	lane    int
 	attempt int
+	tried   bool // a relay answered to it before
 }
 
 // retry is one delivery that is to be tried again, and how long it may be.
@@ -94,6 +95,12 @@ type retry struct {
 	id      int64
 	expires time.Time
 }
+
+// Causes of batches of further attempts: of mails that a relay refused for the moment, and of those that it was never asked about.
+const (
+	retried = "retry"
+	waited  = "wait"
+)
 
 // regroup plans batches of deliveries whose attempt was raised already, in the same transaction: so a mark never covers an old attempt.
 func regroup(ctx context.Context, tx *postgres.Tx, groups map[retryGroup][]retry, notBefore time.Time, cause string) error {
@@ -112,7 +119,11 @@ func regroup(ctx context.Context, tx *postgres.Tx, groups map[retryGroup][]retry
 					expires = r.expires
 				}
 			}
-			b.Queue(insertBatch, nil, g.run, g.step, g.attempt, g.lane, g.email, ids, notBefore, expires, cause)
+			why := cause
+			if why == retried && !g.tried {
+				why = waited
+			}
+			b.Queue(insertBatch, nil, g.run, g.step, g.attempt, g.lane, g.email, ids, notBefore, expires, why)
 		}
 		tx.Wake(Function(g.lane), notBefore)
 	}
@@ -130,14 +141,14 @@ func Regroup(ctx context.Context, tx *postgres.Tx, lane int) (n int, err error) 
 			 WHERE d.state = 'deferred' AND d.retry_at <= onda.now() AND b.lane = $1
 			 ORDER BY d.id LIMIT $2 FOR UPDATE OF d SKIP LOCKED)
 		UPDATE delivery d SET attempt = d.attempt + 1, retry_at = NULL FROM due, batch b WHERE d.id = due.id AND b.id = d.id >> 9
-		RETURNING d.id, d.attempt, b.run, b.step, b.email, b.expires_at`, lane, MaxBatch)
+		RETURNING d.id, d.attempt, b.run, b.step, b.email, b.expires_at, d.code IS NOT NULL`, lane, MaxBatch)
 	if err != nil {
 		return 0, fmt.Errorf("take deliveries that are due for another attempt: %w", err)
 	}
 	groups := map[retryGroup][]retry{}
 	g := retryGroup{lane: lane}
 	var r retry
-	_, err = pgx.ForEachRow(rows, []any{&r.id, &g.attempt, &g.run, &g.step, &g.email, &r.expires}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&r.id, &g.attempt, &g.run, &g.step, &g.email, &r.expires, &g.tried}, func() error {
 		groups[g] = append(groups[g], r)
 		n++
 		return nil
@@ -145,7 +156,7 @@ func Regroup(ctx context.Context, tx *postgres.Tx, lane int) (n int, err error) 
 	if err != nil {
 		return 0, fmt.Errorf("take deliveries that are due for another attempt: %w", err)
 	}
-	return n, regroup(ctx, tx, groups, tx.Now(), "retry")
+	return n, regroup(ctx, tx, groups, tx.Now(), retried)
 }
 
 // Due is when work of a lane is next to be looked at: a batch that can be leased then, a retry, a request to forget. postgres.Never for nothing. For use in

@@ -36,6 +36,8 @@ type holder struct {
 
 	acks chan struct{} // one for each outcome that is committed
 	away atomic.Pointer[error]
+	// returned counts the mails under marks that no relay was asked about in the end: like those that wait, they have used up nothing.
+	returned atomic.Int64
 
 	trafficLock sync.Mutex
 	traffic     map[string]delivery.Traffic // by receiver; not added to what is known yet
@@ -76,7 +78,7 @@ func (h *holder) run(ctx context.Context, w *worker) error {
 			case unsettled == 0, h.limits.rate > 0: // the first; or it is the pace that connections wait for
 			case len(queue) == 0:
 				starved++
-				window = min(2*window, delivery.MaxWindow)
+				window = min(2*window, h.lane.most)
 			default:
 				ample++
 			}
@@ -127,8 +129,9 @@ func (h *holder) run(ctx context.Context, w *worker) error {
 		case <-h.acks:
 			unsettled--
 		case <-renew.C:
-			if stop == nil && h.lease.Half(time.Now()) {
-				if _, err := h.advance(ctx, h.lease.Mark); err != nil {
+			// Also when no further mark is set, for what waits under the last one for a slow relay.
+			if (stop == nil || errors.Is(stop, errHeld)) && h.lease.Half(time.Now()) {
+				if _, err := h.advance(ctx, h.lease.Mark); err != nil && stop == nil {
 					stop = err
 				}
 			}
@@ -168,15 +171,17 @@ func (h *holder) end(ctx context.Context, stop error) error {
 	errors.As(stop, &off)
 	err := h.lane.db.InTenant(ctx, h.tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		if len(h.limits.budgets) > 0 {
-			if err := delivery.GiveBack(ctx, tx, h.limits.budgets, h.limits.granted); err != nil {
-				return err
-			}
-			if err := h.lease.Grant(ctx, tx, 0, h.limits.day); err != nil {
+			if err := delivery.GiveBack(ctx, tx, h.limits.budgets, h.limits.granted+int(h.returned.Load())); err != nil {
 				return err
 			}
 		}
 		if err := h.finish(ctx, tx, off); err != nil {
 			return err
+		}
+		if len(h.limits.budgets) > 0 {
+			if err := h.lease.Grant(ctx, tx, 0, h.limits.day); err != nil {
+				return err
+			}
 		}
 		return h.tally(ctx, tx)
 	})
@@ -317,12 +322,8 @@ func (h *holder) mark(ctx context.Context, tx *postgres.Tx, hi int) (m marked, e
 			m.jobs[i].at = at
 		}
 	}
-	if len(m.after.budgets) > 0 { // what is refused used nothing up
-		for _, o := range a.outcomes {
-			if o.State == delivery.Suppressed {
-				m.after.granted++
-			}
-		}
+	if len(m.after.budgets) > 0 { // who is refused used nothing up, and who waits asks again when the time has come, which may be on another day
+		m.after.granted += len(a.outcomes)
 	}
 	_, err = delivery.Record(ctx, tx, delivery.Function(h.lane.number), a.outcomes...)
 	return m, err
@@ -337,6 +338,9 @@ func (h *holder) putBack(queue []job, why string) {
 
 // settle records an outcome; the holder hears when it is committed.
 func (h *holder) settle(o delivery.Outcome) {
+	if o.Code == 0 && o.State != delivery.Sent && o.State != delivery.Unknown {
+		h.returned.Add(1)
+	}
 	h.lane.recorder.add(entry{tenant: h.tenant, outcome: o, done: func() { h.acks <- struct{}{} }})
 }
 
@@ -453,7 +457,7 @@ func (l *lane) deliver(line *mail.Line, m *handover, next *mail.Outgoing) delive
 
 // later is the outcome of a mail that was refused for the moment: it is tried again, unless it expires before that.
 func later(o delivery.Outcome, now time.Time, to delivery.Recipient) delivery.Outcome {
-	at, ok := delivery.RetryAt(now, to.Attempt, o.Class, to.Expires)
+	at, ok := delivery.RetryAt(now, o.Class, to)
 	if !ok {
 		o.State, o.Reason = delivery.Failed, delivery.Expired
 		return o

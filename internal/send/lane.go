@@ -40,6 +40,7 @@ type lane struct {
 	slots   chan struct{} // one for each batch that is held
 	waiting atomic.Int32  // workers who wait for one
 	relays  *relayPace
+	most    int // how wide a window may be
 	jobs    chan job
 	start   sync.Once
 	stop    chan struct{}
@@ -49,7 +50,7 @@ type lane struct {
 }
 
 // window is how many recipients of a batch may be marked and not settled, to begin with.
-func (l *lane) window() int { return max(minWindow, int(l.wide.Load())) }
+func (l *lane) window() int { return min(max(minWindow, int(l.wide.Load())), l.most) }
 
 // learn takes what became of a window: the next batch begins with one that had work for the connections, and with half of one that had more than that.
 func (l *lane) learn(window, starved, ample int) {
@@ -67,6 +68,7 @@ func newLane(number int, cfg Config, relays []mail.Relay, db *postgres.DB, compo
 		recorder: newRecorder(db, rt.Log, delivery.Function(number), outcomes),
 		slots:    make(chan struct{}, cfg.Batches),
 		relays:   newRelayPace(db, number, relays),
+		most:     mostAtRelays(relays),
 		jobs:     make(chan job),
 		stop:     make(chan struct{}),
 	}

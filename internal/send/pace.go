@@ -18,9 +18,10 @@ import (
 // limits are what keeps a batch of marketing mail from going out as fast as it could. The zero limits do not.
 type limits struct {
 	rate    float64           // mails a second of the tenant; 0: no limit
-	budgets []delivery.Budget // of first attempts
+	budgets []delivery.Budget // of mails that were never tried
 	granted int               // of the budgets, not used yet: taken for the whole batch, since all who send lock the same row for it
 	day     string            // that they were granted on
+	ends    time.Time         // the day
 	open    map[string]delivery.Breaker
 }
 
@@ -47,7 +48,7 @@ func (h *holder) readLimits(ctx context.Context, tx *postgres.Tx) (l limits, err
 	settings, quotas := h.email.Settings, tx.Tenant.Quotas
 	l.rate = quotas.Slower(settings.Pace.Rate.PerSecond())
 	domain := h.email.SenderDomain()
-	if h.lease.Attempt == 1 {
+	if h.lease.Untried() {
 		h.readBudgets(&l, tx.Now().In(settings.Location()), quotas, domain)
 	}
 	open, err := delivery.Breakers(ctx, tx, domain)
@@ -63,14 +64,18 @@ func (h *holder) readLimits(ctx context.Context, tx *postgres.Tx) (l limits, err
 	return l, nil
 }
 
-// readBudgets is of a first attempt; now is by the tenant's clock.
+// readBudgets is of mails that were never tried: whatever they waited for, the day counts on which they go. now is by the tenant's clock.
 func (h *holder) readBudgets(l *limits, now time.Time, quotas postgres.Quotas, domain string) {
 	// Periods are by the date alone: another zone in the settings begins no day anew.
 	y, m, d := now.Date()
 	day, month := time.Date(y, m, d, 0, 0, 0, 0, time.UTC), time.Date(y, m, 1, 0, 0, 0, 0, time.UTC)
-	l.day = day.Format(time.DateOnly)
+	l.day, l.ends = day.Format(time.DateOnly), dayAfter(now)
 	if quotas.PerDay != nil {
-		l.budgets = append(l.budgets, delivery.Budget{Kind: "quota:day", Period: day, Count: *quotas.PerDay, Ends: dayAfter(now), Reason: delivery.Quota, Name: "the quota of a day"})
+		b := delivery.Budget{Kind: "quota:day", Period: day, Count: *quotas.PerDay, Ends: l.ends, Name: "the quota of a day"}
+		if b.Count == 0 { // no day will have more
+			b.Reason = delivery.Quota
+		}
+		l.budgets = append(l.budgets, b)
 	}
 	if quotas.PerMonth != nil {
 		last := time.Date(y, m+1, 0, 12, 0, 0, 0, now.Location())
@@ -78,7 +83,7 @@ func (h *holder) readBudgets(l *limits, now time.Time, quotas postgres.Quotas, d
 	}
 	if plan := h.email.Warmup(); plan != nil {
 		if mails, limited := plan.Allows(now, now.Location()); limited {
-			l.budgets = append(l.budgets, delivery.Budget{Kind: "warmup:" + domain, Period: day, Count: int64(mails), Ends: dayAfter(now), Name: "the warm-up of " + domain})
+			l.budgets = append(l.budgets, delivery.Budget{Kind: "warmup:" + domain, Period: day, Count: int64(mails), Ends: l.ends, Name: "the warm-up of " + domain})
 		}
 	}
 	if h.lease.GrantedOn == l.day && len(l.budgets) > 0 {
@@ -128,8 +133,11 @@ func (h *holder) room(ctx context.Context, tx *postgres.Tx, want int) (n int, fi
 	return n, first, after, nil
 }
 
-// grant is how many of the next recipients have their part of the budgets. An *errPutOff when none has.
+// grant is how many of the next recipients have their part of the budgets. An *errPutOff when none has, errHeld when the day is over that they are of.
 func (h *holder) grant(ctx context.Context, tx *postgres.Tx, want int, after *limits) (int, error) {
+	if !tx.Now().Before(after.ends) {
+		return 0, errHeld
+	}
 	if after.granted < want {
 		more, by, err := delivery.Grant(ctx, tx, after.budgets, h.lease.Size()-h.lease.Mark-after.granted)
 		if err != nil {

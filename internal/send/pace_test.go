@@ -729,3 +729,196 @@ func TestPeriodsOfCapsAreByTheClockOnTheWall(t *testing.T) {
 		}
 	}
 }
+
+// TestADayIsOfTheMailsThatGoOnIt has mails wait for the next day, whose own then ask for what is left of it.
+func TestADayIsOfTheMailsThatGoOnIt(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, settings("  quietHours: {from: \"10:00\", to: \"06:00\"}\n"))
+	quota := int64(4)
+	w.quotas(postgres.Quotas{PerDay: &quota})
+	w.noonTomorrow()
+	used := func() []string {
+		return pgtest.All[string](t, w.db, pgtest.Acme, "SELECT n::text FROM allowance WHERE contact = 0 ORDER BY period")
+	}
+	people := w.people(12)
+	w.plan(people[:6], 500)
+	in := w.start("ONDA_BATCHES=1")
+	sweep := func() {
+		for range 3 {
+			w.mustSweep(in, "send")
+		}
+	}
+	sweep()
+	if d := cmp.Diff(map[string]int{"deferred quiet hours": 6}, w.counts()); d != "" {
+		t.Fatalf("in the evening (-want +got):\n%s", d)
+	}
+	if got := used(); !slices.Equal(got, []string{"0"}) {
+		t.Errorf("what waits used up %q of the day", got)
+	}
+	w.moveClock(19 * time.Hour) // 07:00
+	w.plan(people[6:], 500)
+	for day := range 3 {
+		sweep()
+		if got := w.counts(); got["sent"] != 4*(day+1) {
+			t.Errorf("on day %d: %v", day+2, got)
+		}
+		w.moveClock(24 * time.Hour)
+	}
+	if got := used(); !slices.Equal(got, []string{"0", "4", "4", "4"}) {
+		t.Errorf("used up: %q", got)
+	}
+	w.sentOnce()
+}
+
+func TestADayGetsBackWhatNoRelayWasAskedAbout(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	quota := int64(3)
+	w.quotas(postgres.Quotas{PerDay: &quota})
+	w.noonTomorrow()
+	w.smtp.Script("u1@x.example", smtptest.DropBeforeContent(), smtptest.Reject("451 4.3.0 later"), smtptest.Script{})
+	w.plan(w.people(4), 500)
+	in := w.start("ONDA_SMTP_CONNECTIONS=1")
+	sweep := func() {
+		for range 3 {
+			w.mustSweep(in, "send")
+		}
+	}
+	sweep()
+	got := w.counts()
+	used := func() string {
+		return pgtest.One[string](t, w.db, pgtest.Acme, "SELECT string_agg(n::text, ' ' ORDER BY period) FROM allowance WHERE contact = 0")
+	}
+	if got["sent"] != 2 || used() != "2" {
+		t.Fatalf("%v, used up %s", got, used())
+	}
+	// The next day it is asked about, and refused: it uses up a part of that day, once, and the back-off begins.
+	w.moveClock(24 * time.Hour)
+	sweep()
+	retry := pgtest.One[time.Duration](t, w.db, pgtest.Acme, "SELECT retry_at - at FROM delivery WHERE code = 451")
+	if retry > time.Minute || used() != "2 2" {
+		t.Errorf("tried again after %s; used up %s: %v", retry, used(), w.counts())
+	}
+	w.moveClock(2 * time.Minute)
+	sweep()
+	if d := cmp.Diff(map[string]int{"sent": 4}, w.counts()); d != "" || used() != "2 2" {
+		t.Errorf("in the end (-want +got):\n%s, used up %s", d, used())
+	}
+}
+
+func TestAQuotaOfADayIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	two := int64(2)
+	w.quotas(postgres.Quotas{PerDay: &two})
+	w.noonTomorrow()
+	people := w.people(9)
+	w.plan(people[:8], 3)
+	in := w.start("ONDA_BATCHES=1")
+	for day := range 4 {
+		for range 3 {
+			w.mustSweep(in, "send")
+		}
+		if d := cmp.Diff(map[string]int{"sent": 2 * (day + 1)}, w.counts()); d != "" {
+			t.Errorf("on day %d (-want +got):\n%s", day+1, d)
+		}
+		w.moveClock(24 * time.Hour)
+	}
+	none := int64(0)
+	w.quotas(postgres.Quotas{PerDay: &none})
+	w.plan(people[8:], 500)
+	for range 2 {
+		w.mustSweep(in, "send")
+		w.moveClock(13 * time.Hour)
+	}
+	if d := cmp.Diff(map[string]int{"sent": 8, "suppressed quota": 1}, w.counts()); d != "" {
+		t.Errorf("where no day has any (-want +got):\n%s", d)
+	}
+}
+
+func TestADayEndsInTheMiddleOfABatch(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	quota := int64(5)
+	w.quotas(postgres.Quotas{PerDay: &quota})
+	w.noonTomorrow()
+	w.plan(w.people(8), 500)
+	s, in := w.sender()
+	l := s.lanes[delivery.Bulk]
+	l.run()
+	h, err := l.take(context.Background(), pgtest.Acme)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.first, err = h.advance(context.Background(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.moveClock(13 * time.Hour)
+	if err := h.run(context.Background(), &worker{lane: l, tenant: pgtest.Acme, until: time.Now().Add(time.Minute)}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		w.mustSweep(in, "send")
+	}
+	if got := pgtest.One[string](t, w.db, pgtest.Acme, "SELECT string_agg(n::text, ' ' ORDER BY period) FROM allowance WHERE contact = 0"); got != "1 5" {
+		t.Errorf("used up: %s", got)
+	}
+	if got := w.sentOnce(); got != 6 {
+		t.Errorf("%d mails", got)
+	}
+}
+
+// TestASlowRelayCostsNoAttempts has mails wait at a relay for longer than a lease and a turn.
+func TestASlowRelayCostsNoAttempts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.env["ONDA_SMTP_URL"] += "&rate=1"
+	w.plan(w.people(6), 500)
+	in := w.start("ONDA_TURN=500ms", "ONDA_LEASE=2s", "ONDA_BATCHES=1")
+	for len(w.smtp.Mails()) < 6 {
+		w.mustSweep(in, "send")
+	}
+	if got := pgtest.One[int](t, w.db, pgtest.Acme, "SELECT count(*) FROM delivery WHERE attempt > 1 OR state <> 'sent'"); got != 0 {
+		t.Errorf("%d of 6 did not go out at their first attempt: %v", got, w.outcomes())
+	}
+}
+
+// TestAWaitIsNoAttempt has a mail wait several times and be refused then.
+func TestAWaitIsNoAttempt(t *testing.T) {
+	t.Parallel()
+	quiet := settings("  quietHours: {from: \"10:00\", to: \"14:00\"}\n")
+	w := newWorld(t, quiet)
+	w.noonTomorrow()
+	w.smtp.Script("u1@x.example", smtptest.Reject("451 4.3.0 later"), smtptest.Reject("451 4.3.0 later"))
+	w.plan(w.people(1), 500)
+	in := w.start()
+	row := func() string {
+		return pgtest.One[string](t, w.db, pgtest.Acme, "SELECT concat_ws(' ', attempt, code, round(extract(epoch FROM retry_at - at) / 60)) FROM delivery")
+	}
+	for i := range 3 { // each time it is in quiet hours again
+		w.mustSweep(in, "send")
+		if got := row(); !strings.HasPrefix(got, fmt.Sprint(i+1, " ")) {
+			t.Fatalf("after waiting %d times: %s", i+1, got)
+		}
+		if i < 2 {
+			pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE delivery SET retry_at = onda.now()")
+		}
+	}
+	w.moveClock(2*time.Hour + time.Minute)
+	w.mustSweep(in, "send")
+	if got := row(); got != "4 451 1" {
+		t.Errorf("first refused: attempt, code and minutes until the next: %s", got)
+	}
+	w.moveClock(70 * time.Second)
+	w.mustSweep(in, "send")
+	if got := row(); got != "5 451 5" {
+		t.Errorf("refused again: %s", got)
+	}
+	w.apply(settings("  quietHours: {from: \"14:00\", to: \"16:00\"}\n"))
+	w.moveClock(6 * time.Minute)
+	w.mustSweep(in, "send")
+	if got := pgtest.One[string](t, w.db, pgtest.Acme, "SELECT concat_ws(' ', code, detail) FROM delivery"); got != "451 quiet hours" {
+		t.Errorf("that it was tried is forgotten: %s", got)
+	}
+}

@@ -47,6 +47,21 @@ func newRelayPace(db *postgres.DB, lane int, relays []mail.Relay) *relayPace {
 	return p
 }
 
+// atRelays is how long the mails under marks may take to go out at the pace of a relay: more of them would only wait there, past turns and leases.
+const atRelays = 4 * time.Second
+
+// mostAtRelays is how many recipients of a batch may be marked and not settled, by the fastest of the relays.
+func mostAtRelays(relays []mail.Relay) int {
+	most := 2 // the mark goes on by half of it
+	for _, r := range relays {
+		if r.Rate == 0 {
+			return delivery.MaxWindow
+		}
+		most = max(most, int(r.Rate*atRelays.Seconds()))
+	}
+	return min(most, delivery.MaxWindow)
+}
+
 // account is what a relay counts mails by: who hands them over, where.
 func account(r mail.Relay) string {
 	if r.User == "" {
