@@ -27,7 +27,7 @@ import (
 
 var (
 	openHTML = regexp.MustCompile(`(?i)<html\b`)
-	repeated = regexp.MustCompile(`(https?://[^\s<>]+) <(https?://[^\s<>]+)>`)
+	repeated = regexp.MustCompile(`(https?://[^\s<>]+) <(` + untrackedMark + `?)(https?://[^\s<>]+)>`)
 )
 
 const pixel = `{% if ` + spec.VarPixel + ` %}<img src="{{ ` + spec.VarPixel + ` }}" width="1" height="1" alt="" style="display:block;width:1px;height:1px;border:0">{% endif %}`
@@ -238,17 +238,21 @@ func markdownToHTML(src string) (string, error) {
 // htmlToText derives the plain text of a page and leaves the Liquid in it as it is.
 func htmlToText(page string) string {
 	m := liquid.Mask(page)
-	text := html2text.HTML2TextWithOptions(forText(m.Text), html2text.WithUnixLineBreaks(), html2text.WithLinksInnerText(), html2text.WithListSupport())
+	text := html2text.HTML2TextWithOptions(forText(m), html2text.WithUnixLineBreaks(), html2text.WithLinksInnerText(), html2text.WithListSupport())
 	lines := strings.Split(text, "\n")
 	var out []string
 	blank := true
 	for _, line := range lines {
 		line = strings.TrimSpace(strings.ReplaceAll(line, "\u00a0", " "))
 		line = repeated.ReplaceAllStringFunc(line, func(s string) string {
-			if p := repeated.FindStringSubmatch(s); p[1] == p[2] {
+			switch p := repeated.FindStringSubmatch(s); {
+			case p[1] != p[3]:
+				return s
+			case p[2] != "":
+				return "<" + p[2] + p[3] + ">"
+			default:
 				return p[1]
 			}
-			return s
 		})
 		if line == "" && blank {
 			continue
@@ -261,9 +265,9 @@ func htmlToText(page string) string {
 
 // forText writes a page for a library that takes any > for the end of a tag: without comments, in which is what Outlook alone shows, and with no attributes but the
 // addresses of links.
-func forText(page string) string {
+func forText(m *liquid.Masked) string {
 	var out strings.Builder
-	z := nethtml.NewTokenizer(strings.NewReader(page))
+	z := nethtml.NewTokenizer(strings.NewReader(m.Text))
 	for kind := z.Next(); kind != nethtml.ErrorToken; kind = z.Next() {
 		raw := string(z.Raw())
 		switch kind {
@@ -271,7 +275,11 @@ func forText(page string) string {
 		case nethtml.StartTagToken, nethtml.SelfClosingTagToken:
 			out.WriteString("<" + tagName(raw))
 			if href, has := attr(raw, "href"); has {
-				out.WriteString(` href="` + html.EscapeString(address(href)) + `"`)
+				to := address(href)
+				if _, off := attr(raw, trackOption); off && !m.Has(to) { // with Liquid it is not tracked anyway
+					to = untrackedMark + to
+				}
+				out.WriteString(` href="` + html.EscapeString(to) + `"`)
 			}
 			if strings.HasSuffix(raw, "/>") {
 				out.WriteString(" /")

@@ -17,10 +17,13 @@ import (
 )
 
 var (
-	textURL    = regexp.MustCompile(`(?i)<https?://[^\s<>]+>|https?://[^\s<>"]+`)
+	textURL    = regexp.MustCompile(`(?i)<` + untrackedMark + `?https?://[^\s<>]+>|https?://[^\s<>"]+`)
 	outputMark = regexp.MustCompile(`(?s)^\{\{-?\s*(.*?)\s*-?\}\}$`)
 	encodes    = regexp.MustCompile(`\s*\|\s*url_encode\s*$`)
 )
+
+// untrackedMark is before an address in text that was derived of a link that is not to be tracked, until inText has seen it. It is of no script: nobody writes it.
+const untrackedMark = "\ue000"
 
 // maxLink is how long an address may be that is tracked: browsers and mail programs begin to cut longer ones, and Postgres could not index it.
 const maxLink = 2000
@@ -29,7 +32,7 @@ const maxLink = 2000
 type links struct {
 	utm       []spec.Parameter
 	asTheyAre map[string]bool // that get no parameters, where the text has them too
-	untracked map[string]bool
+	untracked map[string]bool // addresses of links that say so; true where all that lead there do
 
 	all   []string
 	index map[string]int
@@ -70,6 +73,9 @@ func hasScheme(address, scheme string) bool {
 // linkOption is the beginning of attributes that say something of a link to Onda. They do not go out with the mail.
 const linkOption = "data-onda-"
 
+// trackOption stays on links until they are tracked: of two to one address, one may be and the other not.
+const trackOption = linkOption + "track"
+
 // addresses gives the links of a page their parameters, and takes what they say to Onda out of it:
 //
 //	data-onda-params="a=b&c={{ contact.country }}"  further parameters
@@ -105,14 +111,19 @@ func (l *links) addresses(page string) (string, error) {
 			l.err = cmp.Or(l.err, fmt.Errorf("the link %s: where its query begins is not known: put | url_encode to what Liquid puts out before it", m.Restore(clip(tag))))
 			return tag
 		}
-		to = withParameters(m, to, own)
+		if len(own) > 0 {
+			to = liquid.AddParameters(to, query(own))
+		}
 		if options["utm"] == "off" {
 			l.asTheyAre[m.Restore(to)] = true
 		} else {
-			to = withParameters(m, to, l.utm)
+			to = l.withUTM(m, to)
 		}
-		if options["track"] == "off" {
-			l.untracked[m.Restore(to)] = true
+		off, key := options["track"] == "off", m.Restore(to)
+		all, known := l.untracked[key]
+		l.untracked[key] = off && (all || !known)
+		if off {
+			tag = withAttr(tag, trackOption, "off") // until inHTML has seen it
 		}
 		if to == href {
 			return tag
@@ -171,53 +182,56 @@ func decoded(s string) string {
 	return s
 }
 
-// queryIsKnown says whether a masked address shows where its query begins: its parts do not depend on tags such as {% if %}, and what is put out before its query has none.
+// hasTags says whether a masked text depends on tags such as {% if %}.
+func hasTags(m *liquid.Masked, text string) bool {
+	return slices.ContainsFunc(regexp.MustCompile(m.Pattern()).FindAllString(text, -1), m.IsTag)
+}
+
+// isEncoded says whether all that is put out in a part of a masked address is encoded: then it ends where it is seen to.
+func isEncoded(m *liquid.Masked, part string) bool {
+	return !slices.ContainsFunc(regexp.MustCompile(m.Pattern()).FindAllString(part, -1), func(mark string) bool {
+		output := outputMark.FindStringSubmatch(m.Restore(mark))
+		return output == nil || !encodes.MatchString(output[1])
+	})
+}
+
+// queryIsKnown says whether a masked address shows where its query begins.
 func queryIsKnown(m *liquid.Masked, address string) bool {
 	path, _, _ := strings.Cut(address, "?")
 	path, _, _ = strings.Cut(path, "#")
-	for _, at := range regexp.MustCompile(m.Pattern()).FindAllStringIndex(address, -1) {
-		mark := address[at[0]:at[1]]
-		if m.IsTag(mark) {
-			return false
-		}
-		output := outputMark.FindStringSubmatch(m.Restore(mark))
-		if at[0] < len(path) && (output == nil || !encodes.MatchString(output[1])) {
-			return false
-		}
-	}
-	return true
+	return !hasTags(m, address) && isEncoded(m, path)
 }
 
-// withParameters adds parameters to the query of an address, masked: those that it has stay as they are. An address whose query may begin anywhere is left as it is.
-func withParameters(m *liquid.Masked, address string, add []spec.Parameter) string {
-	if !queryIsKnown(m, address) {
+// hostIsKnown says whether a masked address shows where its host ends.
+func hostIsKnown(m *liquid.Masked, address string) bool {
+	from := strings.Index(address, "://") + len("://")
+	end := strings.IndexAny(address[from:], "/?#")
+	return end >= 0 && isEncoded(m, address[:from+end])
+}
+
+// query writes parameters.
+func query(parameters []spec.Parameter) string {
+	pairs := make([]string, len(parameters))
+	for i, p := range parameters {
+		pairs[i] = url.QueryEscape(p.Name) + "=" + url.QueryEscape(p.Value)
+	}
+	return strings.Join(pairs, "&")
+}
+
+// withUTM adds the email's parameters to an address, masked. Where what Liquid puts out may move the beginning of its query or fragment, they get their place as the mail is
+// rendered; an address that depends on tags, or whose host does not end before what is put out, stays as it is.
+func (l *links) withUTM(m *liquid.Masked, address string) string {
+	before, _, _ := strings.Cut(address, "#")
+	switch {
+	case len(l.utm) == 0 || hasTags(m, address):
 		return address
+	case isEncoded(m, before):
+		return liquid.AddParameters(address, query(l.utm))
+	case hostIsKnown(m, address):
+		opening, closing := liquid.WithParameters(query(l.utm))
+		return m.Put(opening) + address + m.Put(closing)
 	}
-	before, fragment, hasFragment := strings.Cut(address, "#")
-	_, query, hasQuery := strings.Cut(before, "?")
-	var have []string
-	for pair := range strings.SplitSeq(query, "&") {
-		name, _, _ := strings.Cut(pair, "=")
-		have = append(have, decoded(name))
-	}
-	separator := "?"
-	if hasQuery {
-		separator = "&"
-	}
-	for _, p := range add {
-		if slices.Contains(have, p.Name) {
-			continue
-		}
-		if strings.HasSuffix(before, "?") || strings.HasSuffix(before, "&") {
-			separator = ""
-		}
-		before += separator + url.QueryEscape(p.Name) + "=" + url.QueryEscape(p.Value)
-		separator = "&"
-	}
-	if hasFragment {
-		before += "#" + fragment
-	}
-	return before
+	return address
 }
 
 func (l *links) variable(address string) string {
@@ -237,9 +251,14 @@ func (l *links) variable(address string) string {
 func (l *links) inHTML(page string) string {
 	m := liquid.Mask(page)
 	return onLinks(m, func(tag string) string {
+		for _, a := range attributes(tag) {
+			if a.name == trackOption {
+				return strings.TrimRight(tag[:a.from], blanks) + tag[a.to:]
+			}
+		}
 		href, _ := attr(tag, "href")
 		to := address(href)
-		if m.Has(to) || !ofTheWeb(to) || l.untracked[to] {
+		if m.Has(to) || !ofTheWeb(to) {
 			return tag
 		}
 		return withAttr(tag, "href", l.variable(to))
@@ -250,13 +269,17 @@ func (l *links) inHTML(page string) string {
 func (l *links) inText(text string) string {
 	m := liquid.Mask(text)
 	return m.Restore(textURL.ReplaceAllStringFunc(m.Text, func(found string) string {
+		found, off := strings.CutPrefix(found, "<"+untrackedMark)
+		if off {
+			return "<" + found
+		}
 		before, address := "", withoutPunctuation(found)
 		if strings.HasPrefix(found, "<") { // it says itself where it ends
 			before, address = "<", found[1:len(found)-1]
 		}
 		after := found[len(before)+len(address):]
 		if written := m.Restore(address); !l.asTheyAre[written] && !l.untracked[written] {
-			address = withParameters(m, address, l.utm)
+			address = l.withUTM(m, address)
 		}
 		if m.Has(address) || l.untracked[address] {
 			return before + address + after

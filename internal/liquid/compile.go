@@ -264,7 +264,9 @@ func (c *compiler) tag(t token) string {
 			}
 		}
 		c.fail(t.start, "{%% %s %%} is for loops", t.name)
-	case "endif", "endunless", "endcase", "endfor", "endcapture":
+	case parametersTag:
+		return c.parameters(t)
+	case "endif", "endunless", "endcase", "endfor", "endcapture", "end" + parametersTag:
 		return c.pop(t)
 	case "cycle", "tablerow", "include", "render", "increment", "decrement", "ifchanged", "layout":
 		c.fail(t.start, "the tag %q is not part of Onda's Liquid", t.name)
@@ -321,6 +323,8 @@ func (c *compiler) endBranch(b *block, t token) {
 	case "for", "capture": // put out any number of times, or elsewhere
 		c.endsWhereItBegan(b, t)
 		at = b.ctx
+	case parametersTag:
+		c.endsInTheValue(b, t)
 	}
 	if b.ends == nil {
 		b.ends = &at

@@ -361,6 +361,7 @@ func (c *compiler) config() render.Config {
 			return nil
 		}, nil
 	})
+	cfg.AddBlock(parametersTag).Compiler(renderParameters(c.mode))
 	return cfg
 }
 

@@ -121,6 +121,10 @@ func TestParseProblems(t *testing.T) {
 	t.Parallel()
 	tests := []struct{ src, want string }{
 		{"a\n  {{ contact.x ", `2:3: {{ is never closed: put }} after it`},
+		{`<a href="{% _parameters a=b c %}x{% end_parameters %}">`, `1:10: {% _parameters %} has no query, or one that is not encoded`},
+		{`<a href="{% _parameters %}x{% end_parameters %}">`, `1:10: {% _parameters %} has no query, or one that is not encoded`},
+		{`{% _parameters a=b %}x{% end_parameters %}`, `1:23: what is in {% _parameters %} is not one address in quotes`},
+		{`<a {% _parameters a=b %}x="{% end_parameters %}{{ v }}">`, `1:28: what is in {% _parameters %} is not one address in quotes`},
 		{"{% if contact.x %}", `1:1: {% if %} is never closed: put {% endif %} after it`},
 		{"{{ contact.x | upcas }}", `1:16: unknown filter "upcas", did you mean "upcase"?`},
 		{"{{ contact.x | default }}", `1:16: the filter "default" takes 1 value(s), not 0`},
