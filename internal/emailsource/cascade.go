@@ -71,6 +71,7 @@ type selector struct {
 type element struct {
 	node              *nethtml.Node
 	uncertain, around bool
+	unsettled         bool // what it is in depends on a branch
 }
 
 // match is a declaration that is, or may be, of an element.
@@ -203,6 +204,8 @@ func (s *selector) matches(e element) (definite, perhaps bool) {
 	switch {
 	case s.sel == nil:
 		return false, true
+	case s.left && e.unsettled:
+		return false, s.last.Match(e.node) || s.asks && e.uncertain && (s.name == "" || s.name == e.node.Data)
 	case s.sel.Match(e.node):
 		return s.inlined, true
 	case s.asks && e.uncertain && (s.name == "" || s.name == e.node.Data):

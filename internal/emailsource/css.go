@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,6 +21,8 @@ const (
 	maxCSS   = 64 << 10 // bytes of a page's styles: each selector is compared with each element
 	gmailCSS = 16 << 10 // what Gmail reads of them
 	maxWork  = 1 << 26  // comparisons of declarations
+
+	maxNumbered = 8 << 20 // bytes of a page whose elements are numbered
 )
 
 // inlineCSS puts the rules of a page's style elements into the style attributes of the elements that they are of, for mail programs that read no others. The style
@@ -28,6 +31,7 @@ const (
 //   - What holds only at times, in @media, a sheet with a medium, or while a link is pointed at, gets !important where a value in an attribute would beat it.
 //   - What cannot be told from the template is not inlined, and neither is a value that would beat it: a:visited, tr:last-child where Liquid makes rows, a class that
 //     Liquid writes, a sheet that has Liquid in it.
+//   - What an element is in counts only where it is the same in all branches of {% if %} and its like.
 //   - Elements with Liquid in or around their style are left alone.
 func inlineCSS(page string) (string, error) {
 	m := liquid.Mask(page)
@@ -37,6 +41,9 @@ func inlineCSS(page string) (string, error) {
 	}
 	if p.size > maxCSS {
 		return "", fmt.Errorf("its styles are larger than %d KiB: shorten them", maxCSS>>10)
+	}
+	if p.numbered.Len() > maxNumbered {
+		return "", errors.New("it opens and closes too many elements in branches: shorten it")
 	}
 	root, err := nethtml.Parse(strings.NewReader(p.numbered.String()))
 	if err != nil {
@@ -73,6 +80,7 @@ type taken struct {
 
 	uncertain map[string]bool // elements of which Liquid writes some attributes, by number
 	alone     map[string]bool // those that are left alone
+	unsettled map[string]bool // those that are in other elements in one branch than in another
 }
 
 type tag struct {
@@ -91,24 +99,39 @@ type sheet struct {
 }
 
 func readPage(m *liquid.Masked) *taken {
-	p := &taken{uncertain: map[string]bool{}, alone: map[string]bool{}}
+	p := &taken{uncertain: map[string]bool{}, alone: map[string]bool{}, unsettled: map[string]bool{}}
+	in := &nesting{m: m, mark: regexp.MustCompile(m.Pattern()), page: &p.numbered}
 	z := nethtml.NewTokenizer(strings.NewReader(m.Text))
+	other := func(kind nethtml.TokenType, name, raw string) {
+		p.tags = append(p.tags, tag{raw: raw})
+		if kind == nethtml.EndTagToken {
+			in.closes(name, raw)
+		} else {
+			p.numbered.WriteString(raw)
+		}
+	}
 	for kind := z.Next(); kind != nethtml.ErrorToken; kind = z.Next() {
 		raw := string(z.Raw())
+		tag, _ := z.TagName()
+		name := string(tag)
+		in.liquid(raw)
 		if kind != nethtml.StartTagToken && kind != nethtml.SelfClosingTagToken {
-			p.tags = append(p.tags, tag{raw: raw})
-			p.numbered.WriteString(raw)
+			other(kind, name, raw)
 			continue
 		}
-		name, _ := z.TagName()
-		style := string(name) == "style" && kind == nethtml.StartTagToken
+		from, n := p.numbered.Len(), strconv.Itoa(len(p.tags))
 		p.element(m, raw)
-		if style && z.Next() == nethtml.TextToken {
-			p.style(m, raw, string(z.Raw()))
-		} else if style {
-			end := string(z.Raw())
-			p.tags = append(p.tags, tag{raw: end})
-			p.numbered.WriteString(end)
+		p.unsettled[n] = in.unsure()
+		in.opens(name, raw, p.numbered.String()[from:])
+		if name != "style" || kind != nethtml.StartTagToken {
+			continue
+		}
+		if kind = z.Next(); kind == nethtml.TextToken {
+			text := string(z.Raw())
+			in.liquid(text)
+			p.style(m, raw, text)
+		} else {
+			other(kind, name, string(z.Raw()))
 		}
 	}
 	return p
@@ -206,7 +229,7 @@ func (c *cascade) walk(n *nethtml.Node, p *taken, around bool, styles map[string
 		}
 		if number != "" && !p.alone[number] {
 			if _, done := styles[number]; !done {
-				styles[number] = c.style(element{n, p.uncertain[number], around}, own)
+				styles[number] = c.style(element{n, p.uncertain[number], around, p.unsettled[number]}, own)
 			}
 		}
 		around = around || p.uncertain[number]

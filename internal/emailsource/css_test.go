@@ -80,6 +80,31 @@ func TestStylesAreInlined(t *testing.T) {
 			`<table>{% for l in data.lines %}<tr><td>{{ l }}</td></tr>{% endfor %}</table>`,
 			``, `<table>{% for l in data.lines %}<tr><td>{{ l }}</td></tr>{% endfor %}</table>`,
 		},
+		"in one element or another": {
+			`td p { color: red } th p { color: blue } tr p { padding: 0 } p { margin: 0 } .x p { margin: 1px } b, .a { color: green } tr b { color: green }`,
+			`<table><tr>{% if a %}<td class="x">{% else %}<th>{% endif %}<p>x</p><b class=a>y</b>{% if a %}</td>{% else %}</th>{% endif %}<td><p>z</p></td></tr></table>`,
+			``, `<table><tr>{% if a %}<td class="x">{% else %}<th>{% endif %}<p>x</p><b class=a style="color:green">y</b>{% if a %}</td>{% else %}</th>{% endif %}<td><p style="margin:0;color:red;padding:0">z</p></td></tr></table>`,
+		},
+		"in one of two": {
+			`.x p { color: red } .y p { color: blue } .z p { color: green } div { margin: 0 }`,
+			`<div class=z>{% if a %}<div class=x><p>0</p>{% elsif b %}<div class=y>{% else %}<section class=y>{% endif %}<p>1</p>{% unless a %}</section>{% endunless %}</div></div><p>2</p><div class=x><p>3</p></div>`,
+			``, `<div class=z style="margin:0">{% if a %}<div class=x style="margin:0"><p style="color:green">0</p>{% elsif b %}<div class=y style="margin:0">{% else %}<section class=y>{% endif %}<p>1</p>{% unless a %}</section>{% endunless %}</div></div><p>2</p><div class=x style="margin:0"><p style="color:red">3</p></div>`,
+		},
+		"around what may be": {
+			`a img { border: 0 } p img { margin: 0 } p b { color: red }`,
+			`<p>{% if a %}<a href="https://x.example/{{ a }}">{% endif %}<img alt="">{% if a %}</a>{% endif %}<b>x</b></p>`,
+			``, `<p>{% if a %}<a href="https://x.example/{{ a }}">{% endif %}<img alt="">{% if a %}</a>{% endif %}<b style="color:red">x</b></p>`,
+		},
+		"rows and cells that Liquid closes": {
+			`tr td { color: red } td p { margin: 0 }`,
+			`<table><tr>{% for l in data.lines %}<td><p>x</p></td>{% if l %}</tr><tr>{% endif %}{% endfor %}</tr></table><table><tr><td>{% case a %}{% when 1 %}</td><td>{% endcase %}<p>y</p></td></tr></table>`,
+			``, `<table><tr>{% for l in data.lines %}<td style="color:red"><p style="margin:0">x</p></td>{% if l %}</tr><tr>{% endif %}{% endfor %}</tr></table><table><tr><td style="color:red">{% case a %}{% when 1 %}</td><td style="color:red">{% endcase %}<p style="margin:0">y</p></td></tr></table>`,
+		},
+		"captured, and put out elsewhere": {
+			`i p { color: red } p { margin: 0 } b p { color: red }`,
+			`<i>{% capture c %}<p>x</p>{% endcapture %}<p>y</p></i><b>{{ c }}</b>{% capture d %}<b>{% endcapture %}<i><p>z</p></i>`,
+			``, `<i>{% capture c %}<p style="margin:0">x</p>{% endcapture %}<p style="margin:0;color:red">y</p></i><b>{{ c }}</b>{% capture d %}<b>{% endcapture %}<i><p style="margin:0">z</p></i>`,
+		},
 		"rows that are there": {`tr:last-child td { border: 0 }`, `<table><tr><td>x</td></tr><tr><td>y</td></tr></table>`, ``, `<table><tr><td>x</td></tr><tr><td style="border:0">y</td></tr></table>`},
 		"variables and hacks": {
 			`:root { --brand: #b00020 } p { color: red; *zoom: 1; _height: 1px } .b { color: var(--brand) } @media print { :root { --brand: #000 } }`, `<p>x</p><p class=b>y</p>`,

@@ -119,6 +119,7 @@ func FuzzCompile(f *testing.F) {
 	f.Add("{{ a }}", `<a href="https://x.example/{{ b }}">c</a> https://x.example/d`, "<html><body>{{content}}</body></html>", false)
 	f.Add("ondaliquid0q", "ondaliquid0q {{ a }} &amp; <!-- {% raw %}{{{% endraw %} -->", "{{- content -}}", false)
 	f.Add("", `<style>p, a:hover > b { color: red !important; x: "}" } @media all { p { a: b } } @x {</style><p style='a:"b"' x>{{ a }}</p><a href="https://x.example" data-onda-params="a={{ b }}">c</a>`, "<table>{% if a %}<tr>{% endif %}{{ content }}</table>", false)
+	f.Add("", "<style>i p { a: b }</style>{% if a %}<td>{% else %}</th><i>{% endif %}<p>x</p>{% case a %}{% when 1 %}</td>{% endcase %}{% capture d %}</i>{% endcapture %}", `<a href="https://x.example/{{ a }}?{{ b }}" data-onda-track="off">{{ content }}</a>`, false)
 	f.Fuzz(func(t *testing.T, subject, body, layout string, markdown bool) {
 		if len(body)+len(layout) > 4<<10 || !utf8.ValidString(body+layout) { // documents are UTF-8
 			return
