@@ -22,6 +22,7 @@ import (
 	nethtml "golang.org/x/net/html"
 
 	"github.com/onda-run/onda/internal/liquid"
+	"github.com/onda-run/onda/internal/page"
 	"github.com/onda-run/onda/internal/spec"
 )
 
@@ -170,44 +171,23 @@ func wholePage(page, locale string) string {
 }
 
 // withPreheader puts the line that mail programs show beside the subject at the beginning of the page, unseen.
-func withPreheader(page, preheader string) string {
+func withPreheader(made, preheader string) string {
 	if preheader == "" {
-		return page
+		return made
 	}
 	m := liquid.Mask(preheader)
 	line := `<div style="display:none;font-size:1px;line-height:1px;max-height:0;max-width:0;opacity:0;overflow:hidden;mso-hide:all">` +
 		m.Restore(html.EscapeString(m.Text)) + `</div>`
-	m = liquid.Mask(page)
-	at, _ := bodyOf(m.Text)
+	m = liquid.Mask(made)
+	at, _ := page.Body(m.Text)
 	return m.Restore(m.Text[:at]) + line + m.Restore(m.Text[at:])
 }
 
 // withPixel puts the pixel at the end of the page.
-func withPixel(page string) string {
-	m := liquid.Mask(page)
-	_, at := bodyOf(m.Text)
+func withPixel(made string) string {
+	m := liquid.Mask(made)
+	_, at := page.Body(m.Text)
 	return m.Restore(m.Text[:at]) + pixel + m.Restore(m.Text[at:])
-}
-
-// bodyOf gives where the body of a page begins and ends: its first tag and its last that are in no comment, as those for Outlook are. Without them it is all of the page.
-func bodyOf(page string) (from, to int) {
-	z, at := nethtml.NewTokenizer(strings.NewReader(page)), 0
-	to = -1
-	for kind := z.Next(); kind != nethtml.ErrorToken; kind = z.Next() {
-		begin := at
-		at += len(z.Raw())
-		switch name, _ := z.TagName(); {
-		case string(name) != "body":
-		case kind == nethtml.StartTagToken && from == 0:
-			from = at
-		case kind == nethtml.EndTagToken:
-			to = begin
-		}
-	}
-	if to < from {
-		to = len(page)
-	}
-	return from, to
 }
 
 // markdownToHTML renders Markdown and leaves the Liquid in it as it is.

@@ -191,21 +191,32 @@ func (p *Pages) trial(ctx context.Context, wait time.Duration) bool {
 	return p.Preproduction(ctx)
 }
 
-// body finds the tag, and before it what only looks like one: in a comment, such as Outlook's conditional ones, and in a style or a title.
-var body = regexp.MustCompile(`(?is)<!--(?:-?>|.*?(?:-->|$))|<style[\s>].*?(?:</style|$)|<title[\s>].*?(?:</title|$)|(<body(?:\s(?:"[^"]*"|'[^']*'|[^>"'])*)?>)`)
+// bodyTags finds the tags of a body, and before them what only looks like one: in a comment, such as Outlook's conditional ones, and in a style or a title.
+var bodyTags = regexp.MustCompile(`(?is)<!--(?:-?>|.*?(?:-->|$))|<style[\s>].*?(?:</style|$)|<title[\s>].*?(?:</title|$)|(<body(?:\s(?:"[^"]*"|'[^']*'|[^>"'])*)?>)|(</body[\s>])`)
+
+// Body gives where the body of an HTML page begins and ends: after its first tag, and before its last. Without them it is all of the page.
+func Body(html string) (from, to int) {
+	to = -1
+	for _, found := range bodyTags.FindAllStringSubmatchIndex(html, -1) {
+		switch {
+		case found[3] > 0 && from == 0:
+			from = found[3]
+		case found[4] >= 0:
+			to = found[4]
+		}
+	}
+	if to < from {
+		to = len(html)
+	}
+	return from, to
+}
 
 // Mark puts into somebody else's page, such as a mail, what pages of a pre-production say; elsewhere it gives the page as it is.
 func (p *Pages) Mark(ctx context.Context, lang, html string) string {
 	if !p.trial(ctx, asking) {
 		return html
 	}
-	at := 0
-	for _, found := range body.FindAllStringSubmatchIndex(html, -1) {
-		if found[3] > 0 {
-			at = found[3]
-			break
-		}
-	}
+	at, _ := Body(html)
 	return html[:at] + `<p style="margin:0;padding:10px 16px;background:#fdf1de;color:#17202c;border-bottom:1px solid #8a5300;font:600 15px/1.5 system-ui,Arial,sans-serif">` +
 		template.HTMLEscapeString(p.Text(lang, "stage.preproduction")) + "</p>" + html[at:]
 }

@@ -224,6 +224,24 @@ func TestPagesOfAPreproductionSaySo(t *testing.T) {
 	}
 }
 
+func TestBody(t *testing.T) {
+	t.Parallel()
+	for html, want := range map[string]string{
+		`<html><body class="a > b">Hi<!-- </body> --></body></html>`:        "Hi<!-- </body> -->",
+		"<BODY>Hi</body\n></html><title></body></title>":                    "Hi",
+		"<body>Hi</body>there</BODY><style></body></style><!-- </body> -->": "Hi</body>there",
+		"<body>Hi<body>there</bodyguard>":                                   "Hi<body>there</bodyguard>",
+		"Hi</body>":                                                         "Hi",
+		"</body><body>Hi":                                                   "Hi",
+		"Hi":                                                                "Hi",
+		"":                                                                  "",
+	} {
+		if from, to := Body(html); html[from:to] != want {
+			t.Errorf("%q: %q, want %q", html, html[from:to], want)
+		}
+	}
+}
+
 // A page of a process that knows nothing yet asks, but not for what is away.
 func TestPagesAskForAShortTime(t *testing.T) {
 	t.Parallel()
