@@ -106,7 +106,8 @@ func (h *holder) admit(ctx context.Context, tx *postgres.Tx, open []delivery.Rec
 			return a, err
 		}
 		m.Data, m.Attachments = data[r.Delivery].Data, data[r.Delivery].Attachments
-		a.jobs = append(a.jobs, job{holder: h, to: r, mail: m, receiver: delivery.ReceiverOf(audience.Address(r.Contact)), at: q.at[r.Delivery]})
+		address := audience.Address(r.Contact)
+		a.jobs = append(a.jobs, job{holder: h, to: r, mail: m, receiver: delivery.ReceiverOf(address), at: q.at[r.Delivery], place: h.placeOf(address)})
 	}
 	return a, nil
 }

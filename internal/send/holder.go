@@ -51,6 +51,8 @@ type job struct {
 	// receiver is where it goes, for the breakers; at is when it may go out, zero for at once.
 	receiver string
 	at       time.Time
+	place    place
+	entered  bool // it is counted among those on the way to its place
 }
 
 // run sends the batch. The window slides: a further mark is set as soon as half of the window is settled. What is marked and not settled is unknown after a crash: so it
@@ -65,6 +67,7 @@ func (h *holder) run(ctx context.Context, w *worker) error {
 	}
 	window := h.lane.window()
 	var again time.Time    // no mark is set before then, by the pace
+	passed := 0            // of the queue, those that wait for others on the way to the same place: up to the lane's widest window they keep no others from being marked
 	starved, ample := 0, 0 // marks that came too late for the connections, and sooner than they had to
 	defer func() { h.lane.learn(window, starved, ample) }()
 	renew := time.NewTicker(max(h.lane.cfg.Lease/4, 10*time.Millisecond))
@@ -73,13 +76,13 @@ func (h *holder) run(ctx context.Context, w *worker) error {
 		if stop == nil {
 			stop = h.mayGoOn(ctx, w)
 		}
-		if step := h.limits.step(window / 2); stop == nil && h.lease.Mark < h.lease.Size() && unsettled <= window-step && time.Until(again) <= 0 {
+		if step := h.limits.step(window / 2); stop == nil && h.lease.Mark < h.lease.Size() && unsettled-passed <= window-step && unsettled <= h.lane.most-step && time.Until(again) <= 0 {
 			switch {
 			case unsettled == 0, h.limits.rate > 0: // the first; or it is the pace that connections wait for
 			case len(queue) == 0:
 				starved++
 				window = min(2*window, h.lane.most)
-			default:
+			case len(queue) > passed:
 				ample++
 			}
 			jobs, err := h.advance(ctx, min(h.lease.Mark+step, h.lease.Size()))
@@ -109,12 +112,14 @@ func (h *holder) run(ctx context.Context, w *worker) error {
 		var out chan job
 		var next job
 		var due <-chan time.Time
-		if len(queue) > 0 {
-			next = queue[0]
-			if left := time.Until(next.at); next.at.IsZero() || left <= 0 {
+		n, left := h.lane.busy.enter(queue)
+		passed = n
+		if n < len(queue) {
+			next = queue[n]
+			if early := time.Until(next.at); next.entered || next.place.most == 0 && early <= 0 {
 				out = h.lane.jobs
 			} else {
-				due = time.After(left)
+				due = time.After(early)
 			}
 		}
 		var asks <-chan time.Time
@@ -123,9 +128,10 @@ func (h *holder) run(ctx context.Context, w *worker) error {
 		}
 		select {
 		case <-due:
+		case <-left:
 		case <-asks:
 		case out <- next:
-			queue = queue[1:]
+			queue = slices.Delete(queue, n, n+1)
 		case <-h.acks:
 			unsettled--
 		case <-renew.C:
@@ -332,6 +338,7 @@ func (h *holder) mark(ctx context.Context, tx *postgres.Tx, hi int) (m marked, e
 // putBack records that messages were not handed over, so that they are tried again at once.
 func (h *holder) putBack(queue []job, why string) {
 	for _, j := range queue {
+		h.lane.busy.leave(j)
 		h.settle(delivery.Outcome{Delivery: j.to.Delivery, Contact: j.to.Contact, Attempt: j.to.Attempt, State: delivery.Deferred, RetryAt: time.Unix(0, 0), Detail: why})
 	}
 }
@@ -385,7 +392,9 @@ func (l *lane) connection() {
 		if next != nil {
 			follows = &next.Outgoing
 		}
-		now.job.holder.settle(l.deliver(line, now, follows))
+		o := l.deliver(line, now, follows)
+		l.busy.leave(now.job)
+		now.job.holder.settle(o)
 	}
 }
 
@@ -408,6 +417,7 @@ func (l *lane) prepare(j job, buf []byte) *handover {
 		o.Tracking = j.mail.Tracking()
 		return m
 	}
+	l.busy.leave(j)
 	j.holder.settle(m.outcome)
 	return nil
 }

@@ -41,6 +41,7 @@ type lane struct {
 	waiting atomic.Int32  // workers who wait for one
 	relays  *relayPace
 	most    int // how wide a window may be
+	busy    busy
 	jobs    chan job
 	start   sync.Once
 	stop    chan struct{}

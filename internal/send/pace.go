@@ -194,8 +194,8 @@ type queued struct {
 // queueUp lets mails wait for their time in the queue to where they go, and holds those back for whose receiver a breaker is open. start is the time.Now() that the times of
 // jobs are reckoned from.
 func (h *holder) queueUp(ctx context.Context, tx *postgres.Tx, rs []delivery.Recipient, address func(contact int64) string, start time.Time) (q queued, err error) {
-	paces := h.email.Settings.Pace.Domains
-	if len(paces) == 0 && len(h.limits.open) == 0 || tx.Tenant.Schema < delivery.PaceSchema {
+	pace := h.email.Settings.Pace
+	if len(pace.Domains) == 0 && len(h.limits.open) == 0 || tx.Tenant.Schema < delivery.PaceSchema {
 		return q, nil
 	}
 	queues := map[string][]delivery.Recipient{}
@@ -205,15 +205,13 @@ func (h *holder) queueUp(ctx context.Context, tx *postgres.Tx, rs []delivery.Rec
 			q.waiting = append(q.waiting, delivery.HeldBack(r, b))
 			continue
 		}
-		if _, ok := paces[domain]; ok {
-			queues[domain] = append(queues[domain], r)
-		} else if _, ok := paces[name]; ok {
-			queues[name] = append(queues[name], r)
+		if receiver, p := pace.Of(domain, name); p.Rate.Count > 0 {
+			queues[receiver] = append(queues[receiver], r)
 		}
 	}
 	q.at = map[int64]time.Time{}
 	for _, receiver := range slices.Sorted(maps.Keys(queues)) { // in one order: others wait for the same rows
-		queue, rate := queues[receiver], paces[receiver].PerSecond()
+		queue, rate := queues[receiver], pace.Domains[receiver].Rate.PerSecond()
 		// At its first attempt a mail is given its time, however far ahead. When that has come, whole minutes of them come at once: they go out one after the other.
 		again, within, ahead := h.lease.Attempt > 1, queue[0].Expires.Sub(tx.Now()), delivery.Ahead
 		if again {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -920,5 +921,47 @@ func TestAWaitIsNoAttempt(t *testing.T) {
 	w.mustSweep(in, "send")
 	if got := pgtest.One[string](t, w.db, pgtest.Acme, "SELECT concat_ws(' ', code, detail) FROM delivery"); got != "451 quiet hours" {
 		t.Errorf("that it was tried is forgotten: %s", got)
+	}
+}
+
+// No more mails are on the way to a place at once than its connections are, whatever batches they are of; those that wait keep nobody's place at the connections.
+func TestConnectionsByWhereMailGoes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, settings("  pace: {domains: {x.example: {connections: 2}, y.example: 1000/s}}\n"))
+	people := w.people(16)
+	pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE contact SET email = 'v' || id || '@y.example' WHERE id = ANY ($1::bigint[])", people[12:])
+	hold, reached := make(chan struct{}), make([]chan struct{}, 12)
+	for i := range reached {
+		reached[i] = make(chan struct{})
+		w.smtp.Script(fmt.Sprintf("u%d@x.example", i+1), smtptest.Script{Rcpt: smtptest.Step{Wait: hold, Reached: reached[i]}})
+	}
+	atOnce := func() (n int) {
+		for _, r := range reached {
+			select {
+			case <-r:
+				n++
+			default:
+			}
+		}
+		return n
+	}
+	w.plan(people[:6], 6)
+	w.plan(people[6:], 10) // six to x.example, and then four to y.example
+	s, in := w.sender("ONDA_SMTP_CONNECTIONS=8", "ONDA_LEASE=30s", "ONDA_MESSAGE_LIMIT=20s")
+	done := make(chan int, 1)
+	go func() { done <- w.sweep(in, "send") }()
+	w.smtp.Wait("mails to y.example, behind those that wait, and two to x.example", func() bool { return len(w.smtp.Mails()) == 4 && atOnce() >= 2 })
+	if n := atOnce(); n != 2 {
+		t.Errorf("%d mails to x.example at once, want 2", n)
+	}
+	close(hold)
+	if status := <-done; status != http.StatusAccepted {
+		t.Errorf("status %d", status)
+	}
+	if got := w.sentOnce(); got != 16 {
+		t.Errorf("%d of 16: %v", got, w.counts())
+	}
+	if left := s.lanes[delivery.Bulk].busy.mails; len(left) > 0 {
+		t.Errorf("counted still: %v", left)
 	}
 }

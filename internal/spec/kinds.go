@@ -254,8 +254,44 @@ type Settings struct {
 // Pace is how fast marketing mail goes out at most. A zero rate is no limit.
 type Pace struct {
 	Rate Rate // of all of it
-	// Domains are rates by where mail goes: a domain, or one of the mailbox providers that package provider knows.
-	Domains map[string]Rate
+	// Domains are by where mail goes: a domain, or one of the mailbox providers that package provider knows. Of both, that of the domain counts: see Of.
+	Domains map[string]ReceiverPace
+}
+
+// ReceiverPace is how marketing mail goes to one place. Zero is no limit.
+type ReceiverPace struct {
+	Rate Rate
+	// Connections is how many mails to there each process that sends has with the relay at once.
+	Connections int
+}
+
+// Of gives what holds for a domain with a mailbox provider behind it, which may be empty, and the name that it stands under; empty where nothing does.
+func (p Pace) Of(domain, provider string) (name string, of ReceiverPace) {
+	for _, name := range []string{domain, provider} {
+		if of, ok := p.Domains[name]; ok {
+			return name, of
+		}
+	}
+	return "", ReceiverPace{}
+}
+
+// receiverPaceRule is a rate, or an object with a rate and connections.
+func receiverPaceRule() rule[ReceiverPace] {
+	rate := rateRule()
+	both := shape("receiverPace", func(o *object, p *ReceiverPace) {
+		get(o, "rate", rateRule(), &p.Rate, optional)
+		get(o, "connections", whole(1, 1000), &p.Connections, optional)
+	})
+	return rule[ReceiverPace]{
+		read: func(d *decoder, n *node) (ReceiverPace, bool) {
+			if n.kind == objectNode {
+				return both.read(d, n)
+			}
+			r, ok := rate.read(d, n)
+			return ReceiverPace{Rate: r}, ok
+		},
+		schema: func(b *schemaBuilder) schema { return schema{"anyOf": []any{rate.schema(b), both.schema(b)}} },
+	}
 }
 
 // Kind gives KindSettings.
@@ -313,7 +349,7 @@ func settingsKeys(o *object, s *Settings) {
 	get(o, "quietHours", pointer(windowRule()), &s.QuietHours, optional)
 	get(o, "pace", shape("pace", func(o *object, p *Pace) {
 		get(o, "rate", rateRule(), &p.Rate, optional)
-		get(o, "domains", dictionary(isReceiver, receiverPattern, rateRule()), &p.Domains, optional)
+		get(o, "domains", dictionary(isReceiver, receiverPattern, receiverPaceRule()), &p.Domains, optional)
 	}), &s.Pace, optional)
 	get(o, "duplicates", pointer(durationRule()), &s.Duplicates, optional)
 	o.check(func(d *decoder, n *node) {

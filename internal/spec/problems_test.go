@@ -232,6 +232,10 @@ func badCases() []badCase {
 			`5:43: must be a rate such as 3/h, not "0/s"`,
 			`6:15: the duration must be longer than 0m`,
 		}, false},
+		{"connections", head("Settings", "s", "  pace: {domains: {gmail.com: {rate: 5, connections: 0}}}\n"), []string{
+			`5:38: must be a rate such as 3/h, not 5`,
+			`5:54: must be a whole number from 1 to 1000, not 0`,
+		}, false},
 		{"pace of nobody", head("Settings", "s", "  pace: {domains: {gogle: 5/s}}\n"), []string{
 			`5:20: not where mail goes: "gogle": write a domain in lower case such as gmail.com (xn-- for other alphabets), or a provider such as google`,
 		}, true},
@@ -375,7 +379,7 @@ func goodDocs() []string {
   keep: {in: [a@x.example], out: []}`),
 		head("Segment", "m", "  members: manual\n"),
 		head("Field", "l", "  {type: language, unique: false, personal: true, visitorWritable: true}\n"),
-		head("Settings", "s", "  {zone: Europe/Oslo, locale: pt-BR, tracking: none, frequency: [{count: 3, per: 7d}], quietHours: {from: \"21:00\", to: \"07:00\"}, retention: {facts: 1y}, pace: {rate: 50/s, domains: {google: 1000/m, mail.x.example: 10/15m}}, duplicates: 24h}\n"),
+		head("Settings", "s", "  {zone: Europe/Oslo, locale: pt-BR, tracking: none, frequency: [{count: 3, per: 7d}], quietHours: {from: \"21:00\", to: \"07:00\"}, retention: {facts: 1y}, pace: {rate: 50/s, domains: {google: 1000/m, mail.x.example: {rate: 10/15m, connections: 4}, y.example: {connections: 1}}}, duplicates: 24h}\n"),
 		head("Domain", "own", "  {domain: News.Bücher.example, signer: onda, returnPath: bounce.bücher.example, linkHost: l.x.example, spf: [\"include:_spf.x.example\", \"ip4:192.0.2.0/24\", \"ip6:2001:db8::/32\"], warmup: {from: 2026-12-01, days: [{days: 1-2, mails: 500}, {days: 3, mails: 1000}]}}\n"),
 		head("Domain", "relayed", "  {domain: x.example, dkim: {selectors: [s1, s2.key]}, spf: \"a:out.x.example\"}\n"),
 		head("Broadcast", "b", "  {email: hello, to: {segment: vips}, exclude: {tag: a}, at: 2026-05-01T09:00, zone: contact, over: 4h}\n"),
