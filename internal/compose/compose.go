@@ -108,6 +108,7 @@ type Email struct {
 	ownTopic    map[string]any // what topicVars gives in the tenant's language
 	fields      []string       // of contacts that the texts name
 	whole       bool           // the texts take the contact as a whole
+	own         bool           // the texts name what else a contact has: its tags and their like
 	useData     bool
 	needs       []string         // data.* that the texts name
 	links       map[string]int64 // ids by URL

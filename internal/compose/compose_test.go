@@ -473,3 +473,35 @@ func BenchmarkNewsletter(b *testing.B) {
 		buf = out.Content
 	}
 }
+
+// What the gate says of each contact comes with the audience, of one that is not there too, and what it has beside its fields only where the texts name it.
+func TestAudienceKnowsTheGate(t *testing.T) {
+	t.Parallel()
+	b := setUp(t)
+	granted, never := b.contact("granted@x.example", "{}"), b.contact("never@x.example", "{}")
+	pgtest.Exec(t, b.db, pgtest.Acme, "INSERT INTO subscription (contact, purpose, state, consent, at) VALUES ($1, 'newsletter', 'granted', 0, onda.now())", granted)
+	pgtest.In(t, b.db, pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+		for email, want := range map[string]map[int64]string{
+			"news":    {granted: "", never: "no_consent", 999: "erased"},
+			"receipt": {granted: "", never: "", 999: "erased"},
+		} {
+			e, err := b.c.ByName(ctx, tx, email)
+			if err != nil {
+				return err
+			}
+			a, err := e.Audience(ctx, tx, []int64{granted, never, 999})
+			if err != nil {
+				return err
+			}
+			for id, why := range want {
+				if got := a.Refused(id); got != why {
+					t.Errorf("%s, contact %d: refused as %q, want %q", email, id, got, why)
+				}
+			}
+			if _, err := a.Mail(999, 1, 1); err == nil {
+				t.Errorf("%s: there is a mail to nobody", email)
+			}
+		}
+		return nil
+	})
+}

@@ -50,11 +50,14 @@ func (e *Email) readNames() {
 			}
 		}
 	}
-	e.fields, e.needs, e.whole, e.useData = []string{spec.LocaleField, spec.ZoneField}, nil, false, false
+	e.fields, e.needs, e.whole, e.own, e.useData = []string{spec.LocaleField, spec.ZoneField}, nil, false, false, false
 	for _, text := range slices.Sorted(maps.Keys(names)) {
 		switch n := names[text]; {
 		case n.Path[0] == spec.VarContact && len(n.Path) == 1:
 			e.whole = true
+		case n.Path[0] == spec.VarContact && slices.Contains([]string{"external_id", "tags", "created"}, n.Path[1]):
+			e.own = true
+		case n.Path[0] == spec.VarContact && (n.Path[1] == "id" || n.Path[1] == "email"): // always there
 		case n.Path[0] == spec.VarContact:
 			e.fields = append(e.fields, n.Path[1])
 		case n.Path[0] == spec.VarData:

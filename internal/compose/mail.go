@@ -25,22 +25,23 @@ import (
 
 // Audience are recipients of an email as they are at one moment: what their mails are made from.
 type Audience struct {
-	email    *Email
-	tenant   int32
-	name     string // the tenant's
-	base     string // of links; of the moment, and so not the email's, which is kept
-	now      time.Time
-	signer   *token.Signer
-	tracking map[int64]contact.TrackingMode
-	people   map[int64]person
+	email   *Email
+	tenant  int32
+	name    string // the tenant's
+	base    string // of links; of the moment, and so not the email's, which is kept
+	now     time.Time
+	signer  *token.Signer
+	people  map[int64]person
+	refused map[int64]string
 }
 
 // person is a contact as templates see it.
 type person struct {
-	address string
-	vars    map[string]any
-	locale  string
-	zone    string
+	address  string
+	tracking contact.TrackingMode
+	vars     map[string]any
+	locale   string
+	zone     string
 }
 
 // Audience reads what the mails to these contacts need, in one round trip whatever their number.
@@ -66,45 +67,66 @@ func (e *Email) QueueAudience(ctx context.Context, tx *postgres.Tx, b *pgx.Batch
 		return nil, err
 	}
 	a.signer = keys.Signer
-	a.tracking = contact.QueueTracking(b, contacts, contact.TrackingMode(e.Settings.Tracking))
-	// Single fields: to take an object apart by its names costs Postgres ten times as much.
-	args, wanted := []any{contacts}, "fields"
-	if !e.whole {
-		wanted = "jsonb_build_array("
-		for i, f := range e.fields {
-			if i > 0 {
-				wanted += ", "
-			}
-			args = append(args, f)
-			wanted += "fields -> $" + strconv.Itoa(len(args))
-		}
-		wanted += ")"
+	args, topic := []any{contacts}, ""
+	if e.Topic != "" {
+		args, topic = append(args, e.Topic), "$2"
 	}
-	b.Queue(`SELECT id, coalesce(email, ''), coalesce(external_id, ''), tags, created_at, `+wanted+` FROM contact WHERE id = ANY ($1)`, args...).Query(a.read)
+	// Single fields: to take an object apart by its names costs Postgres ten times as much.
+	wanted := "c.fields"
+	if !e.whole {
+		list := make([]string, len(e.fields))
+		for i, f := range e.fields {
+			args = append(args, f)
+			list[i] = "c.fields -> $" + strconv.Itoa(len(args))
+		}
+		wanted = "jsonb_build_array(" + strings.Join(list, ", ") + ")"
+	}
+	own := "'', '{}'::text[], now()"
+	if e.whole || e.own {
+		own = "coalesce(c.external_id, ''), c.tags, c.created_at"
+	}
+	// What the gate says, whether its mails may be tracked and what the texts need of a contact is in one statement: its row is read once.
+	b.Queue(`SELECT u.id, c.id IS NOT NULL, coalesce(CASE WHEN c.id IS NULL THEN 'erased' ELSE `+contact.GateSQL("c", topic)+` END, ''), coalesce(t.state, ''), coalesce(c.email, ''), `+own+`, `+wanted+`
+		FROM unnest($1::bigint[]) u(id) LEFT JOIN contact c ON c.id = u.id LEFT JOIN subscription t ON t.contact = u.id AND t.purpose = '`+contact.TrackingEmail+`'`, args...).Query(a.read)
 	return a, nil
 }
 
 // read takes the recipients.
 func (a *Audience) read(rows pgx.Rows) error {
 	var id int64
-	var external string
+	var there bool
+	var why, external string
 	var tags []string
 	var created time.Time
 	var fields []byte
+	var state contact.State
 	var p person
-	_, err := pgx.ForEachRow(rows, []any{&id, &p.address, &external, &tags, &created, &fields}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&id, &there, &why, &state, &p.address, &external, &tags, &created, &fields}, func() error {
+		if why != "" {
+			if a.refused == nil {
+				a.refused = map[int64]string{}
+			}
+			a.refused[id] = why
+		}
+		if !there {
+			return nil
+		}
 		p.locale, p.zone = "", ""
+		p.tracking = contact.TrackingBy(state, contact.TrackingMode(a.email.Settings.Tracking))
 		var err error
 		if p.vars, err = a.email.variables(fields); err != nil {
 			return fmt.Errorf("fields of contact %d: %w", id, err)
 		}
 		p.locale, _ = p.vars[spec.LocaleField].(string)
 		p.zone, _ = p.vars[spec.ZoneField].(string)
-		list := make([]any, len(tags))
-		for i, t := range tags {
-			list[i] = t
+		p.vars["id"], p.vars["email"] = id, p.address
+		if a.email.whole || a.email.own {
+			list := make([]any, len(tags))
+			for i, t := range tags {
+				list[i] = t
+			}
+			p.vars["external_id"], p.vars["tags"], p.vars["created"] = external, list, created
 		}
-		p.vars["id"], p.vars["email"], p.vars["external_id"], p.vars["tags"], p.vars["created"] = id, p.address, external, list, created
 		a.people[id] = p
 		fields, tags = nil, nil
 		return nil
@@ -114,6 +136,9 @@ func (a *Audience) read(rows pgx.Rows) error {
 	}
 	return nil
 }
+
+// Refused tells why a contact of the audience must not get the email, by the gate (see contact.GateSQL), in the transaction in which the audience was read; "" when it may.
+func (a *Audience) Refused(id int64) string { return a.refused[id] }
 
 // variables are a contact's fields as templates see them.
 func (e *Email) variables(fields []byte) (map[string]any, error) {
@@ -168,7 +193,7 @@ func (a *Audience) Mail(to, deliveryID, run int64) (*Mail, error) {
 	if !ok {
 		return nil, fmt.Errorf("contact %d is not in the audience", to)
 	}
-	m := &Mail{Now: a.now, a: a, contact: to, delivery: deliveryID, run: run, tracking: a.tracking[to], person: p, to: p.address, variant: a.email.spec.VariantOf(to)}
+	m := &Mail{Now: a.now, a: a, contact: to, delivery: deliveryID, run: run, tracking: p.tracking, person: p, to: p.address, variant: a.email.spec.VariantOf(to)}
 	if a.email.on.preproduction {
 		if mail.CheckAddress(p.address) == nil { // one that cannot be mailed is refused here too
 			m.to = a.email.composer.standIn.Address(a.name, to)

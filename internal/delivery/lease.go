@@ -406,11 +406,12 @@ func (l *Lease) close(ctx context.Context, tx *postgres.Tx, drainer string) (boo
 	if err != nil || len(open) > 0 {
 		return false, err
 	}
-	ids := make([]int64, l.Size())
-	for n := range ids {
-		ids[n] = l.Delivery(n + 1)
+	var rows pgx.Rows
+	if l.Attempt == 1 {
+		rows, err = tx.Query(ctx, "SELECT state, count(*) FROM delivery WHERE id > $1 AND id <= $2 GROUP BY state", ID(l.Batch, 0), ID(l.Batch, l.Size()))
+	} else {
+		rows, err = tx.Query(ctx, "SELECT state, count(*) FROM delivery WHERE id = ANY ($1) GROUP BY state", l.Contacts)
 	}
-	rows, err := tx.Query(ctx, "SELECT state, count(*) FROM delivery WHERE id = ANY ($1) GROUP BY state", ids)
 	if err != nil {
 		return false, fmt.Errorf("count batch %d: %w", l.Batch, err)
 	}

@@ -1,6 +1,9 @@
 package event
 
-import "time"
+import (
+	"strconv"
+	"time"
+)
 
 // Data is the payload of one event of the catalogue.
 type Data interface {
@@ -91,6 +94,32 @@ type Outcomes struct {
 type Deliveries struct {
 	// Items are the mails, at most 500.
 	Items []Delivery `json:"items"`
+}
+
+// plain encodes what every second event about mails is, items of numbers only: to have it encoded and checked as others are is a twentieth of what sending a mail costs.
+// ok is false for all else, right or wrong.
+func (d Deliveries) plain() (body []byte, ok bool) {
+	if len(d.Items) == 0 || len(d.Items) > MaxItems {
+		return nil, false
+	}
+	body = append(make([]byte, 0, 64*len(d.Items)+16), `{"items":[`...)
+	for i, item := range d.Items {
+		if item.Delivery < 1 || item.Contact < 0 || item.Run < 0 || item.Reason != "" {
+			return nil, false
+		}
+		if i > 0 {
+			body = append(body, ',')
+		}
+		body = strconv.AppendInt(append(body, `{"delivery":`...), item.Delivery, 10)
+		if item.Contact > 0 {
+			body = strconv.AppendInt(append(body, `,"contact":`...), item.Contact, 10)
+		}
+		if item.Run > 0 {
+			body = strconv.AppendInt(append(body, `,"run":`...), item.Run, 10)
+		}
+		body = append(body, '}')
+	}
+	return append(body, "]}"...), true
 }
 
 // Delivery is one mail of a doorbell.

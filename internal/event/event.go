@@ -75,11 +75,8 @@ func New(tenant, function, subject, id string, data Data, opts ...Option) (ce.Ev
 	if !ok || entry.GoType != reflect.TypeOf(data) {
 		return ce.Event{}, fmt.Errorf("event %s from %T: %w", data.EventType(), data, ErrUnknownType)
 	}
-	body, err := json.Marshal(data)
+	body, err := entry.encode(data)
 	if err != nil {
-		return ce.Event{}, fmt.Errorf("event %s: %w", entry.Type, err)
-	}
-	if err := entry.check(body); err != nil {
 		return ce.Event{}, fmt.Errorf("event %s: %w", entry.Type, err)
 	}
 	e := ce.New()
@@ -107,6 +104,20 @@ func New(tenant, function, subject, id string, data Data, opts ...Option) (ce.Ev
 		return ce.Event{}, fmt.Errorf("event %s has %d bytes, %d are allowed: give it fewer items", entry.Type, n, MaxSize)
 	}
 	return e, nil
+}
+
+// encode encodes data, and checks it against the schema.
+func (e Entry) encode(data Data) ([]byte, error) {
+	if d, ok := data.(interface{ plain() ([]byte, bool) }); ok {
+		if body, ok := d.plain(); ok {
+			return body, nil
+		}
+	}
+	body, err := json.Marshal(data)
+	if err != nil {
+		return nil, err
+	}
+	return body, e.check(body)
 }
 
 // Decode reads an event's data into the Go type of the catalogue, which comes as a value, not a pointer. It refuses a type that is not in the

@@ -56,7 +56,10 @@ func envelopeAddress(addr string) (string, error) {
 	}
 	// A dot-atom only: quoted local parts exist in theory, and in practice are attacks or mistakes.
 	for _, c := range local {
-		if c <= ' ' || c == 0x7f || strings.ContainsRune(`()<>[]:;@\,"`, c) {
+		switch {
+		case c >= 'a' && c <= 'z':
+			continue
+		case c <= ' ' || c == 0x7f || strings.ContainsRune(`()<>[]:;@\,"`, c):
 			return bad("a character before the @ that may not be there")
 		}
 		if c >= 0x80 && !printable(c) {
@@ -76,7 +79,7 @@ func envelopeAddress(addr string) (string, error) {
 	if len(ascii) > 253 {
 		return bad("the domain is too long")
 	}
-	for _, label := range strings.Split(ascii, ".") {
+	for label := range strings.SplitSeq(ascii, ".") {
 		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
 			return bad("not a domain after the @")
 		}
@@ -86,6 +89,9 @@ func envelopeAddress(addr string) (string, error) {
 				return bad("not a domain after the @")
 			}
 		}
+	}
+	if ascii == domain {
+		return addr, nil
 	}
 	return local + "@" + ascii, nil
 }

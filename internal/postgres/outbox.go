@@ -35,7 +35,7 @@ func (tx *Tx) Publish(ctx context.Context, drainer string, events ...cloudevents
 		if err := of(tx.Tenant.Name, e); err != nil {
 			return fmt.Errorf("publish: %w", err)
 		}
-		body, err := json.Marshal(e)
+		body, err := e.MarshalJSON() // json.Marshal would read it all once more
 		if err != nil {
 			return fmt.Errorf("encode event %s: %w", e.Type(), err)
 		}

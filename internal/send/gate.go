@@ -8,28 +8,18 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onda-run/onda/internal/compose"
-	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
 )
 
-// inquiry is what is asked about recipients that come under the mark.
-type inquiry struct {
-	refused  *[]contact.Refusal // by the gate
-	audience *compose.Audience
-}
-
-// ask puts the questions about contacts into a batch of statements. In the transaction of the mark, so that what the gate answers holds at the moment of sending and not
-// only when it was planned.
-func (h *holder) ask(ctx context.Context, tx *postgres.Tx, b *pgx.Batch, contacts []int64) (i inquiry, err error) {
+// ask puts the questions about contacts into a batch of statements: what the gate says, and what their mails need. In the transaction of the mark, so that what the gate
+// answers holds at the moment of sending and not only when it was planned. Nil where the email cannot be made.
+func (h *holder) ask(ctx context.Context, tx *postgres.Tx, b *pgx.Batch, contacts []int64) (*compose.Audience, error) {
 	if h.broken != nil {
-		return i, nil
+		return nil, nil
 	}
-	i.refused = new([]contact.Refusal)
-	contact.QueueGate(b, contacts, h.email.Topic, i.refused)
-	i.audience, err = h.email.QueueAudience(ctx, tx, b, contacts)
-	return i, err
+	return h.email.QueueAudience(ctx, tx, b, contacts)
 }
 
 // admitted is what the gate makes of recipients: messages to hand over, and outcomes of the others. Unless full is 0, the batch is put off for that long after them.
@@ -40,23 +30,18 @@ type admitted struct {
 }
 
 // admit goes by the answers; start is the time.Now() that the times of messages are reckoned from.
-func (h *holder) admit(ctx context.Context, tx *postgres.Tx, open []delivery.Recipient, asked inquiry, start time.Time) (a admitted, err error) {
+func (h *holder) admit(ctx context.Context, tx *postgres.Tx, open []delivery.Recipient, audience *compose.Audience, start time.Time) (a admitted, err error) {
 	if h.broken != nil {
 		for _, r := range open {
 			a.jobs = append(a.jobs, job{holder: h, to: r})
 		}
 		return a, nil
 	}
-	audience := asked.audience
-	why := make(map[int64]delivery.Reason, len(*asked.refused))
-	for _, r := range *asked.refused {
-		why[r.Contact] = delivery.Reason(r.Reason)
-	}
 	rest := open[:0:0]
 	for _, r := range open {
-		switch reason, no := why[r.Contact]; {
-		case no:
-			a.outcomes = append(a.outcomes, delivery.Refusal(r, reason))
+		switch why := audience.Refused(r.Contact); {
+		case why != "":
+			a.outcomes = append(a.outcomes, delivery.Refusal(r, delivery.Reason(why)))
 		case h.email.Unaddressed():
 			a.outcomes = append(a.outcomes, delivery.Refusal(r, delivery.Preproduction))
 		case h.email.Unverified():

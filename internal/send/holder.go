@@ -20,6 +20,9 @@ import (
 // minWindow is how many recipients of a batch are marked and not settled at least, so that the connections have work while the next mark is on its way.
 const minWindow = 8
 
+// dearMark is how long after the one before a mark is cheap: a window is halved only where that makes no more than ten transactions a second.
+const dearMark = 100 * time.Millisecond
+
 // retrySoon is when a mail is tried again that was certainly not handed over.
 const retrySoon = time.Minute
 
@@ -34,7 +37,7 @@ type holder struct {
 	limits limits
 	first  []job // of a mark that was set as the batch was leased
 
-	acks chan struct{} // one for each outcome that is committed
+	acks chan int // how many outcomes were committed
 	away atomic.Pointer[error]
 	// returned counts the mails under marks that no relay was asked about in the end: like those that wait, they have used up nothing.
 	returned atomic.Int64
@@ -55,7 +58,7 @@ type job struct {
 	entered  bool // it is counted among those on the way to its place
 }
 
-// run sends the batch. The window slides: a further mark is set as soon as half of the window is settled. What is marked and not settled is unknown after a crash: so it
+// run sends the batch. The window slides: a further mark is set as soon as three quarters of the window are settled. What is marked and not settled is unknown after a crash: so it
 // is no more than keeps the connections busy. Whatever ends it early, what was handed over is waited
 // for, what was marked and not handed over is put back, and the batch is released.
 func (h *holder) run(ctx context.Context, w *worker) error {
@@ -66,9 +69,9 @@ func (h *holder) run(ctx context.Context, w *worker) error {
 		stop = h.lane.probe(ctx)
 	}
 	window := h.lane.window()
-	var again time.Time    // no mark is set before then, by the pace
-	passed := 0            // of the queue, those that wait for others on the way to the same place: up to the lane's widest window they keep no others from being marked
-	starved, ample := 0, 0 // marks that came too late for the connections, and sooner than they had to
+	var again, last time.Time // no mark is set before then, by the pace; when one was set
+	passed := 0               // of the queue, those that wait for others on the way to the same place: up to the lane's widest window they keep no others from being marked
+	starved, ample := 0, 0    // marks that came too late for the connections, and sooner than they had to
 	defer func() { h.lane.learn(window, starved, ample) }()
 	renew := time.NewTicker(max(h.lane.cfg.Lease/4, 10*time.Millisecond))
 	defer renew.Stop()
@@ -76,15 +79,16 @@ func (h *holder) run(ctx context.Context, w *worker) error {
 		if stop == nil {
 			stop = h.mayGoOn(ctx, w)
 		}
-		if step := h.limits.step(window / 2); stop == nil && h.lease.Mark < h.lease.Size() && unsettled-passed <= window-step && unsettled <= h.lane.most-step && time.Until(again) <= 0 {
+		if step := h.limits.step(window - window/4); stop == nil && h.lease.Mark < h.lease.Size() && unsettled-passed <= window-step && unsettled <= h.lane.most-step && time.Until(again) <= 0 {
 			switch {
-			case unsettled == 0, h.limits.rate > 0: // the first; or it is the pace that connections wait for
+			case last.IsZero(), h.limits.rate > 0: // the first; or it is the pace that connections wait for
 			case len(queue) == 0:
 				starved++
 				window = min(2*window, h.lane.most)
-			case len(queue) > passed:
+			case len(queue) > passed && time.Since(last) > dearMark:
 				ample++
 			}
+			last = time.Now()
 			jobs, err := h.advance(ctx, min(h.lease.Mark+step, h.lease.Size()))
 			var off *errPutOff
 			switch {
@@ -132,8 +136,8 @@ func (h *holder) run(ctx context.Context, w *worker) error {
 		case <-asks:
 		case out <- next:
 			queue = slices.Delete(queue, n, n+1)
-		case <-h.acks:
-			unsettled--
+		case n := <-h.acks:
+			unsettled -= n
 		case <-renew.C:
 			// Also when no further mark is set, for what waits under the last one for a slow relay.
 			if (stop == nil || errors.Is(stop, errHeld)) && h.lease.Half(time.Now()) {
@@ -293,7 +297,7 @@ func (h *holder) mark(ctx context.Context, tx *postgres.Tx, hi int) (m marked, e
 	if err != nil {
 		return m, err
 	}
-	var asked inquiry
+	var asked *compose.Audience
 	if h.lease.Attempt == 1 && m.hi > h.lease.Mark { // whom it comes to is known before it moves
 		if asked, err = h.ask(ctx, tx, b, h.lease.Contacts[h.lease.Mark:m.hi]); err != nil {
 			return m, err
@@ -348,7 +352,7 @@ func (h *holder) settle(o delivery.Outcome) {
 	if o.Code == 0 && o.State != delivery.Sent && o.State != delivery.Unknown {
 		h.returned.Add(1)
 	}
-	h.lane.recorder.add(entry{tenant: h.tenant, outcome: o, done: func() { h.acks <- struct{}{} }})
+	h.lane.recorder.add(entry{tenant: h.tenant, outcome: o, done: h.acks})
 }
 
 // handover is a message that is ready to be handed over.

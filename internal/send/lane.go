@@ -70,7 +70,7 @@ func newLane(number int, cfg Config, relays []mail.Relay, db *postgres.DB, compo
 		slots:    make(chan struct{}, cfg.Batches),
 		relays:   newRelayPace(db, number, relays),
 		most:     mostAtRelays(relays),
-		jobs:     make(chan job),
+		jobs:     make(chan job, cfg.Connections), // a holder that is not at work at this moment keeps no connection from having its next message ready
 		stop:     make(chan struct{}),
 	}
 }
@@ -273,7 +273,7 @@ func (l *lane) take(ctx context.Context, tenant string) (*holder, error) {
 		h.moved(first, started)
 		h.first = first.jobs
 	}
-	h.acks = make(chan struct{}, delivery.MaxWindow)
+	h.acks = make(chan int, delivery.MaxWindow)
 	return h, nil
 }
 

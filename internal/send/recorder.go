@@ -25,11 +25,22 @@ const (
 	writers       = 2 // connections: see Config.MaxConns
 )
 
-// entry is one outcome on its way into Postgres. done is called once it is committed, or can never be.
+// entry is one outcome on its way into Postgres. done is told how many are committed, or can never be; it has room for each.
 type entry struct {
 	tenant  string
 	outcome delivery.Outcome
-	done    func()
+	done    chan<- int
+}
+
+// settled tells those who wait that these are done with, once each.
+func settled(es []entry) {
+	count := make(map[chan<- int]int, 4)
+	for _, e := range es {
+		count[e.done]++
+	}
+	for done, n := range count {
+		done <- n
+	}
 }
 
 // recorder writes the outcomes of all batches that a lane holds, many a statement. It holds on to what it could not write: an outcome that comes late is still
@@ -144,10 +155,8 @@ func (r *recorder) write(tenant string, es []entry, aside bool) {
 	for r.ctx.Err() == nil {
 		err := r.commit(tenant, es)
 		if err == nil {
-			for _, e := range es {
-				r.counter.Add(r.ctx, 1, metric.WithAttributes(attribute.String("onda.outcome", string(e.outcome.State))))
-				e.done()
-			}
+			r.count(es)
+			settled(es)
 			return
 		}
 		if !isAway(err) {
@@ -158,7 +167,7 @@ func (r *recorder) write(tenant string, es []entry, aside bool) {
 				return
 			}
 			r.log.Error("an outcome cannot be recorded; it stays unknown", zap.String("tenant", tenant), zap.Int64("delivery", es[0].outcome.Delivery), zap.Error(err))
-			es[0].done()
+			settled(es)
 			return
 		}
 		r.log.Warn("outcomes are not recorded yet", zap.String("tenant", tenant), zap.Int("outcomes", len(es)), zap.Error(err))
@@ -171,8 +180,17 @@ func (r *recorder) write(tenant string, es []entry, aside bool) {
 		case <-time.After(recordAgain):
 		}
 	}
+	settled(es)
+}
+
+// count adds to the metric of outcomes.
+func (r *recorder) count(es []entry) {
+	of := map[delivery.State]int64{}
 	for _, e := range es {
-		e.done()
+		of[e.outcome.State]++
+	}
+	for state, n := range of {
+		r.counter.Add(r.ctx, n, metric.WithAttributes(attribute.String("onda.outcome", string(state))))
 	}
 }
 

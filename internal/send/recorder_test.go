@@ -29,9 +29,9 @@ func TestALockedTenantStopsNobodyElsesOutcomes(t *testing.T) {
 	}
 	r := newRecorder(db, zaptest.NewLogger(t), "send", counter)
 	r.run()
-	done := map[string]chan struct{}{pgtest.Acme: make(chan struct{}), pgtest.Brava: make(chan struct{})}
+	done := map[string]chan int{pgtest.Acme: make(chan int, 1), pgtest.Brava: make(chan int, 1)}
 	add := func(tenant string, id int64) {
-		r.add(entry{tenant: tenant, outcome: delivery.Outcome{Delivery: id, Contact: 1, State: delivery.Sent}, done: func() { close(done[tenant]) }})
+		r.add(entry{tenant: tenant, outcome: delivery.Outcome{Delivery: id, Contact: 1, State: delivery.Sent}, done: done[tenant]})
 	}
 	pgtest.In(t, db, pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
 		if _, err := tx.Exec(ctx, "LOCK TABLE delivery IN ACCESS EXCLUSIVE MODE"); err != nil {
