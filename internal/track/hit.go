@@ -26,19 +26,21 @@ type hit struct {
 	method   string
 	agent    string
 	origin   []byte // hash of the address it came from
+	nameless bool   // whoever asks does not want to be followed
 }
 
-// insertHits stores hits with what they belong to. A hit of a mail whose recipient has withdrawn tracking.email since, or is gone, keeps nothing but what the aggregate counts need.
+// insertHits stores hits with what they belong to. A hit of a mail whose recipient has withdrawn tracking.email since, or is gone, or whose browser asks not to be followed keeps nothing but
+// what the aggregate counts need; so does one of a web view whose mail was not tracked in full: every mail has a token for it, while those of pixels and of named clicks are in no others.
 const insertHits = `INSERT INTO hit (kind, delivery, contact, link, run, step, agent, method, origin, reason)
 SELECT u.kind, CASE WHEN k.named THEN u.delivery ELSE 0 END, CASE WHEN k.named THEN k.contact END, u.link, b.run, coalesce(b.step, ''),
        CASE WHEN k.named THEN u.agent ELSE '' END, u.method, CASE WHEN k.named THEN u.origin END, u.reason
-  FROM unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::bytea[], $7::text[]) WITH ORDINALITY
-       u(kind, delivery, link, method, agent, origin, reason, n)
+  FROM unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::bytea[], $7::text[], $8::boolean[]) WITH ORDINALITY
+       u(kind, delivery, link, method, agent, origin, reason, nameless, n)
   LEFT JOIN batch b ON u.delivery > 0 AND b.id = u.delivery >> 9
   LEFT JOIN delivery d ON u.delivery > 0 AND d.id = u.delivery
   LEFT JOIN contact c ON c.id = coalesce(d.contact, b.contacts[(u.delivery & 511)::integer])
   LEFT JOIN LATERAL (
-       SELECT coalesce(c.merged_into, c.id) AS contact, c.id IS NOT NULL AND c.erased_at IS NULL AND NOT EXISTS (
+       SELECT coalesce(c.merged_into, c.id) AS contact, NOT u.nameless AND (u.kind <> 'view' OR d.tracking = 'full') AND c.id IS NOT NULL AND c.erased_at IS NULL AND NOT EXISTS (
               SELECT FROM subscription s WHERE s.contact = coalesce(c.merged_into, c.id) AND s.purpose = 'tracking.email' AND s.state = 'withdrawn') AS named) k ON true
  ORDER BY u.n`
 
@@ -46,13 +48,13 @@ SELECT u.kind, CASE WHEN k.named THEN u.delivery ELSE 0 END, CASE WHEN k.named T
 func (t *Tracker) writeHits(ctx context.Context, tx *postgres.Tx, hits []hit) error {
 	n := len(hits)
 	kind, method, agent, reason := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
-	delivery, link, origin := make([]int64, n), make([]int32, n), make([][]byte, n)
+	delivery, link, origin, nameless := make([]int64, n), make([]int32, n), make([][]byte, n), make([]bool, n)
 	for i, h := range hits {
 		kind[i], method[i], agent[i], origin[i] = h.kind, h.method, clip(h.agent, maxAgent), h.origin
-		delivery[i], link[i] = h.delivery, int32(h.link)
+		delivery[i], link[i], nameless[i] = h.delivery, int32(h.link), h.nameless
 		reason[i] = machine(h.kind, h.method, h.agent)
 	}
-	if _, err := tx.Exec(ctx, insertHits, kind, delivery, link, method, agent, origin, reason); err != nil {
+	if _, err := tx.Exec(ctx, insertHits, kind, delivery, link, method, agent, origin, reason, nameless); err != nil {
 		return fmt.Errorf("store hits: %w", err)
 	}
 	tx.Wake("track", tx.Now().Add(t.cfg.Hold))

@@ -147,13 +147,16 @@ func (s *server) claims(r *http.Request, tok string, want token.Purpose) (string
 	return tenant, c, nil
 }
 
+// private tells whether a browser asks that whoever uses it be not followed (Global Privacy Control). What people do themselves, such as following a link or leaving, works as ever.
+func private(r *http.Request) bool { return r.Header.Get("Sec-GPC") == "1" }
+
 // store stores a hit of a request.
 func (s *server) store(r *http.Request, tenant string, h hit) error {
 	origin, err := s.db.HashOrigin(r.Context(), tenant, page.Origin(r, s.cfg.Proxies))
 	if err != nil {
 		return err
 	}
-	h.method, h.agent, h.origin = r.Method, r.UserAgent(), origin
+	h.method, h.agent, h.origin, h.nameless = r.Method, r.UserAgent(), origin, private(r)
 	return s.hits.add(r.Context(), tenant, h)
 }
 
@@ -517,6 +520,9 @@ func (s *server) segment(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return err
 		}
+		if private(r) && (!secret || list[i].kind == typePage || list[i].kind == typeScreen) { // what programs say of their customers is no matter of a browser
+			list[i].visitor, list[i].user = "", ""
+		}
 	}
 	return s.keepActivities(w, r, tenant, list)
 }
@@ -620,7 +626,7 @@ func (s *server) event(w http.ResponseWriter, r *http.Request) error {
 		}
 		m.Properties["url"] = in.URL
 	}
-	nameless := in.Visitor == ""
+	nameless := in.Visitor == "" || private(r)
 	if nameless { // without consent a visitor has no id: it is counted, and nobody knows whose it is
 		m.AnonymousID = "-"
 	}

@@ -27,6 +27,15 @@ func (w *world) states(tenant string, id int64) string {
 	return strings.Join(pgtest.All[string](w.t, w.db, tenant, "SELECT purpose || '=' || state FROM subscription WHERE contact = $1 ORDER BY purpose", id), " ")
 }
 
+// consent writes into the ledger.
+func (w *world) consent(tenant string, entries ...contact.Consent) {
+	w.t.Helper()
+	pgtest.In(w.t, w.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		_, err := contact.Record(ctx, tx, "track", entries...)
+		return err
+	})
+}
+
 func (w *world) consents(tenant string) int {
 	return pgtest.One[int](w.t, w.db, tenant, "SELECT count(*) FROM consent")
 }
