@@ -43,6 +43,12 @@ func Fail(w http.ResponseWriter, r *http.Request, err error) {
 	Problem(w, r, status, http.StatusText(status), publicText(status, err))
 }
 
+// PublicText is what a sender may know of an error, as Fail tells it: for answers that tell of several.
+func PublicText(err error) string {
+	status, _ := Status(err)
+	return publicText(status, err)
+}
+
 // publicText is what the sender may know of an error.
 func publicText(status int, err error) string {
 	switch status {

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -21,9 +20,6 @@ import (
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
 )
-
-// errForbidden is of a public key that asks for more than it may.
-var errForbidden = errors.New("a public key may only add what a visitor does: use a secret key, from a server")
 
 // visitor is a browser that is known by its anonymousId.
 type visitor struct {

@@ -108,6 +108,152 @@ func TestProgramsIdentifyAndTrack(t *testing.T) {
 	w.sweep("acme") // every doorbell is valid
 }
 
+// What is good in a batch is stored, and the answer names the rest: a stock program throws away all of a batch that is refused.
+func TestBadMessagesSpoilNoBatch(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	sk := w.programKey("acme", token.SecretKey)
+	a := w.call("/v1/batch", sk, `{"batch": [{"type": "track", "userId": "u1", "event": "first"}, {"type": "track", "event": "nobody's"}, {"type": "identify", "userId": "u2", "traits": {"email": "ada@"}},
+		{"type": "track", "userId": "u1", "event": "email.clicked"}, {"type": "dance"}, 7, {"type": "track", "userId": "u1", "event": "large", "properties": {"a": "`+strings.Repeat("x", maxMessage)+`"}},
+		{"type": "track", "userId": "u1", "event": "last"}]}`)
+	var got segmentAnswer
+	if err := json.Unmarshal([]byte(a.body), &got); err != nil || a.status != 200 || !got.Success {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	want := []refusedMessage{
+		{1, "userId or anonymousId is missing"}, {2, ""}, {3, `an event's name must not begin with "email": such names are Onda's own`},
+		{4, "type must be one of identify, track, page, screen, group and alias"}, {5, "not a message in JSON: it must not be a number"}, {6, "a message may have 32 KB: too large"},
+	}
+	if len(got.Errors) > 1 && strings.Contains(got.Errors[1].Detail, "not an email address") && !strings.Contains(got.Errors[1].Detail, "ada") {
+		want[1] = got.Errors[1]
+	}
+	if diff := cmp.Diff(want, got.Errors); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]string{"event.tracked first", "event.tracked last"}, w.facts("acme", "event.%")); diff != "" {
+		t.Error(diff)
+	}
+	if n := pgtest.One[int](t, w.db, "acme", "SELECT count(*) FROM contact"); n != 1 {
+		t.Errorf("%d contacts, want 1", n)
+	}
+}
+
+// What a page must not do with its public key is answered as done, since Segment's snippet does it, and writes nothing.
+func TestAPublicKeyWritesNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	sk, pk := w.programKey("acme", token.SecretKey), w.programKey("acme", token.PublicKey)
+	w.call("/v1/identify", sk, `{"userId": "u1", "traits": {"email": "ada@example.com", "firstName": "Ada"}}`)
+	before := w.snapshot("acme")
+	for _, path := range []string{"/v1/identify", "/v1/i", "/v1/group", "/v1/g", "/v1/alias", "/v1/a"} {
+		a := w.call(path, pk, `{"userId": "u1", "anonymousId": "v1", "previousId": "v1", "groupId": "g1", "traits": {"email": "eve@example.com", "firstName": "Eve"}}`)
+		if a.status != 200 || !strings.Contains(a.body, `"ignored":[{"index":0,`) || !strings.Contains(a.body, "secret key") {
+			t.Errorf("%s: %d %s", path, a.status, a.body)
+		}
+	}
+	if diff := cmp.Diff(before, w.snapshot("acme")); diff != "" {
+		t.Error(diff)
+	}
+	a := w.call("/v1/batch", pk, `{"batch": [{"type": "identify", "userId": "u1", "anonymousId": "v1", "traits": {"firstName": "Eve"}}, {"type": "page", "userId": "u1", "anonymousId": "v1"}]}`)
+	if a.status != 200 || !strings.Contains(a.body, `"ignored":[{"index":0,"type":"identify"`) {
+		t.Errorf("batch: %d %s", a.status, a.body)
+	}
+	got := pgtest.All[string](t, w.db, "acme", "SELECT f.kind || ' ' || coalesce(f.contact::text, '-') || ' ' || v.key || ' ' || coalesce(v.contact::text, '-') FROM fact f JOIN visitor v ON v.id = f.visitor")
+	if diff := cmp.Diff([]string{"page.viewed - v1 -"}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// snapshot is all that the tracking API could write of people, as one text.
+func (w *world) snapshot(tenant string) string {
+	w.t.Helper()
+	return pgtest.One[string](w.t, w.db, tenant, `SELECT concat_ws(E'\n', (SELECT string_agg(c::text, E'\n' ORDER BY id) FROM contact c), (SELECT string_agg(v::text, E'\n' ORDER BY id) FROM visitor v),
+		(SELECT string_agg(f::text, E'\n' ORDER BY id) FROM fact f), (SELECT count(*) FROM consent), (SELECT count(*) FROM outbox))`)
+}
+
+// A sender's clock may be wrong by any time: what it says of itself corrects it, and nothing happens in the future or before anything could be kept.
+func TestClocksOffByAYear(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	sk := w.programKey("acme", token.SecretKey)
+	const year, hour = 365 * 24 * time.Hour, time.Hour
+	now := time.Now()
+	for name, c := range map[string]struct {
+		at, sent time.Time
+		want     time.Duration
+	}{
+		"right":                     {now.Add(-hour), now, hour},
+		"a year fast":               {now.Add(year - hour), now.Add(year), hour},
+		"a year slow":               {now.Add(-year - hour), now.Add(-year), hour},
+		"a year slow, not said":     {now.Add(-year - hour), time.Time{}, year + hour},
+		"a year fast, not said":     {now.Add(year), time.Time{}, 0},
+		"after it was sent":         {now, now.Add(-hour), 0},
+		"three years ago":           {now.Add(-3 * year), now, longestAgo},
+		"in the year 1":             {time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC), time.Time{}, longestAgo},
+		"in the year 9999":          {time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC), time.Time{}, 0},
+		"in the year 1, sent later": {time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC), longestAgo},
+	} {
+		body := map[string]any{"userId": "u1", "event": name, "timestamp": c.at}
+		if !c.sent.IsZero() {
+			body["sentAt"] = c.sent
+		}
+		b, err := json.Marshal(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a := w.call("/v1/track", sk, string(b)); a.status != 200 {
+			t.Errorf("%s: %d %s", name, a.status, a.body)
+		}
+		got := time.Duration(pgtest.One[float64](t, w.db, "acme", "SELECT extract(epoch FROM onda.now() - at)::float8 FROM fact WHERE name = $1", name)) * time.Second
+		if got < c.want-time.Minute || got > c.want+10*time.Minute {
+			t.Errorf("%s: %s ago, want %s", name, got, c.want)
+		}
+	}
+}
+
+// Names of properties may be any, and as many as fit: they are values in a document, not columns or rows.
+func TestAMillionNamesOfProperties(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	sk := w.programKey("acme", token.SecretKey)
+	const perMessage, perBatch, batches = 2_000, 20, 25
+	shape := func() string {
+		return pgtest.One[string](t, w.db, "acme", "SELECT (SELECT count(*) FROM pg_class WHERE relnamespace = current_schema::regnamespace) || ' ' || (SELECT count(*) FROM pg_attribute a JOIN pg_class c ON c.oid = attrelid WHERE relnamespace = current_schema::regnamespace) || ' ' || (SELECT count(*) FROM entity)")
+	}
+	before := shape()
+	n := 0
+	for range batches {
+		var b strings.Builder
+		for m := range perBatch {
+			fmt.Fprintf(&b, `%s{"type":"track","userId":"u1","event":"wide","properties":{"first":1`, [2]string{"", ","}[min(m, 1)])
+			for range perMessage {
+				fmt.Fprintf(&b, `,"p%d":1`, n)
+				n++
+			}
+			b.WriteString("}}")
+		}
+		if a := w.call("/v1/batch", sk, `{"batch":[`+b.String()+"]}"); a.status != 200 || strings.Contains(a.body, "errors") {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+	}
+	if after := shape(); after != before {
+		t.Errorf("tables, columns and entities were %s and are %s", before, after)
+	}
+	if n := pgtest.One[int](t, w.db, "acme", "SELECT count(DISTINCT k) FROM fact, jsonb_object_keys(data) k"); n != 1_000_001 {
+		t.Errorf("%d names", n)
+	}
+	traits := `{"userId": "u1", "traits": {"t0": 1`
+	for i := range perMessage {
+		traits += fmt.Sprintf(`,"t%d":1`, i+1)
+	}
+	if a := w.call("/v1/identify", sk, traits+"}}"); a.status != 200 {
+		t.Errorf("identify: %d", a.status)
+	}
+	if got := pgtest.One[string](t, w.db, "acme", "SELECT fields::text FROM contact"); got != "{}" {
+		t.Errorf("fields: %.100s", got)
+	}
+}
+
 // A browser's events are told of a contact only where that has granted tracking.web.
 func TestVisitorsAreNobodyWithoutConsent(t *testing.T) {
 	t.Parallel()
@@ -174,9 +320,7 @@ func TestWhatTheTrackingAPIRefuses(t *testing.T) {
 		{"not a key", "/v1/track", "onda_sk_1_abc", `{}`, 401, ""},
 		{"retired", "/v1/track", retired, `{"userId": "u", "event": "a"}`, 401, ""},
 		{"made up", "/v1/track", sk[:len(sk)-2] + "aa", `{"userId": "u", "event": "a"}`, 401, ""},
-		{"public identify", "/v1/identify", pk, `{"userId": "u", "anonymousId": "v"}`, 403, "public key"},
-		{"public alias", "/v1/alias", pk, `{"userId": "u", "previousId": "v"}`, 403, ""},
-		{"public in a batch", "/v1/batch", pk, `{"batch": [{"type": "page", "anonymousId": "v"}, {"type": "identify", "userId": "u"}]}`, 403, "batch[1]"},
+		{"public, of no type", "/v1/batch", pk, `{"batch": [{"anonymousId": "v"}]}`, 400, "batch[0]: type must be one of"},
 		{"public without visitor", "/v1/track", pk, `{"userId": "u", "event": "a"}`, 400, "anonymousId is missing"},
 		{"forged click", "/v1/track", sk, `{"userId": "u", "event": "email.clicked"}`, 400, "Onda's own"},
 		{"forged, in capitals", "/v1/track", sk, `{"userId": "u", "event": " Form.Submitted"}`, 400, "Onda's own"},
@@ -189,7 +333,11 @@ func TestWhatTheTrackingAPIRefuses(t *testing.T) {
 		{"wrong trait", "/v1/identify", sk, `{"userId": "u", "traits": {"logins": "many"}}`, 400, "traits.logins must be a number"},
 		{"bad address", "/v1/identify", sk, `{"userId": "u", "traits": {"email": "ada"}}`, 400, "not an email address"},
 		{"unknown type", "/v1/batch", sk, `{"batch": [{"type": "dance", "userId": "u"}]}`, 400, "batch[0]"},
+		{"nothing good in a batch", "/v1/batch", sk, `{"batch": [{"type": "track", "userId": "u"}, {"type": "track", "event": "a"}, 7]}`, 400, "batch[0]: event is missing"},
 		{"empty batch", "/v1/batch", sk, `{"batch": []}`, 400, "1 to 500"},
+		{"10,000 in a batch", "/v1/b", sk, `{"batch": [{}` + strings.Repeat(",{}", 9_999) + `]}`, 400, "1 to 500"},
+		{"10 MB", "/v1/track", sk, `{"userId": "u", "event": "` + strings.Repeat("a", 10<<20) + `"}`, 413, "32 KB"},
+		{"10 MB of a page", "/e", "", `{"key": "` + pk + `", "name": "` + strings.Repeat("a", 10<<20) + `"}`, 413, "32 KB"},
 		{"large message", "/v1/track", sk, `{"userId": "u", "event": "a", "properties": {"a": "` + long + `"}}`, 413, "32 KB"},
 		{"large in a batch", "/v1/batch", sk, `{"batch": [{"type": "track", "userId": "u", "event": "a", "properties": {"a": "` + long + `"}}]}`, 413, ""},
 		{"large batch", "/v1/batch", sk, `{"batch": [` + strings.Repeat(`{"type": "track", "userId": "u", "event": "a", "properties": {"a": "`+long[:maxMessage/2]+`"}},`, 40) + `{}]}`, 413, "500 KB"},
@@ -258,7 +406,7 @@ func TestCompressedAndAskedFirst(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a := w.send(r); a.status != 204 || !strings.Contains(a.header.Get("Access-Control-Allow-Headers"), "Authorization") {
+	if a := w.send(r); a.status != 204 || a.header.Get("Access-Control-Allow-Headers") != "Authorization, Content-Type, Content-Encoding, X-Retry-Count" {
 		t.Errorf("preflight: %d %v", a.status, a.header)
 	}
 	if a := w.get("/onda.js"); a.status != 200 || !strings.Contains(a.body, "data-key") || !strings.HasPrefix(a.header.Get("Content-Type"), "text/javascript") {

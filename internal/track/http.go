@@ -66,10 +66,15 @@ func (t *Tracker) Handler() (http.Handler, error) {
 	mux.HandleFunc("GET /onda.js", s.ondaJS)
 	mux.HandleFunc("POST /e", s.api(s.event))
 	mux.HandleFunc("OPTIONS /e", preflight)
-	for _, call := range []string{typeIdentify, typeTrack, typePage, typeScreen, typeGroup, typeAlias, "batch"} {
-		mux.HandleFunc("POST /v1/"+call, s.api(s.segment))
-		mux.HandleFunc("OPTIONS /v1/"+call, preflight)
+	for _, call := range []string{typeIdentify, typeTrack, typePage, typeScreen, typeGroup, typeAlias, callBatch} {
+		for _, path := range []string{"/v1/" + call, "/v1/" + call[:1]} { // Segment's SDK for browsers calls the short ones
+			mux.HandleFunc("POST "+path, s.api(func(w http.ResponseWriter, r *http.Request) error { return s.segment(w, r, call) }))
+			mux.HandleFunc("OPTIONS "+path, preflight)
+		}
 	}
+	mux.HandleFunc("GET /v1/projects/{key}/settings", s.api(s.segmentSettings))
+	mux.HandleFunc("POST /v1/m", s.api(noMetrics))
+	mux.HandleFunc("OPTIONS /v1/m", preflight)
 	mux.HandleFunc("/", s.nothing)
 	return mux, nil
 }
@@ -397,6 +402,7 @@ func (s *server) ondaJS(w http.ResponseWriter, r *http.Request) {
 
 func cors(h http.Header) {
 	h.Set("Access-Control-Allow-Origin", "*")
+	h.Set("Access-Control-Expose-Headers", "Retry-After")
 	h.Set("Cross-Origin-Resource-Policy", "cross-origin")
 	h.Set("Cache-Control", "no-store")
 }
@@ -406,7 +412,7 @@ func preflight(w http.ResponseWriter, _ *http.Request) {
 	h := w.Header()
 	cors(h)
 	h.Set("Access-Control-Allow-Methods", "POST")
-	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, Content-Encoding")
+	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, Content-Encoding, X-Retry-Count")
 	h.Set("Access-Control-Max-Age", "86400")
 	w.WriteHeader(http.StatusNoContent)
 }
@@ -424,15 +430,16 @@ func (s *server) api(handle func(w http.ResponseWriter, r *http.Request) error) 
 		case errors.Is(err, errUnauthorized), errors.Is(err, postgres.ErrUnknownTenant): // which was deleted since its key was proven
 			w.Header().Set("WWW-Authenticate", `Basic realm="Onda"`)
 			fn.Problem(w, r, http.StatusUnauthorized, "Unauthorized", "send a key of this tenant as the user name of basic authentication, or as a bearer token")
-		case errors.Is(err, errForbidden):
-			fn.Problem(w, r, http.StatusForbidden, "Forbidden", err.Error())
 		default:
 			fn.Fail(w, r, err)
 		}
 	}
 }
 
-var errUnauthorized = errors.New("no valid key")
+var (
+	errUnauthorized = errors.New("no valid key")
+	errSecretInPage = bad("this key is secret: it must not be in a page. Retire it, and use a public one here")
+)
 
 // knownKey is a program's key that was proven a short while ago.
 type knownKey struct {
@@ -475,8 +482,9 @@ func (s *server) program(r *http.Request, text string) (tenant string, secret bo
 	return tenant, secret, nil
 }
 
-// segment is one call of the Segment HTTP tracking API; the last part of its path says which.
-func (s *server) segment(w http.ResponseWriter, r *http.Request) error {
+// segment is one call of the Segment HTTP tracking API. Of a batch, what can be stored is, and the answer says what is wrong with the rest: its clients look at the status alone, and
+// throw away all of a batch that is refused.
+func (s *server) segment(w http.ResponseWriter, r *http.Request, call string) error {
 	var text string
 	if key, ok := fn.ProgramKey(r); ok {
 		text = key.Reveal()
@@ -489,10 +497,8 @@ func (s *server) segment(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	call := strings.TrimPrefix(r.URL.Path, "/v1/")
-	raw := []json.RawMessage{body}
-	var sentAt *time.Time
-	if call == "batch" {
+	raw, sentAt := []json.RawMessage{body}, (*time.Time)(nil)
+	if call == callBatch {
 		var batch struct {
 			Batch  []json.RawMessage `json:"batch"`
 			SentAt *time.Time        `json:"sentAt"`
@@ -505,53 +511,125 @@ func (s *server) segment(w http.ResponseWriter, r *http.Request) error {
 		}
 		raw, sentAt, call = batch.Batch, batch.SentAt, ""
 	}
-	list := make([]activity, len(raw))
+	now := time.Now()
+	var answer segmentAnswer
+	var list []activity
+	var index []int // in the batch, of an activity
+	errs := make([]error, len(raw))
 	for i, b := range raw {
 		m, err := readMessage(b, call)
+		if err == nil && !secret && !forPublic(m.Type) {
+			answer.Ignored = append(answer.Ignored, ignoredMessage{i, m.Type, "a public key only adds what a visitor does: this takes a secret key, from a server"})
+			continue
+		}
 		if err == nil {
 			if m.SentAt == nil {
 				m.SentAt = sentAt
 			}
-			list[i], err = m.check(secret, time.Now())
+			var a activity
+			if a, err = m.check(secret, now); err == nil {
+				list, index = append(list, a), append(index, i)
+				continue
+			}
 		}
-		if err != nil && call == "" {
-			return fmt.Errorf("batch[%d]: %w", i, err)
-		}
-		if err != nil {
+		errs[i] = err
+	}
+	if len(list) > 0 {
+		if err := s.activities.add(r.Context(), tenant, list...); err != nil {
 			return err
 		}
 		if private(r) && (!secret || list[i].kind == typePage || list[i].kind == typeScreen) { // what programs say of their customers is no matter of a browser
 			list[i].visitor, list[i].user = "", ""
 		}
 	}
-	return s.keepActivities(w, r, tenant, list)
+	for k, a := range list {
+		errs[index[k]] = a.err
+		answer.IgnoredTraits = append(answer.IgnoredTraits, a.ignored...)
+	}
+	for i, err := range errs {
+		if err != nil {
+			answer.Errors = append(answer.Errors, refusedMessage{i, fn.PublicText(err)})
+		}
+	}
+	if len(answer.Errors) == len(raw) { // nothing is any good
+		if call == "" {
+			return fmt.Errorf("batch[0]: %w", errs[0])
+		}
+		return errs[0]
+	}
+	return answer.write(w)
 }
 
-// keepActivities stores what was checked, and answers as the API's clients expect.
-func (s *server) keepActivities(w http.ResponseWriter, r *http.Request, tenant string, list []activity) error {
-	if err := s.activities.add(r.Context(), tenant, list...); err != nil {
-		return err
-	}
-	var ignored []string
-	for i, a := range list {
-		if a.err != nil && len(list) > 1 {
-			return fmt.Errorf("batch[%d]: %w; the others are stored", i, a.err)
-		}
-		if a.err != nil {
-			return a.err
-		}
-		ignored = append(ignored, a.ignored...)
-	}
-	slices.Sort(ignored)
-	answer, err := json.Marshal(struct {
-		Success bool     `json:"success"`
-		Ignored []string `json:"ignoredTraits,omitempty"`
-	}{true, slices.Compact(ignored)})
+// segmentAnswer is the body of an answer of the tracking API. Segment's own has success alone.
+type segmentAnswer struct {
+	Success       bool             `json:"success"`
+	IgnoredTraits []string         `json:"ignoredTraits,omitempty"`
+	Ignored       []ignoredMessage `json:"ignored,omitempty"`
+	Errors        []refusedMessage `json:"errors,omitempty"`
+}
+
+// ignoredMessage is one of which nothing was stored, and that is no mistake: pages with Segment's snippet call identify.
+type ignoredMessage struct {
+	Index  int    `json:"index"`
+	Type   string `json:"type"`
+	Detail string `json:"detail"`
+}
+
+// refusedMessage is one of a batch that cannot be stored.
+type refusedMessage struct {
+	Index  int    `json:"index"`
+	Detail string `json:"detail"`
+}
+
+func (a segmentAnswer) write(w http.ResponseWriter) error {
+	a.Success = true
+	slices.Sort(a.IgnoredTraits)
+	a.IgnoredTraits = slices.Compact(a.IgnoredTraits)
+	body, err := json.Marshal(a)
 	if err != nil {
 		return fmt.Errorf("encode the answer: %w", err)
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(answer)
+	_, _ = w.Write(body)
+	return nil
+}
+
+// segmentSettings is what Segment's SDK for browsers asks its cdnURL for: that there is one destination, and where it is.
+func (s *server) segmentSettings(w http.ResponseWriter, r *http.Request) error {
+	tenant, secret, err := s.program(r, r.PathValue("key"))
+	if err != nil {
+		return err
+	}
+	if secret {
+		return errSecretInPage
+	}
+	var link string
+	err = within(r.Context(), s.db, tenant, func(_ context.Context, tx *postgres.Tx) error {
+		link = tx.Tenant.LinkURL(s.cfg.Compose.LinkURL)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	protocol, host, _ := strings.Cut(link, "://")
+	body, err := json.Marshal(map[string]any{
+		"integrations": map[string]any{"Segment.io": map[string]any{"apiKey": r.PathValue("key"), "apiHost": host + "/v1", "protocol": protocol}},
+		"plan":         map[string]any{},
+		"metrics":      map[string]any{"sampleRate": 0}, // of the SDK itself, which would go to /v1/m
+	})
+	if err != nil {
+		return fmt.Errorf("encode settings: %w", err)
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Cache-Control", "public, max-age=300")
+	_, _ = w.Write(body)
+	return nil
+}
+
+// noMetrics takes what Segment's SDK for browsers counts of itself, and keeps nothing of it.
+func noMetrics(w http.ResponseWriter, _ *http.Request) error {
+	w.WriteHeader(http.StatusNoContent)
 	return nil
 }
 
@@ -606,7 +684,7 @@ func (s *server) event(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if secret {
-		return bad("this key is secret: it must not be in a page. Retire it, and use a public one here")
+		return errSecretInPage
 	}
 	if in.Type != typeTrack && in.Type != typePage {
 		return bad("type must be track or page")

@@ -21,6 +21,7 @@ const (
 	maxBatch   = 500 << 10
 	maxName    = 256 // characters of an event's, a page's or an id's
 	maxInBatch = 500
+	longestAgo = 2 * 365 * 24 * time.Hour // that something happened: facts are kept for as long where Settings says nothing
 )
 
 // errTooLarge answers 413.
@@ -34,7 +35,13 @@ const (
 	typeScreen   = "screen"
 	typeGroup    = "group"
 	typeAlias    = "alias"
+	callBatch    = "batch" // no message, but a call of many
 )
+
+// forPublic tells whether messages of the type are taken with a public key. Of the others nothing is stored: whoever reads a page's source could write contacts.
+func forPublic(kind string) bool {
+	return kind != typeIdentify && kind != typeGroup && kind != typeAlias
+}
 
 // message is what a call of the tracking API says. Members that are not named here are of no use to us, and are let by.
 type message struct {
@@ -102,7 +109,7 @@ func bad(format string, args ...any) error { return fn.Permanent(fmt.Errorf(form
 func readMessage(body []byte, kind string) (message, error) {
 	var m message
 	if len(body) > maxMessage {
-		return m, fmt.Errorf("a message may have %d KB: %w", maxMessage>>10, errTooLarge)
+		return m, bad("a message may have %d KB: %w", maxMessage>>10, errTooLarge)
 	}
 	if bytes.Contains(body, []byte(`\u0000`)) || !utf8.Valid(body) {
 		return m, bad("the text must be UTF-8 without NUL characters")
@@ -121,6 +128,8 @@ func jsonError(err error) string {
 	var wrong *json.UnmarshalTypeError
 	var syntax *json.SyntaxError
 	switch {
+	case errors.As(err, &wrong) && wrong.Field == "":
+		return fmt.Sprintf("it must not be a %s", wrong.Value)
 	case errors.As(err, &wrong):
 		return fmt.Sprintf("%s must not be a %s", wrong.Field, wrong.Value)
 	case errors.As(err, &syntax):
@@ -129,7 +138,7 @@ func jsonError(err error) string {
 	return "a value has the wrong form"
 }
 
-// check turns a message into an activity. A public key may only add what a visitor does.
+// check turns a message into an activity. Those that are not forPublic need a secret key.
 func (m message) check(secret bool, now time.Time) (activity, error) {
 	a := activity{
 		activityResult: &activityResult{}, kind: m.Type, id: m.MessageID, visitor: string(m.AnonymousID), user: string(m.UserID),
@@ -145,9 +154,6 @@ func (m message) check(secret bool, now time.Time) (activity, error) {
 		return a, bad("type must be one of identify, track, page, screen, group and alias")
 	}
 	if !secret {
-		if m.Type != typeTrack && m.Type != typePage && m.Type != typeScreen {
-			return a, errForbidden
-		}
 		a.user = "" // whoever holds a public key could claim to be anybody
 	}
 	if a.visitor == "" && a.user == "" {
@@ -196,15 +202,16 @@ func (m message) check(secret bool, now time.Time) (activity, error) {
 	return a, nil
 }
 
-// ago is how long before now it happened, by the sender's clock where that says when it sent it.
+// ago is how long before now it happened, by the sender's clock where that says when it sent it: then it matters not how wrong that clock is. What would be in the future happens
+// now, and what is older than longestAgo happened then.
 func (m message) ago(now time.Time) time.Duration {
-	switch {
-	case m.Timestamp == nil:
+	if m.Timestamp == nil {
 		return 0
-	case m.SentAt != nil:
-		return max(0, m.SentAt.Sub(*m.Timestamp))
 	}
-	return max(0, now.Sub(*m.Timestamp))
+	if m.SentAt != nil {
+		now = *m.SentAt
+	}
+	return min(max(0, now.Sub(*m.Timestamp)), longestAgo)
 }
 
 // pageProperties are a page's own, with what the context knows of it.
