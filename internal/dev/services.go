@@ -26,10 +26,7 @@ func Services() []Service {
 		{Name: "send", Function: "send", Serve: "events", Lane: "bulk", Concurrency: 4},
 		{Name: "send-api", Function: "send", Serve: "http", Lane: "transactional", Paths: []string{"/v1/emails"}},
 		{Name: "send-api-events", Function: "send", Serve: "events", Lane: "transactional", Concurrency: 4},
-		{Name: "track", Function: "track", Serve: "http", Paths: []string{
-			"/o/", "/c/", "/u/", "/p/", "/w/", "/onda.js", "/e",
-			"/v1/identify", "/v1/track", "/v1/page", "/v1/screen", "/v1/group", "/v1/alias", "/v1/batch",
-		}},
+		{Name: "track", Function: "track", Serve: "http", Paths: []string{"/o/", "/c/", "/u/", "/p/", "/w/", "/onda.js", "/e", "/v1/"}},
 		{Name: "track-events", Function: "track", Serve: "events", Concurrency: 4},
 		{Name: "segment", Function: "segment", Serve: "events", Concurrency: 4},
 		{Name: "render-form", Function: "render-form", Serve: "http", Paths: []string{"/f/", "/y/"}},
