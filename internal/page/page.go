@@ -123,12 +123,23 @@ func (p *Pages) Write(w http.ResponseWriter, r *http.Request, v View) error {
 	if v.Status == 0 {
 		v.Status = http.StatusOK
 	}
-	body, err := p.render(r.Context(), v)
+	body, err := p.Render(r.Context(), v)
 	if err != nil {
 		http.Error(w, "internal error", http.StatusInternalServerError)
 		return err
 	}
 	h := w.Header()
+	p.Describe(h, v)
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(v.Status)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(body)
+	}
+	return nil
+}
+
+// Describe sets the headers of a page in the language that the view names, but its length.
+func (p *Pages) Describe(h http.Header, v View) {
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Content-Language", v.Lang)
 	h.Set("Content-Security-Policy", p.policy(v))
@@ -137,12 +148,6 @@ func (p *Pages) Write(w http.ResponseWriter, r *http.Request, v View) error {
 		h.Set("Cache-Control", "no-store")
 	}
 	Harden(h)
-	h.Set("Content-Length", strconv.Itoa(len(body)))
-	w.WriteHeader(v.Status)
-	if r.Method != http.MethodHead {
-		_, _ = w.Write(body)
-	}
-	return nil
 }
 
 // Harden sets the headers that every answer to a browser has: a URL with a token in it must not get out by a referrer, an index or a guess at its type.
@@ -159,7 +164,8 @@ func (p *Pages) policy(v View) string {
 	return "default-src 'none'; style-src " + p.styleHash + "; img-src 'self' data:; form-action " + formTo + "; base-uri 'none'; frame-ancestors 'none'"
 }
 
-func (p *Pages) render(ctx context.Context, v View) ([]byte, error) {
+// Render gives the HTML that Write would send, for who keeps it. The view names the language.
+func (p *Pages) Render(ctx context.Context, v View) ([]byte, error) {
 	wait := asking
 	if v.Status == http.StatusServiceUnavailable { // who would answer is away: only what is known already
 		wait = 0

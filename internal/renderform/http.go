@@ -120,17 +120,14 @@ func wantsJSON(r *http.Request) bool {
 	return strings.HasPrefix(r.Header.Get("Content-Type"), "application/json") || strings.Contains(r.Header.Get("Accept"), "application/json")
 }
 
-// load reads the form that the path names.
-func (s *server) load(r *http.Request) (f *form, err error) {
-	tenant, name := r.PathValue("tenant"), strings.TrimSuffix(r.PathValue("form"), ".js")
-	err = within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
-		f, err = readForm(ctx, tx, name, 0)
-		return err
-	})
+// load gives the form that the path names.
+func (s *server) load(r *http.Request) (*known, error) {
+	tenant := r.PathValue("tenant")
+	k, err := s.cache.get(r.Context(), tenant, strings.TrimSuffix(r.PathValue("form"), ".js"))
 	if err == nil {
 		fn.LogTenant(r.Context(), tenant)
 	}
-	return f, err
+	return k, err
 }
 
 // lang is the language of the form: the one that its page was shown in, else the visitor's, among those that it has texts in.
@@ -177,27 +174,64 @@ func (s *server) formView(f *form, action, lang string, values url.Values, probl
 
 // show is the page of a form, or the script that shows it on another site.
 func (s *server) show(w http.ResponseWriter, r *http.Request) error {
-	f, err := s.load(r)
+	k, err := s.load(r)
 	if err != nil {
 		return err
 	}
-	lang := f.lang(r, "")
+	f := k.form
+	as := shownAs{lang: f.lang(r, "")}
 	if strings.HasSuffix(r.PathValue("form"), ".js") {
-		return s.script(w, r, f, lang)
+		as.kind = asScript
+	}
+	p, err := s.cache.page(k, as, func() (*shown, error) { return s.render(context.WithoutCancel(r.Context()), f, as) })
+	if err != nil {
+		return err
+	}
+	values := f.prefilled(r)
+	values.Set(onceInput, newOnce())
+	p.send(w, r, values)
+	return nil
+}
+
+// render makes how a form looks to whoever opens it.
+func (s *server) render(ctx context.Context, f *form, as shownAs) (*shown, error) {
+	h := newHoles()
+	values := url.Values{}
+	for _, in := range f.Inputs {
+		if in.Hidden != "" {
+			values.Set(in.Hidden, h.add(in.Hidden))
+		}
+	}
+	values.Set(onceInput, h.add(onceInput))
+	if as.kind == asScript {
+		body, header, err := s.script(ctx, s.formView(f, s.address(f), as.lang, values, nil))
+		if err != nil {
+			return nil, err
+		}
+		return h.cut(body, header, true)
+	}
+	v := s.formView(f, f.path(), as.lang, values, nil) // the host stays the one that it was opened at
+	body, err := s.pages.Render(ctx, v)
+	if err != nil {
+		return nil, err
 	}
 	// Without a referrer a browser would not say which site posts the form; the path has no secret in it.
-	w.Header().Set("Referrer-Policy", "same-origin")
-	s.write(w, r, s.formView(f, f.path(), lang, f.prefilled(r), nil)) // the host stays the one that it was opened at
-	return nil
+	header := http.Header{"Referrer-Policy": {"same-origin"}}
+	s.pages.Describe(header, v)
+	return h.cut(body, header, false)
 }
 
 // prefilled are the hidden inputs, from where they are to come.
 func (f *form) prefilled(r *http.Request) url.Values {
 	values := url.Values{}
+	var query url.Values
 	for _, in := range f.Inputs {
 		switch in.From {
 		case "query":
-			values.Set(in.Hidden, r.URL.Query().Get(in.Hidden))
+			if query == nil {
+				query = r.URL.Query()
+			}
+			values.Set(in.Hidden, query.Get(in.Hidden))
 		case "referrer":
 			values.Set(in.Hidden, r.Referer())
 		}
@@ -206,33 +240,25 @@ func (f *form) prefilled(r *http.Request) url.Values {
 }
 
 // script is the embedded form: the same as on its page, in a shadow tree.
-func (s *server) script(w http.ResponseWriter, r *http.Request, f *form, lang string) error {
-	action := s.address(f)
-	html, err := s.fragment(r.Context(), s.formView(f, action, lang, f.prefilled(r), nil))
+func (s *server) script(ctx context.Context, v page.View) ([]byte, http.Header, error) {
+	html, err := s.fragment(ctx, v)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	// In one pass: what is put in may have such a name in it, as a text of the form or a parameter of the page.
+	shown, _ := v.Data.(view)
+	// In one pass: what is put in may have such a name in it, as a text of the form.
 	var fill []string
-	for _, part := range []struct{ before, name, value string }{{"(", "STYLE", s.pages.Embedded()}, {"= ", "LANG", lang}, {"(", "ACTION", action}, {"(", "FORM", html}} {
+	for _, part := range []struct{ before, name, value string }{{"(", "STYLE", s.pages.Embedded()}, {"= ", "LANG", v.Lang}, {"(", "ACTION", shown.Action}, {"(", "FORM", html}} {
 		text, err := json.Marshal(part.value)
 		if err != nil {
-			return fmt.Errorf("encode the embedded form: %w", err)
+			return nil, nil, fmt.Errorf("encode the embedded form: %w", err)
 		}
 		fill = append(fill, part.before+part.name, part.before+string(text))
 	}
-	out := strings.NewReplacer(fill...).Replace(s.embed)
-	h := w.Header()
-	h.Set("Content-Type", "text/javascript; charset=utf-8")
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Cross-Origin-Resource-Policy", "cross-origin")
-	h.Add("Vary", "Accept-Language")
-	h.Set("Content-Length", strconv.Itoa(len(out)))
-	if r.Method != http.MethodHead {
-		_, _ = w.Write([]byte(out))
-	}
-	return nil
+	return []byte(strings.NewReplacer(fill...).Replace(s.embed)), http.Header{
+		"Content-Type": {"text/javascript; charset=utf-8"}, "Cache-Control": {"no-store"}, "X-Content-Type-Options": {"nosniff"},
+		"Cross-Origin-Resource-Policy": {"cross-origin"}, "Vary": {"Accept-Language"},
+	}, nil
 }
 
 // fragment is a page without its shell: the heading and the content.
@@ -265,11 +291,11 @@ func (s *server) allow(w http.ResponseWriter, r *http.Request, f *form) error {
 }
 
 func (s *server) preflight(w http.ResponseWriter, r *http.Request) error {
-	f, err := s.load(r)
+	k, err := s.load(r)
 	if err != nil {
 		return err
 	}
-	if err := s.allow(w, r, f); err != nil {
+	if err := s.allow(w, r, k.form); err != nil {
 		return err
 	}
 	h := w.Header()
@@ -324,10 +350,11 @@ func readValues(w http.ResponseWriter, r *http.Request) (url.Values, error) {
 
 // post takes in what was sent.
 func (s *server) post(w http.ResponseWriter, r *http.Request) error {
-	f, err := s.load(r)
+	k, err := s.load(r)
 	if err != nil {
 		return err
 	}
+	f := k.form
 	if err := s.allow(w, r, f); err != nil {
 		return err
 	}
@@ -365,6 +392,9 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if len(problems) > 0 {
+		if in.once == nil {
+			values.Set(onceInput, newOnce())
+		}
 		action := f.path()
 		if wantsJSON(r) { // it is shown on another site
 			action = s.address(f)

@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -44,14 +46,21 @@ func (c *Config) Check() error {
 
 // Forms is the function.
 type Forms struct {
-	cfg Config
-	db  *postgres.DB
+	cfg   Config
+	db    *postgres.DB
+	now   func() time.Time
+	cache *cache
 }
 
 // New makes the function on a database; nothing is connected to yet.
 func New(cfg Config, db *postgres.DB) *Forms {
+	return newForms(cfg, db, time.Now)
+}
+
+// newForms is New with a clock: what is kept is as old as that says.
+func newForms(cfg Config, db *postgres.DB, now func() time.Time) *Forms {
 	cfg.FormURL = strings.TrimRight(cfg.FormURL, "/")
-	return &Forms{cfg: cfg, db: db}
+	return &Forms{cfg: cfg, db: db, now: now, cache: newCache(db, now)}
 }
 
 // Build is the function render-form. It takes no events, since anyone could post them.
@@ -83,6 +92,13 @@ type form struct {
 	tenant   postgres.Tenant
 	fields   map[string]*spec.Field
 	settings *spec.Settings
+	read     []int64 // the documents of fields and settings
+}
+
+// same tells whether two readings of a form show and take in the same.
+func (f *form) same(g *form) bool {
+	t, u := f.tenant, g.tenant
+	return f.document == g.document && slices.Equal(f.read, g.read) && slices.Equal(t.FormHosts, u.FormHosts) && t.Preproduction == u.Preproduction && t.Schema == u.Schema
 }
 
 // readForm reads the version of a form that is in force, or the one with that id when document is not 0.
@@ -108,13 +124,15 @@ func readForm(ctx context.Context, tx *postgres.Tx, name string, document int64)
 	for _, in := range f.Inputs {
 		names = append(names, in.Field)
 	}
-	rows, err := tx.Query(ctx, "SELECT e.kind, d.spec FROM entity e JOIN document d ON d.id = e.current WHERE e.kind IN ($1, $2) AND e.name = ANY ($3)",
+	rows, err := tx.Query(ctx, "SELECT e.kind, d.id, d.spec FROM entity e JOIN document d ON d.id = e.current WHERE e.kind IN ($1, $2) AND e.name = ANY ($3) ORDER BY d.id",
 		spec.KindField, spec.KindSettings, names)
 	if err != nil {
 		return nil, fmt.Errorf("read the fields of a form: %w", err)
 	}
 	var kind string
-	_, err = pgx.ForEachRow(rows, []any{&kind, &doc}, func() error {
+	var id int64
+	_, err = pgx.ForEachRow(rows, []any{&kind, &id, &doc}, func() error {
+		f.read = append(f.read, id)
 		d, err := spec.Decode(kind, doc)
 		switch d := d.(type) {
 		case *spec.Field:

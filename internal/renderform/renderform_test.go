@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -129,6 +130,8 @@ type world struct {
 	db    *postgres.DB
 	admin *postgres.Admin
 	url   string
+	// clock is the function's. Each request comes pause after the one before.
+	clock, pause atomic.Int64
 }
 
 func newWorld(t *testing.T) *world {
@@ -145,14 +148,21 @@ func newWorld(t *testing.T) *world {
 			return err
 		})
 	}
+	w := &world{t: t, db: db, admin: d.Admin(t)}
+	w.clock.Store(time.Now().UnixNano())
+	w.pause.Store(int64(3 * time.Second))
 	var h http.Handler
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.ServeHTTP(w, r) }))
+	s := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		w.clock.Add(w.pause.Load())
+		h.ServeHTTP(rw, r)
+	}))
 	t.Cleanup(s.Close)
+	w.url = s.URL
 	var err error
-	if h, err = New(Config{FormURL: s.URL, Proxies: 1}, db).Handler(); err != nil {
+	if h, err = newForms(Config{FormURL: s.URL, Proxies: 1}, db, func() time.Time { return time.Unix(0, w.clock.Load()) }).Handler(); err != nil {
 		t.Fatal(err)
 	}
-	return &world{t: t, db: db, admin: d.Admin(t), url: s.URL}
+	return w
 }
 
 type answer struct {

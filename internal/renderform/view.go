@@ -47,7 +47,7 @@ type optionView struct {
 // view makes what is shown of a form, with what was sent and what was wrong with it. text gives our own texts.
 func (f *form) view(lang string, values url.Values, problems []failed, text func(key string, pairs ...any) string) view {
 	v := view{
-		Submit: f.Text(lang, spec.TextSubmit), Intro: f.Text(lang, "intro"), Honeypot: f.Protect.Honeypot, Once: newOnce(), Prefix: "onda-" + f.Name + "-",
+		Submit: f.Text(lang, spec.TextSubmit), Intro: f.Text(lang, "intro"), Honeypot: f.Protect.Honeypot, Once: values.Get(onceInput), Prefix: "onda-" + f.Name + "-",
 	}
 	wrong := map[string]string{}
 	for _, p := range problems {
