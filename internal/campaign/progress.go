@@ -32,7 +32,7 @@ const (
 	others    part = "others"
 )
 
-// engagedWithin is how long ago somebody opened or clicked who counts as engaged.
+// engagedWithin is how long ago somebody clicked who counts as engaged. An open proves nothing about a person.
 const engagedWithin = 90 // days
 
 // ahead of the others: the kind of allowances that remember whom the first pass planned, so that the second does not, whatever they did in between.
@@ -136,15 +136,15 @@ func (p *progress) move(people []recipient, limit int) []recipient {
 	return people
 }
 
-// engaged gives some of those who opened or clicked lately, and remembers them.
+// engaged gives some of those who clicked lately, and remembers them.
 func (p *progress) engaged(ctx context.Context, tx *postgres.Tx, b *spec.Broadcast, limit int) ([]recipient, error) {
 	var last, end int64
 	if err := tx.QueryRow(ctx, "SELECT coalesce(max(id), 0), coalesce((SELECT id FROM contact WHERE id > $1 ORDER BY id OFFSET $2 LIMIT 1), max(id), 0) FROM contact", p.to, lookedAtOnce).
 		Scan(&last, &end); err != nil {
 		return nil, fmt.Errorf("look how many contacts there are: %w", err)
 	}
-	people, err := audience(ctx, tx, b, p.to, limit, `c.id <= $3 AND EXISTS (SELECT FROM fact f WHERE f.contact = c.id AND f.kind IN ('email.opened', 'email.clicked')
-		AND f.at > onda.now() - interval '`+fmt.Sprint(engagedWithin)+` days')`, end)
+	people, err := audience(ctx, tx, b, p.to, limit, `c.id <= $3 AND EXISTS (SELECT FROM fact f WHERE f.contact = c.id AND f.kind = 'email.clicked'
+		AND f.at > onda.now() - interval '`+fmt.Sprint(engagedWithin)+` days' AND `+postgres.StillHuman+`)`, end)
 	if err != nil {
 		return nil, err
 	}

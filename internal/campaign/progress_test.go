@@ -54,15 +54,18 @@ func TestTheEngagedComeFirstInAWarmup(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	first := w.people(pgtest.Acme, 1200)
-	opened := func(c int64, ago time.Duration) {
+	clicked := func(c int64, ago time.Duration) {
 		w.fact(postgres.Fact{Kind: "email.clicked", Name: "hello", Contact: c, At: w.now().Add(-ago)})
 	}
 	var engaged []int64
 	for c := first + 5; c < first+1200; c += 100 {
 		engaged = append(engaged, c)
-		opened(c, 24*time.Hour)
+		clicked(c, 24*time.Hour)
 	}
-	opened(first+7, 100*24*time.Hour) // long ago
+	clicked(first+7, 100*24*time.Hour)                                                                          // long ago
+	w.fact(postgres.Fact{Kind: "email.opened", Name: "hello", Contact: first + 8, At: w.now().Add(-time.Hour)}) // proves nothing
+	w.exec(`WITH h AS (INSERT INTO hit (kind, contact, verdict) VALUES ('click', $1, 'machine') RETURNING id)
+		INSERT INTO fact (kind, name, contact, data) SELECT 'email.clicked', 'hello', $1, jsonb_build_object('hit', id) FROM h`, first+9) // taken back since
 	w.apply("apiVersion: onda/v1\nkind: Domain\nmetadata: {name: example}\nspec:\n  domain: example.com\n  dkim: {selectors: [s1]}\n  warmup: {from: " +
 		w.now().Format(time.DateOnly) + ", days: [{days: 1-9, mails: 50}]}\n")
 	w.in(pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
@@ -91,7 +94,7 @@ func TestTheEngagedComeFirstInAWarmup(t *testing.T) {
 	if d := cmp.Diff(engaged, planned()); d != "" {
 		t.Errorf("planned first (-want +got):\n%s", d)
 	}
-	opened(first+1, time.Hour)
+	clicked(first+1, time.Hour)
 	w.exec("DELETE FROM fact WHERE contact = $1", engaged[3])
 	for plan() {
 	}

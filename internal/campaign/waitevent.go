@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
 )
 
@@ -240,6 +241,9 @@ func (p *pass) happened(ctx context.Context, e *spec.WaitEvent, ofMail bool, all
 		who := "f.contact = j.contact"
 		if slices.Contains([]string{"contact.changed", "tag.changed"}, kind) { // may be written for many contacts at once
 			who = "(f.contact = j.contact OR f.contacts @> ARRAY[j.contact])"
+		}
+		if hitKind(e.Event) != "" {
+			conditions = append(conditions, postgres.StillHuman)
 		}
 		if len(e.Where) > 0 {
 			return p.happenedWith(ctx, e, all, journeys+" JOIN fact f ON "+who+" AND "+strings.Join(conditions, " AND "), args)

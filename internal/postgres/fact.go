@@ -39,6 +39,9 @@ func Readers(kind string) []string {
 	return []string{"campaign", "segment"}
 }
 
+// StillHuman is the condition that a fact f of an open or a click stands: its hit was not found to be a machine's since (hit.reclassified). A hit that is forgotten stays as it was told.
+const StillHuman = "NOT EXISTS (SELECT FROM hit h WHERE h.id = (f.data->>'hit')::bigint AND h.verdict = 'machine')"
+
 // AddFacts writes facts and sees to it that their readers come by within a tick, should every doorbell be lost.
 func (tx *Tx) AddFacts(ctx context.Context, facts ...Fact) error {
 	if len(facts) == 0 {

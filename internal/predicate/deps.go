@@ -84,7 +84,7 @@ func touches(e spec.EventTest, f postgres.Fact) bool {
 	if !isBuiltin(e.Event) {
 		kind, name = "event.tracked", e.Event
 	}
-	return f.Kind == kind && (name == "" || f.Name == name)
+	return (f.Kind == kind || f.Kind == "hit.reclassified" && isHit(kind)) && (name == "" || f.Name == name)
 }
 
 // fieldsOf tells whether a change named a field of these; one that names none is of a contact that was made.

@@ -267,8 +267,14 @@ func (c *compiler) events(t *spec.EventTest) (from, at, data string) {
 	if name != "" {
 		from += " AND f.name = " + c.text(name)
 	}
+	if isHit(kind) {
+		from += " AND " + postgres.StillHuman
+	}
 	return from, "f.at", "f.data"
 }
+
+// isHit tells whether the facts of a kind tell what a person did, which later evidence may correct.
+func isHit(kind string) bool { return kind == "email.opened" || kind == "email.clicked" }
 
 func isBuiltin(event string) bool {
 	for _, b := range spec.BuiltinEvents() {

@@ -47,6 +47,7 @@ type happening struct {
 	kind, name string
 	data       map[string]any
 	at         time.Time
+	verdict    string // of the hit behind a click, as it is now
 }
 
 type mail struct {
@@ -130,6 +131,7 @@ func drawPerson(t *rapid.T) *person {
 		switch kind {
 		case "email.clicked":
 			h.name = rapid.SampledFrom([]string{"welcome", "offer"}).Draw(t, "of")
+			h.verdict = rapid.SampledFrom([]string{"human", "machine"}).Draw(t, "verdict")
 		case "order.placed":
 			h.kind, h.name = "event.tracked", kind
 			h.data = map[string]any{"total": rapid.SampledFrom([]any{5, 99.5, 100, "100", nil}).Draw(t, "total"), "at": drawDay(t).Format("2006-01-02"), "deep": map[string]any{"word": "Free"}}
@@ -386,6 +388,9 @@ func (n naive) event(e *spec.EventTest, c *person) bool {
 		}
 	}
 	for _, h := range c.events {
+		if h.verdict == "machine" {
+			continue
+		}
 		if h.kind == e.Event || h.kind == "event.tracked" && h.name == e.Event {
 			name := h.name
 			if h.kind == "event.tracked" {
@@ -733,9 +738,13 @@ func store(ctx context.Context, tx *postgres.Tx, people []*person) error {
 			if err != nil {
 				return err
 			}
-			if h.kind == "tag.changed" {
+			switch h.kind {
+			case "email.clicked":
+				b.Queue(`WITH h AS (INSERT INTO hit (kind, contact, verdict) VALUES ('click', $3, $5) RETURNING id)
+					INSERT INTO fact (kind, name, contact, data, at) SELECT $1, $2, $3, jsonb_build_object('hit', id), $4 FROM h`, h.kind, h.name, p.id, h.at, h.verdict)
+			case "tag.changed":
 				b.Queue("INSERT INTO fact (kind, name, contacts, data, at) VALUES ($1, $2, ARRAY[$3::bigint], $4, $5)", h.kind, h.name, p.id, data, h.at)
-			} else {
+			default:
 				b.Queue("INSERT INTO fact (kind, name, contact, data, at) VALUES ($1, $2, $3, $4, $5)", h.kind, h.name, p.id, data, h.at)
 			}
 		}

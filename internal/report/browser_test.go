@@ -117,9 +117,9 @@ func TestPagesInABrowser(t *testing.T) { //nolint:tparallel // one visitor after
 			tab.Go(url + "/spring")
 			look("report", "/spring")
 			shows(t, tab, "header", "Spring <news>", "1 March 2026, 09:00 UTC")
-			shows(t, tab, ".tiles", "Recipients 20", "Sent 4 20.0%", "Opened by people 2 100.0% of tracked", "Clicked by people 1 50.0% of tracked", "Unsubscribed 1 25.0%", "Bounced 1 25.0%")
+			shows(t, tab, ".tiles", "Recipients 20", "Sent 4 20.0%", "Opened, not shown to be machines 2 100.0% of tracked", "Clicked by people 1 50.0% of tracked", "Unsubscribed 1 25.0%", "Bounced 1 25.0%")
 			shows(t, tab, "main", "sent 4 20.0%", "failed 1 5.0%", "hard, SMTP 550, 5.1.1 1 5.0%", "suppressed 2 10.0%", "no consent 1 5.0%", "deferred 1 5.0%", "unknown 1 5.0%", "queued 11 55.0%",
-				"opened, people 2 100.0%", "opened, machines 1 50.0%", "clicked, people 1 50.0%", "clicked, machines 1 50.0%", "4 by people, 0 by machines",
+				"opened, not shown to be machines 2 100.0%", "opened, machines 1 50.0%", "clicked, people 1 50.0%", "clicked, machines 1 50.0%", "4 by people, 0 by machines",
 				"tracked 2 50.0%", "in aggregate only 1 25.0%", "not tracked 1 25.0%", "complained 1 25.0%", "shop.example/skis 6 people, 0 machines", "shop.example/boots 0 people, 7 machines")
 			tab.Tick("summary", true)
 			shows(t, tab, "details", "1 Mar 2026 09:00 4 0 0", "1 Mar 2026 10:00 0 3 6")

@@ -93,6 +93,7 @@ type Report struct {
 	Complaints   int64   `json:"complaints"`
 	Unsubscribes int64   `json:"unsubscribes"`
 
+	// OpensHuman were not shown to be machines', which proves no person; ClicksHuman are by people.
 	OpensHuman    Engagement `json:"opensHuman"`
 	OpensMachine  Engagement `json:"opensMachine"`
 	ClicksHuman   Engagement `json:"clicksHuman"`

@@ -46,14 +46,15 @@ func (r *Report) Text(w io.Writer) error {
 		t.bar(trackingName(c.Name), c.N)
 	}
 	t.section("OPENS AND CLICKS (of mails tracked one by one)", max(r.Tracked(), 1))
-	t.bar("opened, people", r.OpensHuman.Mails)
+	t.bar("opened, maybe people", r.OpensHuman.Mails)
 	t.bar("opened, machines", r.OpensMachine.Mails)
 	t.bar("clicked, people", r.ClicksHuman.Mails)
 	t.bar("clicked, machines", r.ClicksMachine.Mails)
+	t.line("  an open is not shown to be a machine's, which proves no person; clicks do")
 	t.line("  clicks of mails tracked in aggregate: %s by people, %s by machines", comma(r.ClicksHuman.Aggregate), comma(r.ClicksMachine.Aggregate))
 	if len(r.Variants) > 0 {
 		t.line("")
-		t.line("VARIANTS (sent; opened and clicked by people, of mails tracked one by one)")
+		t.line("VARIANTS (sent; opened, maybe by people; clicked by people; tracked one by one)")
 		for _, v := range r.Variants {
 			t.line("  %-*s %8s %6s %6s %6s %6s", barWidth, v.Email+" "+v.Name, comma(v.Sent), comma(v.Opened), percent(v.Opened, v.Tracked), comma(v.Clicked), percent(v.Clicked, v.Tracked))
 		}
@@ -73,7 +74,7 @@ func (r *Report) Text(w io.Writer) error {
 		for _, h := range r.Hours {
 			most = max(most, h.Sent)
 		}
-		t.section("BY HOUR (sent; opens and clicks by people)", most)
+		t.section("BY HOUR (sent; opens, maybe by people; clicks by people)", most)
 		for _, h := range r.Hours {
 			t.line("  %s  %-*s %6s %6s %6s", h.At.UTC().Format("2006-01-02 15h"), barWidth/2, bar(h.Sent, most, barWidth/2), comma(h.Sent), comma(h.Opens), comma(h.Clicks))
 		}

@@ -598,3 +598,27 @@ func TestEvents(t *testing.T) {
 		t.Errorf("%d failures are kept, want that of the segment that is not there", n)
 	}
 }
+
+// A click counts until its hit is found to be a machine's, and again when it turns out to be a person's after all.
+func TestAClickThatIsTakenBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ids := w.people(2)
+	w.segment("clickers", `{"event": "email.clicked", "count": {"gte": 1}}`)
+	w.work()
+	hit := pgtest.One[int64](t, w.db, "acme", "INSERT INTO hit (kind, contact, verdict) VALUES ('click', $1, 'human') RETURNING id", ids[0])
+	tell := func(kind string) {
+		pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+			return tx.AddFacts(ctx, postgres.Fact{Kind: kind, Name: "welcome", Contact: ids[0], Data: fmt.Appendf(nil, `{"hit": %d}`, hit)})
+		})
+		w.work()
+	}
+	tell("email.clicked")
+	w.want("clickers", ids[0])
+	for _, verdict := range []string{"machine", "human"} {
+		pgtest.Exec(t, w.db, "acme", "UPDATE hit SET verdict = $2 WHERE id = $1", hit, verdict)
+		tell("hit.reclassified")
+		w.want("clickers", map[string][]int64{"human": ids[:1]}[verdict]...)
+	}
+	w.told("clickers")
+}
