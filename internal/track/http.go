@@ -528,6 +528,9 @@ func (s *server) segment(w http.ResponseWriter, r *http.Request, call string) er
 			}
 			var a activity
 			if a, err = m.check(secret, now); err == nil {
+				if private(r) && (!secret || a.kind == typePage || a.kind == typeScreen) { // what programs say of their customers is no matter of a browser
+					a.visitor, a.user = "", ""
+				}
 				list, index = append(list, a), append(index, i)
 				continue
 			}
@@ -537,9 +540,6 @@ func (s *server) segment(w http.ResponseWriter, r *http.Request, call string) er
 	if len(list) > 0 {
 		if err := s.activities.add(r.Context(), tenant, list...); err != nil {
 			return err
-		}
-		if private(r) && (!secret || list[i].kind == typePage || list[i].kind == typeScreen) { // what programs say of their customers is no matter of a browser
-			list[i].visitor, list[i].user = "", ""
 		}
 	}
 	for k, a := range list {
