@@ -70,6 +70,8 @@ func paths() []path {
 		{name: "send-starttls", unit: "mails/s", goal: 0.8, prepare: prepareStartTLS},
 		{name: "send-transactional", unit: "mails/s", goal: 0.5, prepare: prepareTransactional},
 		{name: "track", unit: "hits/s", goal: 1, prepare: prepareTrack},
+		{name: "form-page", unit: "pages/s", goal: 0.6, prepare: prepareFormPage},
+		{name: "form-submit", unit: "forms/s", goal: 0.5, prepare: prepareFormSubmit},
 		{name: "segment", unit: "contacts/s", goal: 0.3, prepare: prepareSegment},
 		{name: "campaign", unit: "recipients/s", goal: 0.8, prepare: prepareCampaign},
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/onda-run/onda/internal/event"
 	"github.com/onda-run/onda/internal/fn"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/renderform"
 	"github.com/onda-run/onda/internal/segment"
 	"github.com/onda-run/onda/internal/send"
 	"github.com/onda-run/onda/internal/track"
@@ -48,11 +49,14 @@ type task struct {
 	Key   string
 	// Clicks, when not 0, asks track for as many clicks instead, by as many clients at once.
 	Clicks, Clients int
+	// Listen asks the function to listen on a port instead.
+	Listen bool
 }
 
 // report is its answer.
 type report struct {
 	Seconds float64
+	Address string           // where it listens
 	Posted  map[string]int64 // when mails were asked for, by recipient, in nanoseconds since 1970
 	Err     string
 }
@@ -149,7 +153,7 @@ type function struct {
 
 // serveSide is the process of a function: it does task after task until its input ends.
 func serveSide(name string, in io.Reader, out io.Writer) (err error) {
-	build, ok := map[string]fn.Build{"send": send.Build, "track": track.Build, "segment": segment.Build, "campaign": campaign.Build}[name]
+	build, ok := map[string]fn.Build{"send": send.Build, "track": track.Build, "segment": segment.Build, "campaign": campaign.Build, "render-form": renderform.Build, "reference": buildReference}[name]
 	if !ok {
 		return errors.New("there is no such function")
 	}
@@ -196,9 +200,12 @@ func serveSide(name string, in io.Reader, out io.Writer) (err error) {
 		}
 		var r report
 		var err error
-		if t.Posts > 0 {
+		switch {
+		case t.Posts > 0:
 			r.Posted, err = f.posts(ctx, t)
-		} else {
+		case t.Listen:
+			r.Address, err = f.listen(ctx)
+		default:
 			var took time.Duration
 			took, err = f.do(ctx, t)
 			r.Seconds = took.Seconds()
