@@ -478,12 +478,23 @@ func BenchmarkNewsletter(b *testing.B) {
 func TestAudienceKnowsTheGate(t *testing.T) {
 	t.Parallel()
 	b := setUp(t)
+	b.apply(`
+apiVersion: onda/v1
+kind: Email
+metadata: {name: since}
+spec:
+  topic: newsletter
+  from: "Acme <news@acme.example>"
+  subject: "Since {{ contact.created | date: '%Y' }}"
+  html: '<p>{{ contact.tags | join: ", " }} <a href="{{ unsubscribe_url }}">Leave</a></p>'
+`)
 	granted, never := b.contact("granted@x.example", "{}"), b.contact("never@x.example", "{}")
 	pgtest.Exec(t, b.db, pgtest.Acme, "INSERT INTO subscription (contact, purpose, state, consent, at) VALUES ($1, 'newsletter', 'granted', 0, onda.now())", granted)
 	pgtest.In(t, b.db, pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
 		for email, want := range map[string]map[int64]string{
 			"news":    {granted: "", never: "no_consent", 999: "erased"},
 			"receipt": {granted: "", never: "", 999: "erased"},
+			"since":   {granted: "", never: "no_consent", 999: "erased"},
 		} {
 			e, err := b.c.ByName(ctx, tx, email)
 			if err != nil {

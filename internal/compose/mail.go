@@ -83,7 +83,7 @@ func (e *Email) QueueAudience(ctx context.Context, tx *postgres.Tx, b *pgx.Batch
 	}
 	own := "'', '{}'::text[], now()"
 	if e.whole || e.own {
-		own = "coalesce(c.external_id, ''), c.tags, c.created_at"
+		own = "coalesce(c.external_id, ''), c.tags, coalesce(c.created_at, now())" // of who is gone, nothing
 	}
 	// What the gate says, whether its mails may be tracked and what the texts need of a contact is in one statement: its row is read once.
 	b.Queue(`SELECT u.id, c.id IS NOT NULL, coalesce(CASE WHEN c.id IS NULL THEN 'erased' ELSE `+contact.GateSQL("c", topic)+` END, ''), coalesce(t.state, ''), coalesce(c.email, ''), `+own+`, `+wanted+`
