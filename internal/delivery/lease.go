@@ -347,13 +347,14 @@ func (l *Lease) PutOff(ctx context.Context, tx *postgres.Tx, until time.Time, li
 	return nil
 }
 
-// Grant notes that so many recipients beyond the mark have their part of the tenant's budgets of a day, whoever holds the batch.
-func (l *Lease) Grant(ctx context.Context, tx *postgres.Tx, n int, day string) error {
-	_, err := tx.Exec(ctx, "UPDATE batch SET granted_to = $3, granted_on = $4::text::date WHERE id = $1 AND fence = $2", l.Batch, l.fence, l.Mark+n, day)
+// Grant notes that so many recipients beyond the mark have their part of the tenant's budgets of a day, whoever holds the batch. ours is false when the batch was taken over: then
+// nothing is noted.
+func (l *Lease) Grant(ctx context.Context, tx *postgres.Tx, n int, day string) (ours bool, err error) {
+	ct, err := tx.Exec(ctx, "UPDATE batch SET granted_to = $3, granted_on = $4::text::date WHERE id = $1 AND fence = $2", l.Batch, l.fence, l.Mark+n, day)
 	if err != nil {
-		return fmt.Errorf("note what batch %d was granted: %w", l.Batch, err)
+		return false, fmt.Errorf("note what batch %d was granted: %w", l.Batch, err)
 	}
-	return nil
+	return ct.RowsAffected() > 0, nil
 }
 
 // OthersHold tells whether others hold batches of the lane, and so may give back what they were granted.

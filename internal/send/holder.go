@@ -140,7 +140,7 @@ func (h *holder) run(ctx context.Context, w *worker) error {
 			unsettled -= n
 		case <-renew.C:
 			// Also when no further mark is set, for what waits under the last one for a slow relay.
-			if (stop == nil || errors.Is(stop, errHeld)) && h.lease.Half(time.Now()) {
+			if h.lease.Half(time.Now()) {
 				if _, err := h.advance(ctx, h.lease.Mark); err != nil && stop == nil {
 					stop = err
 				}

@@ -147,7 +147,7 @@ func (h *holder) grant(ctx context.Context, tx *postgres.Tx, want int, after *li
 			return 0, h.usedUp(ctx, tx, by)
 		}
 		if more > 0 {
-			if err := h.lease.Grant(ctx, tx, after.granted, after.day); err != nil {
+			if _, err := h.lease.Grant(ctx, tx, after.granted, after.day); err != nil {
 				return 0, err
 			}
 		}

@@ -639,6 +639,50 @@ func TestWhatIsGrantedIsNotLost(t *testing.T) {
 	}
 }
 
+// A holder whose batch was taken over gives nothing back of what the next one has by now, only what it did not hand over itself.
+func TestWhatIsGrantedIsGivenBackOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	quota := int64(400)
+	w.quotas(postgres.Quotas{PerDay: &quota})
+	w.noonTomorrow()
+	w.plan(w.people(300), 500)
+	s, in := w.sender()
+	l := s.lanes[delivery.Bulk]
+	l.run()
+	used := func() int64 {
+		return pgtest.One[int64](t, w.db, pgtest.Acme, "SELECT sum(n)::bigint FROM allowance")
+	}
+	old, err := l.take(t.Context(), pgtest.Acme)
+	if err != nil {
+		t.Fatal(err)
+	}
+	jobs, err := old.advance(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE batch SET lease_until = now() - interval '1 hour'")
+	next, err := l.take(t.Context(), pgtest.Acme)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.putBack(jobs, "the lease ended")
+	<-old.acks
+	if err := old.end(t.Context(), errHeld); err != nil {
+		t.Fatal(err)
+	}
+	if got := used(); got != 299 {
+		t.Errorf("%d are used up or granted once the old holder has ended, want 299", got)
+	}
+	if err := next.run(t.Context(), &worker{lane: l, tenant: pgtest.Acme, until: time.Now().Add(time.Minute)}); err != nil {
+		t.Fatal(err)
+	}
+	w.mustSweep(in, "send")
+	if d := cmp.Diff(map[string]int{"sent": 300}, w.counts()); d != "" || used() != 300 {
+		t.Errorf("%d are used up by 300 mails; outcomes (-want +got):\n%s", used(), d)
+	}
+}
+
 func TestTwiceInABatch(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ settings, why string }{
