@@ -189,7 +189,11 @@ func (h *holder) end(ctx context.Context, stop error) error {
 			return err
 		}
 		if len(h.limits.budgets) > 0 {
-			if err := h.lease.Grant(ctx, tx, 0, h.limits.day); err != nil {
+			ours, err := h.lease.Grant(ctx, tx, 0, h.limits.day)
+			if err == nil && !ours { // whoever took the batch over has what was granted
+				err = delivery.GiveBack(ctx, tx, h.limits.budgets, -h.limits.granted)
+			}
+			if err != nil {
 				return err
 			}
 		}

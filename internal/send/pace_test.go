@@ -683,6 +683,33 @@ func TestWhatIsGrantedIsGivenBackOnce(t *testing.T) {
 	}
 }
 
+// The lease is renewed for what is under the last mark, whatever keeps the next from being set.
+func TestAQuotaThatIsUsedUpEndsNoLease(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	quota := int64(2)
+	w.quotas(postgres.Quotas{PerDay: &quota})
+	w.noonTomorrow()
+	w.plan(w.people(4), 500)
+	release, reached := make(chan struct{}), make(chan struct{})
+	w.smtp.Script("u1@x.example", smtptest.Script{End: smtptest.Step{Wait: release, Reached: reached}})
+	in := w.start("ONDA_SMTP_CONNECTIONS=1", "ONDA_LEASE=2s", "ONDA_MESSAGE_LIMIT=60s")
+	done := make(chan int, 1)
+	go func() { done <- w.sweep(in, "send") }()
+	<-reached
+	first := pgtest.One[time.Time](t, w.db, pgtest.Acme, "SELECT now()")
+	wait(t, 30*time.Second, "the lease to be renewed", func() bool {
+		return pgtest.One[bool](t, w.db, pgtest.Acme, "SELECT lease_until > $1::timestamptz + interval '4 seconds' FROM batch", first)
+	})
+	close(release)
+	if status := <-done; status != http.StatusAccepted {
+		t.Errorf("status %d", status)
+	}
+	if d := cmp.Diff(map[string]int{"sent": 2}, w.counts()); d != "" {
+		t.Errorf("outcomes (-want +got):\n%s", d)
+	}
+}
+
 func TestTwiceInABatch(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ settings, why string }{
