@@ -246,6 +246,46 @@ func TestTerminatedWhileSending(t *testing.T) {
 	w.audit(n, 0, 0)
 }
 
+// A process that ends while a relay is slow puts back what no connection has begun with, and records what became of the rest, in the lanes to a tenant's own relay too.
+func TestTerminatedWhileARelayIsSlow(t *testing.T) {
+	t.Parallel()
+	for name, secret := range map[string]string{"the cell's relay": "", "the tenant's own": "acme-relay"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			mounted := newSecrets(t)
+			mounted.set("acme-relay", w.smtp.URL())
+			w.relay(pgtest.Acme, secret)
+			w.plan(w.people(24), 500)
+			release, reached := make(chan struct{}), make(chan struct{})
+			w.smtp.Script("u1@x.example", smtptest.Script{End: smtptest.Step{Wait: release, Reached: reached}})
+			s, in := w.sender("ONDA_SMTP_CONNECTIONS=1", "ONDA_LEASE=60s", "ONDA_MESSAGE_LIMIT=30s", "ONDA_SECRETS="+mounted.dir)
+			ctx, cancel := context.WithCancel(t.Context())
+			done, stopped := make(chan int, 1), make(chan error, 1)
+			go func() { done <- post(ctx, in, sweepEvent("send", "slow")) }()
+			<-reached
+			l := s.lanes[delivery.Bulk]
+			if secret != "" {
+				s.own.mu.Lock()
+				l = s.own.open[secret].lanes[delivery.Bulk]
+				s.own.mu.Unlock()
+			}
+			wait(t, 20*time.Second, "a mail to be ready for the connection", func() bool { return len(l.jobs) == cap(l.jobs) })
+			cancel() // there is no time left for requests, nor for waiting for them
+			go func() { stopped <- in.Stop(ctx) }()
+			wait(t, 20*time.Second, "what is ready to be put back", func() bool { return len(l.jobs) == 0 })
+			close(release)
+			if err := <-stopped; err == nil {
+				t.Error("a request was not finished, and nothing says so")
+			}
+			<-done // refused or not: it is asked again
+			if left := w.count("SELECT sum(mark)::bigint - (SELECT count(*) FROM delivery WHERE state IN ('sent', 'deferred')) FROM batch"); left != 0 {
+				t.Errorf("of %d mails is not known what became of them: %v", left, w.outcomes())
+			}
+		})
+	}
+}
+
 // Postgres goes away while a mark is on its way, and comes back. The batch is given back then, and nobody waits for its lease.
 func TestABatchIsGivenBackWhenPostgresIsBack(t *testing.T) {
 	t.Parallel()

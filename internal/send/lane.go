@@ -89,9 +89,22 @@ func (l *lane) run() {
 func (l *lane) close(ctx context.Context) error {
 	l.start.Do(func() {}) // nothing starts any more
 	close(l.stop)
+	l.empty()
 	l.done.Wait() // bounded by the message limit
 	err := l.recorder.close(ctx)
 	return errors.Join(err, l.pool.Close(ctx))
+}
+
+// empty puts back what no connection has begun with: nobody waits for it any more.
+func (l *lane) empty() {
+	for {
+		select {
+		case j := <-l.jobs:
+			j.holder.putBack([]job{j}, "not handed over: the process ended")
+		default:
+			return
+		}
+	}
 }
 
 // ending is true when the process is to end: no further mark is set.

@@ -48,7 +48,7 @@ type ownRelay struct {
 	lanes [2]*lane
 	turns int // that use it
 	used  time.Time
-	over  bool // the Secret says something else by now, or the process ends
+	over  bool // the Secret says something else by now, or nobody used it for long
 }
 
 func newOwnRelays(dir string, log *zap.Logger, lanes func(secret string, relays []mail.Relay) [2]*lane) *ownRelays {
@@ -114,7 +114,7 @@ func (o *ownRelays) end(r *ownRelay) {
 	}
 }
 
-// shut closes lanes that no turn uses: all that they did is recorded.
+// shut closes lanes, once all that they have in hand is recorded.
 func (o *ownRelays) shut(r *ownRelay) {
 	for _, l := range r.lanes {
 		if l != nil {
@@ -132,7 +132,7 @@ func (o *ownRelays) close(ctx context.Context) error {
 	o.mu.Lock()
 	for name, r := range o.open {
 		delete(o.open, name)
-		o.end(r)
+		o.shut(r) // whatever turns have not ended in time: as with the cell's, what is in hand is recorded
 	}
 	o.mu.Unlock()
 	stop := context.AfterFunc(ctx, o.cancel)
