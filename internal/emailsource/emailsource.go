@@ -257,7 +257,7 @@ func forText(m *liquid.Masked) string {
 			if href, has := attr(raw, "href"); has {
 				to := address(href)
 				if _, off := attr(raw, trackOption); off && !m.Has(to) { // with Liquid it is not tracked anyway
-					to = untrackedMark + to
+					to = untrackedMark + strings.NewReplacer(" ", "%20", "\f", "%0C", "\u00a0", "%C2%A0", "<", "%3C", ">", "%3E").Replace(to) // so that its end is seen
 				}
 				out.WriteString(` href="` + html.EscapeString(to) + `"`)
 			}

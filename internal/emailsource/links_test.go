@@ -143,6 +143,21 @@ func TestUntrackedIsTheLinkAlone(t *testing.T) {
 	}
 }
 
+// An address that has what ends one in text is still not tracked, and whole.
+func TestUntrackedWithBlanks(t *testing.T) {
+	t.Parallel()
+	c, err := emailsource.Compile(email(spec.EmailContent{Subject: "s", HTML: "<a href='https://x.example/a b\u00a0c&gt;d' data-onda-track=off>One</a>"}), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := page(t, c, "text"), "One <https://x.example/a%20b%C2%A0c%3Ed>\n"; got != want {
+		t.Errorf("text %q, want %q", got, want)
+	}
+	if len(c.Links()) > 0 {
+		t.Errorf("links %v", c.Links())
+	}
+}
+
 // page gives one of the texts in the email's own language, as it is stored.
 func page(t *testing.T, c *spec.Compiled, key string) string {
 	t.Helper()
