@@ -24,14 +24,15 @@ func TestPagesInABrowser(t *testing.T) { //nolint:tparallel // one visitor after
 
 			tab := b.Open(t, v, w.url+"/p/"+w.token("acme", token.Claims{Purpose: token.Preferences, Contact: id, Topic: topic}))
 			tab.Look("preferences")
-			tab.Tick("#t1", false)
-			tab.Tick("#tracking", true)
+			tab.Tick("#on-offers", false)
+			tab.Tick("#on-tracking\\.email", true)
+			tab.Tick("#on-tracking\\.web", false)
 			tab.Submit("button")
 			tab.Look("preferences saved")
 			if got := tab.Text(".notice"); got != "Your choice is saved." {
 				t.Errorf("notice: %s", got)
 			}
-			if got := w.states("acme", id); got != "newsletter=granted offers=granted tracking.email=granted" {
+			if got := w.states("acme", id); got != "newsletter=granted offers=granted tracking.email=granted tracking.web=granted" {
 				t.Errorf("preferences: %s", got)
 			}
 

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/onda-run/onda/internal/compose"
+	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/fn"
 	"github.com/onda-run/onda/internal/page"
 	"github.com/onda-run/onda/internal/postgres"
@@ -290,16 +291,24 @@ func readForm(w http.ResponseWriter, r *http.Request) (url.Values, error) {
 
 // preferencesView is what the preference centre shows.
 type preferencesView struct {
-	Address                  string
-	Topics                   []choice
-	Tracking, Saved, Refused bool
+	Address         string
+	Topics, Privacy []choice
+	Saved, Refused  bool
+}
+
+// privacy are the purposes of the preference centre that are not topics.
+func (s *server) privacy(lang string) []choice {
+	return []choice{
+		{Name: contact.TrackingEmail, Title: s.pages.Text(lang, "preferences.tracking.email"), Description: s.pages.Text(lang, "preferences.tracking.email.help")},
+		{Name: contact.TrackingWeb, Title: s.pages.Text(lang, "preferences.tracking.web"), Description: s.pages.Text(lang, "preferences.tracking.web.help")},
+	}
 }
 
 func (s *server) showPreferences(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims, saved, refused bool) error {
 	lang := s.pages.Lang(r)
 	var p preferences
 	err := within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
-		p, err = readPreferences(ctx, tx, c, lang)
+		p, err = readPreferences(ctx, tx, c, lang, s.privacy(lang))
 		return err
 	})
 	if err != nil {
@@ -310,7 +319,7 @@ func (s *server) showPreferences(w http.ResponseWriter, r *http.Request, tenant 
 	}
 	return s.pages.Write(w, r, page.View{
 		Lang: lang, Brand: p.brand, Title: s.pages.Text(lang, "preferences.title"), Block: "preferences",
-		Data: preferencesView{p.address, p.topics, p.tracking, saved, refused},
+		Data: preferencesView{p.address, p.topics, p.privacy, saved, refused},
 	})
 }
 
@@ -331,12 +340,8 @@ func (s *server) preferencesSave(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	a := answers{shown: form["shown"], ticked: form["topic"], tracking: form.Get("tracking") == "on", lang: s.pages.Lang(r)}
-	a.trackingShown = slices.Contains(a.shown, "tracking.email")
-	a.trackingText = s.pages.Text(a.lang, "preferences.tracking") + "\n" + s.pages.Text(a.lang, "preferences.tracking.help")
-	if form.Has("everything") {
-		a.ticked, a.trackingShown = nil, false
-	}
+	lang := s.pages.Lang(r)
+	a := answers{shown: form["shown"], ticked: form["on"], everythingOff: form.Has("everything"), privacy: s.privacy(lang), lang: lang}
 	if a.origin, err = s.db.HashOrigin(r.Context(), tenant, page.Origin(r, s.cfg.Proxies)); err != nil {
 		return err
 	}

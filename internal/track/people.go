@@ -171,17 +171,18 @@ func (t *Tracker) withdraw(ctx context.Context, tx *postgres.Tx, id int64, purpo
 type choice struct {
 	Name, Title, Description string
 	On                       bool
+	state                    contact.State
 }
 
 // preferences is what the preference centre shows.
 type preferences struct {
 	person
-	topics   []choice
-	tracking bool
+	topics  []choice
+	privacy []choice
 }
 
-// readPreferences reads the public topics, those that the contact can leave, and the consent to tracking.
-func readPreferences(ctx context.Context, tx *postgres.Tx, c token.Claims, lang string) (preferences, error) {
+// readPreferences reads the public topics, those that the contact can leave, and how it stands to the purposes of privacy, whose texts are given.
+func readPreferences(ctx context.Context, tx *postgres.Tx, c token.Claims, lang string, privacy []choice) (preferences, error) {
 	p, err := readPerson(ctx, tx, c.Contact)
 	if err != nil || p.contact == 0 {
 		return preferences{person: p}, err
@@ -193,57 +194,64 @@ func readPreferences(ctx context.Context, tx *postgres.Tx, c token.Claims, lang 
 	}
 	for _, t := range topics {
 		if t.doc != nil && t.doc.Public || isOn(t.state) {
-			out.topics = append(out.topics, choice{t.name, t.title(lang, p.locale), t.description(lang, p.locale), t.state == contact.Granted})
+			out.topics = append(out.topics, choice{t.name, t.title(lang, p.locale), t.description(lang, p.locale), t.state == contact.Granted, t.state})
 		}
 	}
 	mode, err := contact.Tracking(ctx, tx, []int64{p.contact})
 	if err != nil {
 		return out, err
 	}
-	out.tracking = mode[p.contact] == contact.Full
+	for _, choice := range privacy {
+		err := tx.QueryRow(ctx, "SELECT coalesce((SELECT state FROM subscription WHERE contact = $1 AND purpose = $2), '')", p.contact, choice.Name).Scan(&choice.state)
+		if err != nil {
+			return out, fmt.Errorf("read consent to tracking: %w", err)
+		}
+		choice.On = choice.state == contact.Granted
+		if choice.Name == contact.TrackingEmail { // which has a default
+			choice.On = mode[p.contact] == contact.Full
+		}
+		out.privacy = append(out.privacy, choice)
+	}
 	return out, nil
 }
 
 // answers are what was ticked of what was shown.
 type answers struct {
-	shown, ticked []string // names of topics
-	trackingShown bool
-	tracking      bool
-	trackingText  string
+	shown, ticked []string // names of topics and of purposes of privacy
+	everythingOff bool     // whatever is shown or ticked
+	privacy       []choice // as they were shown
 	lang          string
 	origin        []byte
 }
 
 // choose writes what was changed into the ledger, with the text that was shown as proof. It tells whether a part of it was refused.
 func (t *Tracker) choose(ctx context.Context, tx *postgres.Tx, c token.Claims, a answers) (refused bool, err error) {
-	now, err := readPreferences(ctx, tx, c, a.lang)
+	now, err := readPreferences(ctx, tx, c, a.lang, a.privacy)
 	if err != nil || now.contact == 0 {
 		return false, err
 	}
-	grant := func(purpose, text string) contact.Consent {
-		sum := sha256.Sum256([]byte(text))
-		return contact.Consent{
-			Contact: now.contact, Purpose: purpose, State: contact.Granted, Basis: "preferences", Origin: a.origin, OriginUntil: tx.Now().Add(proofKeep),
-			Proof: map[string]any{"page": "preferences", "lang": a.lang, "text": text, "sha256": hex.EncodeToString(sum[:])},
-		}
-	}
 	var grants []contact.Consent
 	var leave []string
-	for _, tp := range now.topics {
-		switch wanted := slices.Contains(a.ticked, tp.Name); {
-		case !slices.Contains(a.shown, tp.Name):
-		case wanted && !tp.On:
-			grants = append(grants, grant(tp.Name, strings.TrimSpace(tp.Title+"\n"+tp.Description)))
-		case !wanted:
-			leave = append(leave, tp.Name)
+	for _, line := range slices.Concat(now.topics, now.privacy) {
+		switch {
+		case a.everythingOff:
+			// Tracking is refused for good, where a tenant's default is to do it too; of topics, what nobody asked for need not be withdrawn.
+			if isOn(line.state) || line.state == "" && strings.HasPrefix(line.Name, "tracking.") {
+				leave = append(leave, line.Name)
+			}
+		case !slices.Contains(a.shown, line.Name):
+		case !slices.Contains(a.ticked, line.Name):
+			if line.On || isOn(line.state) {
+				leave = append(leave, line.Name)
+			}
+		case !line.On:
+			text := strings.TrimSpace(line.Title + "\n" + line.Description)
+			sum := sha256.Sum256([]byte(text))
+			grants = append(grants, contact.Consent{
+				Contact: now.contact, Purpose: line.Name, State: contact.Granted, Basis: "preferences", Origin: a.origin, OriginUntil: tx.Now().Add(proofKeep),
+				Proof: map[string]any{"page": "preferences", "lang": a.lang, "text": text, "sha256": hex.EncodeToString(sum[:])},
+			})
 		}
-	}
-	switch {
-	case !a.trackingShown:
-	case a.tracking && !now.tracking:
-		grants = append(grants, grant(contact.TrackingEmail, a.trackingText))
-	case !a.tracking && now.tracking:
-		leave = append(leave, contact.TrackingEmail)
 	}
 	done, err := contact.Record(ctx, tx, "track", grants...)
 	if err != nil {
@@ -252,20 +260,5 @@ func (t *Tracker) choose(ctx context.Context, tx *postgres.Tx, c token.Claims, a
 	for _, d := range done {
 		refused = refused || d.Refused != ""
 	}
-	// What nobody asked for need not be withdrawn.
-	leave, err = subscribed(ctx, tx, now.contact, leave)
-	if err != nil {
-		return false, err
-	}
 	return refused, t.withdraw(ctx, tx, now.contact, leave, "preferences", a.origin)
-}
-
-// subscribed gives those of the purposes that the contact can leave; tracking can always be left.
-func subscribed(ctx context.Context, tx *postgres.Tx, id int64, purposes []string) ([]string, error) {
-	rows, err := tx.Query(ctx, `SELECT p FROM unnest($2::text[]) p WHERE p LIKE 'tracking.%' OR EXISTS (
-		SELECT FROM subscription s WHERE s.contact = $1 AND s.purpose = p AND s.state IN ('granted', 'pending'))`, id, purposes)
-	if err != nil {
-		return nil, fmt.Errorf("read subscriptions: %w", err)
-	}
-	return pgx.CollectRows(rows, pgx.RowTo[string])
 }

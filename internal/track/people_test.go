@@ -153,7 +153,7 @@ func TestPreferences(t *testing.T) {
 	path := "/p/" + w.token("acme", token.Claims{Purpose: token.Preferences, Contact: id, Topic: w.topicID("acme", "newsletter")})
 	before := w.consents("acme")
 	a := w.get(path)
-	for _, want := range []string{"Newsletter", "Once a month, what is new.", "Offers", "Let us see which of our emails I open", `value="newsletter" id="t0" checked`} {
+	for _, want := range []string{"Newsletter", "Once a month, what is new.", "Offers", "Let us see which of our emails I open", `value="newsletter" id="on-newsletter" checked`, "Let us see which pages of our website I look at"} {
 		if !strings.Contains(a.body, want) {
 			t.Errorf("%q is not on the page", want)
 		}
@@ -164,8 +164,8 @@ func TestPreferences(t *testing.T) {
 	if w.do("HEAD", path, "", "", nil); w.consents("acme") != before {
 		t.Error("GET or HEAD wrote to the ledger")
 	}
-	shown := []string{"newsletter", "offers", "tracking.email"}
-	if a := w.do("POST", path, "203.0.113.1", browser, url.Values{"shown": shown, "topic": {"offers", "insiders"}, "tracking": {"on"}}); a.status != 200 || !strings.Contains(a.body, "Your choice is saved.") {
+	shown := []string{"newsletter", "offers", "tracking.email", "tracking.web"}
+	if a := w.do("POST", path, "203.0.113.1", browser, url.Values{"shown": shown, "on": {"offers", "insiders", "tracking.email"}}); a.status != 200 || !strings.Contains(a.body, "Your choice is saved.") {
 		t.Errorf("save: %d %s", a.status, a.body)
 	}
 	if got := w.states("acme", id); got != "newsletter=withdrawn offers=granted tracking.email=granted" {
@@ -176,7 +176,7 @@ func TestPreferences(t *testing.T) {
 		t.Errorf("proof %q", proof)
 	}
 	n := w.consents("acme")
-	w.do("POST", path, "203.0.113.1", browser, url.Values{"shown": shown, "topic": {"offers"}, "tracking": {"on"}})
+	w.do("POST", path, "203.0.113.1", browser, url.Values{"shown": shown, "on": {"offers", "tracking.email"}})
 	if w.consents("acme") != n {
 		t.Error("the same choice was written twice")
 	}
@@ -184,17 +184,29 @@ func TestPreferences(t *testing.T) {
 	if got := w.states("acme", id); got != "newsletter=withdrawn offers=withdrawn tracking.email=granted" {
 		t.Errorf("after: %s", got)
 	}
-	w.do("POST", path, "203.0.113.1", browser, url.Values{"shown": shown, "topic": {"newsletter"}, "tracking": {"on"}})
-	w.do("POST", path, "203.0.113.1", browser, url.Values{"shown": shown, "topic": {"newsletter"}, "everything": {"off"}})
-	if got := w.states("acme", id); got != "newsletter=withdrawn offers=withdrawn tracking.email=granted" {
+	w.do("POST", path, "203.0.113.1", browser, url.Values{"shown": shown, "on": {"newsletter", "tracking.email"}})
+	w.do("POST", path, "203.0.113.1", browser, url.Values{"shown": {"newsletter"}, "on": {"newsletter", "tracking.email"}, "everything": {"off"}}) // whatever was shown and ticked
+	if got := w.states("acme", id); got != "newsletter=withdrawn offers=withdrawn tracking.email=withdrawn tracking.web=withdrawn" {
 		t.Errorf("everything: %s", got)
+	}
+	n = w.consents("acme")
+	w.do("POST", path, "203.0.113.1", browser, url.Values{"everything": {"off"}})
+	if w.consents("acme") != n {
+		t.Error("everything was turned off twice")
+	}
+	w.do("POST", path, "203.0.113.1", browser, url.Values{"shown": shown, "on": {"tracking.web"}})
+	if got := w.states("acme", id); got != "newsletter=withdrawn offers=withdrawn tracking.email=withdrawn tracking.web=granted" {
+		t.Errorf("tracking.web: %s", got)
+	}
+	if proof := pgtest.One[string](t, w.db, "acme", "SELECT proof->>'text' FROM consent WHERE purpose = 'tracking.web' AND state = 'granted'"); !strings.HasPrefix(proof, "Let us see which pages of our website I look at\nIt lets us") {
+		t.Errorf("proof %q", proof)
 	}
 	// A complaint is not undone by a tick.
 	pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
 		_, err := contact.Suppress(ctx, tx, "track", contact.Suppression{Contact: id, Reason: contact.Complaint})
 		return err
 	})
-	if a := w.do("POST", path, "203.0.113.1", browser, url.Values{"shown": shown, "topic": {"newsletter"}, "tracking": {"on"}}); !strings.Contains(a.body, "marked our emails as spam") {
+	if a := w.do("POST", path, "203.0.113.1", browser, url.Values{"shown": shown, "on": {"newsletter", "tracking.email"}}); !strings.Contains(a.body, "marked our emails as spam") {
 		t.Errorf("after a complaint: %s", a.body)
 	}
 	if got := w.states("acme", id); !strings.Contains(got, "newsletter=withdrawn") {
