@@ -59,7 +59,7 @@ func TestFail(t *testing.T) {
 	}{
 		"permanent":   {Permanent(errors.New("email is missing")), 400, "email is missing", "", "info"},
 		"throttled":   {Throttled(errors.New("quota"), time.Minute), 429, "no room for this now; try again later", "60", "warn"},
-		"unavailable": {Unavailable(errors.New("secret")), 503, "something this needs is away; try again", "", "warn"},
+		"unavailable": {Unavailable(errors.New("secret")), 503, "something this needs is away; try again", "1", "warn"},
 		"other":       {errors.New("secret"), 500, "internal error; the log has more", "", "error"},
 	} {
 		t.Run(name, func(t *testing.T) {

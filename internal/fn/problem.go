@@ -39,7 +39,9 @@ func Problem(w http.ResponseWriter, r *http.Request, status int, title, detail s
 func Fail(w http.ResponseWriter, r *http.Request, err error) {
 	LogError(r.Context(), err)
 	status, after := Status(err)
-	setRetryAfter(w.Header(), status, after)
+	if status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable { // what is away may be back at any time
+		setRetryAfter(w.Header(), after)
+	}
 	Problem(w, r, status, http.StatusText(status), publicText(status, err))
 }
 
@@ -63,8 +65,6 @@ func publicText(status int, err error) string {
 }
 
 // setRetryAfter says when to come back (RFC 9110 section 10.2.3), in whole seconds, at least one.
-func setRetryAfter(h http.Header, status int, after time.Duration) {
-	if status == http.StatusTooManyRequests {
-		h.Set("Retry-After", strconv.Itoa(max(1, int(math.Ceil(after.Seconds())))))
-	}
+func setRetryAfter(h http.Header, after time.Duration) {
+	h.Set("Retry-After", strconv.Itoa(max(1, int(math.Ceil(after.Seconds())))))
 }

@@ -210,7 +210,9 @@ func (in *Instance) answer(ctx context.Context, w *recorder, reply *ce.Event, er
 		return
 	}
 	LogError(ctx, err)
-	setRetryAfter(w.Header(), status, after)
+	if status == http.StatusTooManyRequests { // of what is away, a broker's own delays grow
+		setRetryAfter(w.Header(), after)
+	}
 	text := publicText(status, err) + "\n"
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("Content-Length", strconv.Itoa(len(text)))

@@ -119,25 +119,62 @@ func (db *DB) Entered(ctx context.Context) ([]string, error) {
 // TenantByNumber finds the tenant that a token or a program's key names. ErrUnknownTenant when there is none, or none that this
 // process serves. Numbers are never reused, so what was found once stays true.
 func (db *DB) TenantByNumber(ctx context.Context, number int32) (string, error) {
-	db.mu.Lock()
-	name, ok := db.numbers[number]
-	db.mu.Unlock()
+	name, ok, err := db.nameOf(ctx, number)
+	if err != nil {
+		return "", fmt.Errorf("look up tenant number %d: %w", number, err)
+	}
 	if !ok {
-		err := db.pool.QueryRow(ctx, "SELECT name FROM onda.tenant WHERE number = $1", number).Scan(&name)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return "", fmt.Errorf("tenant number %d: %w", number, ErrUnknownTenant)
-		}
-		if err != nil {
-			return "", fmt.Errorf("look up tenant number %d: %w", number, err)
-		}
-		db.mu.Lock()
-		db.numbers[number] = name
-		db.mu.Unlock()
+		return "", fmt.Errorf("tenant number %d: %w", number, ErrUnknownTenant)
 	}
 	if !db.Serves(name) {
 		return "", fmt.Errorf("tenant number %d: %w", number, ErrUnknownTenant)
 	}
 	return name, nil
+}
+
+// numberFor is how long a number is unknown that was not found.
+const numberFor = time.Second
+
+// unknownNumbers are what was looked for and not found: whoever forges tokens costs a query a number in numberFor, and none where the number is above all there are.
+type unknownNumbers struct {
+	until   time.Time
+	highest int32 // that there is
+	below   map[int32]struct{}
+}
+
+// nameOf gives the name of the tenant with a number.
+func (db *DB) nameOf(ctx context.Context, number int32) (name string, ok bool, err error) {
+	db.mu.Lock()
+	name, ok = db.numbers[number]
+	now, u := time.Now(), &db.unknown
+	absent := false
+	if now.Before(u.until) {
+		_, absent = u.below[number]
+		absent = absent || number > u.highest
+	}
+	db.mu.Unlock()
+	if ok || absent {
+		return name, ok, nil
+	}
+	var found *string
+	var highest int32
+	err = db.pool.QueryRow(ctx, "SELECT coalesce((SELECT max(number) FROM onda.tenant), 0), (SELECT name FROM onda.tenant WHERE number = $1)", number).Scan(&highest, &found)
+	if err != nil {
+		return "", false, err
+	}
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if found != nil {
+		db.numbers[number] = *found
+		return *found, true, nil
+	}
+	if now.After(u.until) { // below never has more than there are numbers up to the highest
+		*u = unknownNumbers{until: now.Add(numberFor), highest: highest, below: map[int32]struct{}{}}
+	}
+	if number <= highest {
+		u.below[number] = struct{}{}
+	}
+	return "", false, nil
 }
 
 // ProgramKey tells whether a program's key is the tenant's and in force, by its SHA-256. secret is true for an sk_ key.

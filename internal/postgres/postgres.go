@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -77,6 +78,7 @@ type DB struct {
 	rungAt  map[drain]time.Time // when it last posted a doorbell from there
 	keys    map[string]cachedKeys
 	numbers map[int32]string
+	unknown unknownNumbers
 }
 
 // server is a Postgres that is no standby, and onda.identity() of it.
@@ -268,6 +270,11 @@ func (tx *Tx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []stri
 // InTenant runs f in a transaction of the tenant and commits what it did, with the wake-ups that it set, when it returns nil.
 // On any error nothing is kept. Those above are told apart with errors.Is; errors of Postgres come through wrapped.
 func (db *DB) InTenant(ctx context.Context, tenant string, f func(ctx context.Context, tx *Tx) error) error {
+	return db.InTenantUnlocked(ctx, tenant, 0, f)
+}
+
+// InTenantUnlocked is InTenant of a transaction that waits for each lock no longer than is given (0: as long as the server says); then it fails with SQLSTATE 55P03.
+func (db *DB) InTenantUnlocked(ctx context.Context, tenant string, lock time.Duration, f func(ctx context.Context, tx *Tx) error) error {
 	if !db.Serves(tenant) {
 		return fmt.Errorf("tenant %s: %w", tenant, ErrForeignTenant)
 	}
@@ -280,7 +287,7 @@ func (db *DB) InTenant(ctx context.Context, tenant string, f func(ctx context.Co
 	}
 	defer conn.Release() // a connection that is still in a transaction is closed by this
 	tx := &Tx{db: db, conn: conn, wakes: map[string]time.Time{}, rang: map[drain]struct{}{}}
-	if err := tx.begin(ctx, tenant); err != nil {
+	if err := tx.begin(ctx, tenant, lock); err != nil {
 		tx.rollback()
 		return err
 	}
@@ -336,10 +343,14 @@ const enter = `SELECT t.number, t.name, t.state, t.schema, t.armed,
        LATERAL (SELECT number, name, state, schema, armed, namespace, link_hosts, form_hosts, mails_per_second, mails_per_day, mails_per_month, smtp_secret, "offset"
                FROM onda.tenant WHERE name = $1) AS t`
 
-func (tx *Tx) begin(ctx context.Context, tenant string) error {
+func (tx *Tx) begin(ctx context.Context, tenant string, lock time.Duration) error {
 	b := &pgx.Batch{}
 	b.Queue("BEGIN")
-	b.Queue("SELECT set_config('role', $1, true)", tenant)
+	if lock == 0 {
+		b.Queue("SELECT set_config('role', $1, true)", tenant)
+	} else {
+		b.Queue("SELECT set_config('role', $1, true), set_config('lock_timeout', $2, true)", tenant, strconv.FormatInt(lock.Milliseconds(), 10))
+	}
 	var armed, here string
 	var started time.Time
 	var standby, moved bool

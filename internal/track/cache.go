@@ -1,23 +1,35 @@
 package track
 
-import "sync"
+import (
+	"sync"
+	"time"
+)
 
-// cache remembers what never changes, up to a number of entries; then it forgets all, which costs one read each.
+// cache remembers up to a number of entries, each for a while (0: for ever, of what never changes); when it is full it forgets all, which costs one read each.
 type cache[K comparable, V any] struct {
 	most int
+	keep time.Duration
 	mu   sync.Mutex
-	m    map[K]V
+	m    map[K]cached[V]
 }
 
-func newCache[K comparable, V any](most int) *cache[K, V] {
-	return &cache[K, V]{most: most, m: map[K]V{}}
+type cached[V any] struct {
+	value V
+	until time.Time
 }
 
-func (c *cache[K, V]) get(k K) (V, bool) {
+func newCache[K comparable, V any](most int, keep time.Duration) *cache[K, V] {
+	return &cache[K, V]{most: most, keep: keep, m: map[K]cached[V]{}}
+}
+
+func (c *cache[K, V]) get(k K) (v V, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	v, ok := c.m[k]
-	return v, ok
+	e, ok := c.m[k]
+	if !ok || c.keep > 0 && time.Now().After(e.until) {
+		return v, false
+	}
+	return e.value, true
 }
 
 func (c *cache[K, V]) put(k K, v V) {
@@ -26,5 +38,5 @@ func (c *cache[K, V]) put(k K, v V) {
 	if len(c.m) >= c.most {
 		clear(c.m)
 	}
-	c.m[k] = v
+	c.m[k] = cached[V]{v, time.Now().Add(c.keep)}
 }

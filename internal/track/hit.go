@@ -29,6 +29,9 @@ type hit struct {
 	nameless bool   // whoever asks does not want to be followed
 }
 
+// size is about how much memory it takes.
+func (h hit) size() int { return 250 + len(h.agent) }
+
 // insertHits stores hits with what they belong to. A hit of a mail whose recipient has withdrawn tracking.email since, or is gone, or whose browser asks not to be followed keeps nothing but
 // what the aggregate counts need; so does one of a web view whose mail was not tracked in full: every mail has a token for it, while those of pixels and of named clicks are in no others.
 const insertHits = `INSERT INTO hit (kind, delivery, contact, link, run, step, agent, method, origin, reason)
@@ -50,7 +53,7 @@ func (t *Tracker) writeHits(ctx context.Context, tx *postgres.Tx, hits []hit) er
 	kind, method, agent, reason := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
 	delivery, link, origin, nameless := make([]int64, n), make([]int32, n), make([][]byte, n), make([]bool, n)
 	for i, h := range hits {
-		kind[i], method[i], agent[i], origin[i] = h.kind, h.method, clip(h.agent, maxAgent), h.origin
+		kind[i], method[i], agent[i], origin[i] = h.kind, h.method, h.agent, h.origin
 		delivery[i], link[i], nameless[i] = h.delivery, int32(h.link), h.nameless
 		reason[i] = machine(h.kind, h.method, h.agent)
 	}
@@ -67,6 +70,9 @@ func (t *Tracker) linkURL(ctx context.Context, tenant string, link int64) (strin
 	if url, ok := t.links.get(key); ok {
 		return url, true, nil
 	}
+	if _, absent := t.noLinks.get(key); absent {
+		return "", false, nil
+	}
 	var urls []string
 	err := within(ctx, t.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		return tx.QueryRow(ctx, "SELECT coalesce(array_agg(url), '{}') FROM link WHERE id = $1", link).Scan(&urls)
@@ -75,6 +81,7 @@ func (t *Tracker) linkURL(ctx context.Context, tenant string, link int64) (strin
 		return "", false, fmt.Errorf("look up a link: %w", err)
 	}
 	if len(urls) == 0 {
+		t.noLinks.put(key, struct{}{})
 		return "", false, nil
 	}
 	t.links.put(key, urls[0])

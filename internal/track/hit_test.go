@@ -2,18 +2,15 @@ package track
 
 import (
 	"context"
-	"errors"
 	"net/http"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/onda-run/onda/internal/contact"
-	"github.com/onda-run/onda/internal/fn"
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/token"
@@ -274,61 +271,6 @@ func TestALockedTenantStopsNobodyElse(t *testing.T) {
 	}
 }
 
-// Many hits at once are few commits, and each is answered by its own.
-func TestGatherCommitsTogether(t *testing.T) {
-	t.Parallel()
-	d := pgtest.New(t)
-	d.Own(t, "acme", "CREATE TABLE thing (n integer CHECK (n <> 13))")
-	db := d.DB(t)
-	var commits atomic.Int32
-	writing, gate := make(chan struct{}, 1_000), make(chan struct{})
-	g := newGather(db, 1, func(ctx context.Context, tx *postgres.Tx, items []int32) error {
-		commits.Add(1)
-		writing <- struct{}{}
-		<-gate
-		_, err := tx.Exec(ctx, "INSERT INTO thing SELECT unnest($1::integer[])", items)
-		return err
-	})
-	var wg sync.WaitGroup
-	add := func(n int32, bad bool) {
-		wg.Go(func() {
-			if err := g.add(context.Background(), "acme", n); (err != nil) != bad {
-				t.Errorf("%d: %v", n, err)
-			}
-		})
-	}
-	add(0, false)
-	<-writing
-	for n := range int32(99) {
-		add(n+100, false)
-	}
-	until(t, func() bool {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		return len(*g.tenants["acme"]) == 99
-	})
-	close(gate)
-	wg.Wait()
-	if n := commits.Load(); n != 2 {
-		t.Errorf("%d commits, want 2", n)
-	}
-	for n := range int32(20) { // one that cannot be stored fails alone
-		add(n+1, n+1 == 13)
-	}
-	wg.Wait()
-	if n := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM thing"); n != 119 {
-		t.Errorf("%d are stored, want 119", n)
-	}
-	if err := g.add(context.Background(), "nobody", 1); !errors.Is(err, postgres.ErrUnknownTenant) {
-		t.Errorf("unknown tenant: %v", err)
-	}
-	until(t, func() bool {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		return len(g.tenants) == 0
-	})
-}
-
 // until waits for a condition.
 func until(t *testing.T, ok func() bool) {
 	t.Helper()
@@ -342,15 +284,5 @@ func until(t *testing.T, ok func() bool) {
 			t.Fatal("it did not come about in 30 s")
 		case <-tick.C:
 		}
-	}
-}
-
-func TestTooMuchIsRefusedAndNotKept(t *testing.T) {
-	t.Parallel()
-	db := pgtest.New(t).DB(t)
-	g := newGather(db, 1, func(context.Context, *postgres.Tx, []int) error { return nil })
-	err := g.add(context.Background(), "acme", make([]int, gatherPending+1)...)
-	if status, _ := fn.Status(err); status != 503 {
-		t.Errorf("%v answers %d, want 503", err, status)
 	}
 }

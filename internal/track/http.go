@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
-	"crypto/hmac"
 	"embed"
 	"encoding/json"
 	"errors"
@@ -41,7 +40,8 @@ type server struct {
 	*Tracker
 	pages  *page.Pages
 	script []byte
-	keys   *cache[string, knownKey]
+	keys   *cache[string, struct{}] // of programs, proven a short while ago
+	noKeys *cache[string, struct{}] // that are none
 }
 
 // Handler makes the public HTTP of track.
@@ -55,7 +55,7 @@ func (t *Tracker) Handler() (http.Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read onda.js: %w", err)
 	}
-	s := &server{Tracker: t, pages: pages, script: script, keys: newCache[string, knownKey](10_000)}
+	s := &server{Tracker: t, pages: pages, script: script, keys: newCache[string, struct{}](10_000, time.Minute), noKeys: newCache[string, struct{}](10_000, unknownFor)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /o/{file}", s.page(s.open))
 	mux.HandleFunc("GET /c/{token}", s.page(s.click))
@@ -162,7 +162,7 @@ func (s *server) store(r *http.Request, tenant string, h hit) error {
 	if err != nil {
 		return err
 	}
-	h.method, h.agent, h.origin, h.nameless = r.Method, r.UserAgent(), origin, private(r)
+	h.method, h.agent, h.origin, h.nameless = r.Method, clip(r.UserAgent(), maxAgent), origin, private(r)
 	return s.hits.add(r.Context(), tenant, h)
 }
 
@@ -446,12 +446,6 @@ var (
 	errSecretInPage = bad("this key is secret: it must not be in a page. Retire it, and use a public one here")
 )
 
-// knownKey is a program's key that was proven a short while ago.
-type knownKey struct {
-	hash  []byte
-	known time.Time
-}
-
 // program proves a program's key and gives its tenant. A key that was retired is refused everywhere within a minute.
 func (s *server) program(r *http.Request, text string) (tenant string, secret bool, err error) {
 	key, err := token.ParseProgramKey(text)
@@ -466,10 +460,13 @@ func (s *server) program(r *http.Request, text string) (tenant string, secret bo
 		return "", false, err
 	}
 	sum := key.Hash()
-	id := tenant + " " + key.String() + string(sum[:])
-	if k, ok := s.keys.get(id); ok && hmac.Equal(k.hash, sum[:]) && time.Since(k.known) < time.Minute {
+	id := tenant + " " + string(sum[:])
+	if _, known := s.keys.get(id); known {
 		fn.LogTenant(r.Context(), tenant)
 		return tenant, key.Kind == token.SecretKey, nil
+	}
+	if _, absent := s.noKeys.get(id); absent {
+		return "", false, errUnauthorized
 	}
 	var ok bool
 	err = within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
@@ -480,9 +477,10 @@ func (s *server) program(r *http.Request, text string) (tenant string, secret bo
 		return "", false, err
 	}
 	if !ok || secret != (key.Kind == token.SecretKey) {
+		s.noKeys.put(id, struct{}{})
 		return "", false, errUnauthorized
 	}
-	s.keys.put(id, knownKey{sum[:], time.Now()})
+	s.keys.put(id, struct{}{})
 	fn.LogTenant(r.Context(), tenant)
 	return tenant, secret, nil
 }

@@ -97,6 +97,29 @@ type activity struct {
 	ago        time.Duration // how long before it came in it happened
 }
 
+// size is about how much memory it takes.
+func (a activity) size() int {
+	return 300 + len(a.id) + len(a.visitor) + len(a.user) + len(a.previous) + len(a.name) + len(a.properties) + weight(a.traits)
+}
+
+// weight is about how much memory a value of JSON takes.
+func weight(v any) int {
+	n := 16
+	switch v := v.(type) {
+	case string:
+		n += len(v)
+	case []any:
+		for _, e := range v {
+			n += weight(e)
+		}
+	case map[string]any:
+		for k, e := range v {
+			n += 32 + len(k) + weight(e)
+		}
+	}
+	return n
+}
+
 // activityResult is what became of an activity.
 type activityResult struct {
 	err     error

@@ -28,7 +28,7 @@ type Config struct {
 	Hold time.Duration `env:"ONDA_HIT_HOLD, default=10s"`
 	// OriginKeep is how long the hashed address of a hit, and its agent, are kept.
 	OriginKeep time.Duration `env:"ONDA_ORIGIN_KEEP, default=720h"`
-	// Slots is how many tenants are written for at the same time.
+	// Slots is how many commits of hits and events are in flight, each of another tenant. What is left of ONDA_DATABASE_MAX_CONNS is for pages, links and keys.
 	Slots int `env:"ONDA_HIT_SLOTS, default=2"`
 	// Proxies is how many proxies stand before the function; each adds an entry to X-Forwarded-For.
 	Proxies int `env:"ONDA_PROXIES, default=1"`
@@ -55,6 +55,11 @@ func (c *Config) Check() error {
 // workFor is how long one event keeps a worker at work.
 const workFor = 20 * time.Second
 
+const (
+	unknownFor    = 10 * time.Second // what was asked for and is not there is not looked for again
+	partitionsFor = 30 * time.Second // half a partition of facts takes far longer to be written
+)
+
 // Tracker is the function.
 type Tracker struct {
 	cfg        Config
@@ -63,14 +68,18 @@ type Tracker struct {
 	hits       *gather[hit]
 	activities *gather[activity]
 	links      *cache[linkKey, string]
+	noLinks    *cache[linkKey, struct{}]
+	partitions *cache[string, struct{}] // tenants whose partitions were looked after
 	composer   *compose.Composer
 }
 
 // New makes a Tracker on a database; nothing is connected to yet.
 func New(cfg Config, db *postgres.DB, log *zap.Logger) *Tracker {
-	t := &Tracker{cfg: cfg, db: db, log: log, links: newCache[linkKey, string](20_000), composer: compose.New(cfg.Compose)}
-	t.hits = newGather(db, cfg.Slots, t.writeHits)
-	t.activities = newGather(db, cfg.Slots, t.writeActivities)
+	t := &Tracker{cfg: cfg, db: db, log: log, links: newCache[linkKey, string](20_000, 0), noLinks: newCache[linkKey, struct{}](1_000, unknownFor),
+		partitions: newCache[string, struct{}](10_000, partitionsFor), composer: compose.New(cfg.Compose)}
+	r := newRoom(cfg.Slots)
+	t.hits = newGather(db, r, hit.size, t.writeHits)
+	t.activities = newGather(db, r, activity.size, t.writeActivities)
 	return t
 }
 
@@ -137,6 +146,9 @@ func (t *Tracker) Sweep(ctx context.Context, tenant string, draining <-chan stru
 	}
 	for _, work := range []func(ctx context.Context, tx *postgres.Tx) (again bool, err error){
 		func(ctx context.Context, tx *postgres.Tx) (bool, error) {
+			if err := t.ensurePartitions(ctx, tx); err != nil {
+				return false, err
+			}
 			n, err := t.judgeHits(ctx, tx)
 			return n == judgeChunk, err
 		},
