@@ -79,7 +79,7 @@ func prepareFormPage(ctx context.Context, l *lab) (r rounds, err error) {
 		return func(ctx context.Context) (float64, error) {
 			request := "GET " + formPath + "?utm=spring HTTP/1.1\r\nHost: " + to + "\r\nAccept-Language: en\r\nUser-Agent: " + agent + "\r\n\r\n"
 			began := time.Now()
-			err := load(ctx, to, clients, pageCount, http.StatusOK, func(int) string { return request })
+			_, err := load(ctx, to, clients, pageCount, http.StatusOK, func(int) string { return request })
 			return pageCount / time.Since(began).Seconds(), err
 		}
 	}
@@ -125,7 +125,7 @@ func prepareFormSubmit(ctx context.Context, l *lab) (r rounds, err error) {
 	ask := func(to string) func(ctx context.Context) (float64, error) {
 		return func(ctx context.Context) (float64, error) {
 			began := time.Now()
-			err := load(ctx, to, clients, submitCount, http.StatusOK, func(int) string {
+			_, err := load(ctx, to, clients, submitCount, http.StatusOK, func(int) string {
 				n := sent.Add(1)
 				body := url.Values{"email": {fmt.Sprintf("u%d@example.org", n)}, "forename": {"Ada"}, "country": {"NO"}, "consent.news": {"on"}, "utm": {"spring"}}.Encode()
 				return "POST " + formPath + " HTTP/1.1\r\nHost: " + to + "\r\nContent-Type: application/x-www-form-urlencoded\r\nX-Forwarded-For: 192.0.2." + strconv.FormatInt(n%250, 10) +
@@ -186,6 +186,10 @@ func (l *lab) startReference(ctx context.Context, settings ...string) (to string
 
 // buildReference is a function that answers a page out of memory, or stores one row.
 func buildReference(ctx context.Context, _ *fn.Runtime) (h fn.Handler, err error) {
+	if file := os.Getenv(answerEnv); file != "" {
+		h.HTTP, err = answerRecorded(file)
+		return h, err
+	}
 	mux := http.NewServeMux()
 	h.HTTP = mux
 	if file := os.Getenv(bytesEnv); file != "" {
@@ -225,8 +229,8 @@ func buildReference(ctx context.Context, _ *fn.Runtime) (h fn.Handler, err error
 	return h, nil
 }
 
-// load sends n requests on so many connections, each the next one when it was answered, and checks the status of each answer.
-func load(ctx context.Context, to string, at, n, want int, request func(n int) string) error {
+// load sends n requests on so many connections, each the next one when it was answered, and checks the status of each answer. took is how long each waited for it.
+func load(ctx context.Context, to string, at, n, want int, request func(n int) string) (took []time.Duration, err error) {
 	type client struct {
 		conn net.Conn
 		in   *bufio.Reader
@@ -240,13 +244,16 @@ func load(ctx context.Context, to string, at, n, want int, request func(n int) s
 	for range at {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", to)
 		if err != nil {
-			return fmt.Errorf("connect: %w", err)
+			return nil, fmt.Errorf("connect: %w", err)
 		}
 		free <- &client{conn, bufio.NewReaderSize(conn, 64<<10)}
 	}
-	return together(ctx, at, n, func(_ context.Context, n int) error {
+	took = make([]time.Duration, n)
+	err = together(ctx, at, n, func(_ context.Context, n int) error {
 		c := <-free
 		defer func() { free <- c }()
+		began := time.Now()
+		defer func() { took[n] = time.Since(began) }()
 		if _, err := io.WriteString(c.conn, request(n)); err != nil {
 			return fmt.Errorf("send a request: %w", err)
 		}
@@ -263,6 +270,7 @@ func load(ctx context.Context, to string, at, n, want int, request func(n int) s
 		}
 		return errors.Join(err, res.Body.Close())
 	})
+	return took, err
 }
 
 // listen serves the function on a port of its own.

@@ -21,6 +21,7 @@ import (
 	"syscall"
 
 	"github.com/onda-run/onda/internal/fn"
+	"github.com/onda-run/onda/internal/token"
 )
 
 // gogc is what functions run with where nothing else is set; the references get the same.
@@ -33,6 +34,8 @@ type path struct {
 	unit string
 	// goal is the least ratio of ours to the reference.
 	goal float64
+	// memory is the most MB that ours may have resident; 0 for any.
+	memory float64
 	// prepare makes what is measured, on an empty database.
 	prepare func(ctx context.Context, l *lab) (rounds, error)
 }
@@ -42,6 +45,24 @@ type rounds struct {
 	ours, reference func(ctx context.Context) (float64, error)
 	// beside are what is measured in the same rounds.
 	beside []*beside
+	limits []*limit
+}
+
+// limit is something of ours that is measured in the same rounds and may be so much at most, whatever the reference takes.
+type limit struct {
+	name   string
+	unit   string
+	goal   float64
+	values []float64
+}
+
+// line is what is printed of it.
+func (l *limit) line() string {
+	verdict := "ok"
+	if !(median(l.values) <= l.goal) {
+		verdict = "short"
+	}
+	return fmt.Sprintf("%-14s %8.1f   %8s %-14s %5s   %5.0f   %9s  %s", "  "+l.name, median(l.values), "", l.unit, "", l.goal, "", verdict)
 }
 
 // beside is a cost that is measured along with a path: the less the better.
@@ -69,7 +90,10 @@ func paths() []path {
 		{name: "send-postfix", unit: "mails/s", goal: 2.5, prepare: prepareSendPostfix},
 		{name: "send-starttls", unit: "mails/s", goal: 0.8, prepare: prepareStartTLS},
 		{name: "send-transactional", unit: "mails/s", goal: 0.5, prepare: prepareTransactional},
-		{name: "track", unit: "hits/s", goal: 1, prepare: prepareTrack},
+		{name: "pixel", unit: "hits/s", goal: 0.45, memory: 60, prepare: prepareHits(token.Open, clients)},
+		{name: "pixel-256", unit: "hits/s", goal: 0.45, memory: 60, prepare: prepareHits(token.Open, 256)},
+		{name: "click", unit: "hits/s", goal: 0.45, memory: 60, prepare: prepareHits(token.Click, clients)},
+		{name: "click-256", unit: "hits/s", goal: 0.45, memory: 60, prepare: prepareHits(token.Click, 256)},
 		{name: "form-page", unit: "pages/s", goal: 0.6, prepare: prepareFormPage},
 		{name: "form-submit", unit: "forms/s", goal: 0.5, prepare: prepareFormSubmit},
 		{name: "segment", unit: "contacts/s", goal: 0.3, prepare: prepareSegment},
@@ -138,6 +162,9 @@ func run() error {
 		fmt.Println(m.line(p))
 		for _, b := range m.beside {
 			fmt.Println(b.line())
+		}
+		for _, l := range m.limits {
+			fmt.Println(l.line())
 		}
 	}
 	if len(harm) > 0 {
@@ -214,7 +241,7 @@ func measure(ctx context.Context, p path, url, profiles, plot string, n, mails i
 			*side.to = append(*side.to, rate)
 		}
 	}
-	m.beside = r.beside
+	m.beside, m.limits = r.beside, r.limits
 	m.memory, err = l.side.end()
 	return m, err
 }
@@ -224,6 +251,7 @@ type measured struct {
 	ours, reference []float64
 	memory          int64 // bytes, the peak of ours
 	beside          []*beside
+	limits          []*limit
 }
 
 const header = "path               ours  reference                 ratio   goal   peak RSS"
@@ -233,7 +261,7 @@ func (m measured) ratio() float64 { return median(m.ours) / median(m.reference) 
 // line is what is printed of a path.
 func (m measured) line(p path) string {
 	verdict := "ok"
-	if m.ratio() < p.goal {
+	if m.ratio() < p.goal || p.memory > 0 && float64(m.memory) > p.memory*1e6 {
 		verdict = "short"
 	}
 	return fmt.Sprintf("%-14s %8.0f   %8.0f %-14s %5.2f x %5.2f x %6.1f MB  %s",

@@ -47,8 +47,6 @@ type task struct {
 	Posts int
 	Every time.Duration
 	Key   string
-	// Clicks, when not 0, asks track for as many clicks instead, by as many clients at once.
-	Clicks, Clients int
 	// Listen asks the function to listen on a port instead.
 	Listen bool
 }
@@ -148,7 +146,6 @@ type function struct {
 	in     *fn.Instance
 	db     *postgres.DB
 	events int
-	tokens []string // of clicks
 }
 
 // serveSide is the process of a function: it does task after task until its input ends.
@@ -220,9 +217,6 @@ func serveSide(name string, in io.Reader, out io.Writer) (err error) {
 }
 
 func (f *function) do(ctx context.Context, t task) (time.Duration, error) {
-	if t.Clicks > 0 {
-		return f.clicks(ctx, t.Clicks, t.Clients)
-	}
 	const most = 200 // calls
 	var took time.Duration
 	for range most {
