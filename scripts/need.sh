@@ -68,18 +68,28 @@ unpack() {
   rm -r "$dir/debs" && touch "$dir/done"
 }
 
-# need_mjml sets ONDA_MJML to the compiler of tools/mjml, which it installs where it is not, or another than the lock file says.
-need_mjml() {
-  { command -v node && command -v npm; } >/dev/null || need_packages 'Node.js, for emails in MJML' nodejs npm
-  local dir=$PWD/tools/mjml
-  if [ ! -x "$dir/node_modules/.bin/mjml" ] || ! cmp -s "$dir/package-lock.json" "$dir/node_modules/.onda-lock"; then
-    echo "installing MJML's compiler into tools/mjml"
+# need_npm WHAT DIRECTORY WHY: installs what the lock file in tools/DIRECTORY says, where it is not, or other than the file says.
+need_npm() {
+  { command -v node && command -v npm; } >/dev/null || need_packages "Node.js, $3" nodejs npm
+  local dir=$PWD/tools/$2
+  if ! cmp -s "$dir/package-lock.json" "$dir/node_modules/.onda-lock"; then
+    echo "installing $1 into tools/$2"
     if ! (cd "$dir" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && cp package-lock.json node_modules/.onda-lock) >&2; then
-      echo "MJML's compiler could not be installed; see above, then try: npm ci --prefix tools/mjml" >&2
+      echo "$1 could not be installed; see above, then try: npm ci --prefix tools/$2" >&2
       exit 1
     fi
   fi
-  export ONDA_MJML=$dir/node_modules/.bin/mjml
+}
+
+# need_mjml sets ONDA_MJML to the compiler of tools/mjml.
+need_mjml() {
+  need_npm "MJML's compiler" mjml 'for emails in MJML'
+  export ONDA_MJML=$PWD/tools/mjml/node_modules/.bin/mjml
+}
+
+# need_axe installs what internal/browsertest judges pages with: axe-core and html-validate.
+need_axe() {
+  need_npm 'axe-core and html-validate' axe 'for tests of pages'
 }
 
 # need_smtp_sink sets SMTP_SINK.

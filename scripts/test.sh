@@ -7,4 +7,5 @@ need_go
 need_postgres
 need_chromium
 need_mjml
+need_axe
 exec go test -race -shuffle=on -count=1 -timeout 30m "${@:-./...}"

@@ -3,6 +3,7 @@ package browsertest
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -74,8 +75,9 @@ func Start(tb testing.TB) *Browser {
 // Tab is one page of a visitor.
 type Tab struct {
 	Visitor
-	ctx context.Context
-	t   testing.TB
+	open context.Context // as long as the tab is there
+	ctx  context.Context // as long as the page may take
+	t    testing.TB
 
 	mu       sync.Mutex
 	messages []string
@@ -88,9 +90,8 @@ func (b *Browser) Open(tb testing.TB, v Visitor, url string) *Tab {
 	tab := &Tab{Visitor: v, t: tb}
 	ctx, cancel := chromedp.NewContext(b.allocator, chromedp.WithNewBrowserContext(), chromedp.WithListener(tab.listen))
 	tb.Cleanup(cancel)
-	ctx, stop := context.WithTimeout(ctx, patience)
-	tb.Cleanup(stop)
-	tab.ctx = ctx
+	tab.open = ctx
+	tab.renew()
 	view := []chromedp.EmulateViewportOption{}
 	if v.Width < 700 {
 		view = append(view, chromedp.EmulateMobile, chromedp.EmulateTouch)
@@ -187,9 +188,17 @@ func (tab *Tab) Until(expression string) {
 	}
 }
 
+// renew gives the next page all of the patience.
+func (tab *Tab) renew() {
+	ctx, stop := context.WithTimeout(tab.open, patience)
+	tab.t.Cleanup(stop)
+	tab.ctx = ctx
+}
+
 // Go opens another page.
 func (tab *Tab) Go(url string) {
 	tab.t.Helper()
+	tab.renew()
 	tab.Do(chromedp.Navigate(url))
 }
 
@@ -225,12 +234,11 @@ func (tab *Tab) Requests() []string {
 }
 
 // Look checks what holds for every page: nothing sticks out at the side, what can be pressed is large enough (WCAG 2.2, 2.5.8), every input has a label, there is one heading
-// of the first level and a language, ids are unique, text has contrast (1.4.3), and the browser had nothing to complain of.
+// of the first level and a language, ids are unique, text has contrast (1.4.3), axe-core finds nothing, and the browser had nothing to complain of.
 func (tab *Tab) Look(name string) {
 	tab.t.Helper()
-	for _, p := range Eval[[]string](tab, audit) {
-		tab.t.Errorf("%s, %s: %s", name, tab.Name, p)
-	}
+	tab.report(name, Eval[[]string](tab, audit))
+	tab.report(name, tab.axe(wcag+practice))
 	tab.mu.Lock()
 	messages := tab.messages
 	tab.messages = nil
@@ -241,6 +249,32 @@ func (tab *Tab) Look(name string) {
 		}
 	}
 	tab.Keep(name)
+}
+
+func (tab *Tab) report(name string, found []string) {
+	tab.t.Helper()
+	for _, p := range found {
+		tab.t.Errorf("%s, %s: %s", name, tab.Name, p)
+	}
+}
+
+// axe gives what axe-core finds by the rules of some tags. The inspector puts it into the page, so that no policy of the page bars it; it waits for promises, which a browser without scripts does not
+// keep: they are turned on meanwhile, and nothing of the page's own runs any more.
+func (tab *Tab) axe(tags string) []string {
+	tab.t.Helper()
+	scripts := func(off bool) {
+		tab.Do(call(emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: off}))
+	}
+	if tab.NoScripts {
+		scripts(false)
+		defer scripts(true)
+	}
+	Eval[bool](tab, axeSource(tab.t)+"\n;true")
+	found, err := chromedp.Run(tab.ctx, chromedp.Evaluate[[]string](fmt.Sprintf(judge, tags), chromedp.EvalAwaitPromise))
+	if err != nil {
+		tab.t.Fatalf("%s: run axe-core: %v", tab.Name, err)
+	}
+	return found
 }
 
 // Keep puts a picture of the page into the directory that ONDA_TEST_SCREENSHOTS names, if it does, to be looked at.

@@ -227,6 +227,24 @@ func (p *Pages) Mark(ctx context.Context, lang, html string) string {
 		template.HTMLEscapeString(p.Text(lang, "stage.preproduction")) + "</p>" + html[at:]
 }
 
+var (
+	htmlTag  = regexp.MustCompile(`(?i)<html\b[^>]*`)
+	langName = regexp.MustCompile(`(?i)\slang\s*=`)
+	headTag  = regexp.MustCompile(`(?i)<head(?:\s[^>]*)?>`)
+	titleTag = regexp.MustCompile(`(?i)<title[\s>]`)
+)
+
+// Name puts into somebody else's page, such as a mail, the language and the title that a page needs (WCAG 2.2, 2.4.2 and 3.1.1), where it has none.
+func Name(html, lang, title string) string {
+	if at := headTag.FindStringIndex(html); at != nil && !titleTag.MatchString(html) {
+		html = html[:at[1]] + "<title>" + template.HTMLEscapeString(title) + "</title>" + html[at[1]:]
+	}
+	if at := htmlTag.FindStringIndex(html); at != nil && !langName.MatchString(html[at[0]:at[1]]) {
+		html = html[:at[1]] + ` lang="` + template.HTMLEscapeString(lang) + `"` + html[at[1]:]
+	}
+	return html
+}
+
 // Fragment renders a view's heading and block without the shell, for pages of others that take it in.
 func (p *Pages) Fragment(ctx context.Context, v View) ([]byte, error) {
 	d := data{View: v, Trial: p.trial(ctx, asking), texts: p.textsOf(v.Lang)}

@@ -242,6 +242,21 @@ func TestBody(t *testing.T) {
 	}
 }
 
+func TestName(t *testing.T) {
+	t.Parallel()
+	for html, want := range map[string]string{
+		"<!doctype html><HTML class='a'><head>\n</head>": `<!doctype html><HTML class='a' lang="fr"><head><title>A &lt;b&gt;</title>` + "\n</head>",
+		`<html lang="pt"><HEAD id=a></HEAD>`:             `<html lang="pt"><HEAD id=a><title>A &lt;b&gt;</title></HEAD>`,
+		`<html dir=ltr LANG = pt><header></header>`:      `<html dir=ltr LANG = pt><header></header>`,
+		`<html><head><title>Own</title></head>`:          `<html lang="fr"><head><title>Own</title></head>`,
+		"Hello":                                          "Hello",
+	} {
+		if got := Name(html, "fr", "A <b>"); got != want {
+			t.Errorf("%s: %s, want %s", html, got, want)
+		}
+	}
+}
+
 // A page of a process that knows nothing yet asks, but not for what is away.
 func TestPagesAskForAShortTime(t *testing.T) {
 	t.Parallel()

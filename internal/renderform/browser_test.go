@@ -80,7 +80,7 @@ func TestEmbeddedFormInABrowser(t *testing.T) {
 	w := newWorld(t)
 	shop := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
 		rw.Header().Set("Content-Type", "text/html")
-		_, _ = fmt.Fprintf(rw, `<!doctype html><html lang="en"><meta name="viewport" content="width=device-width"><title>Shop</title><body style="font-family: sans-serif"><h1>Shop</h1><script src="%s%s.js"></script></body></html>`, w.url, newsletter)
+		_, _ = fmt.Fprintf(rw, `<!doctype html><html lang="en"><meta name="viewport" content="width=device-width"><title>Shop</title><body style="font-family: sans-serif"><main><h1>Shop</h1><script src="%s%s.js"></script></main></body></html>`, w.url, newsletter)
 	}))
 	t.Cleanup(shop.Close)
 	pgtest.Exec(t, w.db, "acme", `UPDATE document SET spec = jsonb_set(spec, '{spec,origins}', jsonb_build_array($1::text)) WHERE spec->>'kind' = 'Form' AND spec #>> '{metadata,name}' = 'newsletter'`, shop.URL)

@@ -240,7 +240,7 @@ func TestProblemsStandBesideTheirInputs(t *testing.T) {
 		}
 		a := w.post(newsletter, w.fill(values))
 		id := "onda-newsletter-" + c.input
-		if a.status != 422 || !strings.Contains(a.body, c.says) || !strings.Contains(a.body, `id="`+id+`-problem"`) || !strings.Contains(a.body, `aria-invalid="true" aria-describedby="`+id+`-problem"`) ||
+		if a.status != 422 || !strings.Contains(a.body, c.says) || !strings.Contains(a.body, `id="`+id+`-problem"`) || !strings.Contains(a.body, `aria-describedby="`+id+`-problem"`) || !strings.Contains(a.body, `aria-invalid="true"`) ||
 			!strings.Contains(a.body, `<div class="summary" role="alert"`) {
 			t.Errorf("%s: %d %s", c.name, a.status, a.body)
 		}

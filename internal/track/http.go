@@ -2,6 +2,7 @@ package track
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"embed"
@@ -21,6 +22,7 @@ import (
 	"github.com/onda-run/onda/internal/fn"
 	"github.com/onda-run/onda/internal/page"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
 	"github.com/onda-run/onda/internal/token"
 )
 
@@ -367,7 +369,11 @@ func (s *server) webView(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	var content compose.Content
+	var settings *spec.Settings
 	err = within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		if settings, err = readSettings(ctx, tx); err != nil {
+			return err
+		}
 		content, err = s.composer.WebView(ctx, tx, c.Delivery)
 		return err
 	})
@@ -383,7 +389,7 @@ func (s *server) webView(w http.ResponseWriter, r *http.Request) error {
 	if err := s.store(r, tenant, hit{kind: kindView, delivery: c.Delivery}); err != nil {
 		return err
 	}
-	html := s.pages.Mark(r.Context(), s.pages.Lang(r), content.HTML)
+	html := page.Name(s.pages.Mark(r.Context(), s.pages.Lang(r), content.HTML), cmp.Or(content.Locale, settings.Locale), content.Subject)
 	h := w.Header()
 	page.Harden(h)
 	h.Set("Content-Security-Policy", mailPolicy)
