@@ -92,6 +92,11 @@ need_axe() {
   need_npm 'axe-core and html-validate' axe 'for tests of pages'
 }
 
+# need_segment installs Segment's SDKs for Node.js and the browser.
+need_segment() {
+  need_npm "Segment's SDKs" segment 'for tests of the tracking API'
+}
+
 # need_smtp_sink sets SMTP_SINK.
 need_smtp_sink() {
   SMTP_SINK=$(command -v smtp-sink || true)

@@ -8,4 +8,5 @@ need_postgres
 need_chromium
 need_mjml
 need_axe
+need_segment
 exec go test -race -shuffle=on -count=1 -timeout 30m "${@:-./...}"
