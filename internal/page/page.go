@@ -52,11 +52,16 @@ func New(own fs.FS, patterns ...string) (*Pages, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parse pages: %w", err)
 	}
-	sum := sha256.Sum256(css)
 	return &Pages{
 		templates: t, texts: all, style: template.CSS(css),
-		styleHash: "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'",
+		styleHash: hashOf(css),
 	}, nil
+}
+
+// hashOf is how a Content-Security-Policy names what may be in a page.
+func hashOf(source []byte) string {
+	sum := sha256.Sum256(source)
+	return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
 }
 
 // View is one page.
@@ -76,6 +81,8 @@ type View struct {
 	Data  any
 	// FormTo are further origins that the page's form may lead to by a redirect.
 	FormTo []string
+	// Script is what runs on the page, which works without it too; empty for none.
+	Script string
 }
 
 // data is what templates see.
@@ -83,6 +90,7 @@ type data struct {
 	View
 	Trial   bool // it is a pre-production
 	Style   template.CSS
+	Runs    template.JS
 	texts   texts
 	Content template.HTML
 }
@@ -161,7 +169,11 @@ func Harden(h http.Header) {
 
 func (p *Pages) policy(v View) string {
 	formTo := strings.Join(append([]string{"'self'"}, v.FormTo...), " ")
-	return "default-src 'none'; style-src " + p.styleHash + "; img-src 'self' data:; form-action " + formTo + "; base-uri 'none'; frame-ancestors 'none'"
+	script := ""
+	if v.Script != "" {
+		script = "; script-src " + hashOf([]byte(v.Script))
+	}
+	return "default-src 'none'; style-src " + p.styleHash + script + "; img-src 'self' data:; form-action " + formTo + "; base-uri 'none'; frame-ancestors 'none'"
 }
 
 // Render gives the HTML that Write would send, for who keeps it. The view names the language.
@@ -170,7 +182,7 @@ func (p *Pages) Render(ctx context.Context, v View) ([]byte, error) {
 	if v.Status == http.StatusServiceUnavailable { // who would answer is away: only what is known already
 		wait = 0
 	}
-	d := data{View: v, Trial: p.trial(ctx, wait), Style: p.style, texts: p.textsOf(v.Lang)}
+	d := data{View: v, Trial: p.trial(ctx, wait), Style: p.style, Runs: template.JS(v.Script), texts: p.textsOf(v.Lang)}
 	var b bytes.Buffer
 	if v.Block != "" {
 		if err := p.templates.ExecuteTemplate(&b, v.Block, d); err != nil {
@@ -279,7 +291,7 @@ func (p *Pages) Error(w http.ResponseWriter, r *http.Request, status int) error 
 	if _, err := p.textsOf(lang).get(key + ".title"); err != nil {
 		key = "error.other"
 	}
-	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
+	if w.Header().Get("Retry-After") == "" && (status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests) {
 		w.Header().Set("Retry-After", "5")
 	}
 	return p.Write(w, r, View{

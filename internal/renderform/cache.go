@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"html/template"
 	"maps"
-	"net/http"
 	"net/url"
 	"strconv"
 	"sync"
@@ -18,6 +17,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/token"
 )
 
 const (
@@ -50,8 +50,10 @@ type known struct {
 	err     error
 	checked time.Time // guarded by cache.mu
 
-	mu    sync.Mutex
-	pages map[shownAs]*shown
+	mu     sync.Mutex
+	pages  map[shownAs]*shown
+	second int64  // of moment
+	moment string // the last one
 }
 
 // shownAs is what a form looks different by.
@@ -149,6 +151,16 @@ func (c *cache) page(k *known, as shownAs, make func() (*shown, error)) (*shown,
 	return p, nil
 }
 
+// momentNow is the signed moment for a page that is shown now: one for all that are in the same second.
+func (k *known) momentNow(key token.Key, now time.Time) string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.second != now.Unix() {
+		k.second, k.moment = now.Unix(), k.form.moment(key, now)
+	}
+	return k.moment
+}
+
 // holes are what differs between two showings of the same page: hidden inputs. What stands for their values while it is rendered is what nobody else could have written.
 type holes struct {
 	mark  string
@@ -165,7 +177,7 @@ func (h *holes) add(name string) string {
 
 // shown is a rendered page with its holes.
 type shown struct {
-	header http.Header
+	header map[string][]string
 	parts  [][]byte // one more than there are holes
 	fills  []string // which input's value follows each part
 	script bool
@@ -173,7 +185,7 @@ type shown struct {
 }
 
 // cut takes a rendered page apart at its holes.
-func (h *holes) cut(body []byte, header http.Header, script bool) (*shown, error) {
+func (h *holes) cut(body []byte, header map[string][]string, script bool) (*shown, error) {
 	p := &shown{header: header, script: script, size: len(body)}
 	for {
 		before, after, found := bytes.Cut(body, []byte(h.mark))
@@ -190,20 +202,16 @@ func (h *holes) cut(body []byte, header http.Header, script bool) (*shown, error
 	}
 }
 
-// send answers with the page, its holes filled.
-func (p *shown) send(w http.ResponseWriter, r *http.Request, values url.Values) {
+// fill gives the page with values in its holes.
+func (p *shown) fill(values url.Values) []byte {
 	body := make([]byte, 0, p.size+256)
 	for i, part := range p.parts {
 		body = append(body, part...)
 		if i == len(p.fills) {
 			break
 		}
-		value := values.Get(p.fills[i])
-		if value == "" {
-			continue
-		}
-		value = template.HTMLEscapeString(value)
-		if p.script { // it stands in a string
+		value := template.HTMLEscapeString(values.Get(p.fills[i]))
+		if p.script && value != "" { // it stands in a string
 			quoted, err := json.Marshal(value)
 			if err != nil { // a string always can be marshalled
 				panic(err)
@@ -213,10 +221,5 @@ func (p *shown) send(w http.ResponseWriter, r *http.Request, values url.Values) 
 		}
 		body = append(body, value...)
 	}
-	h := w.Header()
-	maps.Copy(h, p.header)
-	h.Set("Content-Length", strconv.Itoa(len(body)))
-	if r.Method != http.MethodHead {
-		_, _ = w.Write(body)
-	}
+	return body
 }

@@ -20,6 +20,7 @@
     root.replaceChildren(box);
     var form = box.querySelector("form");
     if (form) {
+      prepare(form);
       var id = /(?:^|; )onda_id=([A-Za-z0-9-]+)/.exec(document.cookie);
       if (id) { form.elements["onda_visitor"].value = id[1]; }
       form.addEventListener("submit", send);
@@ -33,6 +34,7 @@
     var summary = box.querySelector(".summary, .result");
     if (focus && summary) { summary.focus(); }
   }
+  /* form.js */
   function send(e) {
     e.preventDefault();
     var form = e.target, button = form.querySelector("button");

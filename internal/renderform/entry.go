@@ -38,7 +38,7 @@ type entry struct {
 	email string
 }
 
-// failed is a problem with one input: the key of a text, and what fills it in.
+// failed is a problem with one input, or with none where Key is empty: the key of a text, and what fills it in.
 type failed struct {
 	Key, Text string
 	Max       int

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -19,7 +20,7 @@ import (
 	"github.com/onda-run/onda/internal/token"
 )
 
-//go:embed pages embed.js
+//go:embed pages embed.js form.js
 var assets embed.FS
 
 const maxBody = 256 << 10
@@ -32,6 +33,7 @@ type server struct {
 	*Forms
 	pages *page.Pages
 	embed string
+	form  string // the script of a form, wherever it is shown
 }
 
 // Handler makes the public HTTP of render-form.
@@ -45,7 +47,11 @@ func (fs *Forms) Handler() (http.Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read embed.js: %w", err)
 	}
-	s := &server{Forms: fs, pages: pages, embed: string(script)}
+	form, err := assets.ReadFile("form.js")
+	if err != nil {
+		return nil, fmt.Errorf("read form.js: %w", err)
+	}
+	s := &server{Forms: fs, pages: pages, embed: string(script), form: string(form)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /f/{tenant}/{form}", s.answer(s.show))
 	mux.HandleFunc("POST /f/{tenant}/{form}", s.answer(s.post))
@@ -87,15 +93,18 @@ func (s *server) answer(handle func(w http.ResponseWriter, r *http.Request) erro
 			status = http.StatusRequestEntityTooLarge
 		case errors.Is(err, errLimit):
 			status = http.StatusTooManyRequests
+			w.Header().Set("Retry-After", "3600")
+		case errors.Is(err, errFull):
+			status = http.StatusTooManyRequests
+			w.Header().Set("Retry-After", "60")
 		}
 		switch {
 		case status == 0 && wantsJSON(r):
 			fn.Fail(w, r, err)
 		case wantsJSON(r):
 			fn.Problem(w, r, status, http.StatusText(status), err.Error())
-		case status == http.StatusTooManyRequests:
+		case errors.Is(err, errLimit):
 			lang := s.pages.Lang(r)
-			w.Header().Set("Retry-After", "3600")
 			s.write(w, r, page.View{
 				Status: status, Lang: lang, Icon: "warning", Title: s.pages.Text(lang, "form.limit.title"), Block: "text", Data: s.pages.Text(lang, "form.limit.text"),
 			})
@@ -161,6 +170,9 @@ func (s *server) formView(f *form, action, lang string, values url.Values, probl
 	v := f.view(lang, values, problems, func(key string, pairs ...any) string { return s.pages.Text(lang, key, pairs...) })
 	v.Action = action
 	out := page.View{Lang: lang, Title: f.Text(lang, "title"), Brand: f.settings.Title, Block: "form", Data: v}
+	if v.Work > 0 {
+		out.Script = s.form + "prepare(document.querySelector(\"form\"));\n"
+	}
 	if f.Result.Redirect != "" {
 		if u, err := url.Parse(f.Result.Redirect); err == nil {
 			out.FormTo = []string{u.Scheme + "://" + u.Host}
@@ -187,10 +199,34 @@ func (s *server) show(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	key, err := s.key(r.Context(), f)
+	if err != nil {
+		return err
+	}
 	values := f.prefilled(r)
 	values.Set(onceInput, newOnce())
-	p.send(w, r, values)
+	values.Set(momentInput, k.momentNow(key, s.now()))
+	body := p.fill(values)
+	h := w.Header()
+	maps.Copy(h, p.header)
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(body)
+	}
 	return nil
+}
+
+// key is what the moments of a form are signed with.
+func (s *server) key(ctx context.Context, f *form) (token.Key, error) {
+	keys, err := s.db.Keys(ctx, f.tenant.Name)
+	if err != nil {
+		return token.Key{}, err
+	}
+	key, ok := keys.Tokens.Current()
+	if !ok {
+		return key, errors.New("the tenant has no key to sign with")
+	}
+	return key, nil
 }
 
 // render makes how a form looks to whoever opens it.
@@ -203,6 +239,7 @@ func (s *server) render(ctx context.Context, f *form, as shownAs) (*shown, error
 		}
 	}
 	values.Set(onceInput, h.add(onceInput))
+	values.Set(momentInput, h.add(momentInput))
 	if as.kind == asScript {
 		body, header, err := s.script(ctx, s.formView(f, s.address(f), as.lang, values, nil))
 		if err != nil {
@@ -247,7 +284,7 @@ func (s *server) script(ctx context.Context, v page.View) ([]byte, http.Header, 
 	}
 	shown, _ := v.Data.(view)
 	// In one pass: what is put in may have such a name in it, as a text of the form.
-	var fill []string
+	fill := []string{"/* form.js */", s.form}
 	for _, part := range []struct{ before, name, value string }{{"(", "STYLE", s.pages.Embedded()}, {"= ", "LANG", v.Lang}, {"(", "ACTION", shown.Action}, {"(", "FORM", html}} {
 		text, err := json.Marshal(part.value)
 		if err != nil {
@@ -368,7 +405,18 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 	if in.origin, err = s.db.HashOrigin(r.Context(), tenant, page.Origin(r, s.cfg.Proxies)); err != nil {
 		return err
 	}
+	keys, err := s.db.Keys(r.Context(), tenant)
+	if err != nil {
+		return err
+	}
 	var problems []failed
+	soon, cost := f.tooSoon(values, keys.Tokens, s.now())
+	if soon != "" {
+		return s.again(w, r, f, lang, values, []failed{{Text: soon}})
+	}
+	if err := s.limit.take(r.Context(), tenant, cost); err != nil {
+		return err
+	}
 	err = within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		if is, err := repeated(ctx, tx, in.once); err != nil || is {
 			return err
@@ -392,16 +440,28 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if len(problems) > 0 {
-		if in.once == nil {
-			values.Set(onceInput, newOnce())
-		}
-		action := f.path()
-		if wantsJSON(r) { // it is shown on another site
-			action = s.address(f)
-		}
-		return s.showProblems(w, r, s.formView(f, action, lang, values, problems))
+		return s.again(w, r, f, lang, values, problems)
 	}
 	return s.showResult(w, r, f, lang)
+}
+
+// again shows a form with what was sent and what is wrong with it. It is the same showing, unless that has become too old.
+func (s *server) again(w http.ResponseWriter, r *http.Request, f *form, lang string, values url.Values, problems []failed) error {
+	if readOnce(values.Get(onceInput)) == nil {
+		values.Set(onceInput, newOnce())
+	}
+	if values.Get(momentInput) == "" || problems[0].Text == tooOld {
+		key, err := s.key(r.Context(), f)
+		if err != nil {
+			return err
+		}
+		values.Set(momentInput, f.moment(key, s.now()))
+	}
+	action := f.path()
+	if wantsJSON(r) { // it is shown on another site
+		action = s.address(f)
+	}
+	return s.showProblems(w, r, s.formView(f, action, lang, values, problems))
 }
 
 // reply is what the embedded form and programs get.
@@ -440,6 +500,9 @@ func (s *server) showProblems(w http.ResponseWriter, r *http.Request, v page.Vie
 	}
 	a := reply{Title: s.pages.Text(v.Lang, "form.problems.title"), Problems: map[string]string{}, HTML: html}
 	if shown, ok := v.Data.(view); ok {
+		if shown.Notice != "" {
+			a.Title = shown.Notice
+		}
 		for _, p := range shown.Problems {
 			a.Problems[p.Name] = p.Problem
 		}

@@ -30,6 +30,8 @@ type Config struct {
 	FormURL string `env:"ONDA_FORM_URL, required"`
 	// Proxies is how many proxies stand before the function; each adds an entry to X-Forwarded-For.
 	Proxies int `env:"ONDA_PROXIES, default=1"`
+	// PerMinute is how many submissions the forms of one tenant take in a minute, over all processes.
+	PerMinute int `env:"ONDA_FORM_PER_MINUTE, default=6000"`
 }
 
 // Check tells what cannot be.
@@ -37,6 +39,9 @@ func (c *Config) Check() error {
 	u, err := url.Parse(c.FormURL)
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
 		return fmt.Errorf("ONDA_FORM_URL: %q is not a URL such as https://forms.example.com", c.FormURL)
+	}
+	if c.PerMinute < 1 {
+		return fmt.Errorf("ONDA_FORM_PER_MINUTE: %d is below 1", c.PerMinute)
 	}
 	if c.Proxies < 0 {
 		return fmt.Errorf("ONDA_PROXIES: %d is below 0", c.Proxies)
@@ -50,6 +55,7 @@ type Forms struct {
 	db    *postgres.DB
 	now   func() time.Time
 	cache *cache
+	limit *limiter
 }
 
 // New makes the function on a database; nothing is connected to yet.
@@ -60,7 +66,7 @@ func New(cfg Config, db *postgres.DB) *Forms {
 // newForms is New with a clock: what is kept is as old as that says.
 func newForms(cfg Config, db *postgres.DB, now func() time.Time) *Forms {
 	cfg.FormURL = strings.TrimRight(cfg.FormURL, "/")
-	return &Forms{cfg: cfg, db: db, now: now, cache: newCache(db, now)}
+	return &Forms{cfg: cfg, db: db, now: now, cache: newCache(db, now), limit: newLimiter(db, now, cfg.PerMinute)}
 }
 
 // Build is the function render-form. It takes no events, since anyone could post them.

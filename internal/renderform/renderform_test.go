@@ -159,10 +159,15 @@ func newWorld(t *testing.T) *world {
 	t.Cleanup(s.Close)
 	w.url = s.URL
 	var err error
-	if h, err = newForms(Config{FormURL: s.URL, Proxies: 1}, db, func() time.Time { return time.Unix(0, w.clock.Load()) }).Handler(); err != nil {
+	if h, err = w.forms(60_000).Handler(); err != nil {
 		t.Fatal(err)
 	}
 	return w
+}
+
+// forms is a process of the function.
+func (w *world) forms(perMinute int) *Forms {
+	return newForms(Config{FormURL: w.url, Proxies: 1, PerMinute: perMinute}, w.db, func() time.Time { return time.Unix(0, w.clock.Load()) })
 }
 
 type answer struct {
@@ -208,13 +213,20 @@ func (w *world) get(path string, header ...string) answer {
 
 var hiddenInput = regexp.MustCompile(`<input type="hidden" name="([^"]*)" value="([^"]*)">`)
 
+// hidden are the hidden inputs of a page.
+func (w *world) hidden(path string) url.Values {
+	w.t.Helper()
+	out := url.Values{}
+	for _, m := range hiddenInput.FindAllStringSubmatch(w.get(path).body, -1) {
+		out.Set(m[1], m[2])
+	}
+	return out
+}
+
 // fill opens the form and gives what a browser would send: its hidden inputs and the values.
 func (w *world) fill(values url.Values) url.Values {
 	w.t.Helper()
-	out := url.Values{}
-	for _, m := range hiddenInput.FindAllStringSubmatch(w.get(newsletter).body, -1) {
-		out.Set(m[1], m[2])
-	}
+	out := w.hidden(newsletter)
 	for k, v := range values {
 		out[k] = v
 	}

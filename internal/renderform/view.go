@@ -20,15 +20,19 @@ const (
 	onceInput    = "onda_once"
 	langInput    = "onda_lang"
 	visitorInput = "onda_visitor"
+	momentInput  = "onda_moment"
+	proofInput   = "onda_proof"
 	honeypot     = "onda_website"
 )
 
 // view is what the template of a form shows.
 type view struct {
-	Action, Intro, Submit, Once, Prefix string
-	Honeypot                            bool
-	Inputs                              []inputView
-	Problems                            []inputView
+	Action, Intro, Submit, Once, Moment, Prefix string
+	Honeypot                                    bool
+	Work                                        int    // the zero bits that a proof of work needs; 0 for none
+	Notice                                      string // what is wrong with no single input
+	Inputs                                      []inputView
+	Problems                                    []inputView
 }
 
 // inputView is one input.
@@ -47,10 +51,18 @@ type optionView struct {
 // view makes what is shown of a form, with what was sent and what was wrong with it. text gives our own texts.
 func (f *form) view(lang string, values url.Values, problems []failed, text func(key string, pairs ...any) string) view {
 	v := view{
-		Submit: f.Text(lang, spec.TextSubmit), Intro: f.Text(lang, "intro"), Honeypot: f.Protect.Honeypot, Once: values.Get(onceInput), Prefix: "onda-" + f.Name + "-",
+		Submit: f.Text(lang, spec.TextSubmit), Intro: f.Text(lang, "intro"), Honeypot: f.Protect.Honeypot, Once: values.Get(onceInput), Moment: values.Get(momentInput),
+		Prefix: "onda-" + f.Name + "-",
+	}
+	if f.Protect.ProofOfWork {
+		v.Work = workBits
 	}
 	wrong := map[string]string{}
 	for _, p := range problems {
+		if p.Key == "" {
+			v.Notice = text(p.Text)
+			continue
+		}
 		wrong[p.Key] = text(p.Text, "max", p.Max)
 	}
 	for _, in := range f.Inputs {

@@ -103,6 +103,7 @@ const (
 // Protect keeps programs out.
 type Protect struct {
 	Honeypot     bool // true unless said otherwise
+	ProofOfWork  bool // browsers compute for a moment; without scripts a form waits longer instead
 	PerAddress   Rate // zero: no limit
 	BlockDomains []string
 }
@@ -128,7 +129,8 @@ func formKeys(o *object, f *Form) {
 		get(o, "honeypot", boolean(), &p.Honeypot, optional)
 		get(o, "perAddress", rateRule(), &p.PerAddress, optional)
 		get(o, "blockDomains", list(domainRule(), 1), &p.BlockDomains, optional)
-		o.notYet("proofOfWork", "captcha")
+		get(o, "proofOfWork", boolean(), &p.ProofOfWork, optional)
+		o.notYet("captcha")
 	}), &f.Protect, optional)
 	get(o, "confirm", pointer(shape("confirm", func(o *object, c *Confirm) {
 		c.Expires = Duration{Days: 7}

@@ -163,7 +163,7 @@ func (l *lab) startForms(ctx context.Context) (to string, err error) {
 	if err := l.refresh(ctx); err != nil {
 		return "", err
 	}
-	if err := l.start(ctx, "render-form", "ONDA_SERVE=http", "ONDA_FORM_URL=http://localhost:8080"); err != nil {
+	if err := l.start(ctx, "render-form", "ONDA_SERVE=http", "ONDA_FORM_URL=http://localhost:8080", "ONDA_FORM_PER_MINUTE=1000000"); err != nil {
 		return "", err
 	}
 	r, err := l.side.ask(task{Listen: true})

@@ -231,6 +231,7 @@ func (w *world) fill(page string, header http.Header, fields url.Values) {
 			values.Set(html.UnescapeString(name[1]), html.UnescapeString(value[1]))
 		}
 	}
+	values.Del("onda_moment") // nobody waits here as long as a person does who fills it in
 	for k, v := range fields {
 		values[k] = v
 	}
