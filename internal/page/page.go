@@ -83,6 +83,8 @@ type View struct {
 	FormTo []string
 	// Script is what runs on the page, which works without it too; empty for none.
 	Script string
+	// Frames are the origins whose pages may show it in a frame; empty for none.
+	Frames []string
 }
 
 // data is what templates see.
@@ -169,11 +171,14 @@ func Harden(h http.Header) {
 
 func (p *Pages) policy(v View) string {
 	formTo := strings.Join(append([]string{"'self'"}, v.FormTo...), " ")
-	script := ""
+	script, frames := "", "'none'"
+	if len(v.Frames) > 0 {
+		frames = strings.Join(v.Frames, " ")
+	}
 	if v.Script != "" {
 		script = "; script-src " + hashOf([]byte(v.Script))
 	}
-	return "default-src 'none'; style-src " + p.styleHash + script + "; img-src 'self' data:; form-action " + formTo + "; base-uri 'none'; frame-ancestors 'none'"
+	return "default-src 'none'; style-src " + p.styleHash + script + "; img-src 'self' data:; form-action " + formTo + "; base-uri 'none'; frame-ancestors " + frames
 }
 
 // Render gives the HTML that Write would send, for who keeps it. The view names the language.

@@ -68,6 +68,7 @@ type kind int
 const (
 	asPage   kind = iota
 	asScript      // on another site, in a shadow tree
+	asFrame       // on another site, in a frame
 )
 
 func newCache(db *postgres.DB, now func() time.Time) *cache {

@@ -161,6 +161,9 @@ func (f *form) checkField(in spec.Input, values []string, e *entry) string {
 	if fd == nil { // taken away since the form was applied: nobody would read it
 		return ""
 	}
+	if fd.Type != spec.TypeMultiselect {
+		values = values[:1] // it was sent once, or by a program
+	}
 	v, err := fieldvalue.Parse(fd, strings.Join(values, ","))
 	if err != nil {
 		return problemText(err)

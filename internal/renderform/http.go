@@ -192,8 +192,11 @@ func (s *server) show(w http.ResponseWriter, r *http.Request) error {
 	}
 	f := k.form
 	as := shownAs{lang: f.lang(r, "")}
-	if strings.HasSuffix(r.PathValue("form"), ".js") {
+	switch {
+	case strings.HasSuffix(r.PathValue("form"), ".js"):
 		as.kind = asScript
+	case framed(r):
+		as.kind = asFrame
 	}
 	p, err := s.cache.page(k, as, func() (*shown, error) { return s.render(context.WithoutCancel(r.Context()), f, as) })
 	if err != nil {
@@ -214,6 +217,13 @@ func (s *server) show(w http.ResponseWriter, r *http.Request) error {
 		_, _ = w.Write(body)
 	}
 	return nil
+}
+
+// inFrame is the query of a page that is shown in a frame.
+const inFrame = "?embed=iframe"
+
+func framed(r *http.Request) bool {
+	return r.URL.RawQuery != "" && r.URL.Query().Get("embed") == "iframe"
 }
 
 // key is what the moments of a form are signed with.
@@ -248,6 +258,10 @@ func (s *server) render(ctx context.Context, f *form, as shownAs) (*shown, error
 		return h.cut(body, header, true)
 	}
 	v := s.formView(f, f.path(), as.lang, values, nil) // the host stays the one that it was opened at
+	if as.kind == asFrame {
+		v = s.formView(f, f.path()+inFrame, as.lang, values, nil)
+		v.Frames = f.Origins
+	}
 	body, err := s.pages.Render(ctx, v)
 	if err != nil {
 		return nil, err
@@ -457,11 +471,16 @@ func (s *server) again(w http.ResponseWriter, r *http.Request, f *form, lang str
 		}
 		values.Set(momentInput, f.moment(key, s.now()))
 	}
-	action := f.path()
-	if wantsJSON(r) { // it is shown on another site
+	action, frames := f.path(), []string(nil)
+	switch {
+	case wantsJSON(r): // it is shown on another site
 		action = s.address(f)
+	case framed(r):
+		action, frames = action+inFrame, f.Origins
 	}
-	return s.showProblems(w, r, s.formView(f, action, lang, values, problems))
+	v := s.formView(f, action, lang, values, problems)
+	v.Frames = frames
+	return s.showProblems(w, r, v)
 }
 
 // reply is what the embedded form and programs get.
@@ -529,6 +548,9 @@ func (s *server) showResult(w http.ResponseWriter, r *http.Request, f *form, lan
 	}
 	v := page.View{
 		Lang: lang, Brand: f.settings.Title, Icon: "done", Title: s.pages.Text(lang, "form.done.title"), Block: "result", Data: resultView{f.Text(lang, f.Result.Message), f.Confirm != nil},
+	}
+	if framed(r) {
+		v.Frames = f.Origins
 	}
 	if f.Confirm != nil {
 		v.Icon, v.Title = "mail", s.pages.Text(lang, "form.checkmail.title")
