@@ -232,6 +232,7 @@ type Tx struct {
 	db    *DB
 	conn  *pgxpool.Conn
 	now   time.Time
+	last  pgx.Batch
 	wakes map[string]time.Time
 	rang  map[drain]struct{}
 }
@@ -246,6 +247,9 @@ func (tx *Tx) Tick() time.Duration { return tx.db.tick }
 func (tx *Tx) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
 	return tx.conn.Exec(ctx, sql, args...)
 }
+
+// Finally has a statement run after all else, in the round trip of the commit; an error of it is that of the transaction.
+func (tx *Tx) Finally(sql string, args ...any) { tx.last.Queue(sql, args...) }
 
 // Query runs one query in the transaction; its rows are read or closed before the next statement.
 func (tx *Tx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
@@ -394,7 +398,7 @@ func sameServer(x, y string) bool {
 }
 
 func (tx *Tx) commit(ctx context.Context) error {
-	b := &pgx.Batch{}
+	b := &tx.last
 	tx.queueWakes(b)
 	b.Queue("COMMIT").Exec(func(ct pgconn.CommandTag) error {
 		if ct.String() != "COMMIT" { // an error that was swallowed turns a commit into a rollback

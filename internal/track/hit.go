@@ -42,13 +42,14 @@ SELECT u.kind, CASE WHEN k.named THEN u.delivery ELSE 0 END, CASE WHEN k.named T
   LEFT JOIN batch b ON u.delivery > 0 AND b.id = u.delivery >> 9
   LEFT JOIN delivery d ON u.delivery > 0 AND d.id = u.delivery
   LEFT JOIN contact c ON c.id = coalesce(d.contact, b.contacts[(u.delivery & 511)::integer])
+  LEFT JOIN subscription s ON s.contact = coalesce(c.merged_into, c.id) AND s.purpose = 'tracking.email' AND s.state = 'withdrawn'
   LEFT JOIN LATERAL (
-       SELECT coalesce(c.merged_into, c.id) AS contact, NOT u.nameless AND (u.kind <> 'view' OR d.tracking = 'full') AND c.id IS NOT NULL AND c.erased_at IS NULL AND NOT EXISTS (
-              SELECT FROM subscription s WHERE s.contact = coalesce(c.merged_into, c.id) AND s.purpose = 'tracking.email' AND s.state = 'withdrawn') AS named) k ON true
+       SELECT coalesce(c.merged_into, c.id) AS contact,
+              NOT u.nameless AND (u.kind <> 'view' OR d.tracking = 'full') AND c.id IS NOT NULL AND c.erased_at IS NULL AND s.contact IS NULL AS named) k ON true
  ORDER BY u.n`
 
 // writeHits is the write of the gather of hits.
-func (t *Tracker) writeHits(ctx context.Context, tx *postgres.Tx, hits []hit) error {
+func (t *Tracker) writeHits(_ context.Context, tx *postgres.Tx, hits []hit) error {
 	n := len(hits)
 	kind, method, agent, reason := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
 	delivery, link, origin, nameless := make([]int64, n), make([]int32, n), make([][]byte, n), make([]bool, n)
@@ -57,9 +58,7 @@ func (t *Tracker) writeHits(ctx context.Context, tx *postgres.Tx, hits []hit) er
 		delivery[i], link[i], nameless[i] = h.delivery, int32(h.link), h.nameless
 		reason[i] = machine(h.kind, h.method, h.agent)
 	}
-	if _, err := tx.Exec(ctx, insertHits, kind, delivery, link, method, agent, origin, reason, nameless); err != nil {
-		return fmt.Errorf("store hits: %w", err)
-	}
+	tx.Finally(insertHits, kind, delivery, link, method, agent, origin, reason, nameless)
 	tx.Wake("track", tx.Now().Add(t.cfg.Hold))
 	return nil
 }
