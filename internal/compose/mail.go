@@ -33,6 +33,7 @@ type Audience struct {
 	signer  *token.Signer
 	people  map[int64]person
 	refused map[int64]string
+	wishes  map[int64]contact.Wishes // of those who have any
 }
 
 // person is a contact as templates see it.
@@ -85,8 +86,12 @@ func (e *Email) QueueAudience(ctx context.Context, tx *postgres.Tx, b *pgx.Batch
 	if e.whole || e.own {
 		own = "coalesce(c.external_id, ''), c.tags, coalesce(c.created_at, now())" // of who is gone, nothing
 	}
+	wishes := "NULL::timestamptz, NULL::text"
+	if e.Topic != "" && tx.Tenant.Schema >= contact.WishesSchema {
+		wishes = contact.WishesSQL("c")
+	}
 	// What the gate says, whether its mails may be tracked and what the texts need of a contact is in one statement: its row is read once.
-	b.Queue(`SELECT u.id, c.id IS NOT NULL, coalesce(CASE WHEN c.id IS NULL THEN 'erased' ELSE `+contact.GateSQL("c", topic)+` END, ''), coalesce(t.state, ''), coalesce(c.email, ''), `+own+`, `+wanted+`
+	b.Queue(`SELECT u.id, c.id IS NOT NULL, coalesce(CASE WHEN c.id IS NULL THEN 'erased' ELSE `+contact.GateSQL("c", topic)+` END, ''), coalesce(t.state, ''), coalesce(c.email, ''), `+wishes+`, `+own+`, `+wanted+`
 		FROM unnest($1::bigint[]) u(id) LEFT JOIN contact c ON c.id = u.id LEFT JOIN subscription t ON t.contact = u.id AND t.purpose = '`+contact.TrackingEmail+`'`, args...).Query(a.read)
 	return a, nil
 }
@@ -100,8 +105,10 @@ func (a *Audience) read(rows pgx.Rows) error {
 	var created time.Time
 	var fields []byte
 	var state contact.State
+	var pausedUntil *time.Time
+	var frequency *string
 	var p person
-	_, err := pgx.ForEachRow(rows, []any{&id, &there, &why, &state, &p.address, &external, &tags, &created, &fields}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&id, &there, &why, &state, &p.address, &pausedUntil, &frequency, &external, &tags, &created, &fields}, func() error {
 		if why != "" {
 			if a.refused == nil {
 				a.refused = map[int64]string{}
@@ -128,6 +135,12 @@ func (a *Audience) read(rows pgx.Rows) error {
 			p.vars["external_id"], p.vars["tags"], p.vars["created"] = external, list, created
 		}
 		a.people[id] = p
+		if pausedUntil != nil || frequency != nil {
+			if a.wishes == nil {
+				a.wishes = map[int64]contact.Wishes{}
+			}
+			a.wishes[id] = contact.WishesOf(pausedUntil, frequency)
+		}
 		fields, tags = nil, nil
 		return nil
 	})
@@ -139,6 +152,12 @@ func (a *Audience) read(rows pgx.Rows) error {
 
 // Refused tells why a contact of the audience must not get the email, by the gate (see contact.GateSQL), in the transaction in which the audience was read; "" when it may.
 func (a *Audience) Refused(id int64) string { return a.refused[id] }
+
+// Wishes are what a contact of the audience wishes of marketing mail beside topics. Of a transactional email they are not read.
+func (a *Audience) Wishes(id int64) contact.Wishes { return a.wishes[id] }
+
+// AnyWishes tells whether anybody in the audience wishes anything.
+func (a *Audience) AnyWishes() bool { return len(a.wishes) > 0 }
 
 // variables are a contact's fields as templates see them.
 func (e *Email) variables(fields []byte) (map[string]any, error) {

@@ -55,7 +55,7 @@ func (h *holder) admit(ctx context.Context, tx *postgres.Tx, open []delivery.Rec
 	var q queued
 	if h.email.Topic != "" {
 		// What is reserved is so for those alone who may get the mail, now or later.
-		later, late := h.holdBack(tx, rest, audience.Zone)
+		later, late := h.holdBack(tx, rest, audience)
 		rest = without(rest, late)
 		if q, err = h.queueUp(ctx, tx, without(rest, later), audience.Address, start); err != nil {
 			return a, err
@@ -68,7 +68,7 @@ func (h *holder) admit(ctx context.Context, tx *postgres.Tx, open []delivery.Rec
 			}
 		}
 		rest = without(rest, late)
-		none, err := h.reserve(ctx, tx, rest)
+		none, err := h.reserve(ctx, tx, rest, audience)
 		if err != nil {
 			return a, err
 		}
@@ -122,18 +122,18 @@ func contactsOf(rs []delivery.Recipient) []int64 {
 	return out
 }
 
-// holdBack applies the tenant's quiet hours to marketing mail: who is in them gets the mail when they end, unless it expires before.
-func (h *holder) holdBack(tx *postgres.Tx, rs []delivery.Recipient, zone func(contact int64) *time.Location) (later, late []delivery.Outcome) {
+// holdBack applies the tenant's quiet hours and the recipients' own pauses to marketing mail: who is in one gets the mail when it ends, unless the mail expires before.
+func (h *holder) holdBack(tx *postgres.Tx, rs []delivery.Recipient, audience *compose.Audience) (later, late []delivery.Outcome) {
 	quiet := h.email.Settings.QuietHours
-	if quiet == nil {
-		return nil, nil
-	}
 	for _, r := range rs {
-		ends := quietUntil(*quiet, tx.Now(), zone(r.Contact))
+		ends, why := audience.Wishes(r.Contact).PausedUntil, "paused by the recipient"
+		if !tx.Now().Before(ends) && quiet != nil {
+			ends, why = quietUntil(*quiet, tx.Now(), audience.Zone(r.Contact)), "quiet hours"
+		}
 		switch {
-		case ends.IsZero():
+		case !tx.Now().Before(ends):
 		case ends.Before(r.Expires):
-			later = append(later, delivery.Waits(r, ends, "quiet hours"))
+			later = append(later, delivery.Waits(r, ends, why))
 		default:
 			late = append(late, delivery.Refusal(r, delivery.Late))
 		}

@@ -7,8 +7,11 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/onda-run/onda/internal/compose"
+	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/provider"
@@ -239,15 +242,15 @@ func (h *holder) queueUp(ctx context.Context, tx *postgres.Tx, rs []delivery.Rec
 	return q, nil
 }
 
-// reserve takes what contacts may get of marketing mail: of each frequency cap one, and each version of an email once where duplicates are not wanted. Refusals are of those who
-// may get no more. At a first attempt only. Who is to get several mails is looked at once for each.
-func (h *holder) reserve(ctx context.Context, tx *postgres.Tx, rs []delivery.Recipient) (refusals []delivery.Outcome, err error) {
+// reserve takes what contacts may get of marketing mail: of each frequency cap one, of their own too, and each version of an email once where duplicates are not wanted. Refusals are
+// of those who may get no more. At a first attempt only. Who is to get several mails is looked at once for each.
+func (h *holder) reserve(ctx context.Context, tx *postgres.Tx, rs []delivery.Recipient, audience *compose.Audience) (refusals []delivery.Outcome, err error) {
 	settings := h.email.Settings
-	if h.lease.Attempt > 1 || len(settings.Frequency) == 0 && settings.Duplicates == nil {
+	if h.lease.Attempt > 1 || len(settings.Frequency) == 0 && settings.Duplicates == nil && !audience.AnyWishes() {
 		return nil, nil
 	}
 	for _, round := range delivery.Rounds(rs, func(r delivery.Recipient) int64 { return r.Contact }) {
-		refused, err := h.reserveRound(ctx, tx, round)
+		refused, err := h.reserveRound(ctx, tx, round, audience)
 		if err != nil {
 			return nil, err
 		}
@@ -257,7 +260,7 @@ func (h *holder) reserve(ctx context.Context, tx *postgres.Tx, rs []delivery.Rec
 }
 
 // reserveRound is of recipients of which none is there twice.
-func (h *holder) reserveRound(ctx context.Context, tx *postgres.Tx, rs []delivery.Recipient) (refusals []delivery.Outcome, err error) {
+func (h *holder) reserveRound(ctx context.Context, tx *postgres.Tx, rs []delivery.Recipient, audience *compose.Audience) (refusals []delivery.Outcome, err error) {
 	settings := h.email.Settings
 	refuse := func(granted []int64, why delivery.Reason) {
 		rs = slices.DeleteFunc(slices.Clone(rs), func(r delivery.Recipient) bool {
@@ -268,7 +271,7 @@ func (h *holder) reserveRound(ctx context.Context, tx *postgres.Tx, rs []deliver
 			return !ok
 		})
 	}
-	if settings.Duplicates != nil {
+	if settings.Duplicates != nil && len(rs) > 0 {
 		granted, err := delivery.Once(ctx, tx, fmt.Sprint("once:", h.lease.Email), settings.Duplicates.Approx(), contactsOf(rs))
 		if err != nil {
 			return nil, err
@@ -279,14 +282,35 @@ func (h *holder) reserveRound(ctx context.Context, tx *postgres.Tx, rs []deliver
 	for _, c := range settings.Frequency {
 		caps = append(caps, delivery.Limit{Kind: fmt.Sprintf("cap:*:%d/%s", c.Count, c.Per), Period: periodOf(tx.Now(), c.Per, settings.Location()), Count: c.Count})
 	}
-	if len(caps) > 0 && len(rs) > 0 {
-		granted, err := delivery.Reserve(ctx, tx, caps, contactsOf(rs))
+	groups := map[contact.Frequency][]int64{} // by what they wish; most wish nothing
+	for _, r := range rs {
+		f := audience.Wishes(r.Contact).Frequency
+		groups[f] = append(groups[f], r.Contact)
+	}
+	var granted []int64
+	for _, f := range slices.SortedFunc(maps.Keys(groups), func(a, b contact.Frequency) int { return strings.Compare(a.String(), b.String()) }) { // everywhere in one order
+		limits := caps
+		if f.Count > 0 {
+			limits = append(slices.Clone(caps), delivery.Limit{Kind: "cap:own:" + f.Per, Period: ownPeriod(tx.Now(), f.Per, settings.Location()), Count: f.Count})
+		}
+		got, err := delivery.Reserve(ctx, tx, limits, groups[f])
 		if err != nil {
 			return nil, err
 		}
-		refuse(granted, delivery.Capped)
+		granted = append(granted, got...)
 	}
+	slices.Sort(granted)
+	refuse(granted, delivery.Capped)
 	return refusals, nil
+}
+
+// ownPeriod is the beginning of the week or calendar month that a moment is in, as the tenant's clock shows it.
+func ownPeriod(now time.Time, per string, loc *time.Location) time.Time {
+	if per == "month" {
+		year, month, _ := now.In(loc).Date()
+		return time.Date(year, month, 1, 0, 0, 0, 0, time.UTC)
+	}
+	return periodOf(now, spec.Duration{Days: 7}, loc)
 }
 
 // count notes what became of a mail, for the breakers. Several goroutines call it.

@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
 
+	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/event"
 	"github.com/onda-run/onda/internal/pgtest"
@@ -355,6 +357,70 @@ spec:
 	w.mustSweep(in, "send")
 	if n := len(w.smtp.Mails()); n != 2 {
 		t.Errorf("%d mails when quiet hours were over, want 2", n)
+	}
+}
+
+// What a recipient wishes holds for marketing mail to that recipient alone: it waits for the end of a pause, is late where that comes too late, and comes so often at most.
+func TestRecipientsWishes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	people := w.people(5)
+	wish := func(c int64, wishes contact.Wishes) {
+		pgtest.In(t, w.db, pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error { return contact.SetWishes(ctx, tx, c, wishes) })
+	}
+	now := pgtest.One[time.Time](t, w.db, pgtest.Acme, "SELECT onda.now()")
+	wish(people[0], contact.Wishes{PausedUntil: now.Add(12 * time.Hour)}) // a mail lives a day
+	wish(people[1], contact.Wishes{PausedUntil: now.Add(48 * time.Hour)})
+	wish(people[2], contact.Wishes{PausedUntil: now.Add(-time.Hour)})
+	wish(people[3], contact.Wishes{Frequency: contact.Frequency{Count: 1, Per: "month"}})
+	w.plan(people, 500)
+	w.plan(people[3:], 500)
+	w.transactional(pgtest.Acme, people[1])
+	in := w.start()
+	w.mustSweep(in, "send")
+	w.mustSweep(in, "send-api")
+	outcomes := func() []string {
+		return pgtest.All[string](t, w.db, pgtest.Acme, "SELECT concat_ws(' ', c.email, d.state, d.reason, d.detail) FROM delivery d JOIN contact c ON c.id = d.contact WHERE d.state <> 'sent' ORDER BY 1")
+	}
+	want := []string{"u1@x.example deferred paused by the recipient", "u2@x.example suppressed late", "u4@x.example suppressed capped"}
+	if d := cmp.Diff(want, outcomes()); d != "" {
+		t.Errorf("outcomes (-want +got):\n%s", d)
+	}
+	if n := len(w.smtp.Mails()); n != 5 { // of which one that u2 asked for
+		t.Errorf("%d mails, want 5", n)
+	}
+	w.moveClock(13 * time.Hour)
+	w.mustSweep(in, "send")
+	if d := cmp.Diff(want[1:], outcomes()); d != "" {
+		t.Errorf("outcomes when the pause was over (-want +got):\n%s", d)
+	}
+	w.moveClock(32 * 24 * time.Hour)
+	w.plan(people[3:4], 500)
+	w.mustSweep(in, "send")
+	if d := cmp.Diff(want[1:], outcomes()); d != "" {
+		t.Errorf("outcomes in another month (-want +got):\n%s", d)
+	}
+}
+
+// A tenant one migration behind has no wishes, and its mails go out.
+func TestNoWishesBeforeTheirMigration(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	people := w.people(1)
+	conn, err := pgx.Connect(t.Context(), w.data.AdminURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Exec(t.Context(), fmt.Sprintf("ALTER TABLE acme.contact DROP paused_until, DROP frequency; UPDATE onda.tenant SET schema = %d", contact.WishesSchema-1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.plan(people, 500)
+	w.mustSweep(w.start(), "send")
+	if n := len(w.smtp.Mails()); n != 1 {
+		t.Errorf("%d mails, want 1", n)
 	}
 }
 

@@ -27,6 +27,8 @@ func TestPagesInABrowser(t *testing.T) { //nolint:tparallel // one visitor after
 			tab.Tick("#on-offers", false)
 			tab.Tick("#on-tracking\\.email", true)
 			tab.Tick("#on-tracking\\.web", false)
+			tab.Set("#frequency", "1/week")
+			tab.Set("#pause", time.Now().AddDate(0, 0, 10).Format(time.DateOnly))
 			tab.Submit("button")
 			tab.Look("preferences saved")
 			if got := tab.Text(".notice"); got != "Your choice is saved." {
@@ -34,6 +36,16 @@ func TestPagesInABrowser(t *testing.T) { //nolint:tparallel // one visitor after
 			}
 			if got := w.states("acme", id); got != "newsletter=granted offers=granted tracking.email=granted tracking.web=granted" {
 				t.Errorf("preferences: %s", got)
+			}
+			if !pgtest.One[bool](t, w.db, "acme", "SELECT paused_until > now() AND frequency = '1/week' FROM contact") {
+				t.Error("the pause and the frequency are not saved")
+			}
+			browsertest.Eval[bool](tab, `document.querySelector("form").noValidate = true`)
+			tab.Set("#pause", "2099-01-01")
+			tab.Submit("button")
+			tab.Look("preferences with a problem")
+			if got := tab.Text(".problem"); got != "Choose a day within a year from now." {
+				t.Errorf("problem: %s", got)
 			}
 
 			tab.Go(w.url + "/u/" + w.token("acme", token.Claims{Purpose: token.Unsubscribe, Contact: id, Topic: topic}))

@@ -293,9 +293,13 @@ func readForm(w http.ResponseWriter, r *http.Request) (url.Values, error) {
 
 // preferencesView is what the preference centre shows.
 type preferencesView struct {
-	Address         string
-	Topics, Privacy []choice
-	Saved, Refused  bool
+	Address                    string
+	Topics, Privacy            []choice
+	Wishes                     bool   // the rest is shown
+	Pause, Tomorrow, LastPause string // dates
+	Frequency                  string // what is chosen
+	Frequencies                []contact.Frequency
+	Saved                      saved
 }
 
 // privacy are the purposes of the preference centre that are not topics.
@@ -306,10 +310,12 @@ func (s *server) privacy(lang string) []choice {
 	}
 }
 
-func (s *server) showPreferences(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims, saved, refused bool) error {
+func (s *server) showPreferences(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims, how saved) error {
 	lang := s.pages.Lang(r)
 	var p preferences
+	var now time.Time
 	err := within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		now = tx.Now()
 		p, err = readPreferences(ctx, tx, c, lang, s.privacy(lang))
 		return err
 	})
@@ -319,10 +325,24 @@ func (s *server) showPreferences(w http.ResponseWriter, r *http.Request, tenant 
 	if p.contact == 0 {
 		return errNotFound
 	}
-	return s.pages.Write(w, r, page.View{
-		Lang: lang, Brand: p.brand, Title: s.pages.Text(lang, "preferences.title"), Block: "preferences",
-		Data: preferencesView{p.address, p.topics, p.privacy, saved, refused},
-	})
+	v := preferencesView{Address: p.address, Topics: p.topics, Privacy: p.privacy, Saved: how, Wishes: p.wishes != nil}
+	if v.Wishes {
+		today := now.In(p.zone)
+		v.Tomorrow, v.LastPause = today.AddDate(0, 0, 1).Format(time.DateOnly), today.AddDate(0, 0, longestPause).Format(time.DateOnly)
+		if !p.wishes.PausedUntil.IsZero() {
+			v.Pause = p.wishes.PausedUntil.In(p.zone).Format(time.DateOnly)
+		}
+		own := p.wishes.Frequency
+		v.Frequency, v.Frequencies = own.String(), []contact.Frequency{{Count: 3, Per: "week"}, {Count: 1, Per: "week"}, {Count: 2, Per: "month"}, {Count: 1, Per: "month"}}
+		if own.Count > 0 && !slices.Contains(v.Frequencies, own) {
+			v.Frequencies = append(v.Frequencies, own)
+		}
+	}
+	status := http.StatusOK
+	if how == savedNone {
+		status = http.StatusUnprocessableEntity
+	}
+	return s.pages.Write(w, r, page.View{Status: status, Lang: lang, Brand: p.brand, Title: s.pages.Text(lang, "preferences.title"), Block: "preferences", Data: v})
 }
 
 func (s *server) preferencesPage(w http.ResponseWriter, r *http.Request) error {
@@ -330,7 +350,7 @@ func (s *server) preferencesPage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.showPreferences(w, r, tenant, c, false, false)
+	return s.showPreferences(w, r, tenant, c, "")
 }
 
 func (s *server) preferencesSave(w http.ResponseWriter, r *http.Request) error {
@@ -344,18 +364,19 @@ func (s *server) preferencesSave(w http.ResponseWriter, r *http.Request) error {
 	}
 	lang := s.pages.Lang(r)
 	a := answers{shown: form["shown"], ticked: form["on"], everythingOff: form.Has("everything"), privacy: s.privacy(lang), lang: lang}
+	a.wished, a.pause, a.frequency = form.Has("pause") && form.Has("frequency"), form.Get("pause"), form.Get("frequency")
 	if a.origin, err = s.db.HashOrigin(r.Context(), tenant, page.Origin(r, s.cfg.Proxies)); err != nil {
 		return err
 	}
-	var refused bool
+	var how saved
 	err = within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
-		refused, err = s.choose(ctx, tx, c, a)
+		how, err = s.choose(ctx, tx, c, a)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	return s.showPreferences(w, r, tenant, c, true, refused)
+	return s.showPreferences(w, r, tenant, c, how)
 }
 
 // mailPolicy lets a mail show its images and its own style, and nothing else: whatever is in it, no script runs, and no form is sent.

@@ -48,7 +48,7 @@ spec: {public: true, description: {en: "What is at https://www.example.com/an/ad
 	preferences := func(who int64) string {
 		return "/p/" + w.token("acme", token.Claims{Purpose: token.Preferences, Contact: who})
 	}
-	all := url.Values{"shown": {"newsletter", "offers", "long", "tracking.email"}, "topic": {"newsletter", "long"}, "tracking": {"on"}}
+	all := url.Values{"shown": {"newsletter", "offers", "long", "tracking.email"}, "on": {"newsletter", "long", "tracking.email"}, "pause": {time.Now().AddDate(0, 0, 9).Format(time.DateOnly)}, "frequency": {"1/week"}}
 	type row struct {
 		name, block, method, path string
 		form                      url.Values
@@ -58,6 +58,7 @@ spec: {public: true, description: {en: "What is at https://www.example.com/an/ad
 		{"preferences", "preferences", "GET", preferences(id), nil, 200},
 		{"preferences saved", "preferences", "POST", preferences(id), all, 200},
 		{"preferences refused", "preferences", "POST", preferences(spam), all, 200},
+		{"preferences with a problem", "preferences", "POST", preferences(id), url.Values{"pause": {"2099-01-01"}, "frequency": {""}}, 422},
 		{"everything off", "preferences", "POST", preferences(id), url.Values{"shown": all["shown"], "everything": {"off"}}, 200},
 		{"unsubscribe", "unsubscribe", "GET", unsubscribe(id, "newsletter"), nil, 200},
 		{"unsubscribed", "unsubscribed", "POST", unsubscribe(id, "newsletter"), nil, 200},

@@ -28,7 +28,8 @@ type person struct {
 	contact int64 // 0: erased, or never there
 	address string
 	brand   string
-	locale  string // of the tenant
+	locale  string         // of the tenant
+	zone    *time.Location // the person's own, or the tenant's
 }
 
 // readPerson follows merges. Its address is shown in part only, since a link may have been passed on.
@@ -38,13 +39,14 @@ func readPerson(ctx context.Context, tx *postgres.Tx, id int64) (person, error) 
 		return person{}, err
 	}
 	p := person{brand: settings.Title, locale: settings.Locale}
-	var email string
-	err = tx.QueryRow(ctx, `SELECT t.id, coalesce(t.email, '') FROM contact c JOIN contact t ON t.id = coalesce(c.merged_into, c.id) WHERE c.id = $1 AND t.erased_at IS NULL`, id).
-		Scan(&p.contact, &email)
+	var email, zone string
+	err = tx.QueryRow(ctx, `SELECT t.id, coalesce(t.email, ''), coalesce(t.fields->>$2, '') FROM contact c JOIN contact t ON t.id = coalesce(c.merged_into, c.id) WHERE c.id = $1 AND t.erased_at IS NULL`, id, spec.ZoneField).
+		Scan(&p.contact, &email, &zone)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return p, fmt.Errorf("look for the contact of a token: %w", err)
 	}
 	p.address = page.Mask(email)
+	p.zone = spec.ZoneContact.Location(zone, settings.Location())
 	return p, nil
 }
 
@@ -179,9 +181,10 @@ type preferences struct {
 	person
 	topics  []choice
 	privacy []choice
+	wishes  *contact.Wishes // nil before their migration
 }
 
-// readPreferences reads the public topics, those that the contact can leave, and how it stands to the purposes of privacy, whose texts are given.
+// readPreferences reads the public topics, those that the contact can leave, how it stands to the purposes of privacy, whose texts are given, and what else it wishes.
 func readPreferences(ctx context.Context, tx *postgres.Tx, c token.Claims, lang string, privacy []choice) (preferences, error) {
 	p, err := readPerson(ctx, tx, c.Contact)
 	if err != nil || p.contact == 0 {
@@ -212,7 +215,38 @@ func readPreferences(ctx context.Context, tx *postgres.Tx, c token.Claims, lang 
 		}
 		out.privacy = append(out.privacy, choice)
 	}
+	if tx.Tenant.Schema < contact.WishesSchema {
+		return out, nil
+	}
+	var until *time.Time
+	var frequency *string
+	if err := tx.QueryRow(ctx, "SELECT "+contact.WishesSQL("c")+" FROM contact c WHERE id = $1", p.contact).Scan(&until, &frequency); err != nil {
+		return out, fmt.Errorf("read what a contact wishes: %w", err)
+	}
+	wishes := contact.WishesOf(until, frequency)
+	if !tx.Now().Before(wishes.PausedUntil) {
+		wishes.PausedUntil = time.Time{}
+	}
+	out.wishes = &wishes
 	return out, nil
+}
+
+// longestPause is how many days a pause may have: who wants none for longer leaves.
+const longestPause = 366
+
+// pauseOf reads a date, from whose beginning where the person is mails may come again. One that has come already is none.
+func pauseOf(date string, now time.Time, zone *time.Location) (until time.Time, ok bool) {
+	if date == "" {
+		return time.Time{}, true
+	}
+	until, err := time.ParseInLocation(time.DateOnly, date, zone)
+	if err != nil || until.After(now.AddDate(0, 0, longestPause)) {
+		return time.Time{}, false
+	}
+	if !now.Before(until) {
+		return time.Time{}, true
+	}
+	return until, true
 }
 
 // answers are what was ticked of what was shown.
@@ -220,15 +254,37 @@ type answers struct {
 	shown, ticked []string // names of topics and of purposes of privacy
 	everythingOff bool     // whatever is shown or ticked
 	privacy       []choice // as they were shown
+	wished        bool     // the next two were shown
+	pause         string   // a date
+	frequency     string
 	lang          string
 	origin        []byte
 }
 
-// choose writes what was changed into the ledger, with the text that was shown as proof. It tells whether a part of it was refused.
-func (t *Tracker) choose(ctx context.Context, tx *postgres.Tx, c token.Claims, a answers) (refused bool, err error) {
+// How saving the preferences ended.
+type saved string
+
+const (
+	savedAll    saved = "all"
+	savedPartly saved = "partly" // a complaint is in the way of the rest
+	savedNone   saved = "none"   // the date of a pause is none, or too far away
+)
+
+// choose writes what was changed: consent into the ledger, with the text that was shown as proof.
+func (t *Tracker) choose(ctx context.Context, tx *postgres.Tx, c token.Claims, a answers) (saved, error) {
 	now, err := readPreferences(ctx, tx, c, a.lang, a.privacy)
 	if err != nil || now.contact == 0 {
-		return false, err
+		return savedNone, err
+	}
+	if a.wished && now.wishes != nil && !a.everythingOff {
+		until, ok := pauseOf(a.pause, tx.Now(), now.zone)
+		frequency, known := contact.ParseFrequency(a.frequency)
+		if !ok || !known {
+			return savedNone, nil
+		}
+		if err := contact.SetWishes(ctx, tx, now.contact, contact.Wishes{PausedUntil: until, Frequency: frequency}); err != nil {
+			return savedNone, err
+		}
 	}
 	var grants []contact.Consent
 	var leave []string
@@ -255,10 +311,11 @@ func (t *Tracker) choose(ctx context.Context, tx *postgres.Tx, c token.Claims, a
 	}
 	done, err := contact.Record(ctx, tx, "track", grants...)
 	if err != nil {
-		return false, err
+		return savedNone, err
 	}
-	for _, d := range done {
-		refused = refused || d.Refused != ""
+	how := savedAll
+	if slices.ContainsFunc(done, func(d contact.Recorded) bool { return d.Refused != "" }) {
+		how = savedPartly
 	}
-	return refused, t.withdraw(ctx, tx, now.contact, leave, "preferences", a.origin)
+	return how, t.withdraw(ctx, tx, now.contact, leave, "preferences", a.origin)
 }

@@ -1,7 +1,9 @@
 package track
 
 import (
+	"context"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +12,7 @@ import (
 
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/pgtest"
+	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/token"
 )
 
@@ -130,5 +133,117 @@ func TestGlobalPrivacyControl(t *testing.T) {
 	}
 	if got := w.states("acme", id); got != "newsletter=withdrawn tracking.email=granted tracking.web=granted" {
 		t.Errorf("after: %s", got)
+	}
+}
+
+// A person pauses mails, and says how often they may come.
+func TestPauseAndFrequency(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id, _ := w.sent("acme", "ada@example.com", time.Hour)
+	other, _ := w.sent("acme", "bea@example.com", time.Hour)
+	path := "/p/" + w.token("acme", token.Claims{Purpose: token.Preferences, Contact: id})
+	wishes := func(id int64) string {
+		return pgtest.One[string](t, w.db, "acme", "SELECT coalesce(to_char(paused_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), '-') || ' ' || coalesce(frequency, '-') FROM contact WHERE id = $1", id)
+	}
+	now := pgtest.One[time.Time](t, w.db, "acme", "SELECT onda.now()")
+	soon := now.AddDate(0, 0, 20)
+	day := soon.Format(time.DateOnly)
+	oslo, err := time.LoadLocation("Europe/Oslo") // the tenant's
+	if err != nil {
+		t.Fatal(err)
+	}
+	midnight := time.Date(soon.Year(), soon.Month(), soon.Day(), 0, 0, 0, 0, oslo).UTC().Format("2006-01-02 15:04")
+	save := func(pause, frequency string) answer {
+		return w.do("POST", path, "203.0.113.1", browser, url.Values{"pause": {pause}, "frequency": {frequency}})
+	}
+	if a := save(day, "1/week"); a.status != 200 || !strings.Contains(a.body, "Your choice is saved.") || !strings.Contains(a.body, `value="`+day+`"`) || !strings.Contains(a.body, `<option value="1/week" selected>At most 1 a week`) {
+		t.Errorf("save: %d %s", a.status, a.body)
+	}
+	if got := wishes(id); got != midnight+" 1/week" {
+		t.Errorf("after: %s, want %s", got, midnight)
+	}
+	for _, bad := range [][2]string{{now.AddDate(2, 0, 0).Format(time.DateOnly), ""}, {"tomorrow", ""}, {"2026-02-30", ""}, {"", "0/week"}, {"", "1/year"}, {"", "'); DROP TABLE contact; --"}} {
+		if a := save(bad[0], bad[1]); a.status != 422 || !strings.Contains(a.body, "Nothing was saved yet") {
+			t.Errorf("%s: %d", bad, a.status)
+		}
+	}
+	// Neither looking nor a form of before says anything of it.
+	w.get(path)
+	w.do("HEAD", path, "", "", nil)
+	w.do("POST", path, "203.0.113.1", browser, url.Values{"shown": {"newsletter"}, "on": {"newsletter"}})
+	w.do("POST", path, "203.0.113.1", browser, url.Values{"everything": {"off"}, "pause": {""}, "frequency": {""}})
+	if got := wishes(id); got != midnight+" 1/week" {
+		t.Errorf("it was changed: %s", got)
+	}
+	pgtest.Exec(t, w.db, "acme", `UPDATE contact SET fields = '{"timezone": "Pacific/Auckland"}'`)
+	auckland, err := time.LoadLocation("Pacific/Auckland")
+	if err != nil {
+		t.Fatal(err)
+	}
+	save(day, "25/month") // not offered, and kept
+	if got, want := wishes(id), time.Date(soon.Year(), soon.Month(), soon.Day(), 0, 0, 0, 0, auckland).UTC().Format("2006-01-02 15:04")+" 25/month"; got != want {
+		t.Errorf("by the person's own clock: %s, want %s", got, want)
+	}
+	if a := w.get(path); !strings.Contains(a.body, `<option value="25/month" selected>`) {
+		t.Error("what is chosen is not shown")
+	}
+	w.move("acme", 30*24*time.Hour)
+	if a := w.get(path); strings.Contains(a.body, `value="`+day+`"`) {
+		t.Error("a pause that is over is shown")
+	}
+	save("2020-01-01", "")
+	if got := wishes(id); got != "- -" {
+		t.Errorf("in the past: %s", got)
+	}
+	if got := wishes(other); got != "- -" {
+		t.Errorf("the other: %s", got)
+	}
+}
+
+// Who is gone, or whose token is another's, sees nothing and changes nothing. A key proves such tokens for ever, be it retired.
+func TestWhosePreferences(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id, _ := w.sent("acme", "ada@example.com", time.Hour)
+	w.sent("brava", "ada@example.com", time.Hour)
+	good := w.token("acme", token.Claims{Purpose: token.Preferences, Contact: id})
+	form := url.Values{"everything": {"off"}, "pause": {""}, "frequency": {"1/week"}}
+	refused := func(name, tok string) {
+		t.Helper()
+		for _, method := range []string{"GET", "POST"} {
+			if a := w.do(method, "/p/"+tok, "203.0.113.1", browser, form); a.status != 404 || strings.Contains(a.body, "example.com") {
+				t.Errorf("%s %s: %d", method, name, a.status)
+			}
+		}
+		if got := w.states("acme", id) + w.states("brava", id); got != "newsletter=grantednewsletter=granted" {
+			t.Errorf("%s: %s", name, got)
+		}
+		if n := pgtest.One[int](t, w.db, "acme", "SELECT count(*) FROM contact WHERE frequency IS NOT NULL"); n != 0 {
+			t.Errorf("%s: a wish was noted", name)
+		}
+	}
+	refused("forged", good[:len(good)-1]+swap(good[len(good)-1]))
+	pgtest.In(t, w.db, "brava", func(ctx context.Context, tx *postgres.Tx) error { // brava's key over acme's claims
+		keys, err := tx.Keys(ctx)
+		if err != nil {
+			return err
+		}
+		k, _ := keys.Tokens.Current()
+		alien, err := token.Sign(k, token.Claims{Purpose: token.Preferences, Tenant: pgtest.One[int32](t, w.db, "acme", "SELECT number FROM onda.tenant"), Contact: id})
+		refused("by another tenant's key", alien)
+		return err
+	})
+	refused("truncated", good[:len(good)-4])
+	refused("of nobody", w.token("acme", token.Claims{Purpose: token.Preferences, Contact: 999_999}))
+	refused("of another purpose", w.token("acme", token.Claims{Purpose: token.Unsubscribe, Contact: id}))
+	pgtest.Exec(t, w.db, "acme", "UPDATE contact SET erased_at = now(), email = NULL")
+	refused("of somebody erased", good)
+	pgtest.Exec(t, w.db, "acme", "UPDATE contact SET erased_at = NULL, email = 'ada@example.com'")
+	pgtest.Exec(t, w.db, "acme", "UPDATE key SET retired_at = now() - interval '8 years' WHERE kind = 'hmac'")
+	pgtest.Exec(t, w.db, "acme", "INSERT INTO key (kind, secret) VALUES ('hmac', decode(repeat('ab', 32), 'hex'))")
+	w = w.again()
+	if a := w.do("POST", "/p/"+good, "203.0.113.1", browser, form); a.status != 200 || w.states("acme", id) != "newsletter=withdrawn tracking.email=withdrawn tracking.web=withdrawn" {
+		t.Errorf("of a retired key: %d %s", a.status, w.states("acme", id))
 	}
 }
