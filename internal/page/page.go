@@ -18,6 +18,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/onda-run/onda/internal/spec"
 )
 
 //go:embed shell.html style.css texts
@@ -30,8 +32,7 @@ type Pages struct {
 
 	templates *template.Template
 	texts     map[string]texts
-	style     template.CSS
-	styleHash string
+	style     string
 }
 
 // New parses the shell together with a function's own templates: each file of the file system that matches a pattern may define several blocks, which a View
@@ -52,10 +53,7 @@ func New(own fs.FS, patterns ...string) (*Pages, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parse pages: %w", err)
 	}
-	return &Pages{
-		templates: t, texts: all, style: template.CSS(css),
-		styleHash: hashOf(css),
-	}, nil
+	return &Pages{templates: t, texts: all, style: string(css)}, nil
 }
 
 // hashOf is how a Content-Security-Policy names what may be in a page.
@@ -74,6 +72,8 @@ type View struct {
 	Title string
 	// Brand is the name of who speaks to the visitor; empty for none.
 	Brand string
+	// Theme is how the pages of who speaks look.
+	Theme spec.Theme
 	// Icon is what stands above the heading: done, mail, warning, or empty for none.
 	Icon string
 	// Block is the template with the page's content, and Data what it shows.
@@ -93,6 +93,7 @@ type data struct {
 	Trial   bool // it is a pre-production
 	Style   template.CSS
 	Runs    template.JS
+	Logo    template.URL // a data: URL, whose form the settings' grammar holds
 	texts   texts
 	Content template.HTML
 }
@@ -178,7 +179,7 @@ func (p *Pages) policy(v View) string {
 	if v.Script != "" {
 		script = "; script-src " + hashOf([]byte(v.Script))
 	}
-	return "default-src 'none'; style-src " + p.styleHash + script + "; img-src 'self' data:; form-action " + formTo + "; base-uri 'none'; frame-ancestors " + frames
+	return "default-src 'none'; style-src " + hashOf([]byte(p.styleOf(v.Theme))) + script + "; img-src 'self' data:; form-action " + formTo + "; base-uri 'none'; frame-ancestors " + frames
 }
 
 // Render gives the HTML that Write would send, for who keeps it. The view names the language.
@@ -187,7 +188,9 @@ func (p *Pages) Render(ctx context.Context, v View) ([]byte, error) {
 	if v.Status == http.StatusServiceUnavailable { // who would answer is away: only what is known already
 		wait = 0
 	}
-	d := data{View: v, Trial: p.trial(ctx, wait), Style: p.style, Runs: template.JS(v.Script), texts: p.textsOf(v.Lang)}
+	d := data{
+		View: v, Trial: p.trial(ctx, wait), Style: template.CSS(p.styleOf(v.Theme)), Logo: template.URL(v.Theme.Logo), Runs: template.JS(v.Script), texts: p.textsOf(v.Lang),
+	}
 	var b bytes.Buffer
 	if v.Block != "" {
 		if err := p.templates.ExecuteTemplate(&b, v.Block, d); err != nil {
@@ -279,10 +282,10 @@ func (p *Pages) Fragment(ctx context.Context, v View) ([]byte, error) {
 }
 
 // Embedded is the style of fragments within a shadow tree on the page of somebody else: it takes that page's font and width.
-func (p *Pages) Embedded() string {
-	return strings.ReplaceAll(string(p.style), ":root", ":host") + `
+func (p *Pages) Embedded(t spec.Theme) string {
+	return strings.ReplaceAll(p.styleOf(t), ":root", ":host") + `
 :host { display: block; }
-.embedded { color: var(--ink); background: var(--card); border: 1px solid var(--line); border-radius: 1rem; padding: 1.5rem; max-width: 36rem; line-height: 1.6; }
+.embedded { color: var(--ink); background: var(--card); border: 1px solid var(--line); border-radius: calc(1rem * var(--corner)); padding: 1.5rem; max-width: 36rem; line-height: 1.6; }
 .embedded > :last-child { margin-bottom: 0; }
 .embedded > h2 { font-size: 1.375rem; line-height: 1.25; letter-spacing: -.01em; }
 .embedded > h2:focus { outline: none; }

@@ -169,7 +169,7 @@ func (s *server) address(f *form) string { return f.tenant.FormURL(s.cfg.FormURL
 func (s *server) formView(f *form, action, lang string, values url.Values, problems []failed) page.View {
 	v := f.view(lang, values, problems, func(key string, pairs ...any) string { return s.pages.Text(lang, key, pairs...) })
 	v.Action = action
-	out := page.View{Lang: lang, Title: f.Text(lang, "title"), Brand: f.settings.Title, Block: "form", Data: v}
+	out := page.View{Lang: lang, Title: f.Text(lang, "title"), Brand: f.settings.Title, Theme: f.settings.Theme, Block: "form", Data: v}
 	if v.Work > 0 {
 		out.Script = s.form + "prepare(document.querySelector(\"form\"));\n"
 	}
@@ -299,7 +299,7 @@ func (s *server) script(ctx context.Context, v page.View) ([]byte, http.Header, 
 	shown, _ := v.Data.(view)
 	// In one pass: what is put in may have such a name in it, as a text of the form.
 	fill := []string{"/* form.js */", s.form}
-	for _, part := range []struct{ before, name, value string }{{"(", "STYLE", s.pages.Embedded()}, {"= ", "LANG", v.Lang}, {"(", "ACTION", shown.Action}, {"(", "FORM", html}} {
+	for _, part := range []struct{ before, name, value string }{{"(", "STYLE", s.pages.Embedded(v.Theme)}, {"= ", "LANG", v.Lang}, {"(", "ACTION", shown.Action}, {"(", "FORM", html}} {
 		text, err := json.Marshal(part.value)
 		if err != nil {
 			return nil, nil, fmt.Errorf("encode the embedded form: %w", err)
@@ -547,7 +547,7 @@ func (s *server) showResult(w http.ResponseWriter, r *http.Request, f *form, lan
 		return nil
 	}
 	v := page.View{
-		Lang: lang, Brand: f.settings.Title, Icon: "done", Title: s.pages.Text(lang, "form.done.title"), Block: "result", Data: resultView{f.Text(lang, f.Result.Message), f.Confirm != nil},
+		Lang: lang, Brand: f.settings.Title, Theme: f.settings.Theme, Icon: "done", Title: s.pages.Text(lang, "form.done.title"), Block: "result", Data: resultView{f.Text(lang, f.Result.Message), f.Confirm != nil},
 	}
 	if framed(r) {
 		v.Frames = f.Origins
@@ -640,7 +640,7 @@ type optingView struct{ Address, Topics string }
 
 func (s *server) showOpting(w http.ResponseWriter, r *http.Request, o opting) error {
 	lang := s.pages.Lang(r)
-	v := page.View{Lang: lang, Brand: o.form.settings.Title, Data: optingView{o.address, strings.Join(o.topics, ", ")}}
+	v := page.View{Lang: lang, Brand: o.form.settings.Title, Theme: o.form.settings.Theme, Data: optingView{o.address, strings.Join(o.topics, ", ")}}
 	switch o.state {
 	case "pending":
 		v.Icon, v.Title, v.Block = "mail", s.pages.Text(lang, "confirm.title"), "confirm"

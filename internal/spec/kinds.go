@@ -249,6 +249,7 @@ type Settings struct {
 	QuietHours *Window   // nothing of marketing is sent in it, by the contact's clock
 	Pace       Pace      // of marketing
 	Duplicates *Duration // the same version of an email goes to a contact once in this time; nil: as often as it is asked for
+	Theme      Theme     // of visitors' pages
 }
 
 // Pace is how fast marketing mail goes out at most. A zero rate is no limit.
@@ -352,9 +353,13 @@ func settingsKeys(o *object, s *Settings) {
 		get(o, "domains", dictionary(isReceiver, receiverPattern, receiverPaceRule()), &p.Domains, optional)
 	}), &s.Pace, optional)
 	get(o, "duplicates", pointer(durationRule()), &s.Duplicates, optional)
+	get(o, "theme", themeRule(), &s.Theme, optional)
 	o.check(func(d *decoder, n *node) {
 		if s.Duplicates != nil && s.Duplicates.Approx() > maxDuplicates {
 			d.fail(n.get("duplicates").position, "what was sent is remembered for at most 60 days")
+		}
+		if s.Theme.Logo != "" && s.Title == "" {
+			d.fail(n.get("theme").position, "with a logo the settings need a title in their metadata, for who does not see it")
 		}
 	})
 }

@@ -227,7 +227,7 @@ func (s *server) showLeaving(w http.ResponseWriter, r *http.Request, tenant stri
 	if err != nil {
 		return err
 	}
-	v := page.View{Lang: lang, Brand: l.brand, Block: "unsubscribe", Data: leavingView{l.topic, l.address, ""}}
+	v := page.View{Lang: lang, Brand: l.brand, Theme: l.theme, Block: "unsubscribe", Data: leavingView{l.topic, l.address, ""}}
 	if l.p != "" && l.contact != 0 {
 		v.Data = leavingView{l.topic, l.address, "/p/" + l.p}
 	}
@@ -342,7 +342,7 @@ func (s *server) showPreferences(w http.ResponseWriter, r *http.Request, tenant 
 	if how == savedNone {
 		status = http.StatusUnprocessableEntity
 	}
-	return s.pages.Write(w, r, page.View{Status: status, Lang: lang, Brand: p.brand, Title: s.pages.Text(lang, "preferences.title"), Block: "preferences", Data: v})
+	return s.pages.Write(w, r, page.View{Status: status, Lang: lang, Brand: p.brand, Theme: p.theme, Title: s.pages.Text(lang, "preferences.title"), Block: "preferences", Data: v})
 }
 
 func (s *server) preferencesPage(w http.ResponseWriter, r *http.Request) error {

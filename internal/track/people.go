@@ -28,6 +28,7 @@ type person struct {
 	contact int64 // 0: erased, or never there
 	address string
 	brand   string
+	theme   spec.Theme
 	locale  string         // of the tenant
 	zone    *time.Location // the person's own, or the tenant's
 }
@@ -38,7 +39,7 @@ func readPerson(ctx context.Context, tx *postgres.Tx, id int64) (person, error) 
 	if err != nil {
 		return person{}, err
 	}
-	p := person{brand: settings.Title, locale: settings.Locale}
+	p := person{brand: settings.Title, theme: settings.Theme, locale: settings.Locale}
 	var email, zone string
 	err = tx.QueryRow(ctx, `SELECT t.id, coalesce(t.email, ''), coalesce(t.fields->>$2, '') FROM contact c JOIN contact t ON t.id = coalesce(c.merged_into, c.id) WHERE c.id = $1 AND t.erased_at IS NULL`, id, spec.ZoneField).
 		Scan(&p.contact, &email, &zone)
