@@ -303,7 +303,7 @@ func TestLinksLeadToTheTenantsOwnHost(t *testing.T) {
 				m     *Mail
 				links int
 			}{
-				{"sent", sent, 9},       // click, pixel, web view, preferences, unsubscribe: all but the pixel in both parts
+				{"sent", sent, 10},      // click, pixel, web view, preferences, unsubscribe: all but the pixel and the unseen link in both parts
 				{"preview", preview, 4}, // preferences, unsubscribe
 			} {
 				envelope, msg, err := c.m.Message()

@@ -346,7 +346,7 @@ func (m *Mail) vars(locale string, parts *spec.Parts) (map[string]any, error) {
 		data = map[string]any{}
 	}
 	vars := map[string]any{
-		spec.VarContact: m.person.vars, spec.VarData: data, spec.VarLinks: links, spec.VarPixel: urls.pixel,
+		spec.VarContact: m.person.vars, spec.VarData: data, spec.VarLinks: links, spec.VarPixel: urls.pixel, spec.VarPixelLink: strings.TrimSuffix(urls.pixel, pixelSuffix) + UnseenSuffix,
 		spec.VarUnsubscribeURL: urls.unsubscribe, spec.VarPreferencesURL: urls.preferences, spec.VarWebviewURL: urls.webView,
 		spec.VarConfirmURL: data[spec.VarConfirmURL], // whoever asks for the mail makes it
 	}
@@ -380,6 +380,12 @@ func (m *Mail) link(to string) (string, error) {
 	return m.url("/c/", claims, "")
 }
 
+// The pixel, and the link beside it that people cannot see, have the same token: a signature is a tenth of what a mail costs.
+const (
+	pixelSuffix  = ".gif"
+	UnseenSuffix = ".htm"
+)
+
 // urls are the mail's own addresses. They are empty where the mail has none.
 type urls struct {
 	unsubscribe, preferences, webView string
@@ -406,7 +412,7 @@ func (m *Mail) urls() (u urls, err error) {
 	if m.delivery > 0 {
 		add(&u.webView, "/w/", token.Claims{Purpose: token.WebView, Delivery: m.delivery}, "")
 		if m.tracking == contact.Full && !m.noPixel {
-			add(&u.pixel, "/o/", token.Claims{Purpose: token.Open, Delivery: m.delivery}, ".gif")
+			add(&u.pixel, "/o/", token.Claims{Purpose: token.Open, Delivery: m.delivery}, pixelSuffix)
 		}
 	}
 	if err == nil {

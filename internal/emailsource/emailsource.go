@@ -31,7 +31,8 @@ var (
 	repeated = regexp.MustCompile(`(https?://[^\s<>]+) <(` + untrackedMark + `?)(https?://[^\s<>]+)>`)
 )
 
-const pixel = `{% if ` + spec.VarPixel + ` %}<img src="{{ ` + spec.VarPixel + ` }}" width="1" height="1" alt="" style="display:block;width:1px;height:1px;border:0">{% endif %}`
+// pixel is followed by a link that no person sees, meets with a keyboard or hears of: who follows it is a program that follows all links.
+const pixel = `{% if ` + spec.VarPixel + ` %}<img src="{{ ` + spec.VarPixel + ` }}" width="1" height="1" alt="" style="display:block;width:1px;height:1px;border:0"><a href="{{ ` + spec.VarPixelLink + ` }}" aria-hidden="true" style="display:none"></a>{% endif %}`
 
 // The libraries take time by the square of some texts. Mail programs cut mails off at about 100 KiB.
 const (

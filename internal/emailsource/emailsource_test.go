@@ -28,7 +28,7 @@ func TestStoredForm(t *testing.T) {
 		t.Fatal(err)
 	}
 	const hidden = `<div style="display:none;font-size:1px;line-height:1px;max-height:0;max-width:0;opacity:0;overflow:hidden;mso-hide:all">New &amp; {{ x }}</div>`
-	const pixel = `{% if _pixel %}<img src="{{ _pixel }}" width="1" height="1" alt="" style="display:block;width:1px;height:1px;border:0">{% endif %}`
+	const pixel = `{% if _pixel %}<img src="{{ _pixel }}" width="1" height="1" alt="" style="display:block;width:1px;height:1px;border:0"><a href="{{ _pixel_link }}" aria-hidden="true" style="display:none"></a>{% endif %}`
 	want := `{"":{"subject":"Hi {{ contact.name }}","html":"<html><body>` + hidden + `{% if a %}\n<p><a href=\"{{ _links[0] }}\">One</a> and {{ contact.name }}</p>\n{% endif %}\n<p><a href=\"{{ _links[1] }}\">https://x.example/two</a></p>\n` + pixel +
 		`</body></html>","text":"{% if a %}\n\nOne <{{ _links[0] }}> and {{ contact.name }}\n\n{% endif %}\n\n{{ _links[1] }}\n-- \nShop\n","links":["https://x.example/?a=1&b=2","https://x.example/two"]},` +
 		`"fr":{"subject":"Hi {{ contact.name }}","html":"<html><body>` + hidden + `<p><a href=\"{{ _links[0] }}\">Un</a> <a href=\"{{ unsubscribe_url }}\">Non</a></p>` + pixel +

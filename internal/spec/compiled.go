@@ -20,6 +20,8 @@ const (
 	VarLinks = "_links"
 	// VarPixel is the address of the open pixel; "" or nil for no pixel.
 	VarPixel = "_pixel"
+	// VarPixelLink is the address of the link beside it that people cannot see; there with the pixel.
+	VarPixelLink = "_pixel_link"
 )
 
 // Edition is one of the forms that an email's texts have.

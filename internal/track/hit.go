@@ -27,6 +27,7 @@ type hit struct {
 	agent    string
 	origin   []byte // hash of the address it came from
 	nameless bool   // whoever asks does not want to be followed
+	reason   string // why the request alone shows a machine; empty when it may have been a person
 }
 
 // size is about how much memory it takes.
@@ -56,7 +57,7 @@ func (t *Tracker) writeHits(_ context.Context, tx *postgres.Tx, hits []hit) erro
 	for i, h := range hits {
 		kind[i], method[i], agent[i], origin[i] = h.kind, h.method, h.agent, h.origin
 		delivery[i], link[i], nameless[i] = h.delivery, int32(h.link), h.nameless
-		reason[i] = machine(h.kind, h.method, h.agent)
+		reason[i] = h.reason
 	}
 	tx.Finally(insertHits, kind, delivery, link, method, agent, origin, reason, nameless)
 	tx.Wake("track", tx.Now().Add(t.cfg.Hold))

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/onda-run/onda/internal/compose"
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/postgres"
@@ -162,16 +163,36 @@ func TestMachinesAreToldApart(t *testing.T) {
 	w.do("HEAD", c(head, a), "198.51.100.3", browser, nil)
 	w.do("GET", c(head, a), "198.51.100.3", browser, nil)
 	_, person := w.sent("acme", "person@example.com", time.Hour)
-	w.do("GET", o(person), "17.1.1.1", "Mozilla/5.0", nil)
-	w.do("GET", o(person), "66.102.0.1", "Mozilla/5.0 (Windows NT 5.1; rv:11.0) Gecko Firefox/11.0 (via ggpht.com GoogleImageProxy)", nil)
+	w.do("GET", o(person), "192.0.2.17", "Mozilla/5.0", nil)
+	w.do("GET", o(person), "192.0.2.66", "Mozilla/5.0 (Windows NT 5.1; rv:11.0) Gecko Firefox/11.0 (via ggpht.com GoogleImageProxy)", nil)
+	w.do("GET", o(person), "17.1.1.1", browser, nil)
 	w.do("GET", c(person, a), "203.0.113.5", browser, nil)
+	_, network := w.sent("acme", "network@example.com", time.Hour)
+	w.do("GET", c(network, a), "40.94.1.2", browser, nil)
+	_, follower := w.sent("acme", "follower@example.com", time.Hour)
+	w.do("GET", c(follower, a), "198.51.100.9", browser, nil)
+	if a := w.do("GET", strings.TrimSuffix(o(follower), ".gif")+compose.UnseenSuffix, "198.51.100.9", browser, nil); a.status != 204 || a.body != "" {
+		t.Errorf("unseen link: %d %s", a.status, a.body)
+	}
+	_, reader := w.sent("acme", "reader@example.com", time.Hour)
+	for header, value := range map[string]string{"Sec-Purpose": "prefetch;prerender", "Purpose": "preview", "X-Purpose": "Preview", "X-Moz": "prefetch"} {
+		r, err := http.NewRequest("GET", w.url+c(reader, a), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("User-Agent", browser)
+		r.Header.Set(header, value)
+		w.send(r)
+	}
 	w.sweep("acme")
 	got := pgtest.All[string](t, w.db, "acme", `SELECT c.email || ' ' || h.kind || ' ' || h.verdict || ' ' || h.reason FROM hit h JOIN contact c ON c.id = h.contact ORDER BY h.id`)
 	want := []string{
 		"scanner@example.com open machine burst", "scanner@example.com click machine burst", "scanner@example.com click machine burst",
 		"soon@example.com click machine too-soon",
 		"head@example.com click machine head", "head@example.com click machine probe",
-		"person@example.com open machine apple-mpp", "person@example.com open machine image-proxy", "person@example.com click human ",
+		"person@example.com open machine apple-mpp", "person@example.com open machine image-proxy", "person@example.com open machine proxy-network", "person@example.com click human ",
+		"network@example.com click machine scanner-network", "follower@example.com click machine unseen-link", "follower@example.com click machine unseen-link",
+		"reader@example.com click machine prefetch", "reader@example.com click machine prefetch", "reader@example.com click machine prefetch", "reader@example.com click machine prefetch",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

@@ -160,15 +160,34 @@ func private(r *http.Request) bool { return r.Header.Get("Sec-GPC") == "1" }
 
 // store stores a hit of a request.
 func (s *server) store(r *http.Request, tenant string, h hit) error {
-	origin, err := s.db.HashOrigin(r.Context(), tenant, page.Origin(r, s.cfg.Proxies))
+	from := page.Origin(r, s.cfg.Proxies)
+	origin, err := s.db.HashOrigin(r.Context(), tenant, from)
 	if err != nil {
 		return err
+	}
+	if h.reason == "" {
+		h.reason = s.scanners.now().request(h.kind, r.Method, r.UserAgent(), from, prefetched(r.Header))
 	}
 	h.method, h.agent, h.origin, h.nameless = r.Method, clip(r.UserAgent(), maxAgent), origin, private(r)
 	return s.hits.add(r.Context(), tenant, h)
 }
 
+// prefetched tells whether a browser says that nobody has asked to see this yet.
+func prefetched(h http.Header) bool {
+	for _, name := range []string{"Sec-Purpose", "Purpose", "X-Purpose", "X-Moz"} {
+		v := strings.ToLower(h.Get(name))
+		if strings.Contains(v, "prefetch") || strings.Contains(v, "preview") || strings.Contains(v, "prerender") {
+			return true
+		}
+	}
+	return false
+}
+
+// open answers the pixel, and the link beside it that people cannot see: only programs that follow all links come to that, and get nothing.
 func (s *server) open(w http.ResponseWriter, r *http.Request) error {
+	if tok, ok := strings.CutSuffix(r.PathValue("file"), compose.UnseenSuffix); ok {
+		return s.unseen(w, r, tok)
+	}
 	tok, ok := strings.CutSuffix(r.PathValue("file"), ".gif")
 	if !ok {
 		return errNotFound
@@ -188,6 +207,20 @@ func (s *server) open(w http.ResponseWriter, r *http.Request) error {
 	if r.Method != http.MethodHead {
 		_, _ = w.Write(pixel)
 	}
+	return nil
+}
+
+func (s *server) unseen(w http.ResponseWriter, r *http.Request, tok string) error {
+	tenant, c, err := s.claims(r, tok, token.Open)
+	if err != nil {
+		return err
+	}
+	if err := s.store(r, tenant, hit{kind: kindClick, delivery: c.Delivery, reason: unseen}); err != nil {
+		return err
+	}
+	page.Harden(w.Header())
+	w.Header().Set("Cache-Control", "no-store, private")
+	w.WriteHeader(http.StatusNoContent)
 	return nil
 }
 

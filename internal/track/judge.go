@@ -53,7 +53,7 @@ func (t *Tracker) judgeHits(ctx context.Context, tx *postgres.Tx) (n int, err er
 }
 
 func readHits(ctx context.Context, tx *postgres.Tx, where string, args ...any) ([]stored, error) {
-	rows, err := tx.Query(ctx, `SELECT id, kind, delivery, coalesce(contact, 0), link, coalesce(run, 0), step, method, origin, coalesce(verdict, ''), reason, at FROM hit WHERE `+where, args...)
+	rows, err := tx.Query(ctx, `SELECT id, kind, delivery, coalesce(contact, 0), link, coalesce(run, 0), step, method, agent, origin, coalesce(verdict, ''), reason, at FROM hit WHERE `+where, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read hits: %w", err)
 	}
@@ -73,14 +73,14 @@ func (t *Tracker) foldCounted(ctx context.Context, tx *postgres.Tx, hits []store
 	if err != nil {
 		return err
 	}
-	ids := make([]int64, len(hits))
+	ids, lists := make([]int64, len(hits)), t.scanners.now()
 	for i := range hits {
 		h := &hits[i]
 		ids[i] = h.ID
 		if h.Run == 0 {
 			h.Run, h.Step = runs[h.Link].run, runs[h.Link].step
 		}
-		h.Verdict, h.Reason = judge(*h, nil, mail{})
+		h.Verdict, h.Reason = lists.judge(*h, nil, mail{})
 	}
 	tally(stats, hits, 1)
 	if _, err := tx.Exec(ctx, "DELETE FROM hit WHERE id = ANY ($1)", ids); err != nil {
@@ -139,33 +139,31 @@ func (t *Tracker) judgeNamed(ctx context.Context, tx *postgres.Tx, due []stored,
 	for _, h := range all {
 		of[h.Delivery] = append(of[h.Delivery], h)
 	}
-	var fresh, corrected []stored
+	lists := t.scanners.now()
+	var fresh, corrected, explained []stored
 	for _, d := range deliveries {
 		hits := of[d]
-		tally(stats, hits, -1)
-		after := slices.Clone(hits)
+		after := lists.revise(hits, isDue, mails[d], stats)
 		for i, h := range hits {
-			if h.Verdict == nobody && !isDue[h.ID] {
-				continue // still held: evidence, no more
-			}
-			after[i].Verdict, after[i].Reason = judge(h, hits, mails[d])
 			switch {
+			case after[i].Verdict == nobody:
 			case h.Verdict == nobody:
 				fresh = append(fresh, after[i])
 			case after[i].Verdict != h.Verdict:
 				corrected = append(corrected, after[i])
+			case after[i].Reason != h.Reason:
+				explained = append(explained, after[i])
 			}
 		}
-		tally(stats, after, 1)
 	}
-	if err := writeVerdicts(ctx, tx, slices.Concat(fresh, corrected)); err != nil {
+	if err := writeVerdicts(ctx, tx, slices.Concat(fresh, corrected, explained)); err != nil {
 		return err
 	}
 	return tell(ctx, tx, fresh, corrected, mails)
 }
 
 func readMails(ctx context.Context, tx *postgres.Tx, deliveries []int64) (map[int64]mail, error) {
-	rows, err := tx.Query(ctx, `SELECT u.id, coalesce(e.name, ''), d.at, (SELECT count(*) FROM link l WHERE l.document = b.email)
+	rows, err := tx.Query(ctx, `SELECT u.id, coalesce(e.name, ''), d.at, coalesce(d.attempt > 1, false), (SELECT count(*) FROM link l WHERE l.document = b.email)
 		FROM unnest($1::bigint[]) u(id) LEFT JOIN batch b ON b.id = u.id >> 9 LEFT JOIN document o ON o.id = b.email LEFT JOIN entity e ON e.id = o.entity
 		LEFT JOIN delivery d ON d.id = u.id AND d.state = 'sent'`, deliveries)
 	if err != nil {
@@ -175,7 +173,7 @@ func readMails(ctx context.Context, tx *postgres.Tx, deliveries []int64) (map[in
 	var id int64
 	var m mail
 	var sent *time.Time
-	_, err = pgx.ForEachRow(rows, []any{&id, &m.name, &sent, &m.links}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&id, &m.name, &sent, &m.again, &m.links}, func() error {
 		m.sent = time.Time{}
 		if sent != nil {
 			m.sent = *sent
@@ -251,7 +249,7 @@ func tell(ctx context.Context, tx *postgres.Tx, fresh, corrected []stored, mails
 		return nil
 	}
 	for _, h := range fresh {
-		kind := map[string]string{kindOpen: "email.opened", kindClick: "email.clicked"}[h.Kind]
+		kind := factOf(h.Kind)
 		if h.Verdict != human || kind == "" {
 			continue
 		}
@@ -259,9 +257,18 @@ func tell(ctx context.Context, tx *postgres.Tx, fresh, corrected []stored, mails
 			return err
 		}
 	}
+	told, err := toldOf(ctx, tx, corrected)
+	if err != nil {
+		return err
+	}
 	for _, h := range corrected {
 		if err := add("hit.reclassified", h); err != nil {
 			return err
+		}
+		if kind := factOf(h.Kind); h.Verdict == human && kind != "" && !told[h.ID] {
+			if err := add(kind, h); err != nil {
+				return err
+			}
 		}
 	}
 	if err := tx.AddFacts(ctx, facts...); err != nil {
@@ -284,6 +291,36 @@ func tell(ctx context.Context, tx *postgres.Tx, fresh, corrected []stored, mails
 		}
 	}
 	return nil
+}
+
+// factOf is the kind of fact that a person's hit becomes; "" for none.
+func factOf(kind string) string {
+	return map[string]string{kindOpen: "email.opened", kindClick: "email.clicked"}[kind]
+}
+
+// toldOf finds which of the hits that are people's after all were told as such before.
+func toldOf(ctx context.Context, tx *postgres.Tx, corrected []stored) (map[int64]bool, error) {
+	var ids, contacts []int64
+	for _, h := range corrected {
+		if h.Verdict == human {
+			ids, contacts = append(ids, h.ID), append(contacts, h.Contact)
+		}
+	}
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	rows, err := tx.Query(ctx, `SELECT (data->>'hit')::bigint, true FROM fact
+		WHERE contact = ANY ($1) AND kind IN ('email.opened', 'email.clicked') AND (data->>'hit')::bigint = ANY ($2)`, contacts, ids)
+	if err != nil {
+		return nil, fmt.Errorf("look what was told of hits: %w", err)
+	}
+	told := map[int64]bool{}
+	var id int64
+	var yes bool
+	if _, err := pgx.ForEachRow(rows, []any{&id, &yes}, func() error { told[id] = yes; return nil }); err != nil {
+		return nil, fmt.Errorf("look what was told of hits: %w", err)
+	}
+	return told, nil
 }
 
 // hitIDs names the facts of a kind, for an event's id: a hit is told once.

@@ -28,6 +28,8 @@ type Config struct {
 	Hold time.Duration `env:"ONDA_HIT_HOLD, default=10s"`
 	// OriginKeep is how long the hashed address of a hit, and its agent, are kept.
 	OriginKeep time.Duration `env:"ONDA_ORIGIN_KEEP, default=720h"`
+	// Scanners is a directory with lists of known machines, agents.txt and networks.txt, in place of the built-in ones. They are read again when they change.
+	Scanners string `env:"ONDA_SCANNERS"`
 	// Slots is how many commits of hits and events are in flight, each of another tenant. What is left of ONDA_DATABASE_MAX_CONNS is for pages, links and keys.
 	Slots int `env:"ONDA_HIT_SLOTS, default=2"`
 	// Proxies is how many proxies stand before the function; each adds an entry to X-Forwarded-For.
@@ -71,12 +73,13 @@ type Tracker struct {
 	noLinks    *cache[linkKey, struct{}]
 	partitions *cache[string, struct{}] // tenants whose partitions were looked after
 	composer   *compose.Composer
+	scanners   *scanners
 }
 
 // New makes a Tracker on a database; nothing is connected to yet.
 func New(cfg Config, db *postgres.DB, log *zap.Logger) *Tracker {
 	t := &Tracker{cfg: cfg, db: db, log: log, links: newCache[linkKey, string](20_000, 0), noLinks: newCache[linkKey, struct{}](1_000, unknownFor),
-		partitions: newCache[string, struct{}](10_000, partitionsFor), composer: compose.New(cfg.Compose)}
+		partitions: newCache[string, struct{}](10_000, partitionsFor), composer: compose.New(cfg.Compose), scanners: newScanners(cfg.Scanners, log)}
 	r := newRoom(cfg.Slots)
 	t.hits = newGather(db, r, hit.size, t.writeHits)
 	t.activities = newGather(db, r, activity.size, t.writeActivities)
