@@ -17,11 +17,11 @@ import (
 
 // themes are such as tenants may choose.
 var themes = map[string]spec.Theme{
-	"teal": {Accent: &spec.Color{R: 0x0b, G: 0x5e, B: 0x6b}, Corners: spec.CornersRound, Logo: "data:image/svg+xml;base64," + base64.StdEncoding.EncodeToString([]byte(
+	"teal": {Accent: &spec.Colour{R: 0x0b, G: 0x5e, B: 0x6b}, Corners: spec.CornersRound, Logo: "data:image/svg+xml;base64," + base64.StdEncoding.EncodeToString([]byte(
 		`<svg xmlns="http://www.w3.org/2000/svg" width="180" height="44"><rect width="44" height="44" rx="12" fill="#0b5e6b"/><text x="56" y="30" font-family="sans-serif" font-size="24">Sail &amp; Ski</text></svg>`))},
-	"gray":  {Accent: &spec.Color{R: 0x76, G: 0x76, B: 0x76}, Corners: spec.CornersSquare}, // as light as it may be
-	"black": {Accent: &spec.Color{}, Font: spec.FontSerif},
-	"red":   {Accent: &spec.Color{R: 0xc8, G: 0x10, B: 0x2e}, Corners: spec.CornersSoft, Font: spec.FontSans},
+	"gray":  {Accent: &spec.Colour{R: 0x76, G: 0x76, B: 0x76}, Corners: spec.CornersSquare}, // as light as it may be
+	"black": {Accent: &spec.Colour{}, Font: spec.FontSerif},
+	"red":   {Accent: &spec.Colour{R: 0xc8, G: 0x10, B: 0x2e}, Corners: spec.CornersSoft, Font: spec.FontSans},
 }
 
 // What this package shows by itself: errors, and a plain text.

@@ -23,13 +23,16 @@ func TestEveryAccentCanBeRead(t *testing.T) {
 	value := regexp.MustCompile(`--(accent[a-z-]*): #(..)(..)(..);`)
 	rapid.Check(t, func(t *rapid.T) {
 		b := rapid.Byte()
-		accent := spec.Color{R: b.Draw(t, "r"), G: b.Draw(t, "g"), B: b.Draw(t, "b")}.Toward(spec.Black, spec.White, 4.5)
+		accent := spec.Colour{R: b.Draw(t, "r"), G: b.Draw(t, "g"), B: b.Draw(t, "b")}.Toward(spec.Black, spec.White, 4.5)
 		style := strings.TrimPrefix(p.styleOf(spec.Theme{Accent: &accent}), p.style)
-		light, dark, _ := strings.Cut(style, "@media")
-		for part, card := range map[string]spec.Color{light: spec.White, dark: darkCard} {
-			c := map[string]spec.Color{}
+		light, dark, found := strings.Cut(style, "@media (prefers-color-scheme: dark)")
+		if !found {
+			t.Fatal("there is nothing for the dark")
+		}
+		for part, card := range map[string]spec.Colour{light: spec.White, dark: darkCard} {
+			c := map[string]spec.Colour{}
 			for _, m := range value.FindAllStringSubmatch(part, -1) {
-				var v spec.Color
+				var v spec.Colour
 				if _, err := fmt.Sscanf(m[2]+m[3]+m[4], "%02x%02x%02x", &v.R, &v.G, &v.B); err != nil {
 					t.Fatal(err)
 				}
@@ -37,7 +40,7 @@ func TestEveryAccentCanBeRead(t *testing.T) {
 			}
 			for _, pair := range []struct {
 				what     string
-				on, text spec.Color
+				on, text spec.Colour
 				least    float64
 			}{
 				{"a link", card, c["accent"], 4.5},

@@ -10,7 +10,7 @@ import (
 
 // Theme is how visitors' pages and forms look. Its zero value is how they look of themselves.
 type Theme struct {
-	Accent  *Color // of buttons, links and marks on white; on dark ground a lighter one is made of it
+	Accent  *Colour // of buttons, links and marks on white; on dark ground a lighter one is made of it
 	Corners Corners
 	Font    Font
 	Logo    string // a data: URL of an image, shown in the place of the tenant's name
@@ -45,37 +45,37 @@ const (
 
 var errLogo = fmt.Errorf("the logo is larger than %d KiB, and every page has it in it: make it smaller, or an SVG of it", maxLogo>>10)
 
-// Color is one of sRGB.
-type Color struct{ R, G, B uint8 }
+// Colour is one of sRGB.
+type Colour struct{ R, G, B uint8 }
 
 // White and Black are the ends of the scale.
 var (
-	White = Color{255, 255, 255}
-	Black = Color{}
+	White = Colour{255, 255, 255}
+	Black = Colour{}
 )
 
-// parseColor reads #rrggbb.
-func parseColor(s string) (c Color, err error) {
+// parseColour reads #rrggbb.
+func parseColour(s string) (c Colour, err error) {
 	_, err = fmt.Sscanf(s, "#%02x%02x%02x", &c.R, &c.G, &c.B)
 	return c, err
 }
 
 // String gives #rrggbb.
-func (c Color) String() string { return fmt.Sprintf("#%02x%02x%02x", c.R, c.G, c.B) }
+func (c Colour) String() string { return fmt.Sprintf("#%02x%02x%02x", c.R, c.G, c.B) }
 
-// Mix gives the color with a share, from 0 to 1, of another in it.
-func (c Color) Mix(with Color, share float64) Color {
+// Mix gives the colour with a share, from 0 to 1, of another in it.
+func (c Colour) Mix(with Colour, share float64) Colour {
 	mix := func(a, b uint8) uint8 { return uint8(math.Round(float64(a) + (float64(b)-float64(a))*share)) }
-	return Color{mix(c.R, with.R), mix(c.G, with.G), mix(c.B, with.B)}
+	return Colour{mix(c.R, with.R), mix(c.G, with.G), mix(c.B, with.B)}
 }
 
-// Contrast gives the ratio of WCAG 2.2 to another color, from 1 to 21.
-func (c Color) Contrast(to Color) float64 {
+// Contrast gives the ratio of WCAG 2.2 to another colour, from 1 to 21.
+func (c Colour) Contrast(to Colour) float64 {
 	a, b := c.luminance(), to.luminance()
 	return (max(a, b) + .05) / (min(a, b) + .05)
 }
 
-func (c Color) luminance() float64 {
+func (c Colour) luminance() float64 {
 	linear := func(v uint8) float64 {
 		f := float64(v) / 255
 		if f <= .04045 {
@@ -86,8 +86,8 @@ func (c Color) luminance() float64 {
 	return .2126*linear(c.R) + .7152*linear(c.G) + .0722*linear(c.B)
 }
 
-// Toward gives the color with as much of another in it as it takes to have a contrast to the ground.
-func (c Color) Toward(end, ground Color, contrast float64) Color {
+// Toward gives the colour with as much of another in it as it takes to have a contrast to the ground.
+func (c Colour) Toward(end, ground Colour, contrast float64) Colour {
 	out := c
 	for share := .02; out.Contrast(ground) < contrast && share <= 1; share += .02 {
 		out = c.Mix(end, share)
@@ -104,10 +104,10 @@ func themeRule() rule[Theme] {
 	})
 }
 
-// accentRule is a color that text can have on white, and white on it.
-func accentRule() rule[Color] {
-	return scalar(`a color such as "#1c5bb8", in quotes`, colorPattern, func(s string) (Color, error) {
-		c, err := parseColor(s)
+// accentRule is a colour that text can have on white, and white on it.
+func accentRule() rule[Colour] {
+	return scalar(`a colour such as "#1c5bb8", in quotes`, colorPattern, func(s string) (Colour, error) {
+		c, err := parseColour(s)
 		if err != nil {
 			return c, err
 		}

@@ -28,7 +28,7 @@ func TestLogo(t *testing.T) {
 			t.Fatal(err)
 		}
 		s, err := DecodeAs[*Settings](KindSettings, set.Documents[0].JSON)
-		if err != nil || s.Theme.Logo != "data:image/svg+xml;base64,PHN2Zy8+" || *s.Theme.Accent != (Color{0x1c, 0x5b, 0xb8}) {
+		if err != nil || s.Theme.Logo != "data:image/svg+xml;base64,PHN2Zy8+" || *s.Theme.Accent != (Colour{0x1c, 0x5b, 0xb8}) {
 			t.Errorf("%+v, %v", s, err)
 		}
 	}
