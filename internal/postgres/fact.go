@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -42,28 +43,59 @@ func Readers(kind string) []string {
 // StillHuman is the condition that a fact f of an open or a click stands: its hit was not found to be a machine's since (hit.reclassified). A hit that is forgotten stays as it was told.
 const StillHuman = "NOT EXISTS (SELECT FROM hit h WHERE h.id = (f.data->>'hit')::bigint AND h.verdict = 'machine')"
 
-// AddFacts writes facts and sees to it that their readers come by within a tick, should every doorbell be lost.
+// AddFacts writes facts, in one statement and their order, and sees to it that their readers come by within a tick, should every doorbell be lost.
 func (tx *Tx) AddFacts(ctx context.Context, facts ...Fact) error {
 	if len(facts) == 0 {
 		return nil
 	}
-	b := &pgx.Batch{}
-	for _, f := range facts {
-		var at *time.Time
-		if !f.At.IsZero() {
-			at = &f.At
+	kinds, names := make([]string, len(facts)), make([]string, len(facts))
+	contact, visitor, run := make([]int64, len(facts)), make([]int64, len(facts)), make([]int64, len(facts))
+	contacts, deliveries, data := make([]*string, len(facts)), make([]*string, len(facts)), make([]*string, len(facts))
+	at := make([]*time.Time, len(facts))
+	woken := ""
+	for i, f := range facts {
+		kinds[i], names[i], contact[i], visitor[i], run[i] = f.Kind, f.Name, f.Contact, f.Visitor, f.Run
+		contacts[i], deliveries[i] = arrayText(f.Contacts), arrayText(f.Deliveries)
+		if f.Data != nil {
+			s := string(f.Data)
+			data[i] = &s
 		}
-		b.Queue(`INSERT INTO fact (kind, name, contact, visitor, run, contacts, deliveries, data, at)
-			VALUES ($1, $2, nullif($3::bigint, 0), nullif($4::bigint, 0), nullif($5::bigint, 0), $6, $7, $8, coalesce($9, onda.now()))`,
-			f.Kind, f.Name, f.Contact, f.Visitor, f.Run, f.Contacts, f.Deliveries, f.Data, at)
+		if !f.At.IsZero() {
+			at[i] = &facts[i].At
+		}
+		if f.Kind == woken {
+			continue
+		}
+		woken = f.Kind
 		for _, r := range Readers(f.Kind) {
 			tx.Wake(r, tx.now.Add(tx.db.tick))
 		}
 	}
-	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+	_, err := tx.Exec(ctx, `INSERT INTO fact (kind, name, contact, visitor, run, contacts, deliveries, data, at)
+		SELECT kind, name, nullif(contact, 0), nullif(visitor, 0), nullif(run, 0), contacts::bigint[], deliveries::bigint[], data::jsonb, coalesce(at, onda.now())
+		FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::text[], $7::text[], $8::text[], $9::timestamptz[])
+			u (kind, name, contact, visitor, run, contacts, deliveries, data, at)`,
+		kinds, names, contact, visitor, run, contacts, deliveries, data, at)
+	if err != nil {
 		return fmt.Errorf("write facts: %w", err)
 	}
 	return nil
+}
+
+// arrayText is a bigint[] as Postgres reads it, since an array of arrays of different lengths is none; nil is NULL.
+func arrayText(ids []int64) *string {
+	if ids == nil {
+		return nil
+	}
+	b := []byte{'{'}
+	for i, id := range ids {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = strconv.AppendInt(b, id, 10)
+	}
+	s := string(append(b, '}'))
+	return &s
 }
 
 // ErrBusy says that another process reads with the same cursor at this moment, and does the work.
