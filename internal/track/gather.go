@@ -1,6 +1,7 @@
 package track
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"strings"
@@ -107,18 +108,16 @@ func (g *gather[T]) add(ctx context.Context, tenant string, items ...T) error {
 	if err := g.enqueue(tenant, items, done); err != nil {
 		return fn.Unavailable(err)
 	}
-	var errs []error
+	var first error // of a hundred items that wait in vain, one says it for all
 	for range items {
 		select {
 		case err := <-done:
-			if err != nil {
-				errs = append(errs, err)
-			}
+			first = cmp.Or(first, err)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
-	return errors.Join(errs...)
+	return first
 }
 
 // enqueue has items wait, and somebody write for the tenant.
