@@ -94,6 +94,7 @@ func paths() []path {
 		{name: "pixel-256", unit: "hits/s", goal: 0.45, memory: 60, prepare: prepareHits(token.Open, 256)},
 		{name: "click", unit: "hits/s", goal: 0.45, memory: 60, prepare: prepareHits(token.Click, clients)},
 		{name: "click-256", unit: "hits/s", goal: 0.45, memory: 60, prepare: prepareHits(token.Click, 256)},
+		{name: "batch", unit: "events/s", goal: 0.5, memory: 60, prepare: prepareBatch},
 		{name: "form-page", unit: "pages/s", goal: 0.6, prepare: prepareFormPage},
 		{name: "form-submit", unit: "forms/s", goal: 0.5, prepare: prepareFormSubmit},
 		{name: "segment", unit: "contacts/s", goal: 0.3, prepare: prepareSegment},

@@ -9,9 +9,6 @@ import (
 	"strconv"
 	"sync"
 	"time"
-
-	"github.com/onda-run/onda/internal/postgres"
-	"github.com/onda-run/onda/internal/token"
 )
 
 // Transactional mails of a round: so many, one each so often.
@@ -85,17 +82,9 @@ func prepareTransactional(ctx context.Context, l *lab) (r rounds, err error) {
 	if err := prepareMails(ctx, l, passwordDocument); err != nil {
 		return r, err
 	}
-	var key token.ProgramKey
-	err = l.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
-		if key, err = token.NewProgramKey(token.SecretKey, tx.Tenant.Number); err != nil {
-			return err
-		}
-		hash := key.Hash()
-		_, err = tx.Exec(ctx, "INSERT INTO key (kind, secret, name) VALUES ('sk', $1, 'bench')", hash[:])
-		return err
-	})
+	key, err := l.programKey(ctx)
 	if err != nil {
-		return r, fmt.Errorf("store a key: %w", err)
+		return r, err
 	}
 	relay := "ONDA_SMTP_URL=smtp://" + to.addr().String() + "?tls=none"
 	if err := l.start(ctx, "send", "ONDA_LANE=bulk", relay, "ONDA_SMTP_CONNECTIONS="+strconv.Itoa(connections)); err != nil {
@@ -116,7 +105,7 @@ func prepareTransactional(ctx context.Context, l *lab) (r rounds, err error) {
 		came.mu.Lock()
 		clear(came.at)
 		came.mu.Unlock()
-		asked, err := api.ask(task{Posts: postsOfRound, Every: postEvery, Key: key.Reveal()})
+		asked, err := api.ask(task{Posts: postsOfRound, Every: postEvery, Key: key})
 		if err != nil {
 			return 0, err
 		}
