@@ -45,6 +45,8 @@ type Row struct {
 	Fields map[string]any
 	// AddTags are added.
 	AddTags []string
+	// OnlyNew: what it says is of a contact that it makes; one that is there stays as it is.
+	OnlyNew bool
 }
 
 // RowResult is what became of a Row.
@@ -167,7 +169,9 @@ func upsertTurn(ctx context.Context, tx *postgres.Tx, w *writer, rows []Row, res
 			continue
 		}
 		written[r.Contact] = true
-		change = append(change, f)
+		if !rows[f.row].OnlyNew {
+			change = append(change, f)
+		}
 	}
 	made, err := insert(ctx, tx, rows, results, fresh)
 	if err != nil {

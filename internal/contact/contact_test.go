@@ -3,6 +3,7 @@ package contact_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -231,5 +232,22 @@ func TestExpire(t *testing.T) {
 	}
 	if n := pgtest.One[int](t, db, "brava", "SELECT count(*) FROM contact"); n != 3 {
 		t.Error("another tenant's contacts are gone")
+	}
+}
+
+func TestUpsertOfOnlyNewContacts(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	for i, made := range []bool{true, false} {
+		pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+			out, err := contact.Upsert(ctx, tx, "campaign", []contact.Row{{Email: "a@example.com", Fields: map[string]any{"n": i}, AddTags: []string{fmt.Sprint("t", i)}, OnlyNew: true}}, "test")
+			if err == nil && (out[0].Made != made || out[0].Changed || out[0].Contact == 0) {
+				t.Errorf("time %d: %+v", i+1, out[0])
+			}
+			return err
+		})
+	}
+	if got := pgtest.One[string](t, db, "acme", "SELECT fields::text || tags::text FROM contact"); got != `{"n": 0}{t0}` {
+		t.Errorf("the contact is %s", got)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/onda-run/onda/internal/contact"
@@ -164,7 +165,15 @@ func (f *form) checkField(in spec.Input, values []string, e *entry) string {
 	if fd.Type != spec.TypeMultiselect {
 		values = values[:1] // it was sent once, or by a program
 	}
-	v, err := fieldvalue.Parse(fd, strings.Join(values, ","))
+	value := strings.Join(values, ",")
+	if fd.Type == spec.TypeDatetime { // a browser sends a time without its zone
+		for _, layout := range []string{"2006-01-02T15:04", "2006-01-02T15:04:05"} {
+			if t, err := time.ParseInLocation(layout, strings.TrimSpace(value), f.settings.Location()); err == nil {
+				value = t.Format(time.RFC3339)
+			}
+		}
+	}
+	v, err := fieldvalue.Parse(fd, value)
 	if err != nil {
 		return problemText(err)
 	}

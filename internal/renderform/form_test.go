@@ -449,6 +449,28 @@ func TestNobodySignsUpWithoutAnAddress(t *testing.T) {
 	}
 }
 
+// A time that is picked in a form is one of the zone in the Settings; one that brings its own zone keeps it.
+func TestTimesAreOfTheSettingsZone(t *testing.T) {
+	t.Parallel()
+	f := &form{
+		Form:     &spec.Form{Inputs: []spec.Input{{Field: "email"}, {Field: "call_at"}}},
+		fields:   map[string]*spec.Field{"call_at": {Type: spec.TypeDatetime}},
+		settings: &spec.Settings{Zone: "Europe/Oslo"},
+	}
+	for sent, want := range map[string]string{
+		"2026-01-15T09:30": "2026-01-15T08:30:00Z", "2026-07-15T09:30": "2026-07-15T07:30:00Z", "2026-07-15T09:30:15": "2026-07-15T07:30:15Z",
+		"2026-01-15T09:30:00Z": "2026-01-15T09:30:00Z", "2026-01-15T09:30:00+03:00": "2026-01-15T06:30:00Z",
+	} {
+		e, problems := f.check(url.Values{"email": {"ada@example.com"}, "call_at": {sent}}, "en")
+		if len(problems) > 0 || e.Fields["call_at"] != want {
+			t.Errorf("%s: %v %v, want %s", sent, e.Fields["call_at"], problems, want)
+		}
+	}
+	if _, problems := f.check(url.Values{"email": {"ada@example.com"}, "call_at": {"2026-02-30T09:30"}}, "en"); len(problems) != 1 {
+		t.Errorf("a day that is not: %v", problems)
+	}
+}
+
 func TestProgramsSendJSON(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

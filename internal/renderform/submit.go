@@ -120,10 +120,15 @@ func (f *form) reject(ctx context.Context, tx *postgres.Tx, s sent, reason strin
 // submit takes in an entry that was checked. With a confirmation it is pending, and whoever has the address is asked; else it takes effect at once. A repeat
 // changes nothing.
 func (fs *Forms) submit(ctx context.Context, tx *postgres.Tx, f *form, e entry, s sent) error {
-	who, made, err := contact.Ensure(ctx, tx, e.email)
+	// Nobody else's words are overwritten by what a form says of a contact that it makes.
+	rows, err := contact.Upsert(ctx, tx, drainer, []contact.Row{{Email: e.email, Fields: f.firstFields(e), OnlyNew: true}}, "form "+f.Name)
+	if err == nil {
+		err = rows[0].Err
+	}
 	if err != nil {
 		return err
 	}
+	who := rows[0].Contact
 	state, expires := "done", time.Time{}
 	if f.Confirm != nil {
 		state = "pending"
@@ -132,9 +137,9 @@ func (fs *Forms) submit(ctx context.Context, tx *postgres.Tx, f *form, e entry, 
 			expires = whole.Add(time.Hour) // as the token has it
 		}
 	}
-	if made {
-		if err := f.welcome(ctx, tx, who, e, expires); err != nil {
-			return err
+	if rows[0].Made && !expires.IsZero() { // without a confirmation by then the contact goes
+		if _, err := tx.Exec(ctx, "UPDATE contact SET expires_at = $2 WHERE id = $1", who, expires); err != nil {
+			return fmt.Errorf("mark a contact as unconfirmed: %w", err)
 		}
 	}
 	id, err := f.insert(ctx, tx, s, who, state, "", e, expires)
@@ -163,8 +168,8 @@ func (fs *Forms) submit(ctx context.Context, tx *postgres.Tx, f *form, e entry, 
 	return fs.ask(ctx, tx, f, who, id, expires)
 }
 
-// welcome writes what a form says of a contact that it made: nobody else's words are overwritten by it. Without a confirmation by then the contact goes.
-func (f *form) welcome(ctx context.Context, tx *postgres.Tx, who int64, e entry, expires time.Time) error {
+// firstFields are what a form says of a contact that it makes.
+func (f *form) firstFields(e entry) map[string]any {
 	fields := map[string]any{}
 	for k, v := range e.Fields {
 		fields[k] = v
@@ -172,16 +177,7 @@ func (f *form) welcome(ctx context.Context, tx *postgres.Tx, who int64, e entry,
 	if _, asked := fields[spec.LocaleField]; !asked && f.fields[spec.LocaleField] != nil && f.fields[spec.LocaleField].Type == spec.TypeLanguage {
 		fields[spec.LocaleField] = e.Lang
 	}
-	if err := contact.Update(ctx, tx, drainer, []int64{who}, contact.Change{Fields: fields}, "form "+f.Name); err != nil {
-		return err
-	}
-	if expires.IsZero() {
-		return nil
-	}
-	if _, err := tx.Exec(ctx, "UPDATE contact SET expires_at = $2 WHERE id = $1", who, expires); err != nil {
-		return fmt.Errorf("mark a contact as unconfirmed: %w", err)
-	}
-	return nil
+	return fields
 }
 
 // apply writes the fields of an entry that is in force, and who the visitor is.
@@ -272,22 +268,22 @@ func (f *form) tell(ctx context.Context, tx *postgres.Tx, kind string, submissio
 
 // ask sends the mail with the link that confirms this very submission.
 func (fs *Forms) ask(ctx context.Context, tx *postgres.Tx, f *form, who, id int64, expires time.Time) error {
+	named := ""
+	for _, in := range f.Consents() {
+		if !strings.HasPrefix(in.Consent, "tracking.") {
+			named = in.Consent
+			break
+		}
+	}
 	var asked int
-	err := tx.QueryRow(ctx, "SELECT count(*) FROM submission WHERE contact = $1 AND form = $2 AND delivery IS NOT NULL AND at > onda.now() - interval '1 day'", who, f.entity).Scan(&asked)
+	var topic int32
+	err := tx.QueryRow(ctx, `SELECT (SELECT count(*) FROM submission WHERE contact = $1 AND form = $2 AND delivery IS NOT NULL AND at > onda.now() - interval '1 day'),
+		(SELECT coalesce(max(id), 0) FROM entity WHERE kind = $3 AND name = $4)`, who, f.entity, spec.KindTopic, named).Scan(&asked, &topic)
 	if err != nil {
 		return fmt.Errorf("count confirmation mails: %w", err)
 	}
 	if asked >= maxConfirmations {
 		return nil
-	}
-	var topic int32
-	for _, in := range f.Consents() {
-		if !strings.HasPrefix(in.Consent, "tracking.") {
-			if err := tx.QueryRow(ctx, "SELECT coalesce(max(id), 0) FROM entity WHERE kind = $1 AND name = $2", spec.KindTopic, in.Consent).Scan(&topic); err != nil {
-				return fmt.Errorf("look for a topic: %w", err)
-			}
-			break
-		}
 	}
 	keys, err := tx.Keys(ctx)
 	if err != nil {
