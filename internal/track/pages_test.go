@@ -49,6 +49,7 @@ spec: {public: true, description: {en: "What is at https://www.example.com/an/ad
 		return "/p/" + w.token("acme", token.Claims{Purpose: token.Preferences, Contact: who})
 	}
 	all := url.Values{"shown": {"newsletter", "offers", "long", "tracking.email"}, "on": {"newsletter", "long", "tracking.email"}, "pause": {time.Now().AddDate(0, 0, 9).Format(time.DateOnly)}, "frequency": {"1/week"}}
+	wrong := url.Values{"shown": all["shown"], "on": all["on"], "pause": {"soon"}, "frequency": {""}}
 	type row struct {
 		name, block, method, path string
 		form                      url.Values
@@ -59,6 +60,7 @@ spec: {public: true, description: {en: "What is at https://www.example.com/an/ad
 		{"preferences saved", "preferences", "POST", preferences(id), all, 200},
 		{"preferences refused", "preferences", "POST", preferences(spam), all, 200},
 		{"preferences with a problem", "preferences", "POST", preferences(id), url.Values{"pause": {"2099-01-01"}, "frequency": {""}}, 422},
+		{"preferences with a pause that is no date", "preferences", "POST", preferences(id), wrong, 422},
 		{"everything off", "preferences", "POST", preferences(id), url.Values{"shown": all["shown"], "everything": {"off"}}, 200},
 		{"unsubscribe", "unsubscribe", "GET", unsubscribe(id, "newsletter"), nil, 200},
 		{"unsubscribed", "unsubscribed", "POST", unsubscribe(id, "newsletter"), nil, 200},
