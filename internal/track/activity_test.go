@@ -411,6 +411,8 @@ func TestCompressedAndAskedFirst(t *testing.T) {
 	}
 	if a := w.get("/onda.js"); a.status != 200 || !strings.Contains(a.body, "data-key") || !strings.HasPrefix(a.header.Get("Content-Type"), "text/javascript") {
 		t.Errorf("onda.js: %d", a.status)
+	} else if n := len(pack(a.body)); n > 3<<10 {
+		t.Errorf("onda.js has %d bytes as gzip, and may have 3 KB", n)
 	}
 }
 
