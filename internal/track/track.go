@@ -78,8 +78,11 @@ type Tracker struct {
 
 // New makes a Tracker on a database; nothing is connected to yet.
 func New(cfg Config, db *postgres.DB, log *zap.Logger) *Tracker {
-	t := &Tracker{cfg: cfg, db: db, log: log, links: newCache[linkKey, string](20_000, 0), noLinks: newCache[linkKey, struct{}](1_000, unknownFor),
-		partitions: newCache[string, struct{}](10_000, partitionsFor), composer: compose.New(cfg.Compose), scanners: newScanners(cfg.Scanners, log)}
+	t := &Tracker{
+		cfg: cfg, db: db, log: log, composer: compose.New(cfg.Compose), scanners: newScanners(cfg.Scanners, log),
+		links: newCache[linkKey, string](20_000, 0), noLinks: newCache[linkKey, struct{}](1_000, unknownFor),
+		partitions: newCache[string, struct{}](10_000, partitionsFor),
+	}
 	r := newRoom(cfg.Slots)
 	t.hits = newGather(db, r, hit.size, t.writeHits)
 	t.activities = newGather(db, r, activity.size, t.writeActivities)
