@@ -135,13 +135,13 @@ func (c *cache) read(ctx context.Context, key formName) (*known, error) {
 }
 
 // page gives how a form looks, and makes it the first time it is asked for.
-func (c *cache) page(k *known, as shownAs, make func() (*shown, error)) (*shown, error) {
+func (c *cache) page(k *known, as shownAs, render func() (*shown, error)) (*shown, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if p := k.pages[as]; p != nil {
 		return p, nil
 	}
-	p, err := make()
+	p, err := render()
 	if err != nil {
 		return nil, err
 	}

@@ -61,7 +61,7 @@ func TestFrames(t *testing.T) {
 }
 
 // A site's own HTML posts the form, and needs nothing of ours in it.
-func TestFormOfOnesOwn(t *testing.T) { //nolint:tparallel // a browser has one tab in front
+func TestFormOfOnesOwn(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	shop := w.shop(`<form method="post" action="` + w.url + newsletter + `"><label>Email <input id="email" name="email" type="email"></label>

@@ -165,7 +165,7 @@ func TestTheTenantsLimit(t *testing.T) {
 }
 
 // A person never sees the work: the form goes in when it is done, on its page and on another site.
-func TestWorkInABrowser(t *testing.T) { //nolint:tparallel // a browser has one tab in front
+func TestWorkInABrowser(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.apply("acme", "protect: {honeypot", "protect: {proofOfWork: true, honeypot")
