@@ -164,7 +164,7 @@ func TestTheTenantsLimit(t *testing.T) {
 	}
 }
 
-// A person never sees the work: the form goes in when it is done, on its page and on another site.
+// A person never sees the work: the form goes in when it is done.
 func TestWorkInABrowser(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
