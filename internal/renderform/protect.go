@@ -14,8 +14,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/token"
 )
@@ -127,6 +125,7 @@ type reserved struct {
 	mu     sync.Mutex
 	minute int64
 	left   int
+	next   int // how many it reserves next
 	full   bool
 }
 
@@ -146,18 +145,16 @@ func (l *limiter) take(ctx context.Context, tenant string, cost int) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if minute := l.now().Unix() / 60; minute != r.minute {
-		r.minute, r.left, r.full = minute, 0, false
+		r.minute, r.left, r.next, r.full = minute, 0, 0, false
 	}
 	if r.left < cost && !r.full {
-		chunk := max(cost, l.perMinute/20)
-		err := within(ctx, l.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-			err := tx.QueryRow(ctx, `INSERT INTO allowance AS a (kind, contact, period, n) VALUES ('forms', 0, date_trunc('minute', onda.now()), $1)
-				ON CONFLICT (kind, contact, period) DO UPDATE SET n = a.n + $1 WHERE a.n + $1 <= $2 RETURNING $1::integer`, chunk, max(l.perMinute, chunk)).Scan(&chunk)
-			if errors.Is(err, pgx.ErrNoRows) {
-				return errFull
-			}
-			return err
-		})
+		// Few at first: what a process has reserved is lost with it, and many may live but for one submission.
+		chunk := max(cost, min(r.next, l.perMinute/20))
+		err := l.reserve(ctx, tenant, chunk)
+		if errors.Is(err, errFull) && chunk > cost {
+			chunk = cost
+			err = l.reserve(ctx, tenant, chunk)
+		}
 		switch {
 		case errors.Is(err, errFull):
 			r.full = true
@@ -165,6 +162,7 @@ func (l *limiter) take(ctx context.Context, tenant string, cost int) error {
 			return fmt.Errorf("reserve submissions: %w", err)
 		default:
 			r.left += chunk
+			r.next = 2 * chunk
 		}
 	}
 	if r.left < cost {
@@ -172,4 +170,16 @@ func (l *limiter) take(ctx context.Context, tenant string, cost int) error {
 	}
 	r.left -= cost
 	return nil
+}
+
+// reserve takes a number of submissions for this process from those of the minute; errFull when there are not as many.
+func (l *limiter) reserve(ctx context.Context, tenant string, n int) error {
+	return within(ctx, l.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		tag, err := tx.Exec(ctx, `INSERT INTO allowance AS a (kind, contact, period, n) VALUES ('forms', 0, date_trunc('minute', onda.now()), $1)
+			ON CONFLICT (kind, contact, period) DO UPDATE SET n = a.n + $1 WHERE a.n + $1 <= $2`, n, max(l.perMinute, n))
+		if err == nil && tag.RowsAffected() == 0 {
+			return errFull
+		}
+		return err
+	})
 }

@@ -184,3 +184,32 @@ func TestWorkInABrowser(t *testing.T) {
 		}
 	}
 }
+
+// Processes that live for one submission each use up no more of a tenant's minute than they take.
+func TestShortLivesUseUpNoLimit(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	at := time.Now()
+	now := func() time.Time { return at }
+	pgtest.Exec(t, db, pgtest.Acme, "DELETE FROM allowance")
+	taken := 0
+	for range 200 {
+		if err := newLimiter(db, now, 100).take(t.Context(), pgtest.Acme, 1); err == nil {
+			taken++
+		} else if !errors.Is(err, errFull) {
+			t.Fatal(err)
+		}
+	}
+	if taken < 100 || taken > 200 { // a minute may end in between, which gives another hundred
+		t.Errorf("%d of 200 were taken, where 100 are allowed in a minute", taken)
+	}
+	long, n := newLimiter(db, now, 1_000_000), 0
+	for range 500 { // one that goes on reserves ever more at once
+		if err := long.take(t.Context(), pgtest.Brava, 1); err == nil {
+			n++
+		}
+	}
+	if n != 500 {
+		t.Errorf("%d of 500 were taken by one process", n)
+	}
+}
