@@ -121,8 +121,12 @@ func TestBadMessagesSpoilNoBatch(t *testing.T) {
 		t.Fatalf("%d %s", a.status, a.body)
 	}
 	want := []refusedMessage{
-		{1, "userId or anonymousId is missing"}, {2, ""}, {3, `an event's name must not begin with "email": such names are Onda's own`},
-		{4, "type must be one of identify, track, page, screen, group and alias"}, {5, "not a message in JSON: it must not be a number"}, {6, "a message may have 32 KB: too large"},
+		{1, "userId or anonymousId is missing"},
+		{2, ""},
+		{3, `an event's name must not begin with "email": such names are Onda's own`},
+		{4, "type must be one of identify, track, page, screen, group and alias"},
+		{5, "not a message in JSON: it must not be a number"},
+		{6, "a message may have 32 KB: too large"},
 	}
 	if len(got.Errors) > 1 && strings.Contains(got.Errors[1].Detail, "not an email address") && !strings.Contains(got.Errors[1].Detail, "ada") {
 		want[1] = got.Errors[1]

@@ -176,7 +176,7 @@ func TestMachinesAreToldApart(t *testing.T) {
 	}
 	_, reader := w.sent("acme", "reader@example.com", time.Hour)
 	for header, value := range map[string]string{"Sec-Purpose": "prefetch;prerender", "Purpose": "preview", "X-Purpose": "Preview", "X-Moz": "prefetch"} {
-		r, err := http.NewRequest("GET", w.url+c(reader, a), nil)
+		r, err := http.NewRequest(http.MethodGet, w.url+c(reader, a), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

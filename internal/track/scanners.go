@@ -195,7 +195,7 @@ func (l *lists) request(kind, method, agent, from string, prefetched bool) strin
 	if prefetched {
 		return "prefetch"
 	}
-	if method == "HEAD" { //nolint:usestdlibvars // net/http is for http.go
+	if method == "HEAD" {
 		return "head"
 	}
 	if reason := l.network(kind, from); reason != "" {

@@ -234,7 +234,6 @@ func (w *world) served() *counter {
 		w.t.Fatal(err)
 	}
 	s.Config.Handler = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-
 		if r.Method != http.MethodPost {
 			h.ServeHTTP(rw, r)
 			return
