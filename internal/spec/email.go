@@ -289,23 +289,31 @@ func fileName() rule[string] {
 	return scalar("the name of a file beside the document", `^[A-Za-z0-9_][A-Za-z0-9_. /-]*$`, asText)
 }
 
-// inline turns {file: name} into the text of the file.
-func (d *decoder) inline(n *node) bool {
+// fileOf gives the name in {file: name}, and where it stands. ok is false, and an error is noted, where it names none or no file can be read.
+func (d *decoder) fileOf(n *node) (name string, at position, ok bool) {
 	o := &object{d: d, n: n}
-	var name string
 	named := get(o, "file", fileName(), &name, required)
 	o.done()
 	if !named {
-		return false
+		return "", at, false
 	}
-	at := n.get("file")
+	at = n.get("file").position
 	if d.files == nil {
-		d.fail(at.position, "a file cannot be read here")
+		d.fail(at, "a file cannot be read here")
+		return "", at, false
+	}
+	return name, at, true
+}
+
+// inline turns {file: name} into the text of the file.
+func (d *decoder) inline(n *node) bool {
+	name, at, ok := d.fileOf(n)
+	if !ok {
 		return false
 	}
 	text, path, err := d.read(name)
 	if err != nil {
-		d.fail(at.position, "%v", err)
+		d.fail(at, "%v", err)
 		return false
 	}
 	*n = node{position: n.position, kind: textNode, text: text, body: position{file: path, line: 1, col: 1}}

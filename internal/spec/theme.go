@@ -136,16 +136,8 @@ func logoRule() rule[string] {
 
 // image turns {file: name} into a data: URL of the file.
 func (d *decoder) image(n *node) bool {
-	o := &object{d: d, n: n}
-	var name string
-	named := get(o, "file", fileName(), &name, required)
-	o.done()
-	if !named {
-		return false
-	}
-	at := n.get("file").position
-	if d.files == nil {
-		d.fail(at, "a file cannot be read here")
+	name, at, ok := d.fileOf(n)
+	if !ok {
 		return false
 	}
 	kind := map[string]string{".svg": "svg+xml", ".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp"}[strings.ToLower(path.Ext(name))]
