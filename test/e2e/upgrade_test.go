@@ -20,7 +20,7 @@ func TestUpgradeAndBack(t *testing.T) {
 	versions, err := filepath.Glob(filepath.Join(dir, "internal/postgres/migrations/tenant/*.sql"))
 	c.must(err)
 	next := len(versions) + 1
-	name := "000" + string(rune('0'+next)) + "_e2e.sql"
+	name := fmt.Sprintf("%04d_e2e.sql", next)
 	c.must(os.WriteFile(filepath.Join(dir, "internal/postgres/migrations/tenant", name), []byte("-- Of the end-to-end test: what a version that goes before does not know.\nALTER TABLE contact ADD COLUMN e2e text;\n"), 0o644))
 	c.edit(dir, "internal/postgres/postgres.go", fmt.Sprintf("const Schema = %d\n", postgres.Schema), fmt.Sprintf("const Schema = %d\n", next))
 
