@@ -169,6 +169,9 @@ func (env Env) anniversaryOf(t spec.Test) anniversary {
 	}
 	y := anniversary{from: a.Format("01-02"), to: b.Format("01-02")}
 	if y.to == "02-28" && b.AddDate(0, 0, 1).Day() == 1 {
+		if y.from == "02-29" { // from the one to the 28th that stands for the next: a whole year
+			return anniversary{all: true}
+		}
 		y.to = "02-29"
 	}
 	return y

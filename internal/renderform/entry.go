@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -45,20 +44,25 @@ type failed struct {
 	Max       int
 }
 
-// check reads and checks all inputs of a form; the problems are in the order of the inputs.
-func (f *form) check(values url.Values, lang string) (entry, []failed) {
+// check reads and checks all inputs of a form; the problems are in the order of the inputs. What showIf says is as it is at now.
+func (f *form) check(values url.Values, lang string, now time.Time) (entry, []failed) {
 	e := entry{Lang: lang, Fields: map[string]any{}, Values: map[string]string{}, Visitor: values.Get(visitorInput)}
 	if len(e.Visitor) > 100 || strings.ContainsFunc(e.Visitor, func(c rune) bool { return c <= ' ' || c > '~' }) {
 		e.Visitor = ""
 	}
 	var problems []failed
+	conditions := f.conditions(now)
 	for _, in := range f.Inputs {
 		// The address is needed whatever the form says of it: without it a submission would be of nobody.
 		if in.Field == "email" {
 			in.Required, in.ShowIf = true, nil
 		}
-		if in.ShowIf != nil && !f.holds(*in.ShowIf, values) {
-			continue // nobody could see it
+		if in.ShowIf != nil {
+			c, ok := conditions[in.Key()]
+			if ok && !shows(c, &e) {
+				continue // nobody could see it
+			}
+			in.Required = in.Required && ok
 		}
 		if text, limit := f.checkInput(in, values, &e); text != "" {
 			problems = append(problems, failed{in.Key(), text, limit})
@@ -194,57 +198,4 @@ func problemText(err error) string {
 		return "form.problem.text"
 	}
 	return "form.problem.option"
-}
-
-// holds evaluates showIf on what was sent. It knows what is asked of fields; of everything else nothing can be told here, and the input counts as shown.
-func (f *form) holds(p spec.Predicate, values url.Values) bool {
-	switch {
-	case len(p.All) > 0:
-		return !slices.ContainsFunc(p.All, func(q spec.Predicate) bool { return !f.holds(q, values) })
-	case len(p.Any) > 0:
-		return slices.ContainsFunc(p.Any, func(q spec.Predicate) bool { return f.holds(q, values) })
-	case p.Not != nil:
-		return !f.holds(*p.Not, values)
-	case p.Field != nil:
-		return fieldHolds(*p.Field, values[p.Field.Field])
-	}
-	return true
-}
-
-// fieldHolds tells whether a test is true of an answer. A missing one satisfies only isNot, notIn, hasNone and exists: false.
-func fieldHolds(t spec.FieldTest, answer []string) bool {
-	answer = slices.DeleteFunc(slices.Clone(answer), func(s string) bool { return strings.TrimSpace(s) == "" })
-	among := slices.ContainsFunc(t.Values, func(v spec.Value) bool {
-		return slices.ContainsFunc(answer, func(a string) bool { return strings.EqualFold(strings.TrimSpace(a), v.Text) })
-	})
-	switch t.Op {
-	case spec.OpExists:
-		return t.Exists == (len(answer) > 0)
-	case spec.OpIs, spec.OpIn, spec.OpHasAny:
-		return among
-	case spec.OpIsNot, spec.OpNotIn, spec.OpHasNone:
-		return !among
-	default:
-		if len(answer) == 0 {
-			return false
-		}
-		n, err := strconv.ParseFloat(strings.TrimSpace(answer[0]), 64)
-		if err != nil || len(t.Values) == 0 {
-			return true
-		}
-		switch t.Op {
-		case spec.OpGt:
-			return n > t.Values[0].Number
-		case spec.OpGte:
-			return n >= t.Values[0].Number
-		case spec.OpLt:
-			return n < t.Values[0].Number
-		case spec.OpLte:
-			return n <= t.Values[0].Number
-		case spec.OpBetween:
-			return len(t.Values) == 2 && n >= t.Values[0].Number && n <= t.Values[1].Number
-		default:
-			return true
-		}
-	}
 }

@@ -3,6 +3,57 @@ function prepare(form) {
   var bits = Number(form.getAttribute("data-work")), begun = false, done = !bits, waiting = null;
   function field(name) { return form.elements["onda_" + name]; }
 
+  // showIf: what is hidden is not sent. The server compares alike, and has the last word.
+  function each(list, f) { Array.prototype.forEach.call(list, f); }
+  function answers(name, type) {
+    var list = [];
+    each(form.elements, function (e) {
+      var box = e.type === "checkbox";
+      if (e.name !== name || e.disabled) { return; }
+      if (box && type === "boolean") { list.push(String(e.checked)); return; }
+      if ((box || e.type === "radio") && !e.checked) { return; }
+      if (e.value.trim()) { list.push(e.value.trim()); }
+    });
+    return list;
+  }
+  function holds(c) {
+    if (c.all) { return c.all.every(holds); }
+    if (c.any) { return c.any.some(holds); }
+    if (c.not) { return !holds(c.not); }
+    var list = answers(c.field, c.type), as = c.type === "number" ? Number : String;
+    var low = list.map(function (v) { return v.toLowerCase(); });
+    if (c.known || !low.length) { return low.length > 0; }
+    if (c.every) { return c.every.every(function (v) { return low.indexOf(v) >= 0; }); }
+    return list.some(function (v, i) {
+      if (c.in) { return c.in.some(function (w) { return as(w) === as(low[i]); }); }
+      if (c.contains) { return low[i].indexOf(c.contains) >= 0; }
+      if (c.starts) { return low[i].startsWith(c.starts); }
+      if (c.ends) { return low[i].endsWith(c.ends); }
+      if (c.matches) { return new RegExp(c.matches, "u").test(v); }
+      if (c.type === "datetime") { v = (v + ":00").slice(0, 19); }
+      if (c.yearly) { v = v.slice(5, 10); }
+      v = as(v);
+      return (!c.min || v > as(c.min) || !c.above && v === as(c.min)) && (!c.max || v < as(c.max) || !c.below && v === as(c.max));
+    });
+  }
+  var conditional = form.querySelectorAll("[data-show-if]");
+  function show() {
+    each(conditional, function (box) {
+      var shown = holds(JSON.parse(box.getAttribute("data-show-if")));
+      box.hidden = !shown;
+      each(box.querySelectorAll("input, select, textarea"), function (e) {
+        e.disabled = !shown;
+        if (box.hasAttribute("data-required") && e.type !== "checkbox" && e.type !== "radio") { e.required = true; }
+      });
+    });
+  }
+  if (conditional.length) {
+    form.addEventListener("input", show);
+    form.addEventListener("change", show);
+    window.addEventListener("pageshow", show); // a browser may put back what was filled in before
+    show();
+  }
+
   // SHA-256 (FIPS 180-4) of a short ASCII text; gives its first 32 bits. Web Crypto is missing on pages without TLS, and slow for many short texts.
   var K = [], primes = [], n, i;
   for (n = 2; K.length < 64; n++) {

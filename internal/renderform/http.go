@@ -170,7 +170,7 @@ func (s *server) formView(f *form, action, lang string, values url.Values, probl
 	v := f.view(lang, values, problems, func(key string, pairs ...any) string { return s.pages.Text(lang, key, pairs...) })
 	v.Action = action
 	out := page.View{Lang: lang, Title: f.Text(lang, "title"), Brand: f.settings.Title, Theme: f.settings.Theme, Block: "form", Data: v}
-	if v.Work > 0 {
+	if v.Work > 0 || v.Conditional {
 		out.Script = s.form + "prepare(document.querySelector(\"form\"));\n"
 	}
 	if f.Result.Redirect != "" {
@@ -207,6 +207,7 @@ func (s *server) show(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	values := f.prefilled(r)
+	f.setConditions(values, s.now())
 	values.Set(onceInput, newOnce())
 	values.Set(momentInput, k.momentNow(key, s.now()))
 	body := p.fill(values)
@@ -247,6 +248,9 @@ func (s *server) render(ctx context.Context, f *form, as shownAs) (*shown, error
 		if in.Hidden != "" {
 			values.Set(in.Hidden, h.add(in.Hidden))
 		}
+	}
+	for key := range f.conditions(s.now()) {
+		values.Set(ifInput+key, h.add(ifInput+key))
 	}
 	values.Set(onceInput, h.add(onceInput))
 	values.Set(momentInput, h.add(momentInput))
@@ -441,7 +445,7 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 		if f.Protect.Honeypot && values.Get(honeypot) != "" {
 			return f.reject(ctx, tx, in, "honeypot") // the program that fell for it is told nothing
 		}
-		e, wrong := f.check(values, lang)
+		e, wrong := f.check(values, lang, tx.Now())
 		if problems = wrong; len(problems) == 0 {
 			return s.submit(ctx, tx, f, e, in)
 		}
@@ -471,6 +475,7 @@ func (s *server) again(w http.ResponseWriter, r *http.Request, f *form, lang str
 		}
 		values.Set(momentInput, f.moment(key, s.now()))
 	}
+	f.setConditions(values, s.now())
 	action, frames := f.path(), []string(nil)
 	switch {
 	case wantsJSON(r): // it is shown on another site

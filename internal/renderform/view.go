@@ -28,7 +28,7 @@ const (
 // view is what the template of a form shows.
 type view struct {
 	Action, Intro, Submit, Once, Moment, Prefix string
-	Honeypot                                    bool
+	Honeypot, Conditional                       bool
 	Work                                        int    // the zero bits that a proof of work needs; 0 for none
 	Notice                                      string // what is wrong with no single input
 	Inputs                                      []inputView
@@ -38,7 +38,8 @@ type view struct {
 // inputView is one input.
 type inputView struct {
 	ID, Name, Kind, Label, Help, Value, Autocomplete, Problem string
-	Required, Checked                                         bool
+	Required, Optional, Checked                               bool
+	ShowIf                                                    string // the condition for the script of the page; without scripts the input is shown, and not required
 	Max                                                       int
 	Options                                                   []optionView
 }
@@ -72,8 +73,10 @@ func (f *form) view(lang string, values url.Values, problems []failed, text func
 			i.Options[k].ID = i.ID + "-" + i.Options[k].Value
 		}
 		if i.Problem = wrong[in.Key()]; i.Problem != "" {
+			i.ShowIf = "" // what is said of it is not hidden
 			v.Problems = append(v.Problems, i)
 		}
+		v.Conditional = v.Conditional || i.ShowIf != ""
 		v.Inputs = append(v.Inputs, i)
 	}
 	for k, p := range v.Problems {
@@ -86,7 +89,14 @@ func (f *form) view(lang string, values url.Values, problems []failed, text func
 
 func (f *form) input(in spec.Input, lang string, values url.Values, text func(key string, pairs ...any) string) inputView {
 	key := in.Key()
-	i := inputView{Name: key, Value: values.Get(key), Required: in.Required && in.ShowIf == nil || in.Field == "email", Max: in.MaxLength, Kind: string(in.As)}
+	i := inputView{Name: key, Value: values.Get(key), Required: in.Required, Max: in.MaxLength, Kind: string(in.As)}
+	if in.Field == "email" {
+		in.ShowIf, i.Required = nil, true
+	}
+	i.Optional = !i.Required
+	if in.ShowIf != nil {
+		i.ShowIf, i.Required = values.Get(ifInput+key), false
+	}
 	if in.Hidden != "" {
 		i.Kind = "hidden"
 		return i

@@ -398,6 +398,16 @@ func (c *checker) inputField(n *node, name string, as InputType) {
 	}
 }
 
+// showIf checks that what decides on an input is asked for before it: nothing else is known of a visitor.
+func (c *checker) showIf(n *node, p *Predicate, before []string) {
+	p.Walk(func(q *Predicate) {
+		if len(q.All)+len(q.Any) > 0 || q.Not != nil || q.Field != nil && slices.Contains(before, q.Field.Field) {
+			return
+		}
+		c.fail(n.position, "showIf can only ask about fields that the form asks for before this input")
+	})
+}
+
 // immutable refuses to change what is fixed once it is stored.
 func (c *checker) immutable(doc *Document) {
 	f, ok := doc.Doc.(*Field)

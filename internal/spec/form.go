@@ -287,10 +287,20 @@ func (d *decoder) form(f *Form, n *node) {
 	if f.Texts != nil {
 		d.textKeys(f, n)
 	}
+	asked := map[string]bool{}
 	for i, in := range f.Inputs {
-		if in.Consent != "" && i < len(inputs.items) {
-			d.later(func(c *checker) { c.optIn(inputs.items[i], in.Consent, f.Confirm != nil) })
+		if i >= len(inputs.items) {
+			break
 		}
+		at := inputs.items[i]
+		if in.Consent != "" {
+			d.later(func(c *checker) { c.optIn(at, in.Consent, f.Confirm != nil) })
+		}
+		if in.ShowIf != nil {
+			before := sortedKeys(asked)
+			d.later(func(c *checker) { c.showIf(at.get("showIf"), in.ShowIf, before) })
+		}
+		asked[in.Field] = true
 	}
 }
 

@@ -213,6 +213,9 @@ func badCases() []badCase {
 		{"consent without a label", form("  inputs: [{field: email}, {consent: news}]\n  result: {message: ok}\n"), []string{`6:28: "label" is missing: the text that is shown is the proof of consent`}, false},
 		{"double opt-in without confirm", form("  inputs: [{field: email}, {consent: tips, label: ok}]\n  result: {message: ok}\n"), []string{`6:28: the topic "tips" has double opt-in: the form needs a confirm with an email`}, true},
 		{"field that visitors may not write", form("  inputs: [{field: email}, {field: plan, label: ok}]\n  result: {message: ok}\n"), []string{`6:36: the field "plan" is not visitorWritable: a form cannot ask for it`}, true},
+		{"showIf of what is asked later", form("  inputs: [{field: country, showIf: {field: email, exists: true}}, {field: email, showIf: {any: [{field: country, is: NO}, {tag: vip}]}}]\n  result: {message: ok}\n"), []string{
+			`6:37: showIf can only ask about fields that the form asks for before this input`, `6:91: showIf can only ask about fields that the form asks for before this input`,
+		}, true},
 		{"text that is not there", form("  inputs: [{field: email, label: emial}]\n  result: {message: ok}\n"), []string{`6:34: unknown text "emial", did you mean "email"?`}, true},
 		{"text missing in a language", head("Form", "f", "  locales: {default: en, texts: {en: {title: t, submit: s, email: e}, fr: {title: t, submit: s}}}\n  inputs: [{field: email}]\n  result: {redirect: \"https://x.example/\"}\n"), []string{`5:75: the text "email" is missing in fr`}, true},
 		{"confirm by a mail that cannot", form("  inputs: [{field: email}]\n  confirm: {email: hello}\n  result: {message: ok}\n"), []string{
@@ -394,7 +397,7 @@ func goodDocs() []string {
 		head("Email", "full", "  {topic: news, from: \"N <a@x.example>\", replyTo: b@x.example, layout: lay, unknown: resend, utm: {source: s, campaign: \"Spring & sea\"}, subject: \"{{ topic.title }}\", preheader: p, markdown: \"[u]({{ unsubscribe_url }})\", text: t, locales: {fr: {subject: x}, pt-BR: {html: \"{{ unsubscribe_url }}\"}}, variants: [{name: a}, {name: b, weight: 3, subject: \"x {{ contact.country }}\", locales: {fr: {preheader: y}}}]}\n"),
 		form(`  inputs:
     - {field: email, required: true, as: email, label: email, help: ok}
-    - {field: country, as: select, showIf: {field: score, gte: 3}}
+    - {field: country, as: select, showIf: {not: {field: email, endsWith: .no}}}
     - {name: size, type: radio, options: [s, m], label: ok}
     - {name: msg, type: textarea, maxLength: 10, label: ok}
     - {consent: tracking.web, label: ok, required: false}
