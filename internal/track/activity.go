@@ -28,7 +28,7 @@ type visitor struct {
 	web     bool  // who has granted tracking.web
 }
 
-// writeActivities is the write of the gather of activities: contacts, visitors and facts, in a few statements for all.
+// writeActivities stores activities: contacts, visitors and facts, in a few statements for all.
 func (t *Tracker) writeActivities(ctx context.Context, tx *postgres.Tx, all []activity) error {
 	for _, a := range all {
 		*a.activityResult = activityResult{}

@@ -49,7 +49,7 @@ SELECT u.kind, CASE WHEN k.named THEN u.delivery ELSE 0 END, CASE WHEN k.named T
               NOT u.nameless AND (u.kind <> 'view' OR d.tracking = 'full') AND c.id IS NOT NULL AND c.erased_at IS NULL AND s.contact IS NULL AS named) k ON true
  ORDER BY u.n`
 
-// writeHits is the write of the gather of hits.
+// writeHits stores hits.
 func (t *Tracker) writeHits(_ context.Context, tx *postgres.Tx, hits []hit) error {
 	n := len(hits)
 	kind, method, agent, reason := make([]string, n), make([]string, n), make([]string, n), make([]string, n)

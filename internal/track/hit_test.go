@@ -291,19 +291,3 @@ func TestALockedTenantStopsNobodyElse(t *testing.T) {
 		t.Errorf("brava has %d hits, want 5", n)
 	}
 }
-
-// until waits for a condition.
-func until(t *testing.T, ok func() bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-ctx.Done():
-			t.Fatal("it did not come about in 30 s")
-		case <-tick.C:
-		}
-	}
-}

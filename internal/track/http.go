@@ -169,7 +169,7 @@ func (s *server) store(r *http.Request, tenant string, h hit) error {
 		h.reason = s.scanners.now().request(h.kind, r.Method, r.UserAgent(), from, prefetched(r.Header))
 	}
 	h.method, h.agent, h.origin, h.nameless = r.Method, clip(r.UserAgent(), maxAgent), origin, private(r)
-	return s.hits.add(r.Context(), tenant, h)
+	return s.hits.Add(r.Context(), tenant, h)
 }
 
 // prefetched tells whether a browser says that nobody has asked to see this yet.
@@ -601,7 +601,7 @@ func (s *server) segment(w http.ResponseWriter, r *http.Request, call string) er
 		errs[i] = err
 	}
 	if len(list) > 0 {
-		if err := s.activities.add(r.Context(), tenant, list...); err != nil {
+		if err := s.activities.Add(r.Context(), tenant, list...); err != nil {
 			return err
 		}
 	}
@@ -778,7 +778,7 @@ func (s *server) event(w http.ResponseWriter, r *http.Request) error {
 	if nameless {
 		a.visitor = ""
 	}
-	if err := s.activities.add(r.Context(), tenant, a); err != nil {
+	if err := s.activities.Add(r.Context(), tenant, a); err != nil {
 		return err
 	}
 	if a.err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/onda-run/onda/internal/compose"
 	"github.com/onda-run/onda/internal/event"
 	"github.com/onda-run/onda/internal/fn"
+	"github.com/onda-run/onda/internal/groupcommit"
 	"github.com/onda-run/onda/internal/postgres"
 )
 
@@ -58,6 +59,8 @@ func (c *Config) Check() error {
 const workFor = 20 * time.Second
 
 const (
+	commitMost    = 500              // hits, or events, of one commit
+	lockWait      = time.Second      // for a lock, while a visitor waits
 	unknownFor    = 10 * time.Second // what was asked for and is not there is not looked for again
 	partitionsFor = 30 * time.Second // half a partition of facts takes far longer to be written
 )
@@ -67,8 +70,8 @@ type Tracker struct {
 	cfg        Config
 	db         *postgres.DB
 	log        *zap.Logger
-	hits       *gather[hit]
-	activities *gather[activity]
+	hits       *groupcommit.Committer[hit]
+	activities *groupcommit.Committer[activity]
 	links      *cache[linkKey, string]
 	noLinks    *cache[linkKey, struct{}]
 	partitions *cache[string, struct{}] // tenants whose partitions were looked after
@@ -83,9 +86,9 @@ func New(cfg Config, db *postgres.DB, log *zap.Logger) *Tracker {
 		links: newCache[linkKey, string](20_000, 0), noLinks: newCache[linkKey, struct{}](1_000, unknownFor),
 		partitions: newCache[string, struct{}](10_000, partitionsFor),
 	}
-	r := newRoom(cfg.Slots)
-	t.hits = newGather(db, r, hit.size, t.writeHits)
-	t.activities = newGather(db, r, activity.size, t.writeActivities)
+	r := groupcommit.NewRoom(cfg.Slots)
+	t.hits = groupcommit.New(db, r, commitMost, hit.size, t.writeHits)
+	t.activities = groupcommit.New(db, r, commitMost, activity.size, t.writeActivities)
 	return t
 }
 
@@ -212,4 +215,9 @@ func (t *Tracker) due(ctx context.Context, tx *postgres.Tx) (time.Time, error) {
 		at = forget
 	}
 	return at, nil
+}
+
+// within is InTenant for requests of visitors: it waits no longer than a second for a lock, so that a migration of one tenant stops nobody else.
+func within(ctx context.Context, db *postgres.DB, tenant string, f func(ctx context.Context, tx *postgres.Tx) error) error {
+	return db.InTenantUnlocked(ctx, tenant, lockWait, f)
 }

@@ -1,0 +1,316 @@
+// Package groupcommit puts what many requests bring into few commits: as many as wait for a tenant are stored in one transaction.
+//
+// Invariants: whoever adds is answered when it is stored, and not before; what waits is bounded, in number, in memory and in time; one item that cannot be stored fails alone,
+// and one tenant whose tables are locked stops no other.
+package groupcommit
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/onda-run/onda/internal/fn"
+	"github.com/onda-run/onda/internal/postgres"
+)
+
+const (
+	mostPending = 5_000 // that wait for one tenant; more are told to come back
+
+	// Of all tenants together, and of all that share a Room.
+	roomItems = 20_000
+	roomBytes = 8 << 20
+
+	mostWait      = time.Second           // an item begins to be stored by then, or is told to come back
+	commitTimeout = 2 * time.Second       // of one commit
+	lockWait      = time.Second           // for a lock, in a commit
+	probeWait     = 50 * time.Millisecond // for a lock, where the commit before got none
+	lockBreak     = time.Second           // nothing is tried for so long after that
+	lockMemory    = 10 * time.Second      // how long it is known that there was none
+)
+
+var (
+	errBusy   = errors.New("too much waits to be stored for this tenant")
+	errFull   = errors.New("too much waits to be stored")
+	errLate   = errors.New("it waited too long to be stored")
+	errLocked = errors.New("the tenant's tables are locked, by a migration for instance")
+)
+
+// Room bounds what waits in the whole process.
+type Room struct {
+	slots chan struct{} // of commits; a connection each, so that some are left for what reads
+
+	mu           sync.Mutex
+	items, bytes int
+}
+
+// NewRoom is room for at most so many commits at once, each of another tenant and on a connection of its own.
+func NewRoom(slots int) *Room { return &Room{slots: make(chan struct{}, slots)} }
+
+// take reserves room; false when there is not so much.
+func (r *Room) take(items, bytes int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.items+items > roomItems || r.bytes+bytes > roomBytes {
+		return false
+	}
+	r.items += items
+	r.bytes += bytes
+	return true
+}
+
+func (r *Room) give(items, bytes int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.items -= items
+	r.bytes -= bytes
+}
+
+// Committer stores items of one kind: one commit is in flight a tenant, and what comes meanwhile goes into the next. At most as many tenants as the Room has slots
+// commit at once, in turn.
+//
+// A tenant whose tables are locked holds a slot for no longer than lock_timeout and fails alone; after that it is tried once a second, for a moment.
+type Committer[T any] struct {
+	db    *postgres.DB
+	room  *Room
+	most  int           // items of one commit
+	size  func(T) int   // in bytes, in memory
+	wait  time.Duration // mostWait
+	write func(ctx context.Context, tx *postgres.Tx, items []T) error
+
+	mu      sync.Mutex
+	tenants map[string]*queue[T] // a tenant is here while somebody writes for it, and while it is locked
+}
+
+// queue is what waits for one tenant, oldest first.
+type queue[T any] struct {
+	waiting []pending[T]
+	timer   *time.Timer // for the oldest that waits; or to forget that the tenant was locked
+	writing bool
+	locked  bool      // the last commit got no lock
+	shut    time.Time // until then nothing is tried
+}
+
+type pending[T any] struct {
+	item  T
+	bytes int
+	at    time.Time
+	done  chan<- error
+}
+
+// itemError may be the fault of a single item.
+type itemError struct{ error }
+
+func (e itemError) Unwrap() error { return e.error }
+
+// OfItem marks an error of write that may be one item's alone, as those of Postgres about values are: halves are tried, so that it fails alone. Nil stays nil.
+func OfItem(err error) error {
+	if err == nil {
+		return nil
+	}
+	return itemError{err}
+}
+
+// New makes a Committer on a database. most is how many items one commit stores, size how many bytes of memory one takes. write stores items within a transaction; it may be called
+// again with some of them when that fails.
+func New[T any](db *postgres.DB, r *Room, most int, size func(T) int, write func(ctx context.Context, tx *postgres.Tx, items []T) error) *Committer[T] {
+	return &Committer[T]{db: db, room: r, most: most, size: size, wait: mostWait, write: write, tenants: map[string]*queue[T]{}}
+}
+
+// Add stores items of a tenant and returns once they are committed, or tells the sender to come back (fn.Unavailable): at once when there is no room or the tenant's tables are
+// locked, and after a second of waiting. When ctx ends before that, they may be stored all the same.
+func (c *Committer[T]) Add(ctx context.Context, tenant string, items ...T) error {
+	done := make(chan error, len(items))
+	if err := c.enqueue(tenant, items, done); err != nil {
+		return fn.Unavailable(err)
+	}
+	var first error // of a hundred items that wait in vain, one says it for all
+	for range items {
+		select {
+		case err := <-done:
+			first = cmp.Or(first, err)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return first
+}
+
+// enqueue has items wait, and somebody write for the tenant.
+func (c *Committer[T]) enqueue(tenant string, items []T, done chan<- error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	q := c.tenants[tenant]
+	if q == nil {
+		q = &queue[T]{}
+	}
+	bytes := 0
+	for _, item := range items {
+		bytes += c.size(item)
+	}
+	switch {
+	case now.Before(q.shut):
+		return errLocked
+	case len(q.waiting)+len(items) > mostPending:
+		return errBusy
+	case !c.room.take(len(items), bytes):
+		return errFull
+	}
+	c.tenants[tenant] = q
+	if len(q.waiting) == 0 {
+		c.wakeIn(c.wait, tenant, q)
+	}
+	for _, item := range items {
+		q.waiting = append(q.waiting, pending[T]{item, c.size(item), now, done})
+	}
+	if !q.writing {
+		q.writing = true
+		go c.run(tenant, q)
+	}
+	return nil
+}
+
+// wakeIn has a queue looked after. It is called under the lock.
+func (c *Committer[T]) wakeIn(in time.Duration, tenant string, q *queue[T]) {
+	if q.timer == nil {
+		q.timer = time.AfterFunc(in, func() { c.wake(tenant, q) })
+		return
+	}
+	q.timer.Reset(in)
+}
+
+// wake sends away those who waited too long, whose items are not stored, and forgets a tenant whom nobody asked for since it was locked.
+func (c *Committer[T]) wake(tenant string, q *queue[T]) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now, n := time.Now(), 0
+	for n < len(q.waiting) && now.Sub(q.waiting[n].at) >= c.wait {
+		n++
+	}
+	c.answer(q.waiting[:n], fn.Unavailable(errLate))
+	q.waiting = q.waiting[n:]
+	if len(q.waiting) > 0 {
+		c.wakeIn(c.wait-now.Sub(q.waiting[0].at), tenant, q)
+	} else if !q.writing {
+		delete(c.tenants, tenant)
+	}
+}
+
+// answer ends the waiting of items.
+func (c *Committer[T]) answer(items []pending[T], err error) {
+	bytes := 0
+	for i := range items {
+		bytes += items[i].bytes
+		items[i].done <- err
+	}
+	c.room.give(len(items), bytes)
+	clear(items) // the queue's array lives on
+}
+
+// run writes for a tenant until nothing waits any more.
+func (c *Committer[T]) run(tenant string, q *queue[T]) {
+	for again := true; again; {
+		c.room.slots <- struct{}{} // those who wait get it in their order
+		batch, lock := c.next(q)
+		locked := c.commit(tenant, q, batch, lock)
+		<-c.room.slots
+		again = c.done(tenant, q, locked)
+	}
+}
+
+// next takes what the next commit stores, and how long that may wait for a lock.
+func (c *Committer[T]) next(q *queue[T]) ([]pending[T], time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := min(len(q.waiting), c.most)
+	batch := q.waiting[:n:n]
+	q.waiting = q.waiting[n:]
+	if q.locked {
+		return batch, probeWait
+	}
+	return batch, lockWait
+}
+
+// done notes how a commit went, and tells whether there is to be another.
+func (c *Committer[T]) done(tenant string, q *queue[T], locked bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	q.locked = locked
+	if len(q.waiting) > 0 {
+		return true
+	}
+	q.writing = false
+	if locked {
+		c.wakeIn(lockMemory, tenant, q)
+		return false
+	}
+	q.timer.Stop()
+	delete(c.tenants, tenant)
+	return false
+}
+
+// commit stores a batch and answers it, and tells whether a lock stood in the way: then all that waits is sent away. Should one item be the fault of it all, it fails
+// alone: halves are tried.
+func (c *Committer[T]) commit(tenant string, q *queue[T], batch []pending[T], lock time.Duration) (locked bool) {
+	if len(batch) == 0 { // all were late
+		return false
+	}
+	err := c.try(tenant, batch, lock)
+	if err != nil && len(batch) > 1 && isItems(err) {
+		half := len(batch) / 2
+		if c.commit(tenant, q, batch[:half], lock) {
+			c.answer(batch[half:], fn.Unavailable(errLocked))
+			return true
+		}
+		return c.commit(tenant, q, batch[half:], lock)
+	}
+	if locked = sqlState(err) == "55P03"; locked { // lock not available
+		c.mu.Lock()
+		q.shut = time.Now().Add(lockBreak)
+		c.answer(q.waiting, fn.Unavailable(errLocked))
+		q.waiting = nil
+		c.mu.Unlock()
+	}
+	c.answer(batch, err)
+	return locked
+}
+
+func (c *Committer[T]) try(tenant string, batch []pending[T], lock time.Duration) (err error) {
+	defer func() { // it would end the process, and with it what the others wait for
+		if p := recover(); p != nil {
+			err = OfItem(fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
+		}
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
+	defer cancel()
+	items := make([]T, len(batch))
+	for i := range batch {
+		items[i] = batch[i].item
+	}
+	return c.db.InTenantUnlocked(ctx, tenant, lock, func(ctx context.Context, tx *postgres.Tx) error { return c.write(ctx, tx, items) })
+}
+
+// isItems tells whether an error is marked so, or about the values themselves (SQLSTATE 22 data exception, 23 integrity constraint violation).
+func isItems(err error) bool {
+	if errors.As(err, &itemError{}) {
+		return true
+	}
+	code := sqlState(err)
+	return strings.HasPrefix(code, "22") || strings.HasPrefix(code, "23")
+}
+
+// sqlState is Postgres's code of an error; empty for others.
+func sqlState(err error) string {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg.Code
+	}
+	return ""
+}
