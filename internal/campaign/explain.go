@@ -98,8 +98,8 @@ func Explain(ctx context.Context, tx *postgres.Tx, name string, contact int64) (
 // steps is the history of one journey.
 func steps(ctx context.Context, tx *postgres.Tx, v *version, journey int64) ([]Taken, error) {
 	rows, err := tx.Query(ctx, `SELECT s.visit, s.step, s.branch, s.at, coalesce(s.delivery, 0),
-			CASE WHEN s.delivery IS NULL THEN '' ELSE coalesce(d.state, 'queued') END, coalesce(d.reason, '')
-		FROM step s LEFT JOIN delivery d ON d.id = s.delivery WHERE s.journey = $1 ORDER BY s.visit`, journey)
+			CASE WHEN s.delivery IS NULL THEN '' ELSE coalesce(d.state, CASE b.state WHEN 'closed' THEN 'no longer kept' ELSE 'queued' END) END, coalesce(d.reason, '')
+		FROM step s LEFT JOIN delivery d ON d.id = s.delivery LEFT JOIN batch b ON b.id = s.delivery >> 9 WHERE s.journey = $1 ORDER BY s.visit`, journey)
 	if err != nil {
 		return nil, fmt.Errorf("read the history of a journey: %w", err)
 	}

@@ -107,7 +107,7 @@ func RunStatus(ctx context.Context, tx *postgres.Tx, run int64) (Status, error) 
 func (s *Status) mails(ctx context.Context, tx *postgres.Tx, started *time.Time) error {
 	var last *time.Time
 	c := &s.Counts
-	err := tx.QueryRow(ctx, `SELECT coalesce(sum(cardinality(contacts)) FILTER (WHERE attempt = 1), 0), coalesce(sum(sent), 0), coalesce(sum(deferred), 0),
+	err := tx.QueryRow(ctx, `SELECT coalesce(sum(greatest(cardinality(contacts), mark)) FILTER (WHERE attempt = 1), 0), coalesce(sum(sent), 0), coalesce(sum(deferred), 0),
 			coalesce(sum(failed), 0), coalesce(sum(suppressed), 0), coalesce(sum(unknown), 0), max(closed_at)
 		FROM batch WHERE run = $1`, s.ID).Scan(&s.Planned, &c.Sent, &c.Deferred, &c.Failed, &c.Suppressed, &c.Unknown, &last)
 	if err != nil {

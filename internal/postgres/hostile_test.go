@@ -138,7 +138,7 @@ func TestAHostileTenantRunsNothingWithTheRightsOfOthers(t *testing.T) {
 		"CREATE TEMP TABLE batch (id bigint CHECK (pg_temp.tell(id)), contacts bigint[])", "CREATE TEMP TABLE contact (id bigint)",
 		"INSERT INTO pg_temp.batch VALUES (1, '{1}')", "INSERT INTO pg_temp.contact VALUES (1)",
 		"SET search_path = pg_temp, pg_catalog, mallory, onda",
-		"SELECT mallory.ensure_partitions()", "SELECT mallory.update_statistics()", "SELECT onda.identity(), onda.now()",
+		"SELECT mallory.ensure_partitions()", "SELECT mallory.update_statistics()", "SELECT mallory.drop_partition(now(), now())", "SELECT onda.identity(), onda.now()",
 		"INSERT INTO mallory.contact (email) VALUES ('ada@example.com')", "INSERT INTO mallory.fact (kind) VALUES ('x')", "INSERT INTO onda.failure (function, tenant, event, error) VALUES ('x', 'x', '{}', 'x')",
 	)
 

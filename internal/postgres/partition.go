@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"time"
 )
 
 // BatchWidth is how many delivery ids a batch has: a delivery's id is batch<<9 | number.
@@ -23,4 +24,23 @@ func (tx *Tx) UpdateStatistics(ctx context.Context) error {
 		return fmt.Errorf("update statistics: %w", err)
 	}
 	return nil
+}
+
+// RetentionSchema is the tenant migration from which on deliveries and facts are forgotten.
+const RetentionSchema = 11
+
+// DropPartition drops the oldest partition of deliveries, or else of facts, if all of it is from before the time that is given for it (zero: it is kept for ever), no mail in it
+// waits and every reader is past it. dropped says that there may be more. It gives way to whoever has the table at that moment. Call it in a transaction of its own: nobody reads
+// or writes the table until that is over.
+func (tx *Tx) DropPartition(ctx context.Context, deliveries, facts time.Time) (dropped bool, err error) {
+	orNull := func(t time.Time) *time.Time {
+		if t.IsZero() {
+			return nil
+		}
+		return &t
+	}
+	if err := tx.QueryRow(ctx, "SELECT drop_partition($1, $2)", orNull(deliveries), orNull(facts)).Scan(&dropped); err != nil {
+		return false, fmt.Errorf("drop partitions: %w", err)
+	}
+	return dropped, nil
 }

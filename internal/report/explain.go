@@ -31,6 +31,9 @@ type Event struct {
 	What string    `json:"what"`
 }
 
+// NotKept is the state of a mail whose outcome was forgotten.
+const NotKept = "no longer kept"
+
 // Delivery is all that is known about one mail: what caused it, on which consent, what became of it.
 type Delivery struct {
 	ID      int64  `json:"delivery"`
@@ -55,7 +58,7 @@ type Delivery struct {
 	Entered string `json:"entered,omitempty"`
 	// Consent is the ledger's newest entry on the topic when the mail was made, or now if it has not been.
 	Consent *Consent `json:"consent,omitempty"`
-	// State is queued while there is no outcome.
+	// State is queued while there is no outcome, and NotKept, with no contact, when retention.deliveries of the Settings is over.
 	State    string  `json:"state"`
 	Attempt  int     `json:"attempt"`
 	Reason   string  `json:"reason,omitempty"`
@@ -73,12 +76,12 @@ func Explain(ctx context.Context, tx *postgres.Tx, id int64) (*Delivery, error) 
 	var at, retry, delivered, bounced, complained *time.Time
 	var bounceClass string
 	var variants []byte
-	err := tx.QueryRow(ctx, `SELECT b.contacts[$2], e.name, doc.version, CASE WHEN doc.spec->'spec' ? 'variants' THEN doc.spec END, coalesce(doc.spec->'spec'->>'topic', ''), b.run, r.kind, re.name, b.step, r.cause, b.cause, b.planned_at,
-			coalesce(d.state, 'queued'), coalesce(d.attempt, 1), coalesce(d.reason, ''), coalesce(d.class, ''), coalesce(d.code, 0), coalesce(d.status, ''), coalesce(d.detail, ''),
+	err := tx.QueryRow(ctx, `SELECT coalesce(b.contacts[$2], d.contact, 0), e.name, doc.version, CASE WHEN doc.spec->'spec' ? 'variants' THEN doc.spec END, coalesce(doc.spec->'spec'->>'topic', ''), b.run, r.kind, re.name, b.step, r.cause, b.cause, b.planned_at,
+			coalesce(d.state, CASE b.state WHEN 'closed' THEN $4 ELSE 'queued' END), coalesce(d.attempt, 1), coalesce(d.reason, ''), coalesce(d.class, ''), coalesce(d.code, 0), coalesce(d.status, ''), coalesce(d.detail, ''),
 			coalesce(d.tracking, ''), d.at, d.retry_at, d.delivered_at, d.bounced_at, coalesce(d.bounce_class, ''), d.complained_at
 		FROM batch b JOIN document doc ON doc.id = b.email JOIN entity e ON e.id = doc.entity JOIN run r ON r.id = b.run JOIN entity re ON re.id = r.entity
 			LEFT JOIN delivery d ON d.id = $3
-		WHERE b.id = $1 AND b.attempt = 1 AND $2 BETWEEN 1 AND cardinality(b.contacts)`, d.Batch, d.Number, id).
+		WHERE b.id = $1 AND b.attempt = 1 AND $2 BETWEEN 1 AND greatest(cardinality(b.contacts), b.mark)`, d.Batch, d.Number, id, NotKept).
 		Scan(&d.Contact, &d.Email, &d.Version, &variants, &d.Topic, &d.Run, &d.Kind, &d.Name, &d.Step, &d.RunCause, &d.Cause, &d.Planned,
 			&d.State, &d.Attempt, &d.Reason, &d.Class, &d.Code, &d.Status, &d.Detail, &d.Tracking, &at, &retry, &delivered, &bounced, &bounceClass, &complained)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -87,7 +90,7 @@ func Explain(ctx context.Context, tx *postgres.Tx, id int64) (*Delivery, error) 
 	if err != nil {
 		return nil, fmt.Errorf("read delivery %d: %w", id, err)
 	}
-	if variants != nil {
+	if variants != nil && d.Contact != 0 {
 		e, err := spec.DecodeAs[*spec.Email](spec.KindEmail, variants)
 		if err != nil {
 			return nil, fmt.Errorf("explain delivery %d: %w", id, err)
@@ -129,7 +132,7 @@ func (d *Delivery) why(ctx context.Context, tx *postgres.Tx, made *time.Time) er
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return err
 	}
-	if d.Topic == "" {
+	if d.Topic == "" || d.State == NotKept {
 		return nil
 	}
 	c := &Consent{}
@@ -149,7 +152,11 @@ func (d *Delivery) Text(w io.Writer) error {
 	if d.Variant != "" {
 		version += ", variant " + d.Variant
 	}
-	t.line("delivery %d: %s (%s) to contact %d", d.ID, d.Email, version, d.Contact)
+	to := fmt.Sprintf("contact %d", d.Contact)
+	if d.Contact == 0 {
+		to = "a contact that is no longer kept"
+	}
+	t.line("delivery %d: %s (%s) to %s", d.ID, d.Email, version, to)
 	cause := fmt.Sprintf("%s %s, run %d, started by %s", d.Kind, d.Name, d.Run, orUnknown(d.RunCause))
 	if d.Step != "" {
 		cause += ", step " + d.Step
@@ -161,6 +168,8 @@ func (d *Delivery) Text(w io.Writer) error {
 	switch {
 	case d.Topic == "":
 		t.line("  on consent  none: it is transactional")
+	case d.State == NotKept:
+		t.line("  on consent  to %s, which is that of a contact who is no longer kept here", d.Topic)
 	case d.Consent == nil:
 		t.line("  on consent  none to %s", d.Topic)
 	default:
@@ -175,6 +184,9 @@ func (d *Delivery) Text(w io.Writer) error {
 	}
 	if d.Tracking != "" {
 		outcome += ", tracking: " + trackingName(d.Tracking)
+	}
+	if d.State == NotKept {
+		outcome += ": retention.deliveries of the Settings is over"
 	}
 	t.line("  outcome     %s", outcome)
 	for _, e := range d.Events {

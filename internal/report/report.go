@@ -83,6 +83,8 @@ type Report struct {
 	Failed     int64 `json:"failed"`
 	Suppressed int64 `json:"suppressed"`
 	Unknown    int64 `json:"unknown"`
+	// NotKept are those of whom only the counts above are kept, since retention.deliveries of the Settings is over: the rest of the report is of the others.
+	NotKept int64 `json:"notKept,omitempty"`
 	// SuppressedBy is by reason, FailedBy by class and SMTP reply.
 	SuppressedBy []Count `json:"suppressedBy"`
 	FailedBy     []Count `json:"failedBy"`
@@ -169,19 +171,27 @@ func Load(ctx context.Context, tx *postgres.Tx, name string) (*Report, error) {
 }
 
 // ofRun are the deliveries of a run: those planned in its first batches, whatever batches retried them. The bounds let Postgres leave out partitions.
-const ofRun = `b AS (SELECT id, contacts FROM batch WHERE run = $1 AND attempt = 1),
+const ofRun = `b AS (SELECT id, contacts, mark FROM batch WHERE run = $1 AND attempt = 1),
 	d AS (SELECT d.* FROM delivery d JOIN b ON b.id = d.id >> 9
 		WHERE d.id BETWEEN (SELECT min(id) << 9 FROM b) AND (SELECT (max(id) + 1) << 9 FROM b))`
 
 func (r *Report) outcomes(ctx context.Context, tx *postgres.Tx) error {
-	err := tx.QueryRow(ctx, `WITH `+ofRun+` SELECT coalesce((SELECT sum(cardinality(contacts)) FROM b), 0),
+	err := tx.QueryRow(ctx, `WITH `+ofRun+` SELECT coalesce((SELECT sum(greatest(cardinality(contacts), mark)) FROM b), 0), coalesce((SELECT sum(mark) FROM b WHERE contacts = '{}'), 0),
 		count(*) FILTER (WHERE state = 'sent'), count(*) FILTER (WHERE state = 'deferred'), count(*) FILTER (WHERE state = 'failed'),
 		count(*) FILTER (WHERE state = 'suppressed'), count(*) FILTER (WHERE state = 'unknown'),
 		count(delivered_at), count(complained_at),
 		coalesce(extract(epoch FROM max(at) FILTER (WHERE attempt = 1 AND state IN ('sent', 'failed')) - min(at) FILTER (WHERE attempt = 1 AND state IN ('sent', 'failed'))), 0)::float8 FROM d`, r.Run).
-		Scan(&r.Recipients, &r.Sent, &r.Deferred, &r.Failed, &r.Suppressed, &r.Unknown, &r.Delivered, &r.Complaints, &r.Seconds)
+		Scan(&r.Recipients, &r.NotKept, &r.Sent, &r.Deferred, &r.Failed, &r.Suppressed, &r.Unknown, &r.Delivered, &r.Complaints, &r.Seconds)
 	if err != nil {
 		return err
+	}
+	if r.NotKept > 0 {
+		st, err := campaign.RunStatus(ctx, tx, r.Run)
+		if err != nil {
+			return err
+		}
+		c := st.Counts
+		r.Sent, r.Deferred, r.Failed, r.Suppressed, r.Unknown = c.Sent, c.Deferred, c.Failed, c.Suppressed, c.Unknown
 	}
 	r.Queued = r.Recipients - r.Sent - r.Deferred - r.Failed - r.Suppressed - r.Unknown
 	if r.Seconds > 0 {

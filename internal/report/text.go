@@ -34,6 +34,9 @@ func (r *Report) Text(w io.Writer) error {
 	if r.Blast() {
 		t.line("  %s mails a second, for %s", rate(r.Rate), duration(r.Seconds))
 	}
+	if r.NotKept > 0 {
+		t.line("  of %s mails nothing but these counts is kept, and opens, clicks and unsubscribes", comma(r.NotKept))
+	}
 	t.section("WHAT CAME BACK", r.Sent)
 	t.bar("unsubscribes", r.Unsubscribes)
 	t.bar("complaints", r.Complaints)

@@ -442,6 +442,9 @@ func TestWhatIsKeptForAWhile(t *testing.T) {
 	if n := len(w.stats("acme")); n != 1 {
 		t.Errorf("after a year: %d rows of statistics", n)
 	}
+	w.move("acme", 400*24*time.Hour)
+	w.read("acme")
+	w.sweep("acme")
 	if !pgtest.One[bool](t, w.db, "acme", "SELECT at = 'infinity' FROM onda.wakeup WHERE function = 'track'") {
 		t.Error("there is nothing to do, and somebody will be woken")
 	}

@@ -18,8 +18,11 @@ const forgetChunk = 1_000
 type limit struct {
 	what           string
 	before         time.Time // zero: kept for ever
-	forget, oldest string
+	forget, oldest string    // no forget: dropPartition does
 }
+
+// monthMore is by how much longer single rows are kept where a whole partition can be dropped with them; one that took longer to be filled is not waited for.
+const monthMore = "(SELECT coalesce(max(interval '31 days'), '0') FROM oldest_partition('%s'))"
 
 // limits are what the tenant keeps for how long. Messages are kept two days to be told from their repeats. What belongs to contacts and forms is for campaign to forget.
 func (t *Tracker) limits(ctx context.Context, tx *postgres.Tx) ([]limit, error) {
@@ -27,15 +30,9 @@ func (t *Tracker) limits(ctx context.Context, tx *postgres.Tx) ([]limit, error) 
 	if err != nil {
 		return nil, err
 	}
-	now := tx.Now()
-	ago := func(d spec.Duration) time.Time {
-		if d.IsZero() {
-			return time.Time{}
-		}
-		return d.Neg().AddTo(now, settings.Location())
-	}
-	r := settings.Retention
-	return []limit{
+	now, r := tx.Now(), settings.Retention
+	ago := func(d spec.Duration) time.Time { return ago(tx, settings, d) }
+	limits := []limit{
 		{
 			"visitors", ago(r.Visitors),
 			"DELETE FROM visitor WHERE id IN (SELECT id FROM visitor WHERE last_at <= $1 ORDER BY last_at LIMIT $2)",
@@ -56,7 +53,58 @@ func (t *Tracker) limits(ctx context.Context, tx *postgres.Tx) ([]limit, error) 
 			"DELETE FROM allowance WHERE (kind, contact, period) IN (SELECT kind, contact, period FROM allowance WHERE kind LIKE 'message:%' AND period <= $1 LIMIT $2)",
 			"SELECT min(period) FROM allowance WHERE kind LIKE 'message:%'",
 		},
-	}, nil
+	}
+	if tx.Tenant.Schema < postgres.RetentionSchema {
+		return limits, nil
+	}
+	deliveryMore, factMore := fmt.Sprintf(monthMore, "delivery"), fmt.Sprintf(monthMore, "fact")
+	return append(
+		limits,
+		limit{ // mails that wait are kept
+			"deliveries", ago(r.Deliveries),
+			`DELETE FROM delivery WHERE id IN (SELECT id FROM delivery ORDER BY id LIMIT $2) AND at <= $1::timestamptz - ` + deliveryMore + ` AND state <> 'deferred'
+				AND NOT EXISTS (SELECT FROM batch b WHERE b.id = delivery.id >> 9 AND b.state = 'open')`,
+			"SELECT at + " + deliveryMore + " FROM delivery ORDER BY id LIMIT 1",
+		},
+		limit{ // their counts stay
+			"recipients of batches", ago(r.Deliveries),
+			"UPDATE batch SET contacts = '{}' WHERE id IN (SELECT id FROM batch WHERE " + withoutDeliveries + " AND closed_at <= $1 ORDER BY id LIMIT $2)",
+			"SELECT closed_at FROM batch WHERE " + withoutDeliveries + " ORDER BY id LIMIT 1",
+		},
+		limit{ // unless a reader has not come to them
+			"facts", ago(r.Facts),
+			`DELETE FROM fact WHERE id IN (SELECT id FROM fact ORDER BY id LIMIT $2) AND at <= $1::timestamptz - ` + factMore + ` AND NOT EXISTS (SELECT FROM cursor c WHERE (fact.xid, fact.id) > (c.xid, c.id))`,
+			"SELECT at + " + factMore + " FROM fact ORDER BY id LIMIT 1",
+		},
+		limit{"partitions of deliveries", ago(r.Deliveries), "", fmt.Sprintf(lastOfOldest, "delivery")},
+		limit{"partitions of facts", ago(r.Facts), "", fmt.Sprintf(lastOfOldest, "fact")},
+	), nil
+}
+
+// lastOfOldest is when the oldest partition is dropped: a day after the time of its last row.
+const lastOfOldest = "SELECT at + interval '1 day' FROM %[1]s WHERE id < (SELECT hi FROM oldest_partition('%[1]s')) ORDER BY id DESC LIMIT 1"
+
+// withoutDeliveries are closed batches that come before all deliveries that are kept.
+const withoutDeliveries = "cardinality(contacts) > 0 AND state = 'closed' AND id < coalesce((SELECT min(id) >> 9 FROM delivery), 9223372036854775807)"
+
+// ago is from when on rows are kept that are to be kept for a time; zero: for ever.
+func ago(tx *postgres.Tx, settings *spec.Settings, d spec.Duration) time.Time {
+	if d.IsZero() {
+		return time.Time{}
+	}
+	return d.Neg().AddTo(tx.Now(), settings.Location())
+}
+
+// dropPartition forgets a whole partition of deliveries or facts, where one is over. It has a transaction to itself.
+func (t *Tracker) dropPartition(ctx context.Context, tx *postgres.Tx) (again bool, err error) {
+	if tx.Tenant.Schema < postgres.RetentionSchema {
+		return false, nil
+	}
+	settings, err := readSettings(ctx, tx)
+	if err != nil {
+		return false, err
+	}
+	return tx.DropPartition(ctx, ago(tx, settings, settings.Retention.Deliveries), ago(tx, settings, settings.Retention.Facts))
 }
 
 // forget forgets a chunk of each kind of row whose time is over.
@@ -66,7 +114,7 @@ func (t *Tracker) forget(ctx context.Context, tx *postgres.Tx) (again bool, err 
 		return false, err
 	}
 	for _, l := range limits {
-		if l.before.IsZero() {
+		if l.before.IsZero() || l.forget == "" {
 			continue
 		}
 		tag, err := tx.Exec(ctx, l.forget, l.before, forgetChunk)

@@ -161,6 +161,7 @@ func (t *Tracker) Sweep(ctx context.Context, tenant string, draining <-chan stru
 			n, err := t.judgeHits(ctx, tx)
 			return n == judgeChunk, err
 		},
+		t.dropPartition,
 		t.forget,
 	} {
 		for again := true; again; {

@@ -1,0 +1,213 @@
+package track
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/onda-run/onda/internal/campaign"
+	"github.com/onda-run/onda/internal/pgtest"
+	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/report"
+	"github.com/onda-run/onda/internal/token"
+)
+
+const day = 24 * time.Hour
+
+// mailed is a mail that was sent to one of a tenant's contacts, opened and clicked, as it is after everybody has read of it. Its batch was closed as send does it.
+func (w *world) mailed(tenant, address string) (delivery int64) {
+	w.t.Helper()
+	_, delivery = w.sent(tenant, address, time.Hour)
+	pgtest.Exec(w.t, w.db, tenant, "UPDATE batch SET mark = 1, sent = 1, closed_at = onda.now() WHERE id = $1", delivery>>9)
+	w.clicks(tenant, delivery)
+	w.sweep(tenant)
+	return delivery
+}
+
+func (w *world) clicks(tenant string, delivery int64) answer {
+	return w.get("/c/" + w.token(tenant, token.Claims{Purpose: token.Click, Link: w.link(tenant, "https://example.com/a"), Delivery: delivery}))
+}
+
+// read lets all readers come to all facts.
+func (w *world) read(tenant string) {
+	pgtest.Exec(w.t, w.db, tenant, "UPDATE cursor SET xid = pg_current_xact_id(), id = 9223372036854775807")
+}
+
+// nextPartitions lets new batches and facts begin other partitions than those there are.
+func (w *world) nextPartitions(tenant string) {
+	w.t.Helper()
+	w.d.Own(w.t, tenant, "SELECT setval(pg_get_serial_sequence('batch', 'id'), (1 << 24) / 512), setval(pg_get_serial_sequence('fact', 'id'), 1 << 24)")
+	pgtest.In(w.t, w.db, tenant, func(ctx context.Context, tx *postgres.Tx) error { return tx.EnsurePartitions(ctx) })
+}
+
+// kept says what is there of deliveries, facts and the recipients of batches.
+func (w *world) kept(tenant string) string {
+	return pgtest.One[string](w.t, w.db, tenant, `SELECT (SELECT count(*) FROM delivery) || ' deliveries, ' || (SELECT count(*) FROM fact WHERE kind = 'email.clicked') || ' clicks, '
+		|| (SELECT coalesce(sum(cardinality(contacts)), 0) FROM batch) || ' recipients, ' || (SELECT count(*) FROM pg_inherits WHERE inhparent IN ('delivery'::regclass, 'fact'::regclass)) || ' partitions'`)
+}
+
+func (w *world) expectKept(tenant, when, want string) {
+	w.t.Helper()
+	if got := w.kept(tenant); got != want {
+		w.t.Errorf("%s, %s: %s, want %s", tenant, when, got, want)
+	}
+}
+
+func TestPartitionsAreDroppedByRetention(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var old, young, other int64
+	old, other = w.mailed("acme", "ada@example.com"), w.mailed("brava", "ada@example.com")
+	for _, tenant := range []string{"acme", "brava"} {
+		w.nextPartitions(tenant)
+	}
+	w.move("acme", 400*day)
+	young = w.mailed("acme", "bob@example.com")
+	w.read("acme")
+	w.move("acme", 329*day) // 24 months are 730 or 731
+	w.sweep("acme")
+	w.expectKept("acme", "before its time", "2 deliveries, 2 clicks, 2 recipients, 4 partitions")
+
+	w.move("acme", 4*day)
+	pgtest.Exec(t, w.db, "acme", "UPDATE cursor SET xid = '0' WHERE name = 'segment'") // has not come by since
+	w.sweep("acme")
+	w.expectKept("acme", "with facts that a reader has not come to", "1 deliveries, 2 clicks, 1 recipients, 3 partitions")
+	if at := pgtest.One[bool](t, w.db, "acme", "SELECT at < 'infinity' FROM onda.wakeup WHERE function = 'track'"); !at {
+		t.Error("nobody will look again")
+	}
+	w.read("acme")
+	w.sweep("acme")
+	w.expectKept("acme", "when its time is over", "1 deliveries, 1 clicks, 1 recipients, 2 partitions")
+	w.sweep("brava")
+	w.expectKept("brava", "whose clock has not moved", "1 deliveries, 1 clicks, 1 recipients, 4 partitions")
+
+	// What goes on without a delivery.
+	if a := w.clicks("acme", old); a.status != http.StatusFound || a.header.Get("Location") != "https://example.com/a" {
+		t.Errorf("a late click: %d %s", a.status, a.header.Get("Location"))
+	}
+	w.get("/o/" + w.token("acme", token.Claims{Purpose: token.Open, Delivery: old}) + ".gif")
+	w.sweep("acme")
+	if n := pgtest.One[int](t, w.db, "acme", "SELECT count(*) FROM hit WHERE delivery = $1", old); n != 0 {
+		t.Errorf("%d hits have the name of somebody who is no longer kept", n)
+	}
+	if a := w.get("/w/" + w.token("acme", token.Claims{Purpose: token.WebView, Delivery: old})); a.status != http.StatusNotFound {
+		t.Errorf("web view: %d", a.status)
+	}
+	person := pgtest.One[int64](t, w.db, "acme", "SELECT id FROM contact WHERE email = 'ada@example.com'")
+	topic := pgtest.One[int32](t, w.db, "acme", "SELECT id FROM entity WHERE kind = 'Topic' AND name = 'newsletter'")
+	claims := token.Claims{Purpose: token.Unsubscribe, Contact: person, Topic: topic}
+	if a := w.do(http.MethodPost, "/u/"+w.token("acme", claims), "203.0.113.1", browser, map[string][]string{"List-Unsubscribe": {"One-Click"}}); a.status != http.StatusOK {
+		t.Errorf("unsubscribe: %d", a.status)
+	}
+	if s := pgtest.One[string](t, w.db, "acme", "SELECT state FROM subscription WHERE contact = $1 AND purpose = 'newsletter'", person); s != "withdrawn" {
+		t.Errorf("after unsubscribing: %s", s)
+	}
+	claims.Purpose = token.Preferences
+	if a := w.get("/p/" + w.token("acme", claims)); a.status != http.StatusOK {
+		t.Errorf("preferences: %d", a.status)
+	}
+	for tenant, d := range map[string]int64{"acme": old, "brava": other} {
+		var text strings.Builder
+		pgtest.In(t, w.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+			e, err := report.Explain(ctx, tx, d)
+			if err != nil {
+				return err
+			}
+			return e.Text(&text)
+		})
+		if got := strings.Contains(text.String(), "a contact that is no longer kept") && strings.Contains(text.String(), "no longer kept: retention.deliveries"); got != (tenant == "acme") {
+			t.Errorf("%s: explain says that it is no longer kept: %v\n%s", tenant, got, text.String())
+		}
+	}
+	// Counts stay what they were.
+	pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		st, err := campaign.RunStatus(ctx, tx, pgtest.One[int64](t, w.db, "acme", "SELECT run FROM batch WHERE id = $1", young>>9))
+		if err != nil {
+			return err
+		}
+		if st.Planned != 2 || st.Counts.Sent != 2 || st.Queued != 0 {
+			t.Errorf("status: %+v", st)
+		}
+		r, err := report.Load(ctx, tx, "news")
+		if err != nil {
+			return err
+		}
+		if r.Recipients != 2 || r.Sent != 2 || r.Queued != 0 || r.NotKept != 1 || r.Tracked() != 1 || r.ClicksHuman.Mails != 2 {
+			t.Errorf("report: %+v", r)
+		}
+		var text strings.Builder
+		if err := r.Text(&text); err != nil {
+			return err
+		}
+		if !strings.Contains(text.String(), "of 1 mails nothing but these counts is kept") {
+			t.Error(text.String())
+		}
+		return nil
+	})
+}
+
+// A mail that waits, for whatever attempt, keeps its partition; so does somebody who reads at that moment, whom nobody waits behind for long.
+func TestPartitionsGiveWay(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	d := w.mailed("acme", "ada@example.com")
+	w.nextPartitions("acme")
+	w.read("acme")
+	w.move("acme", 735*day)
+	pgtest.Exec(t, w.db, "acme", "UPDATE delivery SET state = 'deferred', retry_at = 'infinity'")
+	w.sweep("acme")
+	w.expectKept("acme", "while a mail waits for another attempt", "1 deliveries, 0 clicks, 1 recipients, 3 partitions")
+	pgtest.Exec(t, w.db, "acme", "UPDATE delivery SET state = 'sent', retry_at = NULL")
+	pgtest.Exec(t, w.db, "acme", "UPDATE batch SET state = 'open' WHERE id = $1", d>>9)
+	w.sweep("acme")
+	w.expectKept("acme", "while its batch is open", "1 deliveries, 0 clicks, 1 recipients, 3 partitions")
+	pgtest.Exec(t, w.db, "acme", "UPDATE batch SET state = 'closed'")
+
+	// A reader that is in no hurry: the sweep ends all the same, and so does a hit that comes meanwhile.
+	reads, done, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+			_, err := tx.Exec(ctx, "SELECT FROM delivery")
+			close(reads)
+			<-done
+			return err
+		})
+	}()
+	<-reads
+	w.sweep("acme")
+	if a := w.clicks("acme", d); a.status != http.StatusFound {
+		t.Errorf("a click beside it: %d", a.status)
+	}
+	w.expectKept("acme", "while somebody reads", "1 deliveries, 0 clicks, 1 recipients, 3 partitions")
+	close(done)
+	<-ended
+	w.sweep("acme")
+	w.expectKept("acme", "afterwards", "0 deliveries, 1 clicks, 0 recipients, 2 partitions")
+}
+
+// Where all is in one partition, rows go one by one, those that wait excepted; and where one took long to be filled.
+func TestOldRowsOfOnePartition(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	applyTo(t, w.db, "acme", fstest.MapFS{"settings.yaml": {Data: []byte("apiVersion: onda/v1\nkind: Settings\nmetadata: {name: settings}\nspec: {retention: {deliveries: 30d, facts: 30d}}\n")}})
+	w.mailed("acme", "ada@example.com")
+	w.move("acme", 20*day)
+	w.mailed("acme", "bob@example.com")
+	w.move("acme", 11*day)
+	w.sweep("acme")
+	w.expectKept("acme", "unread", "1 deliveries, 2 clicks, 1 recipients, 2 partitions")
+	w.read("acme")
+	w.sweep("acme")
+	w.expectKept("acme", "read", "1 deliveries, 1 clicks, 1 recipients, 2 partitions")
+	w.nextPartitions("acme")
+	w.move("acme", 21*day)
+	w.sweep("acme")
+	w.expectKept("acme", "soon to be dropped whole", "0 deliveries, 0 clicks, 0 recipients, 2 partitions")
+	if !pgtest.One[bool](t, w.db, "acme", "SELECT at > '2100-01-01' OR at < onda.now() + interval '400 days' FROM onda.wakeup WHERE function = 'track'") {
+		t.Error("somebody will be woken for nothing")
+	}
+}
