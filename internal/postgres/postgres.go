@@ -115,7 +115,8 @@ func Open(cfg Config) (*DB, error) {
 	if _, named := pc.ConnConfig.RuntimeParams["application_name"]; !named {
 		pc.ConnConfig.RuntimeParams["application_name"] = "onda"
 	}
-	pc.AfterRelease = db.keep
+	// Where a connection is taken, and not where it is given back: pgxpool would do that in its own time, and whoever comes next would open another.
+	pc.PrepareConn = db.keep
 	pc.BeforeClose = func(c *pgx.Conn) {
 		db.mu.Lock()
 		delete(db.visits, c)
@@ -137,10 +138,11 @@ func (db *DB) Tick() time.Duration { return db.tick }
 // Serves tells whether a process with this configuration may serve the tenant at all (see Config.Tenant).
 func (db *DB) Serves(tenant string) bool { return db.only == "" || db.only == tenant }
 
-func (db *DB) keep(c *pgx.Conn) bool {
+// keep tells whether a connection is used on.
+func (db *DB) keep(_ context.Context, c *pgx.Conn) (bool, error) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	return len(db.visits[c]) < visitsPerConn
+	return len(db.visits[c]) < visitsPerConn, nil
 }
 
 func (db *DB) visit(c *pgx.Conn, tenant string) {
