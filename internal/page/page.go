@@ -17,6 +17,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/onda-run/onda/internal/spec"
@@ -30,30 +31,37 @@ type Pages struct {
 	// Preproduction, unless nil, tells whether pages say that they are of a pre-production. It may have to ask, and is false when the context ends before.
 	Preproduction func(ctx context.Context) bool
 
-	templates *template.Template
-	texts     map[string]texts
-	style     string
+	parse func() (parsed, error)
+	style string
 }
 
-// New parses the shell together with a function's own templates: each file of the file system that matches a pattern may define several blocks, which a View
-// names. In them .T gives a text, .Lang the language and .Data what the View brought.
+// parsed are the templates and the texts of all languages.
+type parsed struct {
+	templates *template.Template
+	texts     map[string]texts
+}
+
+// New puts the shell together with a function's own templates: each file of the file system that matches a pattern may define several blocks, which a View
+// names. In them .T gives a text, .Lang the language and .Data what the View brought. They are parsed for the first page: a pixel or a click, which may start a process, shows none.
 func New(own fs.FS, patterns ...string) (*Pages, error) {
 	css, err := files.ReadFile("style.css")
 	if err != nil {
 		return nil, fmt.Errorf("read the pages' style: %w", err)
 	}
-	all, err := readTexts()
-	if err != nil {
-		return nil, err
-	}
-	t, err := template.ParseFS(files, "shell.html")
-	if err == nil && own != nil {
-		t, err = t.ParseFS(own, patterns...)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("parse pages: %w", err)
-	}
-	return &Pages{templates: t, texts: all, style: string(css)}, nil
+	parse := sync.OnceValues(func() (p parsed, err error) {
+		if p.texts, err = readTexts(); err != nil {
+			return p, err
+		}
+		p.templates, err = template.ParseFS(files, "shell.html")
+		if err == nil && own != nil {
+			p.templates, err = p.templates.ParseFS(own, patterns...)
+		}
+		if err != nil {
+			return p, fmt.Errorf("parse pages: %w", err)
+		}
+		return p, nil
+	})
+	return &Pages{parse: parse, style: string(css)}, nil
 }
 
 // hashOf is how a Content-Security-Policy names what may be in a page.
@@ -117,13 +125,17 @@ func (p *Pages) Text(lang, key string, pairs ...any) string {
 
 // textsOf gives the texts of the language, or of its base language, or the English ones.
 func (p *Pages) textsOf(lang string) texts {
+	all, err := p.parse()
+	if err != nil { // it is told where a page is rendered
+		return nil
+	}
 	base, _, _ := strings.Cut(lang, "-")
 	for _, l := range []string{lang, base} {
-		if t, ok := p.texts[l]; ok {
+		if t, ok := all.texts[l]; ok {
 			return t
 		}
 	}
-	return p.texts[Fallback]
+	return all.texts[Fallback]
 }
 
 // Write answers with a page. Nothing is sent when it cannot be rendered: then the answer is a plain 500, and the error is given.
@@ -184,6 +196,10 @@ func (p *Pages) policy(v View) string {
 
 // Render gives the HTML that Write would send, for who keeps it. The view names the language.
 func (p *Pages) Render(ctx context.Context, v View) ([]byte, error) {
+	all, err := p.parse()
+	if err != nil {
+		return nil, err
+	}
 	wait := asking
 	if v.Status == http.StatusServiceUnavailable { // who would answer is away: only what is known already
 		wait = 0
@@ -193,13 +209,13 @@ func (p *Pages) Render(ctx context.Context, v View) ([]byte, error) {
 	}
 	var b bytes.Buffer
 	if v.Block != "" {
-		if err := p.templates.ExecuteTemplate(&b, v.Block, d); err != nil {
+		if err := all.templates.ExecuteTemplate(&b, v.Block, d); err != nil {
 			return nil, fmt.Errorf("render page %s: %w", v.Block, err)
 		}
 		d.Content = template.HTML(b.String()) // made by html/template just now
 		b.Reset()
 	}
-	if err := p.templates.ExecuteTemplate(&b, "shell.html", d); err != nil {
+	if err := all.templates.ExecuteTemplate(&b, "shell.html", d); err != nil {
 		return nil, fmt.Errorf("render page %s: %w", v.Block, err)
 	}
 	return b.Bytes(), nil
@@ -267,13 +283,17 @@ func Name(html, lang, title string) string {
 
 // Fragment renders a view's heading and block without the shell, for pages of others that take it in.
 func (p *Pages) Fragment(ctx context.Context, v View) ([]byte, error) {
+	all, err := p.parse()
+	if err != nil {
+		return nil, err
+	}
 	d := data{View: v, Trial: p.trial(ctx, asking), texts: p.textsOf(v.Lang)}
 	var b bytes.Buffer
-	err := p.templates.ExecuteTemplate(&b, v.Block, d)
+	err = all.templates.ExecuteTemplate(&b, v.Block, d)
 	if err == nil {
 		d.Content = template.HTML(b.String()) // made by html/template just now
 		b.Reset()
-		err = p.templates.ExecuteTemplate(&b, "fragment", d)
+		err = all.templates.ExecuteTemplate(&b, "fragment", d)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("render fragment %s: %w", v.Block, err)
