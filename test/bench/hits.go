@@ -41,7 +41,7 @@ type recorded struct {
 // it is answered. The reference is the same server with a handler that answers the same bytes and stores nothing.
 func prepareHits(purpose token.Purpose, at int) func(ctx context.Context, l *lab) (rounds, error) {
 	return func(ctx context.Context, l *lab) (r rounds, err error) {
-		targets, status, err := l.sentMails(ctx, purpose)
+		sent, err := l.sentMails(ctx, purpose)
 		if err != nil {
 			return r, err
 		}
@@ -52,7 +52,7 @@ func prepareHits(purpose token.Purpose, at int) func(ctx context.Context, l *lab
 		if err != nil {
 			return r, err
 		}
-		file, err := l.record(ctx, "http://"+ours.Address+targets[0])
+		file, err := l.record(ctx, "http://"+ours.Address+sent.targets[0])
 		if err != nil {
 			return r, err
 		}
@@ -64,9 +64,7 @@ func prepareHits(purpose token.Purpose, at int) func(ctx context.Context, l *lab
 		r.limits = []*limit{slowest}
 		ask := func(to string) ([]time.Duration, float64, error) {
 			began := time.Now()
-			took, err := load(ctx, to, at, hitCount, status, func(n int) string {
-				return fmt.Sprintf("GET %s HTTP/1.1\r\nHost: %s\r\nX-Forwarded-For: 192.0.2.%d\r\nUser-Agent: %s\r\n\r\n", targets[n%len(targets)], to, n%250+1, agent)
-			})
+			took, err := load(ctx, to, at, hitCount, sent.status, func(n int) string { return sent.hitOf(n, to) })
 			return took, hitCount / time.Since(began).Seconds(), err
 		}
 		r.ours = func(ctx context.Context) (float64, error) {
@@ -94,34 +92,58 @@ func prepareHits(purpose token.Purpose, at int) func(ctx context.Context, l *lab
 	}
 }
 
-// sentMails makes 10,000 mails that were sent, and gives the path of each one's pixel or link, and the status of its answer.
-func (l *lab) sentMails(ctx context.Context, purpose token.Purpose) (targets []string, status int, err error) {
+// sentMails are mails that were sent: each one's delivery, the path of its pixel or link, and the status of the answer there.
+type sentMails struct {
+	deliveries []int64
+	targets    []string
+	status     int
+}
+
+// sentMails makes 10,000 mails that were sent.
+func (l *lab) sentMails(ctx context.Context, purpose token.Purpose) (s sentMails, err error) {
 	if err := l.apply(ctx, mailDocuments()); err != nil {
-		return nil, 0, err
+		return s, err
 	}
 	err = l.exec(ctx,
 		`INSERT INTO contact (email) SELECT 'u' || n || '@example.org' FROM generate_series(1, 10000) n`,
 		`INSERT INTO subscription (contact, purpose, state, consent, at) SELECT id, p, 'granted', 0, onda.now() FROM contact, unnest('{news,tracking.email}'::text[]) p`,
-		`INSERT INTO run (kind, entity, document, state) SELECT 'broadcast', e.id, e.current, 'running' FROM entity e WHERE e.kind = 'Email'`,
-		`INSERT INTO batch (run, step, email, contacts, state) SELECT r.id, 'send', r.document, c.ids, 'closed'
-			FROM run r, (SELECT array_agg(id ORDER BY id) AS ids FROM contact GROUP BY id / 500) c`,
-		`INSERT INTO delivery (id, contact, state, tracking) SELECT b.id << 9 | u.n, u.id, 'sent', 'full' FROM batch b, unnest(b.contacts) WITH ORDINALITY u (id, n)`)
+		`INSERT INTO run (kind, entity, document, state) SELECT 'broadcast', e.id, e.current, 'running' FROM entity e WHERE e.kind = 'Email'`)
 	if err != nil {
-		return nil, 0, err
+		return s, err
+	}
+	return l.moreMails(ctx, purpose, 10_000)
+}
+
+// moreMails sends so many mails, or somewhat more, to the contacts that there are.
+func (l *lab) moreMails(ctx context.Context, purpose token.Purpose, n int) (s sentMails, err error) {
+	last, err := l.one(ctx, "SELECT coalesce(max(id), 0)::bigint FROM batch")
+	if err != nil {
+		return s, err
+	}
+	err = l.exec(ctx,
+		fmt.Sprintf(`INSERT INTO batch (run, step, email, contacts, state) SELECT r.id, 'send', r.document, c.ids, 'closed'
+			FROM run r, (SELECT array_agg(id ORDER BY id) AS ids FROM contact GROUP BY id / 500) c, generate_series(1, %d)`, (n+9_999)/10_000),
+		fmt.Sprintf(`INSERT INTO delivery (id, contact, state, tracking) SELECT b.id << 9 | u.n, u.id, 'sent', 'full' FROM batch b, unnest(b.contacts) WITH ORDINALITY u (id, n) WHERE b.id > %d`, last))
+	if err != nil {
+		return s, err
 	}
 	if err := l.refresh(ctx); err != nil {
-		return nil, 0, err
+		return s, err
 	}
-	err = l.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+	s.status = http.StatusOK
+	if purpose == token.Click {
+		s.status = http.StatusFound
+	}
+	err = l.db.InTenant(ctx, l.tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		keys, err := tx.Keys(ctx)
 		if err != nil {
 			return err
 		}
 		key, ok := keys.Tokens.Current()
 		if !ok {
-			return fmt.Errorf("tenant %s has no key", tenant)
+			return fmt.Errorf("tenant %s has no key", l.tenant)
 		}
-		rows, err := tx.Query(ctx, "SELECT d.id, (SELECT min(id) FROM link)::bigint FROM delivery d ORDER BY d.id")
+		rows, err := tx.Query(ctx, "SELECT d.id, (SELECT min(id) FROM link)::bigint FROM delivery d WHERE d.id >= ($1::bigint + 1) << 9 ORDER BY d.id", last)
 		if err != nil {
 			return fmt.Errorf("read deliveries: %w", err)
 		}
@@ -133,15 +155,17 @@ func (l *lab) sentMails(ctx context.Context, purpose token.Purpose) (targets []s
 				c.Link, path = link, "/c/%s"
 			}
 			tok, err := token.Sign(key, c)
-			targets = append(targets, fmt.Sprintf(path, tok))
+			s.deliveries, s.targets = append(s.deliveries, delivery), append(s.targets, fmt.Sprintf(path, tok))
 			return err
 		})
 		return err
 	})
-	if purpose == token.Click {
-		return targets, http.StatusFound, err
-	}
-	return targets, http.StatusOK, err
+	return s, err
+}
+
+// hitOf is the request of a mail's pixel or link.
+func (s sentMails) hitOf(n int, to string) string {
+	return fmt.Sprintf("GET %s HTTP/1.1\r\nHost: %s\r\nX-Forwarded-For: 192.0.2.%d\r\nUser-Agent: %s\r\n\r\n", s.targets[n%len(s.targets)], to, n%250+1, agent)
 }
 
 // record writes what is answered at a URL into a file.

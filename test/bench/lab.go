@@ -28,6 +28,7 @@ type lab struct {
 	sink     string // takes the events that functions publish
 	profiles string
 	db       *postgres.DB
+	tenant   string
 	side     *side
 	mails    int    // of a round of sending
 	plot     string // file for a plot of the rate of sending; empty for none
@@ -37,7 +38,7 @@ type lab struct {
 }
 
 func newLab(ctx context.Context, server, profiles, plot string, mails int) (l *lab, err error) {
-	l = &lab{profiles: profiles, plot: plot, mails: mails}
+	l = &lab{tenant: tenant, profiles: profiles, plot: plot, mails: mails}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.close())
@@ -118,7 +119,7 @@ func (l *lab) close() error {
 // exec runs statements of the tenant, each in a transaction of its own.
 func (l *lab) exec(ctx context.Context, statements ...string) error {
 	for _, sql := range statements {
-		err := l.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		err := l.db.InTenant(ctx, l.tenant, func(ctx context.Context, tx *postgres.Tx) error {
 			_, err := tx.Exec(ctx, sql)
 			return err
 		})
@@ -132,7 +133,7 @@ func (l *lab) exec(ctx context.Context, statements ...string) error {
 // own runs statements in the tenant's schema as its owner: a tenant's role makes and truncates no table.
 func (l *lab) own(ctx context.Context, statements ...string) error {
 	return l.super(ctx, func(conn *pgx.Conn) error {
-		for _, sql := range append([]string{"SET ROLE onda_owner", "SET search_path = " + tenant}, statements...) {
+		for _, sql := range append([]string{"SET ROLE onda_owner", "SET search_path = " + l.tenant}, statements...) {
 			if _, err := conn.Exec(ctx, sql); err != nil {
 				return fmt.Errorf("%s: %w", sql, err)
 			}
@@ -164,14 +165,14 @@ func superOne[T any](ctx context.Context, l *lab, sql string) (v T, err error) {
 
 // one reads a number.
 func (l *lab) one(ctx context.Context, sql string, args ...any) (n int64, err error) {
-	err = l.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error { return tx.QueryRow(ctx, sql, args...).Scan(&n) })
+	err = l.db.InTenant(ctx, l.tenant, func(ctx context.Context, tx *postgres.Tx) error { return tx.QueryRow(ctx, sql, args...).Scan(&n) })
 	return n, err
 }
 
 // timed runs one statement of the tenant and gives how long it took, the commit included.
 func (l *lab) timed(ctx context.Context, sql string, args ...any) (rows int64, took time.Duration, err error) {
 	began := time.Now()
-	err = l.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+	err = l.db.InTenant(ctx, l.tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		tag, err := tx.Exec(ctx, sql, args...)
 		rows = tag.RowsAffected()
 		return err
@@ -189,7 +190,7 @@ func (l *lab) apply(ctx context.Context, documents string) (err error) {
 	if err := os.WriteFile(filepath.Join(dir, "all.yaml"), []byte(documents), 0o600); err != nil {
 		return fmt.Errorf("write documents: %w", err)
 	}
-	return l.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+	return l.db.InTenant(ctx, l.tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		set, err := apply.Load(ctx, tx, os.DirFS(dir))
 		if err != nil {
 			return err

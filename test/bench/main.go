@@ -22,6 +22,7 @@ import (
 
 	"github.com/onda-run/onda/internal/fn"
 	"github.com/onda-run/onda/internal/token"
+	"github.com/onda-run/onda/internal/track"
 )
 
 // gogc is what functions run with where nothing else is set; the references get the same.
@@ -38,6 +39,8 @@ type path struct {
 	memory float64
 	// prepare makes what is measured, on an empty database.
 	prepare func(ctx context.Context, l *lab) (rounds, error)
+	// least is how many rounds there are at least.
+	least int
 }
 
 // rounds are the two sides of a path. Each call is one round and gives how many units a second.
@@ -94,6 +97,7 @@ func paths() []path {
 		{name: "pixel-256", unit: "hits/s", goal: 0.45, memory: 60, prepare: prepareHits(token.Open, 256)},
 		{name: "click", unit: "hits/s", goal: 0.45, memory: 60, prepare: prepareHits(token.Click, clients)},
 		{name: "click-256", unit: "hits/s", goal: 0.45, memory: 60, prepare: prepareHits(token.Click, 256)},
+		{name: "cold", unit: "starts/s", least: 30, prepare: prepareCold},
 		{name: "batch", unit: "events/s", goal: 0.5, memory: 60, prepare: prepareBatch},
 		{name: "form-page", unit: "pages/s", goal: 0.6, prepare: prepareFormPage},
 		{name: "form-submit", unit: "forms/s", goal: 0.5, prepare: prepareFormSubmit},
@@ -116,6 +120,10 @@ func main() {
 			serve = serveSender
 		case "bare":
 			serve = func() error { return serveBare(os.Stdin, os.Stdout) }
+		case "track-alone":
+			fn.Main("track", track.Build)
+		case "reference-alone":
+			fn.Main("reference", buildReference)
 		}
 		if err := serve(); err != nil {
 			_, _ = fmt.Fprintf(os.Stderr, "bench: %s: %v\n", name, err)
@@ -226,7 +234,7 @@ func measure(ctx context.Context, p path, url, profiles, plot string, n, mails i
 	if err != nil {
 		return m, err
 	}
-	for i := range n {
+	for i := range max(n, p.least) {
 		for _, side := range []struct {
 			name string
 			do   func(context.Context) (float64, error)
@@ -243,7 +251,9 @@ func measure(ctx context.Context, p path, url, profiles, plot string, n, mails i
 		}
 	}
 	m.beside, m.limits = r.beside, r.limits
-	m.memory, err = l.side.end()
+	if l.side != nil {
+		m.memory, err = l.side.end()
+	}
 	return m, err
 }
 
