@@ -80,7 +80,7 @@ func (t *Tracker) foldCounted(ctx context.Context, tx *postgres.Tx, hits []store
 		if h.Run == 0 {
 			h.Run, h.Step = runs[h.Link].run, runs[h.Link].step
 		}
-		h.Verdict, h.Reason = lists.judge(*h, nil, mail{})
+		h.Verdict, h.Reason = lists.judge(*h, &evidence{}, mail{})
 	}
 	tally(stats, hits, 1)
 	if _, err := tx.Exec(ctx, "DELETE FROM hit WHERE id = ANY ($1)", ids); err != nil {

@@ -1,7 +1,6 @@
 package track
 
 import (
-	"bytes"
 	"cmp"
 	"slices"
 	"time"
@@ -51,20 +50,20 @@ type mail struct {
 
 // judge gives the verdict on one hit by everything that is known of its delivery at this moment, and by nothing else: not by the verdict of before, nor by the order in which hits came in. So
 // later evidence revises it, either way. Only when what it rested on is forgotten (retention.go), it stays.
-func (l *lists) judge(h stored, all []stored, m mail) (verdict, reason string) {
+func (l *lists) judge(h stored, e *evidence, m mail) (verdict, reason string) {
 	if h.Verdict != nobody && h.Agent == "" && h.Origin == nil {
 		return h.Verdict, h.Reason
 	}
 	reason = l.own(h)
 	switch {
 	case reason != "":
-	case besideUnseen(h, all):
+	case e.besideUnseen(h):
 		reason = unseen
 	case !m.sent.IsZero() && early(h.At.Sub(m.sent), m.again):
 		reason = "too-soon"
-	case inBurst(h, all, m.links):
+	case e.inBurst(h):
 		reason = "burst"
-	case probed(h, all):
+	case e.probed(h):
 		reason = "probe"
 	default:
 		return human, ""
@@ -75,10 +74,10 @@ func (l *lists) judge(h stored, all []stored, m mail) (verdict, reason string) {
 // revise gives the hits of one delivery with the verdicts of now, and adds to stats what they change. One that is still held is evidence, no more.
 func (l *lists) revise(hits []stored, due map[int64]bool, m mail, stats map[statKey]count) []stored {
 	tally(stats, hits, -1)
-	after := slices.Clone(hits)
+	after, e := slices.Clone(hits), gatherEvidence(hits, m.links)
 	for i, h := range hits {
 		if h.Verdict != nobody || due[h.ID] {
-			after[i].Verdict, after[i].Reason = l.judge(h, hits, m)
+			after[i].Verdict, after[i].Reason = l.judge(h, e, m)
 		}
 	}
 	tally(stats, after, 1)
@@ -106,37 +105,89 @@ func early(after time.Duration, again bool) bool {
 	return after < tooSoon && (!again || after > -tooSoon)
 }
 
-// besideUnseen tells whether the hit is of a program that followed the link that people cannot see.
-func besideUnseen(h stored, all []stored) bool {
-	for _, o := range all {
-		if o.Kind != kindClick || o.Link != 0 {
-			continue
-		}
-		switch apart := absolute(o.At.Sub(h.At)); {
-		case apart <= swarmSpan && h.Kind == kindClick, apart <= probeSpan && len(h.Origin) > 0 && bytes.Equal(o.Origin, h.Origin):
-			return true
-		}
-	}
-	return false
+// evidence is what the hits of one delivery say of each other. There may be very many, of a link that was passed on or of somebody who means harm: so each is looked at by its time, not
+// beside every other one.
+type evidence struct {
+	unseen                      times            // when the link that people cannot see was requested
+	bursts                      times            // when a burst began
+	unseenOf, headsOf, clicksOf map[string]times // by where they came from
 }
 
-// inBurst tells whether the hit is part of what a scanner does: all links of the mail (or three, where there are more) within two seconds. An open counts
-// as part of it when it came from the same place.
-func inBurst(h stored, all []stored, links int) bool {
-	need := min(max(links, 2), 3)
-	for _, first := range all {
-		if first.Kind != kindClick || first.At.After(h.At) && h.Kind == kindClick || absolute(first.At.Sub(h.At)) > burstSpan {
+// times are in order.
+type times []time.Time
+
+// any tells whether one of them is between two others.
+func (t times) any(from, to time.Time) bool {
+	i, _ := slices.BinarySearchFunc(t, from, time.Time.Compare)
+	return i < len(t) && !t[i].After(to)
+}
+
+// near tells whether one of them is at most so far from another.
+func (t times) near(at time.Time, span time.Duration) bool { return t.any(at.Add(-span), at.Add(span)) }
+
+// gatherEvidence looks at all hits of a delivery, whose email has so many links. A burst is what a scanner does: all links of the mail (or three, where there are more) within two seconds.
+func gatherEvidence(all []stored, links int) *evidence {
+	e := &evidence{unseenOf: map[string]times{}, headsOf: map[string]times{}, clicksOf: map[string]times{}}
+	all = slices.Clone(all)
+	slices.SortFunc(all, func(a, b stored) int { return a.At.Compare(b.At) })
+	var clicks []stored
+	for _, h := range all {
+		from := string(h.Origin)
+		if h.Method == "HEAD" { //nolint:usestdlibvars // net/http is for http.go
+			e.headsOf[from] = append(e.headsOf[from], h.At)
+		}
+		if h.Kind != kindClick {
 			continue
 		}
-		seen := map[int64]bool{}
-		near := h.Kind == kindClick
-		for _, c := range all {
-			if c.Kind == kindClick && !c.At.Before(first.At) && c.At.Sub(first.At) <= burstSpan {
-				seen[c.Link] = true
-				near = near || len(h.Origin) > 0 && bytes.Equal(c.Origin, h.Origin)
-			}
+		clicks = append(clicks, h)
+		e.clicksOf[from] = append(e.clicksOf[from], h.At)
+		if h.Link == 0 {
+			e.unseen, e.unseenOf[from] = append(e.unseen, h.At), append(e.unseenOf[from], h.At)
 		}
-		if len(seen) >= need && near {
+	}
+	need := min(max(links, 2), 3)
+	followed := map[int64]int{} // how often each link was, within the time that a burst takes
+	for next, first := 0, 0; first < len(clicks); first++ {
+		for ; next < len(clicks) && clicks[next].At.Sub(clicks[first].At) <= burstSpan; next++ {
+			followed[clicks[next].Link]++
+		}
+		if len(followed) >= need {
+			e.bursts = append(e.bursts, clicks[first].At)
+		}
+		if link := clicks[first].Link; followed[link] == 1 {
+			delete(followed, link)
+		} else {
+			followed[link]--
+		}
+	}
+	return e
+}
+
+// besideUnseen tells whether the hit is of a program that followed the link that people cannot see.
+func (e *evidence) besideUnseen(h stored) bool {
+	return h.Kind == kindClick && e.unseen.near(h.At, swarmSpan) || len(h.Origin) > 0 && e.unseenOf[string(h.Origin)].near(h.At, probeSpan)
+}
+
+// inBurst tells whether the hit is part of a burst. An open counts as part of it when it came from the same place.
+func (e *evidence) inBurst(h stored) bool {
+	before, after := h.At.Add(-burstSpan), h.At.Add(burstSpan)
+	if h.Kind == kindClick {
+		return e.bursts.any(before, h.At)
+	}
+	if len(h.Origin) == 0 || !e.bursts.any(before, after) {
+		return false
+	}
+	clicks := e.clicksOf[string(h.Origin)]
+	first, _ := slices.BinarySearchFunc(clicks, before, time.Time.Compare)
+	for _, click := range clicks[first:] {
+		if click.After(after.Add(burstSpan)) {
+			break
+		}
+		began := click.Add(-burstSpan)
+		if began.Before(before) {
+			began = before
+		}
+		if last := min(click.Sub(h.At), burstSpan); e.bursts.any(began, h.At.Add(last)) {
 			return true
 		}
 	}
@@ -144,16 +195,9 @@ func inBurst(h stored, all []stored, links int) bool {
 }
 
 // probed tells whether a HEAD came from where the hit came from, about the same time.
-func probed(h stored, all []stored) bool {
-	for _, o := range all {
-		if o.Method == "HEAD" && len(h.Origin) > 0 && bytes.Equal(o.Origin, h.Origin) && absolute(o.At.Sub(h.At)) <= probeSpan { //nolint:usestdlibvars // net/http is for http.go
-			return true
-		}
-	}
-	return false
+func (e *evidence) probed(h stored) bool {
+	return len(h.Origin) > 0 && e.headsOf[string(h.Origin)].near(h.At, probeSpan)
 }
-
-func absolute(d time.Duration) time.Duration { return max(d, -d) }
 
 // statKey is a row of stat.
 type statKey struct {

@@ -1,6 +1,7 @@
 package track
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -216,7 +217,7 @@ func TestConfusion(t *testing.T) {
 				if s.mine != nil && !s.mine[j] {
 					continue
 				}
-				verdict, reason := lists.judge(h, s.hits, mail{sent: s.sent, links: 8})
+				verdict, reason := lists.judge(h, gatherEvidence(s.hits, 8), mail{sent: s.sent, links: 8})
 				if r.reasons[reason]++; verdict == human {
 					r.asHuman++
 				} else {
@@ -317,4 +318,71 @@ func TestAnyOrder(t *testing.T) {
 			t.Error(diff)
 		}
 	})
+}
+
+// beside is evidence read naively: each hit beside every other one.
+func beside(h stored, all []stored, links int) (unseen, burst, probed bool) {
+	within := func(a, b stored, span time.Duration) bool { return a.At.Sub(b.At).Abs() <= span }
+	same := func(a, b stored) bool { return len(a.Origin) > 0 && bytes.Equal(a.Origin, b.Origin) }
+	for _, o := range all {
+		probed = probed || o.Method == "HEAD" && same(o, h) && within(o, h, probeSpan)
+		if o.Kind != kindClick {
+			continue
+		}
+		unseen = unseen || o.Link == 0 && (h.Kind == kindClick && within(o, h, swarmSpan) || same(o, h) && within(o, h, probeSpan))
+		if !within(o, h, burstSpan) || h.Kind == kindClick && o.At.After(h.At) {
+			continue
+		}
+		followed, near := map[int64]bool{}, h.Kind == kindClick
+		for _, c := range all {
+			if c.Kind == kindClick && !c.At.Before(o.At) && within(c, o, burstSpan) {
+				followed[c.Link] = true
+				near = near || same(c, h)
+			}
+		}
+		burst = burst || near && len(followed) >= min(max(links, 2), 3)
+	}
+	return unseen, burst, probed
+}
+
+// TestEvidence holds that evidence by times is the one of each hit beside every other.
+func TestEvidence(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		links := rapid.IntRange(0, 4).Draw(t, "links")
+		hits := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) stored {
+			return stored{
+				Kind: rapid.SampledFrom([]string{kindOpen, kindClick, kindClick, kindView}).Draw(t, "kind"), Method: rapid.SampledFrom([]string{"GET", "GET", "HEAD"}).Draw(t, "method"),
+				Link: int64(rapid.IntRange(0, 4).Draw(t, "link")), Origin: []byte(rapid.SampledFrom([]string{"192.0.2.1", "192.0.2.2", ""}).Draw(t, "from")),
+				At: time.Unix(1_800_000_000, 0).Add(time.Duration(rapid.OneOf(rapid.IntRange(0, 24), rapid.IntRange(0, 300)).Draw(t, "at")) * 500 * time.Millisecond),
+			}
+		}), 0, 12).Draw(t, "hits")
+		e := gatherEvidence(hits, links)
+		for i, h := range hits {
+			unseen, burst, probed := beside(h, hits, links)
+			if e.besideUnseen(h) != unseen || e.inBurst(h) != burst || e.probed(h) != probed {
+				t.Fatalf("hit %d: unseen %t, burst %t, probed %t; read naively %t, %t, %t", i, e.besideUnseen(h), e.inBurst(h), e.probed(h), unseen, burst, probed)
+			}
+		}
+	})
+}
+
+// TestManyHitsOfOneDelivery would take hours, were each looked at beside every other one, and that for each of them: whoever has a link can request it as often as they like.
+func TestManyHitsOfOneDelivery(t *testing.T) {
+	t.Parallel()
+	lists := newScanners("", zap.NewNop()).now()
+	start := time.Date(2026, 11, 24, 9, 0, 0, 0, time.UTC)
+	hits, due := make([]stored, 30_000), map[int64]bool{}
+	for i := range hits {
+		hits[i] = stored{
+			ID: int64(i + 1), Kind: []string{kindClick, kindOpen}[i%2], Delivery: 513, Run: 1, Link: int64(i % 2), Method: "GET", Agent: edge, Origin: []byte{1}, At: start.Add(time.Duration(i) * time.Millisecond),
+		}
+		due[hits[i].ID] = true
+	}
+	stats := map[statKey]count{}
+	for _, h := range lists.revise(hits, due, mail{links: 2}, stats) {
+		if h.Verdict == nobody {
+			t.Fatalf("hit %d was not judged", h.ID)
+		}
+	}
 }
