@@ -77,7 +77,7 @@ func ChangedIDs(recorded []Recorded) (ids []int64) {
 // Any number of entries is a few statements. The result has one element for each entry, in order.
 //
 // The projection of a contact and purpose is the last entry by time; an import counts as older than all others, and a request (pending) does not take away what
-// is granted. So late and repeated entries are harmless. An entry that is there already is not written again: the same state, basis and proof at the same time or,
+// is granted, nor a refusal of tracking: anybody can make one with somebody's address. So late and repeated entries are harmless. An entry that is there already is not written again: the same state, basis and proof at the same time or,
 // when At is zero or the basis is an import, at any time if it would change nothing. While the address is suppressed by a complaint no topic is granted: the ledger then says
 // that the complaint withdrew it. Where in a file an import's entry was ("file" and "row" of its proof) does not make it another.
 func Record(ctx context.Context, tx *postgres.Tx, drainer string, entries ...Consent) ([]Recorded, error) {
@@ -272,9 +272,9 @@ const fold = `u AS (SELECT * FROM unnest($1::bigint[], $2::text[]) u(contact, pu
 		SELECT DISTINCT ON (contact, purpose) * FROM entry WHERE state = 'pending' ORDER BY contact, purpose, at DESC, id DESC
 	), verdict AS (
 		SELECT u.contact, u.purpose,
-		       CASE WHEN d.state IS NULL OR d.state = 'withdrawn' AND a.at > d.at THEN a.state ELSE d.state END AS state,
-		       CASE WHEN d.state IS NULL OR d.state = 'withdrawn' AND a.at > d.at THEN a.id ELSE d.id END AS consent,
-		       CASE WHEN d.state IS NULL OR d.state = 'withdrawn' AND a.at > d.at THEN a.happened ELSE d.happened END AS happened,
+		       CASE WHEN d.state IS NULL OR d.state = 'withdrawn' AND a.at > d.at AND u.purpose NOT LIKE 'tracking.%' THEN a.state ELSE d.state END AS state,
+		       CASE WHEN d.state IS NULL OR d.state = 'withdrawn' AND a.at > d.at AND u.purpose NOT LIKE 'tracking.%' THEN a.id ELSE d.id END AS consent,
+		       CASE WHEN d.state IS NULL OR d.state = 'withdrawn' AND a.at > d.at AND u.purpose NOT LIKE 'tracking.%' THEN a.happened ELSE d.happened END AS happened,
 		       greatest(d.at, a.at) AS latest
 		  FROM u LEFT JOIN decisive d USING (contact, purpose) LEFT JOIN asked a USING (contact, purpose))`
 

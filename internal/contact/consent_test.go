@@ -254,6 +254,10 @@ func TestTracking(t *testing.T) {
 	a, b, c := person(t, db, "acme", "a@example.com"), person(t, db, "acme", "b@example.com"), person(t, db, "acme", "c@example.com")
 	record(t, db, "acme", contact.Consent{Contact: a, Purpose: contact.TrackingEmail, State: contact.Granted, Basis: "form"},
 		contact.Consent{Contact: b, Purpose: contact.TrackingEmail, State: contact.Withdrawn, Basis: "form"})
+	// Somebody sent in a form with b's address, which nobody has confirmed.
+	if r := record(t, db, "acme", contact.Consent{Contact: b, Purpose: contact.TrackingEmail, State: contact.Pending, Basis: "form"}); r[0].State != contact.Withdrawn {
+		t.Errorf("a request for tracking made a withdrawal %s", r[0].State)
+	}
 	check := func(want map[int64]contact.TrackingMode) {
 		t.Helper()
 		pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
