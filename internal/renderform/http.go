@@ -476,6 +476,11 @@ func (s *server) again(w http.ResponseWriter, r *http.Request, f *form, lang str
 		values.Set(momentInput, f.moment(key, s.now()))
 	}
 	f.setConditions(values, s.now())
+	if problems[0].Text == tooOld { // what was ticked may have been beside another text
+		for _, in := range f.Consents() {
+			values.Del(in.Key())
+		}
+	}
 	action, frames := f.path(), []string(nil)
 	switch {
 	case wantsJSON(r): // it is shown on another site

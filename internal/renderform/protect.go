@@ -39,10 +39,10 @@ const (
 	tooOld  = "form.problem.old"
 )
 
-// mac is what proves a moment: that this tenant's form was shown in that second.
+// mac is what proves a moment: that this version of the tenant's form was shown in that second. What is sent with another version's is not consent to this one's texts.
 func (f *form) mac(key token.Key, second int64) []byte {
 	m := hmac.New(sha256.New, key.Secret)
-	_, _ = fmt.Fprintf(m, "%s%d %d %d", domain, f.tenant.Number, f.entity, second)
+	_, _ = fmt.Fprintf(m, "%s%d %d %d", domain, f.tenant.Number, f.document, second)
 	return m.Sum(nil)[:macSize]
 }
 
@@ -51,7 +51,7 @@ func (f *form) moment(key token.Key, now time.Time) string {
 	return strconv.FormatInt(now.Unix(), 36) + "-" + base64.RawURLEncoding.EncodeToString(f.mac(key, now.Unix()))
 }
 
-// shownFor is how long ago the form was shown with a moment; ok is false for one that is of another form, or nobody's.
+// shownFor is how long ago the form was shown with a moment; ok is false for one that is of another form or of another version of it, or nobody's.
 func (f *form) shownFor(moment string, keys token.Keys, now time.Time) (age time.Duration, ok bool) {
 	number, sum, _ := strings.Cut(moment, "-")
 	second, err := strconv.ParseInt(number, 36, 64)

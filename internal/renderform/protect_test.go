@@ -213,3 +213,31 @@ func TestShortLivesUseUpNoLimit(t *testing.T) {
 		t.Errorf("%d of 500 were taken by one process", n)
 	}
 }
+
+// Consent is to the text that was shown: what is sent from a page of before the form was changed comes back with the text of now, and the box is empty.
+func TestAFormThatChangedMeanwhile(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	values := w.fill(good())
+	w.apply("acme", "Yes, send me the newsletter. I can unsubscribe at any time.", "Yes, and give my address to others.")
+	w.clock.Add(int64(time.Second))
+	a := w.post(newsletter, values)
+	if a.status != 422 || !strings.Contains(a.body, "was changed on the way") || !strings.Contains(a.body, "Yes, and give my address to others.") || strings.Contains(a.body, `name="consent.newsletter" value="on" checked`) {
+		t.Errorf("a page of before: %d %s", a.status, a.body)
+	}
+	if !strings.Contains(a.body, `value="Ada"`) {
+		t.Error("what was entered is gone")
+	}
+	if n := w.count("acme", "consent") + w.count("acme", "contact") + w.count("acme", "submission"); n != 0 {
+		t.Errorf("%d rows of it were stored", n)
+	}
+	for _, m := range hiddenInput.FindAllStringSubmatch(a.body, -1) {
+		values.Set(m[1], m[2])
+	}
+	if a := w.post(newsletter, values); a.status != 200 {
+		t.Errorf("sent again: %d %s", a.status, a.body)
+	}
+	if got := pgtest.One[string](t, w.db, "acme", "SELECT concat_ws(' ', proof->>'version', proof->>'text') FROM consent WHERE purpose = 'newsletter'"); got != "2 Yes, and give my address to others." {
+		t.Errorf("proof: %s", got)
+	}
+}
