@@ -494,3 +494,27 @@ func TestProgramsSendJSON(t *testing.T) {
 		}
 	}
 }
+
+// Whoever did not confirm and signs up once more has as long for it as everybody: the contact does not go with its first submission.
+func TestSigningUpOnceMore(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const day = 24 * time.Hour
+	for range 2 {
+		if a := w.post(newsletter, w.fill(good())); a.status != 200 {
+			t.Fatalf("submit: %d", a.status)
+		}
+		w.move("acme", 6*day)
+	}
+	link := w.confirmURL("acme")
+	pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		_, err := contact.Expire(ctx, tx, drainer, 10)
+		return err
+	})
+	if a := w.post(link, nil); a.status != 200 || w.state("acme") != "newsletter=granted tracking.email=granted" {
+		t.Errorf("confirm the second after the first is over: %d, %s", a.status, w.state("acme"))
+	}
+	if got := pgtest.One[bool](t, w.db, "acme", "SELECT expires_at IS NULL FROM contact"); !got {
+		t.Error("the contact is to go all the same")
+	}
+}

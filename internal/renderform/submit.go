@@ -137,8 +137,8 @@ func (fs *Forms) submit(ctx context.Context, tx *postgres.Tx, f *form, e entry, 
 			expires = whole.Add(time.Hour) // as the token has it
 		}
 	}
-	if rows[0].Made && !expires.IsZero() { // without a confirmation by then the contact goes
-		if _, err := tx.Exec(ctx, "UPDATE contact SET expires_at = $2 WHERE id = $1", who, expires); err != nil {
+	if !expires.IsZero() { // without a confirmation by then a contact that the form made goes; one who is asked once more has as long anew
+		if _, err := tx.Exec(ctx, "UPDATE contact SET expires_at = $2 WHERE id = $1 AND ($3 OR expires_at < $2)", who, expires, rows[0].Made); err != nil {
 			return fmt.Errorf("mark a contact as unconfirmed: %w", err)
 		}
 	}
