@@ -198,7 +198,7 @@ func (c *Committer[T]) wake(tenant string, q *queue[T]) {
 	q.waiting = q.waiting[n:]
 	if len(q.waiting) > 0 {
 		c.wakeIn(c.wait-now.Sub(q.waiting[0].at), tenant, q)
-	} else if !q.writing {
+	} else if !q.writing && c.tenants[tenant] == q { // its timer may go off when another has its place
 		delete(c.tenants, tenant)
 	}
 }

@@ -292,3 +292,29 @@ func until(t *testing.T, ok func() bool) {
 		}
 	}
 }
+
+// A timer that went off as its queue ended leaves the tenant's next one alone: else a second commit would be in flight beside it.
+func TestALateTimer(t *testing.T) {
+	t.Parallel()
+	writing, gate := make(chan struct{}), make(chan struct{})
+	c := New(pgtest.New(t).DB(t), NewRoom(2), 500, func(int) int { return 8 }, func(context.Context, *postgres.Tx, []int) error {
+		writing <- struct{}{}
+		<-gate
+		return nil
+	})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := c.Add(context.Background(), "acme", 1); err != nil {
+			t.Error(err)
+		}
+	})
+	<-writing
+	c.wake("acme", &queue[int]{})
+	c.mu.Lock()
+	if c.tenants["acme"] == nil {
+		t.Error("the queue that is written was forgotten")
+	}
+	c.mu.Unlock()
+	close(gate)
+	wg.Wait()
+}
