@@ -3,6 +3,8 @@ package track
 import (
 	"context"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -105,6 +107,43 @@ func TestForgedTokensLeadNowhere(t *testing.T) {
 	}
 	if n := pgtest.One[int](t, w.db, "acme", "SELECT count(*) FROM hit"); n != 0 {
 		t.Errorf("%d hits were stored", n)
+	}
+}
+
+// A tenant that is gone is unknown at once, also to a process that served it a moment ago.
+func TestADeletedTenantIsUnknown(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id, delivery := w.sent("acme", "ada@example.com", time.Hour)
+	pgtest.Exec(t, w.db, "acme", "UPDATE run SET state = 'completed'")
+	topic := w.topicID("acme", "newsletter")
+	paths := []string{
+		"/o/" + w.token("acme", token.Claims{Purpose: token.Open, Delivery: delivery}) + ".gif",
+		"/c/" + w.token("acme", token.Claims{Purpose: token.Click, Delivery: delivery, Link: w.link("acme", "https://example.com/a")}),
+		"/u/" + w.token("acme", token.Claims{Purpose: token.Unsubscribe, Contact: id, Topic: topic}),
+		"/p/" + w.token("acme", token.Claims{Purpose: token.Preferences, Contact: id, Topic: topic}),
+		"/w/" + w.token("acme", token.Claims{Purpose: token.WebView, Delivery: delivery}),
+	}
+	get := func(when string, want ...int) {
+		for _, path := range paths {
+			if a := w.get(path); !slices.Contains(want, a.status) {
+				t.Errorf("%s, %s: %d", when, path[:3], a.status)
+			}
+		}
+	}
+	get("active", 200, 302)
+	if _, err := w.admin.Suspend(t.Context(), "acme", false); err != nil {
+		t.Fatal(err)
+	}
+	get("suspended", 200, 302)
+	if _, err := w.admin.Delete(t.Context(), "acme"); err != nil {
+		t.Fatal(err)
+	}
+	get("deleted", 404)
+	for _, path := range paths[2:4] {
+		if a := w.do("POST", path, "203.0.113.1", browser, url.Values{}); a.status != 404 {
+			t.Errorf("POST of a deleted one's %s: %d", path[:3], a.status)
+		}
 	}
 }
 

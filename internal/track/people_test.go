@@ -62,6 +62,14 @@ func TestUnsubscribe(t *testing.T) {
 			return w.send(r)
 		},
 		"no body": func(w *world, path string) answer { return w.do("POST", path, "203.0.113.1", "", nil) },
+		"garbled": func(w *world, path string) answer {
+			r, err := http.NewRequest(http.MethodPost, w.url+path+"?a=b;c", strings.NewReader("%zz"+strings.Repeat("x", maxForm)))
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			r.Header.Set("Content-Type", "multipart/form-data")
+			return w.send(r)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
