@@ -41,7 +41,7 @@ func (e emailOf) load(ctx context.Context, s *session, tx *postgres.Tx) (*compos
 	if err != nil {
 		return nil, fmt.Errorf("ONDA_PREPRODUCTION_TO: %w", err)
 	}
-	cfg := compose.Config{LinkURL: s.env("ONDA_LINK_URL"), ReturnPathDomain: s.env("ONDA_RETURN_PATH_DOMAIN"), StandIn: standIn}
+	cfg := compose.Config{LinkURL: s.env("ONDA_LINK_URL"), FormURL: s.env("ONDA_FORM_URL"), ReturnPathDomain: s.env("ONDA_RETURN_PATH_DOMAIN"), StandIn: standIn}
 	if cfg.LinkURL == "" {
 		return nil, errors.New("ONDA_LINK_URL is not set: it is where links of mails lead, such as https://links.example.com")
 	}

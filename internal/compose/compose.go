@@ -41,6 +41,8 @@ var (
 type Config struct {
 	// LinkURL is where track answers, and where links of mails lead unless the tenant has a link host of its own: https://links.example.com.
 	LinkURL string `env:"ONDA_LINK_URL, required"`
+	// FormURL is where render-form answers, for links to forms of tenants without a form host of their own.
+	FormURL string `env:"ONDA_FORM_URL"`
 	// ReturnPathDomain is where bounces go; empty for the domain that a mail is from.
 	ReturnPathDomain string `env:"ONDA_RETURN_PATH_DOMAIN"`
 	// StandIn is where mails go in a pre-production. Those who send them set it; to others it is nowhere.
@@ -66,6 +68,7 @@ func (c *Config) Check() error {
 // Composer loads emails and keeps the last ones ready. Safe for concurrent use.
 type Composer struct {
 	base    string // of links of tenants without a host of their own; no slash at the end
+	forms   string // the same of forms; empty where that is not said
 	domain  string
 	standIn mail.StandIn
 	refs    []mail.Reference
@@ -81,7 +84,7 @@ type cacheKey struct {
 
 // New makes a composer.
 func New(cfg Config) *Composer {
-	return &Composer{base: strings.TrimRight(cfg.LinkURL, "/"), domain: cfg.ReturnPathDomain, standIn: cfg.StandIn, refs: cfg.References, ready: map[cacheKey]*Email{}}
+	return &Composer{base: strings.TrimRight(cfg.LinkURL, "/"), forms: strings.TrimRight(cfg.FormURL, "/"), domain: cfg.ReturnPathDomain, standIn: cfg.StandIn, refs: cfg.References, ready: map[cacheKey]*Email{}}
 }
 
 // Email is a version of an Email document, ready to be rendered. It is not changed after it was made.
@@ -111,6 +114,7 @@ type Email struct {
 	own         bool           // the texts name what else a contact has: its tags and their like
 	useData     bool
 	needs       []string         // data.* that the texts name
+	forms       []string         // that the texts link to, by form_url
 	links       map[string]int64 // ids by URL
 	sender      sender
 	on          versions

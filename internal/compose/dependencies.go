@@ -50,7 +50,7 @@ func (e *Email) readNames() {
 			}
 		}
 	}
-	e.fields, e.needs, e.whole, e.own, e.useData = []string{spec.LocaleField, spec.ZoneField}, nil, false, false, false
+	e.fields, e.needs, e.forms, e.whole, e.own, e.useData = []string{spec.LocaleField, spec.ZoneField}, nil, nil, false, false, false
 	for _, text := range slices.Sorted(maps.Keys(names)) {
 		switch n := names[text]; {
 		case n.Path[0] == spec.VarContact && len(n.Path) == 1:
@@ -65,6 +65,8 @@ func (e *Email) readNames() {
 			if len(n.Path) > 1 {
 				e.needs = append(e.needs, strings.Join(n.Path[1:], "."))
 			}
+		case n.Path[0] == spec.VarFormURL:
+			e.forms = append(e.forms, n.Path[1])
 		case n.Path[0] == spec.VarConfirmURL:
 			e.needs = append(e.needs, spec.VarConfirmURL)
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	netmail "net/mail"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,6 +30,7 @@ type Audience struct {
 	tenant  int32
 	name    string // the tenant's
 	base    string // of links; of the moment, and so not the email's, which is kept
+	forms   string // the same of links to forms
 	now     time.Time
 	signer  *token.Signer
 	people  map[int64]person
@@ -61,7 +63,10 @@ func (e *Email) Audience(ctx context.Context, tx *postgres.Tx, contacts []int64)
 // QueueAudience does the same with others in one round trip; the audience is filled as the batch is read.
 func (e *Email) QueueAudience(ctx context.Context, tx *postgres.Tx, b *pgx.Batch, contacts []int64) (*Audience, error) {
 	a := &Audience{
-		email: e, tenant: tx.Tenant.Number, name: tx.Tenant.Name, base: tx.Tenant.LinkURL(e.composer.base), now: tx.Now(), people: make(map[int64]person, len(contacts)),
+		email: e, tenant: tx.Tenant.Number, name: tx.Tenant.Name, base: tx.Tenant.LinkURL(e.composer.base), forms: tx.Tenant.FormURL(e.composer.forms), now: tx.Now(), people: make(map[int64]person, len(contacts)),
+	}
+	if len(e.forms) > 0 && a.forms == "" {
+		return nil, fmt.Errorf("email %q links to a form, and where forms are is not known: set ONDA_FORM_URL", e.Name)
 	}
 	keys, err := tx.Keys(ctx) // seldom read
 	if err != nil {
@@ -356,7 +361,33 @@ func (m *Mail) vars(locale string, parts *spec.Parts) (map[string]any, error) {
 	if e.topic != nil {
 		vars[spec.VarTopic] = e.topicVars(locale)
 	}
+	if len(e.forms) > 0 {
+		if vars[spec.VarFormURL], err = m.formURLs(); err != nil {
+			return nil, err
+		}
+	}
 	return vars, nil
+}
+
+// formURLs are the pages of forms that know who comes, by a token of the preference centre.
+func (m *Mail) formURLs() (map[string]any, error) {
+	who := ""
+	if m.contact > 0 {
+		c := token.Claims{Purpose: token.Preferences, Contact: m.contact}
+		if m.a.email.Topic != "" {
+			c.Topic = m.a.email.on.topicID
+		}
+		tok, err := m.sign(c)
+		if err != nil {
+			return nil, err
+		}
+		who = "?p=" + tok
+	}
+	all := make(map[string]any, len(m.a.email.forms))
+	for _, form := range m.a.email.forms {
+		all[form] = m.a.forms + "/f/" + url.PathEscape(m.a.name) + "/" + url.PathEscape(form) + who
+	}
+	return all, nil
 }
 
 // topicVars are what templates see of the topic in a language. In the tenant's own, which is that of most, they are made once, and nobody changes them.

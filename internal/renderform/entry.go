@@ -44,8 +44,9 @@ type failed struct {
 	Max       int
 }
 
-// check reads and checks all inputs of a form; the problems are in the order of the inputs. What showIf says is as it is at now.
-func (f *form) check(values url.Values, lang string, now time.Time) (entry, []failed) {
+// check reads and checks all inputs of a form; the problems are in the order of the inputs. What showIf says is as it is at now; who is
+// the contact it is of, where that is known already.
+func (f *form) check(values url.Values, lang string, now time.Time, who *recognised) (entry, []failed) {
 	e := entry{Lang: lang, Fields: map[string]any{}, Values: map[string]string{}, Visitor: values.Get(visitorInput)}
 	if len(e.Visitor) > 100 || strings.ContainsFunc(e.Visitor, func(c rune) bool { return c <= ' ' || c > '~' }) {
 		e.Visitor = ""
@@ -57,9 +58,16 @@ func (f *form) check(values url.Values, lang string, now time.Time) (entry, []fa
 		if in.Field == "email" {
 			in.Required, in.ShowIf = true, nil
 		}
+		if who.hides(in) {
+			if in.Field == "email" {
+				e.email = who.email
+			}
+			continue
+		}
 		if in.ShowIf != nil {
 			c, ok := conditions[in.Key()]
-			if ok && !shows(c, &e) {
+			ok = ok && !f.unknowable(who, c.Fields())
+			if ok && !f.shows(c, &e, who) {
 				continue // nobody could see it
 			}
 			in.Required = in.Required && ok

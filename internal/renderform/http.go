@@ -197,6 +197,14 @@ func (s *server) show(w http.ResponseWriter, r *http.Request) error {
 		as.kind = asScript
 	case framed(r):
 		as.kind = asFrame
+	case r.URL.RawQuery != "" && r.URL.Query().Get(tokenQuery) != "":
+		who, err := s.recognise(r.Context(), f, r.URL.Query().Get(tokenQuery))
+		if err != nil {
+			return err
+		}
+		if who != nil {
+			return s.showTo(w, r, f, who, as.lang)
+		}
 	}
 	p, err := s.cache.page(k, as, func() (*shown, error) { return s.render(context.WithoutCancel(r.Context()), f, as) })
 	if err != nil {
@@ -217,6 +225,25 @@ func (s *server) show(w http.ResponseWriter, r *http.Request) error {
 	if r.Method != http.MethodHead {
 		_, _ = w.Write(body)
 	}
+	return nil
+}
+
+// showTo is the page of a form for a contact who was recognised. It is nobody else's, and so not kept.
+func (s *server) showTo(w http.ResponseWriter, r *http.Request, f *form, who *recognised, lang string) error {
+	key, err := s.key(r.Context(), f)
+	if err != nil {
+		return err
+	}
+	now := s.now()
+	values := f.prefilled(r)
+	f.prefill(who, values, true)
+	values.Set(tokenInput, r.URL.Query().Get(tokenQuery))
+	values.Set(onceInput, newOnce())
+	values.Set(momentInput, f.moment(key, now))
+	g := f.shownTo(who, now)
+	g.setConditions(values, now)
+	w.Header().Set("Referrer-Policy", "same-origin")
+	s.write(w, r, s.formView(g, f.path(), lang, values, nil))
 	return nil
 }
 
@@ -419,6 +446,13 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	lang := f.lang(r, values.Get(langInput))
+	who, err := s.recognise(r.Context(), f, values.Get(tokenInput))
+	if err != nil {
+		return err
+	}
+	if who = f.meant(who, values); who == nil {
+		values.Del(tokenInput)
+	}
 	in := sent{once: readOnce(values.Get(onceInput))}
 	if in.origin, err = s.db.HashOrigin(r.Context(), tenant, page.Origin(r, s.cfg.Proxies)); err != nil {
 		return err
@@ -430,7 +464,7 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 	var problems []failed
 	soon, cost := f.tooSoon(values, keys.Tokens, s.now())
 	if soon != "" {
-		return s.again(w, r, f, lang, values, []failed{{Text: soon}})
+		return s.again(w, r, f, who, lang, values, []failed{{Text: soon}})
 	}
 	if err := s.limit.take(r.Context(), tenant, cost); err != nil {
 		return err
@@ -445,7 +479,7 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 		if f.Protect.Honeypot && values.Get(honeypot) != "" {
 			return f.reject(ctx, tx, in, "honeypot") // the program that fell for it is told nothing
 		}
-		e, wrong := f.check(values, lang, tx.Now())
+		e, wrong := f.check(values, lang, tx.Now(), who)
 		if problems = wrong; len(problems) == 0 {
 			return s.submit(ctx, tx, f, e, in)
 		}
@@ -458,13 +492,13 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if len(problems) > 0 {
-		return s.again(w, r, f, lang, values, problems)
+		return s.again(w, r, f, who, lang, values, problems)
 	}
 	return s.showResult(w, r, f, lang)
 }
 
-// again shows a form with what was sent and what is wrong with it. It is the same showing, unless that has become too old.
-func (s *server) again(w http.ResponseWriter, r *http.Request, f *form, lang string, values url.Values, problems []failed) error {
+// again shows a form with what was sent and what is wrong with it, as who was recognised sees it. It is the same showing, unless that has become too old.
+func (s *server) again(w http.ResponseWriter, r *http.Request, f *form, who *recognised, lang string, values url.Values, problems []failed) error {
 	if readOnce(values.Get(onceInput)) == nil {
 		values.Set(onceInput, newOnce())
 	}
@@ -475,6 +509,8 @@ func (s *server) again(w http.ResponseWriter, r *http.Request, f *form, lang str
 		}
 		values.Set(momentInput, f.moment(key, s.now()))
 	}
+	f.prefill(who, values, false)
+	f = f.shownTo(who, s.now())
 	f.setConditions(values, s.now())
 	if problems[0].Text == tooOld { // what was ticked may have been beside another text
 		for _, in := range f.Consents() {

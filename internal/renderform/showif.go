@@ -41,9 +41,14 @@ func (f *form) setConditions(values url.Values, now time.Time) {
 	}
 }
 
-// shows tells whether an input could be seen by who gave the answers so far. One whose condition is not known is shown, and asked of nobody.
-func shows(c predicate.Condition, e *entry) bool {
+// shows tells whether an input could be seen by who gave the answers so far.
+func (f *form) shows(c predicate.Condition, e *entry, who *recognised) bool {
 	return c.Holds(func(field string) any {
+		for _, in := range f.Inputs {
+			if in.Field == field && who.hides(in) {
+				return who.fields[field]
+			}
+		}
 		if field == "email" {
 			return e.email
 		}

@@ -27,12 +27,12 @@ const (
 
 // view is what the template of a form shows.
 type view struct {
-	Action, Intro, Submit, Once, Moment, Prefix string
-	Honeypot, Conditional                       bool
-	Work                                        int    // the zero bits that a proof of work needs; 0 for none
-	Notice                                      string // what is wrong with no single input
-	Inputs                                      []inputView
-	Problems                                    []inputView
+	Action, Intro, Submit, Once, Moment, Token, Prefix string
+	Honeypot, Conditional                              bool
+	Work                                               int    // the zero bits that a proof of work needs; 0 for none
+	Notice                                             string // what is wrong with no single input
+	Inputs                                             []inputView
+	Problems                                           []inputView
 }
 
 // inputView is one input.
@@ -53,6 +53,7 @@ type optionView struct {
 func (f *form) view(lang string, values url.Values, problems []failed, text func(key string, pairs ...any) string) view {
 	v := view{
 		Submit: f.Text(lang, spec.TextSubmit), Intro: f.Text(lang, "intro"), Honeypot: f.Protect.Honeypot, Once: values.Get(onceInput), Moment: values.Get(momentInput),
+		Token:  values.Get(tokenInput),
 		Prefix: "onda-" + f.Name + "-",
 	}
 	if f.Protect.ProofOfWork {

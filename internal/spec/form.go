@@ -71,6 +71,8 @@ type Input struct {
 	Consent string // a topic, tracking.email or tracking.web; never ticked beforehand
 	Hidden  string // of the submission, not shown
 
+	HideWhenKnown bool // of Field: not asked for when a link in a mail says who comes, and the answer is known
+
 	As        InputType // how it is shown; "" for what fits the field's type
 	Label     string    // a key of the texts: the field's or input's name unless given
 	Help      string    // a key of the texts, or ""
@@ -170,7 +172,7 @@ func inputRule() rule[Input] {
 		variant[Input]{"field", func(o *object, i *Input) {
 			get(o, "field", fieldReference(), &i.Field, required)
 			get(o, "as", choice(shown...), &i.As, optional)
-			o.notYet("hideWhenKnown")
+			get(o, "hideWhenKnown", boolean(), &i.HideWhenKnown, optional)
 			get(o, "maxLength", whole(1, 100_000), &i.MaxLength, optional)
 			common(o, i)
 			o.check(func(d *decoder, n *node) {

@@ -216,6 +216,9 @@ func badCases() []badCase {
 		{"showIf of what is asked later", form("  inputs: [{field: country, showIf: {field: email, exists: true}}, {field: email, showIf: {any: [{field: country, is: NO}, {tag: vip}]}}]\n  result: {message: ok}\n"), []string{
 			`6:37: showIf can only ask about fields that the form asks for before this input`, `6:91: showIf can only ask about fields that the form asks for before this input`,
 		}, true},
+		{"link to no form", head("Email", "x", "  {transactional: true, from: a@x.example, subject: x, html: \"{{ form_url.jion }} {{ form_url }}\"}\n"), []string{
+			`5:66: unknown form "jion", did you mean "join"?`, `5:86: say which form's: form_url.NAME`,
+		}, true},
 		{"text that is not there", form("  inputs: [{field: email, label: emial}]\n  result: {message: ok}\n"), []string{`6:34: unknown text "emial", did you mean "email"?`}, true},
 		{"text missing in a language", head("Form", "f", "  locales: {default: en, texts: {en: {title: t, submit: s, email: e}, fr: {title: t, submit: s}}}\n  inputs: [{field: email}]\n  result: {redirect: \"https://x.example/\"}\n"), []string{`5:75: the text "email" is missing in fr`}, true},
 		{"confirm by a mail that cannot", form("  inputs: [{field: email}]\n  confirm: {email: hello}\n  result: {message: ok}\n"), []string{
@@ -397,7 +400,7 @@ func goodDocs() []string {
 		head("Email", "full", "  {topic: news, from: \"N <a@x.example>\", replyTo: b@x.example, layout: lay, unknown: resend, utm: {source: s, campaign: \"Spring & sea\"}, subject: \"{{ topic.title }}\", preheader: p, markdown: \"[u]({{ unsubscribe_url }})\", text: t, locales: {fr: {subject: x}, pt-BR: {html: \"{{ unsubscribe_url }}\"}}, variants: [{name: a}, {name: b, weight: 3, subject: \"x {{ contact.country }}\", locales: {fr: {preheader: y}}}]}\n"),
 		form(`  inputs:
     - {field: email, required: true, as: email, label: email, help: ok}
-    - {field: country, as: select, showIf: {not: {field: email, endsWith: .no}}}
+    - {field: country, as: select, hideWhenKnown: true, showIf: {not: {field: email, endsWith: .no}}}
     - {name: size, type: radio, options: [s, m], label: ok}
     - {name: msg, type: textarea, maxLength: 10, label: ok}
     - {consent: tracking.web, label: ok, required: false}

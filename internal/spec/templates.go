@@ -16,6 +16,7 @@ const (
 	VarUnsubscribeURL = "unsubscribe_url"
 	VarPreferencesURL = "preferences_url"
 	VarWebviewURL     = "webview_url"
+	VarFormURL        = "form_url"    // form_url.NAME: a form's page that knows who comes
 	VarConfirmURL     = "confirm_url" // in the email of a form's confirm only
 
 	varContent = "content" // in layouts only
@@ -24,7 +25,7 @@ const (
 func topicVariables() []string { return []string{"name", "title", "description"} }
 
 func templateVariables() []string {
-	return []string{VarContact, VarTopic, VarData, VarUnsubscribeURL, VarPreferencesURL, VarWebviewURL}
+	return []string{VarContact, VarTopic, VarData, VarUnsubscribeURL, VarPreferencesURL, VarWebviewURL, VarFormURL}
 }
 
 // templateKeys are the keys of an email's texts, with the mode in which each is
@@ -167,6 +168,12 @@ func (c *checker) templateNames(n *node, t *liquid.Template, extra []string) {
 		switch root {
 		case VarContact:
 			c.contactName(at, name)
+		case VarFormURL:
+			if len(name.Path) != 2 {
+				c.fail(at, "say which form's: form_url.NAME")
+			} else {
+				c.mustHave(at, KindForm, name.Path[1])
+			}
 		case VarTopic:
 			if len(name.Path) < 2 {
 				c.fail(at, "say what of the topic: topic.title")
