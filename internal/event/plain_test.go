@@ -40,3 +40,33 @@ func TestPlain(t *testing.T) {
 		t.Errorf("encoded as %s, %v", body, ok)
 	}
 }
+
+func TestPlainActivities(t *testing.T) {
+	t.Parallel()
+	entry, _ := Lookup(TypeEventTracked)
+	rapid.Check(t, func(t *rapid.T) {
+		a := Activities{Items: rapid.SliceOfN(rapid.Custom(func(t *rapid.T) Activity {
+			return Activity{
+				Contact: rapid.Int64Range(-1, 3).Draw(t, "contact"),
+				Name:    rapid.OneOf(rapid.SampledFrom([]string{"", "Order Placed", "a<b", `a"b`, `a\b`, "é", "a\x7f", "\n"}), rapid.String()).Draw(t, "name"),
+			}
+		}), 0, 4).Draw(t, "items")}
+		want, err := json.Marshal(EventTracked{a})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, ok := a.plain()
+		if !ok {
+			return
+		}
+		if string(got) != string(want) {
+			t.Fatalf("encoded as %s, want %s", got, want)
+		}
+		if err := entry.check(want); err != nil {
+			t.Fatalf("%s is encoded without an error, and breaks the schema: %v", want, err)
+		}
+	})
+	if body, ok := (Activities{Items: []Activity{{Contact: 7, Name: "Order Placed"}, {}}}).plain(); !ok || string(body) != `{"items":[{"contact":7,"name":"Order Placed"},{}]}` {
+		t.Errorf("encoded as %s, %v", body, ok)
+	}
+}

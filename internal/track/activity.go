@@ -132,7 +132,7 @@ func writeUsers(ctx context.Context, tx *postgres.Tx, all []activity) (map[strin
 	}
 	for i, a := range all {
 		if a.user != "" && a.err == nil && !named[a.user] {
-			rows, of = append(rows, contact.Row{ExternalID: a.user}), append(of, i)
+			rows, of = append(rows, contact.Row{ExternalID: a.user, OnlyNew: true}), append(of, i) // nothing is said of it
 			named[a.user] = true
 		}
 	}
@@ -275,7 +275,7 @@ func writeActivityFacts(ctx context.Context, tx *postgres.Tx, all []activity, us
 	var facts []postgres.Fact
 	items := map[string][]event.Activity{}
 	for _, a := range all {
-		f := postgres.Fact{Name: a.name, Contact: users[a.user], Data: a.properties, At: tx.Now().Add(-a.ago)}
+		f := postgres.Fact{Name: a.name, Contact: users[a.user], Data: []byte(a.properties), At: tx.Now().Add(-a.ago)}
 		if v, ok := visitors[a.visitor]; ok {
 			f.Visitor = v.id
 			if f.Contact == 0 && v.web {
@@ -310,10 +310,25 @@ func writeActivityFacts(ctx context.Context, tx *postgres.Tx, all []activity, us
 	for _, a := range all {
 		ids = append(ids, a.id)
 	}
+	return ringActivities(ctx, tx, items, ids)
+}
+
+// maxNames is how many bytes the names in one doorbell have, so that it is no larger than an event may be: JSON may take six bytes for one.
+const maxNames = 6 << 10
+
+// ringActivities rings the doorbells of facts, as few as there may be.
+func ringActivities(ctx context.Context, tx *postgres.Tx, items map[string][]event.Activity, ids []string) error {
 	for _, kind := range []string{"contact.identified", "event.tracked", "page.viewed"} {
-		for chunk := range slices.Chunk(items[kind], 100) { // names may be long
+		for rest := items[kind]; len(rest) > 0; {
+			n, names := 0, 0
+			for n < min(len(rest), event.MaxItems) && (n == 0 || names+len(rest[n].Name) <= maxNames) {
+				names += len(rest[n].Name)
+				n++
+			}
+			a := event.Activities{Items: rest[:n]}
+			rest = rest[n:]
 			var data event.Data
-			switch a := (event.Activities{Items: chunk}); kind {
+			switch kind {
 			case "page.viewed":
 				data = event.PageViewed{Activities: a}
 			case "event.tracked":

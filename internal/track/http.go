@@ -557,19 +557,12 @@ func (s *server) segment(w http.ResponseWriter, r *http.Request, call string) er
 	if err != nil {
 		return err
 	}
-	raw, sentAt := []json.RawMessage{body}, (*time.Time)(nil)
+	raw, sentAt := [][]byte{body}, (*time.Time)(nil)
 	if call == callBatch {
-		var batch struct {
-			Batch  []json.RawMessage `json:"batch"`
-			SentAt *time.Time        `json:"sentAt"`
+		if raw, sentAt, err = readBatch(body); err != nil {
+			return err
 		}
-		if err := json.Unmarshal(body, &batch); err != nil {
-			return bad("not a batch in JSON: %s", jsonError(err))
-		}
-		if len(batch.Batch) == 0 || len(batch.Batch) > maxInBatch {
-			return bad("batch must have 1 to %d messages", maxInBatch)
-		}
-		raw, sentAt, call = batch.Batch, batch.SentAt, ""
+		call = ""
 	}
 	now := time.Now()
 	var answer segmentAnswer
@@ -578,13 +571,13 @@ func (s *server) segment(w http.ResponseWriter, r *http.Request, call string) er
 	errs := make([]error, len(raw))
 	for i, b := range raw {
 		m, err := readMessage(b, call)
-		if err == nil && !secret && !forPublic(m.Type) {
-			answer.Ignored = append(answer.Ignored, ignoredMessage{i, m.Type, "a public key only adds what a visitor does: this takes a secret key, from a server"})
+		if err == nil && !secret && !forPublic(m.kind) {
+			answer.Ignored = append(answer.Ignored, ignoredMessage{i, m.kind, "a public key only adds what a visitor does: this takes a secret key, from a server"})
 			continue
 		}
 		if err == nil {
-			if m.SentAt == nil {
-				m.SentAt = sentAt
+			if m.sentAt == nil {
+				m.sentAt = sentAt
 			}
 			var a activity
 			if a, err = m.check(secret, now); err == nil {
@@ -723,21 +716,19 @@ func (s *server) event(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	var in struct {
-		Key        string         `json:"key"`
-		Type       string         `json:"type"`
-		Name       string         `json:"name"`
-		Visitor    string         `json:"visitor"`
-		MessageID  string         `json:"messageId"`
-		URL        string         `json:"url"`
-		Title      string         `json:"title"`
-		Referrer   string         `json:"referrer"`
-		Properties map[string]any `json:"properties"`
+		Key      string `json:"key"`
+		Type     string `json:"type"`
+		Visitor  string `json:"visitor"`
+		URL      string `json:"url"`
+		Title    string `json:"title"`
+		Referrer string `json:"referrer"`
 	}
-	if _, err := readMessage(body, typeTrack); err != nil { // what holds for every message
+	read, err := readMessage(body, typeTrack) // what holds for every message
+	if err != nil {
 		return err
 	}
 	if err := json.Unmarshal(body, &in); err != nil {
-		return bad("not an event in JSON: %s", jsonError(err))
+		return bad("not an event in JSON: key, type, visitor, url, title and referrer must be texts")
 	}
 	tenant, secret, err := s.program(r, in.Key)
 	if err != nil {
@@ -749,24 +740,22 @@ func (s *server) event(w http.ResponseWriter, r *http.Request) error {
 	if in.Type != typeTrack && in.Type != typePage {
 		return bad("type must be track or page")
 	}
-	m := message{Type: in.Type, MessageID: in.MessageID, AnonymousID: looseText(in.Visitor), Event: in.Name, Name: in.Name, Properties: in.Properties}
-	about := map[string]any{"url": in.URL, "title": in.Title, "referrer": in.Referrer}
-	for k, v := range about {
-		if v == "" {
-			delete(about, k)
+	m := message{kind: in.Type, id: read.id, anonymous: in.Visitor, event: read.name, name: read.name, properties: read.properties}
+	about := map[string]string{}
+	for name, v := range map[string]string{"url": in.URL, "title": in.Title, "referrer": in.Referrer} {
+		if v != "" && (in.Type == typePage || name == "url") {
+			about[name] = v
 		}
 	}
-	if in.Type == typePage {
-		m.Context.Page = about
-	} else if _, taken := m.Properties["url"]; !taken && in.URL != "" {
-		if m.Properties == nil {
-			m.Properties = map[string]any{}
-		}
-		m.Properties["url"] = in.URL
+	if m.page, err = json.Marshal(about); err != nil {
+		return fmt.Errorf("encode a page: %w", err)
+	}
+	if in.Type == typeTrack {
+		m.properties = []byte(join(m.page, m.properties))
 	}
 	nameless := in.Visitor == "" || private(r)
 	if nameless { // without consent a visitor has no id: it is counted, and nobody knows whose it is
-		m.AnonymousID = "-"
+		m.anonymous = "-"
 	}
 	a, err := m.check(false, time.Now())
 	if err != nil {

@@ -336,14 +336,10 @@ func hitIDs(facts []postgres.Fact, kind string) []string {
 
 // ring publishes a doorbell. What it is about makes its id.
 func ring(ctx context.Context, tx *postgres.Tx, data event.Data, parts ...string) error {
-	body, err := json.Marshal(data)
+	e, err := event.New(tx.Tenant.Name, "track", "", "-", data)
 	if err != nil {
 		return fmt.Errorf("ring: %w", err)
 	}
-	id := event.DeriveID(append([]string{tx.Tenant.Name, data.EventType(), strconv.FormatInt(tx.Now().UnixNano(), 10), string(body)}, parts...)...)
-	e, err := event.New(tx.Tenant.Name, "track", "", id, data)
-	if err != nil {
-		return fmt.Errorf("ring: %w", err)
-	}
+	e.SetID(event.DeriveID(append([]string{tx.Tenant.Name, data.EventType(), strconv.FormatInt(tx.Now().UnixNano(), 10), string(e.Data())}, parts...)...))
 	return tx.Publish(ctx, "track", e)
 }

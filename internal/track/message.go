@@ -2,6 +2,7 @@ package track
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -45,41 +46,12 @@ func forPublic(kind string) bool {
 
 // message is what a call of the tracking API says. Members that are not named here are of no use to us, and are let by.
 type message struct {
-	Type        string         `json:"type"`
-	MessageID   string         `json:"messageId"`
-	UserID      looseText      `json:"userId"`
-	AnonymousID looseText      `json:"anonymousId"`
-	Event       string         `json:"event"`
-	Name        string         `json:"name"`
-	Category    string         `json:"category"`
-	GroupID     looseText      `json:"groupId"`
-	PreviousID  looseText      `json:"previousId"`
-	Timestamp   *time.Time     `json:"timestamp"`
-	SentAt      *time.Time     `json:"sentAt"`
-	Properties  map[string]any `json:"properties"`
-	Traits      map[string]any `json:"traits"`
-	Context     struct {
-		Page   map[string]any `json:"page"`
-		Traits map[string]any `json:"traits"`
-	} `json:"context"`
-}
-
-// looseText is an id that some programs send as a number.
-type looseText string
-
-// UnmarshalJSON implements json.Unmarshaler.
-func (t *looseText) UnmarshalJSON(b []byte) error {
-	var s string
-	if json.Unmarshal(b, &s) == nil {
-		*t = looseText(s)
-		return nil
-	}
-	var n json.Number
-	if err := json.Unmarshal(b, &n); err != nil {
-		return errors.New("an id must be a text")
-	}
-	*t = looseText(n)
-	return nil
+	kind                       string // type
+	id, user, anonymous, group string // messageId, userId, anonymousId, groupId
+	previous                   string // previousId
+	event, name, category      string
+	timestamp, sentAt          *time.Time
+	properties, traits, page   []byte // objects in JSON, as they came; page is the context's. nil: there is none
 }
 
 // activity is a message that was checked, on its way into the database.
@@ -92,7 +64,7 @@ type activity struct {
 	user       string // external id of a contact; only with a secret key
 	previous   string // a visitor that turned out to be the contact
 	name       string
-	properties []byte // JSON
+	properties string // JSON
 	traits     map[string]any
 	ago        time.Duration // how long before it came in it happened
 }
@@ -128,52 +100,153 @@ type activityResult struct {
 
 func bad(format string, args ...any) error { return fn.Permanent(fmt.Errorf(format, args...)) }
 
-// readMessage reads one message. kind is the call's name, or empty in a batch, where the message says it.
-func readMessage(body []byte, kind string) (message, error) {
-	var m message
+// readBatch reads the text of each message of a batch, and when all of it was sent.
+func readBatch(body []byte) (messages [][]byte, sentAt *time.Time, err error) {
+	s := &scan{b: body}
+	for s.open('{'); s.more('}'); {
+		switch string(s.name()) {
+		case "batch":
+			messages = nil
+			if c := s.peek(); c != '[' {
+				return nil, nil, bad("not a batch in JSON: batch must not be %s", article(c))
+			}
+			for s.open('['); s.more(']'); {
+				messages = append(messages, s.value())
+			}
+		case "sentAt":
+			if sentAt, err = moment(s.value()); err != nil {
+				return nil, nil, bad("not a batch in JSON: sentAt %w", err)
+			}
+		default:
+			s.value()
+		}
+	}
+	if err := s.end(); err != nil {
+		return nil, nil, bad("not a batch in JSON: %w", err)
+	}
+	if len(messages) == 0 || len(messages) > maxInBatch {
+		return nil, nil, bad("batch must have 1 to %d messages", maxInBatch)
+	}
+	return messages, sentAt, nil
+}
+
+// checkBody is what holds for the text of every message.
+func checkBody(body []byte) error {
 	if len(body) > maxMessage {
-		return m, bad("a message may have %d KB: %w", maxMessage>>10, errTooLarge)
+		return bad("a message may have %d KB: %w", maxMessage>>10, errTooLarge)
 	}
 	if bytes.Contains(body, []byte(`\u0000`)) || !utf8.Valid(body) {
-		return m, bad("the text must be UTF-8 without NUL characters")
+		return bad("the text must be UTF-8 without NUL characters")
 	}
-	if err := json.Unmarshal(body, &m); err != nil {
-		return m, bad("not a message in JSON: %s", jsonError(err))
+	return nil
+}
+
+// readMessage reads one message. kind is the call's name, or empty in a batch, where the message says it.
+func readMessage(body []byte, kind string) (m message, err error) {
+	if err := checkBody(body); err != nil {
+		return m, err
+	}
+	s := &scan{b: body}
+	if c := s.peek(); c != '{' && c != 0 {
+		return m, bad("not a message in JSON: it must not be %s", article(c))
+	}
+	var wrong error // the first member that is
+	for s.open('{'); s.more('}'); {
+		name := string(s.name())
+		if err := m.member(s, name); err != nil && wrong == nil {
+			wrong = fmt.Errorf("%s %w", name, err)
+		}
+	}
+	if err := cmp.Or(s.end(), wrong); err != nil {
+		return m, bad("not a message in JSON: %w", err)
 	}
 	if kind != "" {
-		m.Type = kind
+		m.kind = kind
 	}
 	return m, nil
 }
 
-// jsonError says what is wrong without quoting what was sent.
-func jsonError(err error) string {
-	var wrong *json.UnmarshalTypeError
-	var syntax *json.SyntaxError
-	switch {
-	case errors.As(err, &wrong) && wrong.Field == "":
-		return fmt.Sprintf("it must not be a %s", wrong.Value)
-	case errors.As(err, &wrong):
-		return fmt.Sprintf("%s must not be a %s", wrong.Field, wrong.Value)
-	case errors.As(err, &syntax):
-		return fmt.Sprintf("syntax error at byte %d", syntax.Offset)
+// member reads one, and nothing else where the text itself is wrong.
+func (m *message) member(s *scan, name string) (err error) {
+	switch name {
+	case "type":
+		m.kind, err = s.string()
+	case "messageId":
+		m.id, err = s.string()
+	case "userId":
+		m.user, err = s.looseString()
+	case "anonymousId":
+		m.anonymous, err = s.looseString()
+	case "groupId":
+		m.group, err = s.looseString()
+	case "previousId":
+		m.previous, err = s.looseString()
+	case "event":
+		m.event, err = s.string()
+	case "name":
+		m.name, err = s.string()
+	case "category":
+		m.category, err = s.string()
+	case "timestamp":
+		m.timestamp, err = moment(s.value())
+	case "sentAt":
+		m.sentAt, err = moment(s.value())
+	case "properties":
+		m.properties, err = s.object()
+	case "traits":
+		m.traits, err = s.object()
+	case "context":
+		m.page, err = pageOf(s)
+	default:
+		s.value()
 	}
-	return "a value has the wrong form"
+	return err
+}
+
+// pageOf is what a context says of the page.
+func pageOf(s *scan) (page []byte, err error) {
+	if c := s.peek(); c != '{' {
+		s.value()
+		if c == 'n' {
+			return nil, nil
+		}
+		return nil, errors.New("must not be " + article(c))
+	}
+	for s.open('{'); s.more('}'); {
+		if string(s.name()) != "page" {
+			s.value()
+		} else if page, err = s.object(); err != nil {
+			err = fmt.Errorf("page %w", err)
+		}
+	}
+	return page, err
+}
+
+// moment reads a time; nil of null and of nothing.
+func moment(text []byte) (*time.Time, error) {
+	if len(text) == 0 || text[0] == 'n' {
+		return nil, nil
+	}
+	var t time.Time
+	if t.UnmarshalJSON(text) != nil {
+		return nil, errors.New("must be a time as in RFC 3339")
+	}
+	return &t, nil
 }
 
 // check turns a message into an activity. Those that are not forPublic need a secret key.
 func (m message) check(secret bool, now time.Time) (activity, error) {
 	a := activity{
-		activityResult: &activityResult{}, kind: m.Type, id: m.MessageID, visitor: string(m.AnonymousID), user: string(m.UserID),
+		activityResult: &activityResult{}, kind: m.kind, id: m.id, visitor: m.anonymous, user: m.user,
 	}
 	for _, id := range []struct{ name, value string }{
-		{"messageId", a.id}, {"anonymousId", a.visitor}, {"userId", a.user}, {"groupId", string(m.GroupID)}, {"previousId", string(m.PreviousID)},
+		{"messageId", a.id}, {"anonymousId", a.visitor}, {"userId", a.user}, {"groupId", m.group}, {"previousId", m.previous},
 	} {
 		if err := checkText(id.name, id.value); err != nil {
 			return a, err
 		}
 	}
-	if !slices.Contains([]string{typeIdentify, typeTrack, typePage, typeScreen, typeGroup, typeAlias}, m.Type) {
+	if !slices.Contains([]string{typeIdentify, typeTrack, typePage, typeScreen, typeGroup, typeAlias}, m.kind) {
 		return a, bad("type must be one of identify, track, page, screen, group and alias")
 	}
 	if !secret {
@@ -185,41 +258,38 @@ func (m message) check(secret bool, now time.Time) (activity, error) {
 		}
 		return a, bad("anonymousId is missing: with a public key, only a visitor's events are taken")
 	}
-	properties := m.Properties
-	switch m.Type {
+	a.properties = cmp.Or(string(m.properties), "{}")
+	switch m.kind {
 	case typeTrack:
-		a.name = m.Event
+		a.name = m.event
 		if err := checkEventName(a.name); err != nil {
 			return a, err
 		}
 	case typePage, typeScreen:
-		a.name = m.Name
-		properties = pageProperties(m)
+		a.name = m.name
+		a.properties = m.pageProperties()
 	case typeGroup:
-		if m.GroupID == "" {
+		if m.group == "" {
 			return a, bad("groupId is missing")
 		}
-		a.kind, a.name, properties = typeTrack, "group", map[string]any{"groupId": string(m.GroupID), "traits": m.Traits}
+		a.kind, a.name, a.properties = typeTrack, "group", `{"groupId":`+quote(m.group)+`,"traits":`+cmp.Or(string(m.traits), "null")+"}"
 	case typeIdentify:
 		if a.user == "" {
 			return a, bad("userId is missing")
 		}
-		a.traits = m.Traits
+		if m.traits != nil {
+			if err := json.Unmarshal(m.traits, &a.traits); err != nil {
+				return a, bad("traits cannot be read")
+			}
+		}
 	case typeAlias:
-		if a.user == "" || m.PreviousID == "" {
+		if a.user == "" || m.previous == "" {
 			return a, bad("userId or previousId is missing")
 		}
-		a.previous = string(m.PreviousID)
+		a.previous = m.previous
 	}
 	if err := checkText("name", a.name); err != nil {
 		return a, err
-	}
-	if properties == nil {
-		properties = map[string]any{}
-	}
-	var err error
-	if a.properties, err = json.Marshal(properties); err != nil {
-		return a, bad("properties cannot be stored")
 	}
 	a.ago = m.ago(now)
 	return a, nil
@@ -228,31 +298,51 @@ func (m message) check(secret bool, now time.Time) (activity, error) {
 // ago is how long before now it happened, by the sender's clock where that says when it sent it: then it matters not how wrong that clock is. What would be in the future happens
 // now, and what is older than longestAgo happened then.
 func (m message) ago(now time.Time) time.Duration {
-	if m.Timestamp == nil {
+	if m.timestamp == nil {
 		return 0
 	}
-	if m.SentAt != nil {
-		now = *m.SentAt
+	if m.sentAt != nil {
+		now = *m.sentAt
 	}
-	return min(max(0, now.Sub(*m.Timestamp)), longestAgo)
+	return min(max(0, now.Sub(*m.timestamp)), longestAgo)
 }
 
 // pageProperties are a page's own, with what the context knows of it.
-func pageProperties(m message) map[string]any {
-	out := map[string]any{}
-	for k, v := range m.Context.Page {
-		out[k] = v
+func (m message) pageProperties() string {
+	var own []byte
+	if m.category != "" {
+		own = []byte(`{"category":` + quote(m.category) + "}")
 	}
-	for k, v := range m.Properties {
-		out[k] = v
+	if m.name != "" {
+		own = []byte(join(own, []byte(`{"name":`+quote(m.name)+"}")))
 	}
-	if m.Category != "" {
-		out["category"] = m.Category
+	return join(m.page, m.properties, own)
+}
+
+// join puts objects in JSON together, any of which may be nil. Of members of one name, the last is what Postgres keeps.
+func join(objects ...[]byte) string {
+	out := []byte("{")
+	for _, o := range objects {
+		if len(o) < len("{}") {
+			continue
+		}
+		if members := bytes.TrimSpace(o[1 : len(o)-1]); len(members) > 0 {
+			if len(out) > 1 {
+				out = append(out, ',')
+			}
+			out = append(out, members...)
+		}
 	}
-	if m.Name != "" {
-		out["name"] = m.Name
+	return string(append(out, '}'))
+}
+
+// quote is a text in JSON.
+func quote(s string) string {
+	b, err := json.Marshal(s)
+	if err != nil { // cannot be, of a text
+		panic(err)
 	}
-	return out
+	return string(b)
 }
 
 func checkText(name, s string) error {

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -48,10 +49,18 @@ func prepareBatch(ctx context.Context, l *lab) (r rounds, err error) {
 		return r, err
 	}
 	const properties = `{"total":120,"currency":"NOK","lines":[{"sku":"a-1","quantity":2}]}`
+	// Of both: what the process and Postgres take, whatever else runs on the machine.
+	cpu := &beside{name: "CPU of track", unit: "ms a 1,000", goal: 1}
+	server := &beside{name: "CPU of Postgres", unit: "ms a 1,000", goal: 2}
+	r.beside = []*beside{cpu, server}
 	var sent atomic.Int64
 	r.ours = func(ctx context.Context) (float64, error) {
 		const done = "SELECT count(*) FROM fact WHERE kind = 'event.tracked' AND data->>'total' = '120'"
 		before, err := l.one(ctx, done)
+		if err != nil {
+			return 0, err
+		}
+		cost, err := l.costs(ctx, l.side.cmd.Process.Pid)
 		if err != nil {
 			return 0, err
 		}
@@ -70,6 +79,12 @@ func prepareBatch(ctx context.Context, l *lab) (r rounds, err error) {
 		if err != nil {
 			return 0, err
 		}
+		took, err := cost()
+		if err != nil {
+			return 0, err
+		}
+		cpu.ours = append(cpu.ours, took.process*1e6/(batchSize*batchCount))
+		server.ours = append(server.ours, took.postgres*1e6/(batchSize*batchCount))
 		after, err := l.one(ctx, done)
 		if err == nil && after-before != batchSize*batchCount {
 			err = fmt.Errorf("%d events are stored of %d that were answered", after-before, batchSize*batchCount)
@@ -87,14 +102,25 @@ func prepareBatch(ctx context.Context, l *lab) (r rounds, err error) {
 	}
 	l.closers = append(l.closers, func() error { pool.Close(); return nil })
 	r.reference = func(ctx context.Context) (float64, error) {
+		cost, err := l.costs(ctx, os.Getpid())
+		if err != nil {
+			return 0, err
+		}
 		began := time.Now()
-		err := together(ctx, trackConns, batchCount, func(ctx context.Context, n int) error {
+		err = together(ctx, trackConns, batchCount, func(ctx context.Context, n int) error {
 			_, err := pool.CopyFrom(ctx, pgx.Identifier{tenant, "fact"}, []string{"kind", "name", "contact", "data", "at"}, pgx.CopyFromSlice(batchSize, func(i int) ([]any, error) {
 				return []any{"event.tracked", "Order Placed", (n*batchSize+i)%batchUsers + 1, properties, began}, nil
 			}))
 			return err
 		})
-		return batchSize * batchCount / time.Since(began).Seconds(), err
+		rate := batchSize * batchCount / time.Since(began).Seconds()
+		if err != nil {
+			return 0, err
+		}
+		took, err := cost()
+		cpu.reference = append(cpu.reference, took.process*1e6/(batchSize*batchCount))
+		server.reference = append(server.reference, took.postgres*1e6/(batchSize*batchCount))
+		return rate, err
 	}
 	return r, nil
 }
