@@ -1,6 +1,7 @@
 package track
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -64,47 +65,87 @@ func (t *Tracker) ensurePartitions(ctx context.Context, tx *postgres.Tx) error {
 	return nil
 }
 
-// unrepeated leaves out the messages whose id came before, within two days: the reservation of an id is a row.
+// MessageSchema is the tenant migration from which on messages are remembered in a table of their own; before it, in allowance.
+const MessageSchema = 12
+
+// messageKey is how a message is remembered. What it says of its id is the same as what was kept in allowance.
+func messageKey(id string) (key [16]byte) {
+	sum := sha256.Sum256([]byte(id))
+	copy(key[:15], sum[:])
+	return key
+}
+
+// unrepeated leaves out the messages whose id came before, within two days: an id is reserved in the transaction that stores what it said, and a second one that has it waits until
+// the first is over.
 func unrepeated(ctx context.Context, tx *postgres.Tx, all []activity) ([]activity, error) {
-	ids := make([]string, len(all))
-	var ask []string
+	keys := make([][16]byte, len(all))
+	var ask [][16]byte
 	for i, a := range all {
 		if a.id != "" {
-			sum := sha256.Sum256([]byte(a.id))
-			ids[i] = "message:" + base64.RawURLEncoding.EncodeToString(sum[:15])
-			ask = append(ask, ids[i])
+			keys[i] = messageKey(a.id)
+			ask = append(ask, keys[i])
 		}
 	}
 	if len(ask) == 0 {
 		return slices.Clone(all), nil
 	}
-	// Each is looked up by itself, with a LIMIT, so that the plan goes by the index: a join may be planned while the table is small, and read all of it ever after.
-	rows, err := tx.Query(ctx, `INSERT INTO allowance (kind, contact, period, n)
-		SELECT m, 0, date_trunc('day', onda.now(), 'UTC'), 1 FROM (SELECT DISTINCT unnest($1::text[]) AS m) u
-		  LEFT JOIN LATERAL (SELECT true AS came FROM allowance a WHERE a.kind = m AND a.contact = 0 AND a.period >= date_trunc('day', onda.now(), 'UTC') - interval '1 day' LIMIT 1) a ON true
-		 WHERE came IS NULL ORDER BY 1 ON CONFLICT DO NOTHING RETURNING kind`, ask)
+	slices.SortFunc(ask, func(x, y [16]byte) int { return bytes.Compare(x[:], y[:]) }) // two at once wait for each other in one order
+	granted, err := reserve(ctx, tx, slices.Compact(ask))
 	if err != nil {
 		return nil, fmt.Errorf("look for repeated messages: %w", err)
 	}
-	granted, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return nil, fmt.Errorf("look for repeated messages: %w", err)
+	left := make(map[[16]byte]bool, len(granted))
+	for _, key := range granted {
+		left[key] = true
 	}
-	left := map[string]bool{}
-	for _, g := range granted {
-		left[g] = true
-	}
-	var out []activity
+	out := make([]activity, 0, len(all))
 	for i, a := range all {
-		if ids[i] == "" || left[ids[i]] {
+		if a.id == "" || left[keys[i]] {
 			out = append(out, a)
-			left[ids[i]] = false // also within one commit
+			left[keys[i]] = false // also within one commit
 		}
 	}
 	if len(granted) > 0 {
-		tx.Wake("track", tx.Now().Add(48*time.Hour))
+		tx.Wake("track", tx.Now().Add(keepMessages))
 	}
 	return out, nil
+}
+
+// reserve notes that messages came, and gives those that had not.
+func reserve(ctx context.Context, tx *postgres.Tx, keys [][16]byte) ([][16]byte, error) {
+	if tx.Tenant.Schema < MessageSchema {
+		return reserveAllowances(ctx, tx, keys)
+	}
+	// Those in allowance came before the migration, or to a process that is older: once there are none, one look tells so of all.
+	rows, err := tx.Query(ctx, `INSERT INTO message (id, at) SELECT m, onda.now() FROM unnest($1::uuid[]) m
+		 WHERE NOT ((SELECT EXISTS (SELECT FROM allowance WHERE kind > 'message:' AND kind < 'message;')) AND EXISTS (SELECT FROM allowance a WHERE a.contact = 0
+			AND a.kind = 'message:' || translate(encode(substring(uuid_send(m) FOR 15), 'base64'), '+/', '-_') AND a.period >= date_trunc('day', onda.now(), 'UTC') - interval '1 day'))
+		ON CONFLICT DO NOTHING RETURNING id`, keys)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[[16]byte])
+}
+
+func reserveAllowances(ctx context.Context, tx *postgres.Tx, keys [][16]byte) ([][16]byte, error) {
+	kinds, of := make([]string, len(keys)), make(map[string][16]byte, len(keys))
+	for i, key := range keys {
+		kinds[i] = "message:" + base64.RawURLEncoding.EncodeToString(key[:15])
+		of[kinds[i]] = key
+	}
+	// Each is looked up by itself, with a LIMIT, so that the plan goes by the index: a join may be planned while the table is small, and read all of it ever after.
+	rows, err := tx.Query(ctx, `INSERT INTO allowance (kind, contact, period, n)
+		SELECT m, 0, date_trunc('day', onda.now(), 'UTC'), 1 FROM unnest($1::text[]) m
+		  LEFT JOIN LATERAL (SELECT true AS came FROM allowance a WHERE a.kind = m AND a.contact = 0 AND a.period >= date_trunc('day', onda.now(), 'UTC') - interval '1 day' LIMIT 1) a ON true
+		 WHERE came IS NULL ORDER BY 1 ON CONFLICT DO NOTHING RETURNING kind`, kinds)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (key [16]byte, err error) {
+		var kind string
+		err = row.Scan(&kind)
+		return of[kind], err
+	})
 }
 
 // writeUsers finds or makes the contacts that programs named, and writes what identify says of them.

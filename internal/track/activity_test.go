@@ -6,13 +6,18 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/pgtest"
@@ -258,6 +263,90 @@ func TestAMillionNamesOfProperties(t *testing.T) {
 	}
 }
 
+// Programs send again what was not answered, in whatever batches, to whichever process, at the same time: each message is stored once.
+func TestEachMessageIsStoredOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	sk := w.programKey("acme", token.SecretKey)
+	processes := []*world{w, w.again()}
+	random := rand.New(rand.NewPCG(1, 2))
+	sent := map[string]bool{}
+	for round := range 8 {
+		var g errgroup.Group
+		for range 12 {
+			var messages []string
+			for range 1 + random.IntN(40) {
+				id := fmt.Sprintf("%d-%d", round, random.IntN(60)) // often also twice in one batch
+				sent[id] = true
+				messages = append(messages, fmt.Sprintf(`{"type": "track", "userId": "u%d", "messageId": %q, "event": %q}`, random.IntN(3), id, id))
+			}
+			body := `{"batch": [` + strings.Join(messages, ",") + `]}`
+			for _, to := range []int{random.IntN(2), random.IntN(2)} {
+				g.Go(func() error {
+					if a := processes[to].call("/v1/batch", sk, body); a.status != 200 || strings.Contains(a.body, "errors") {
+						return fmt.Errorf("%d %s", a.status, a.body)
+					}
+					return nil
+				})
+			}
+		}
+		if err := g.Wait(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := pgtest.All[string](t, w.db, "acme", "SELECT name FROM fact WHERE kind = 'event.tracked' ORDER BY name COLLATE \"C\"")
+	if diff := cmp.Diff(slices.Sorted(maps.Keys(sent)), got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// Whether a message came is known for two days, and on both sides of the migration that moved what knows it.
+func TestMessagesAreKnownForTwoDays(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	sk := w.programKey("acme", token.SecretKey)
+	exec := func(sql string) {
+		t.Helper()
+		conn, err := pgx.Connect(t.Context(), w.d.AdminURL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	track := func(id string) {
+		t.Helper()
+		if a := w.call("/v1/track", sk, fmt.Sprintf(`{"anonymousId": "v1", "event": %q, "messageId": %q}`, id, id)); a.status != 200 {
+			t.Errorf("%s: %d %s", id, a.status, a.body)
+		}
+	}
+	told := func(want ...string) {
+		t.Helper()
+		if diff := cmp.Diff(want, w.facts("acme", "event.%")); diff != "" {
+			t.Error(diff)
+		}
+	}
+	exec(fmt.Sprintf("ALTER TABLE acme.message RENAME TO later; UPDATE onda.tenant SET schema = %d", MessageSchema-1))
+	track("before")
+	track("before")
+	exec(fmt.Sprintf("ALTER TABLE acme.later RENAME TO message; UPDATE onda.tenant SET schema = %d", MessageSchema))
+	track("after")
+	track("before")
+	told("event.tracked before", "event.tracked after")
+	w.move("acme", 47*time.Hour)
+	w.sweep("acme")
+	track("after")
+	told("event.tracked before", "event.tracked after")
+	w.move("acme", 2*time.Hour)
+	w.sweep("acme")
+	track("after")
+	told("event.tracked before", "event.tracked after", "event.tracked after")
+}
+
 // A browser's events are told of a contact only where that has granted tracking.web.
 func TestVisitorsAreNobodyWithoutConsent(t *testing.T) {
 	t.Parallel()
@@ -430,7 +519,7 @@ func TestWhatIsKeptForAWhile(t *testing.T) {
 	w.sweep("acme")
 	w.move("acme", 31*24*time.Hour)
 	w.sweep("acme")
-	got := pgtest.One[string](t, w.db, "acme", `SELECT (SELECT count(*) FROM visitor) || ' ' || (SELECT count(*) FROM allowance) || ' ' || (SELECT count(*) FROM hit) || ' ' || (SELECT count(*) FROM hit WHERE origin IS NOT NULL OR agent <> '')`)
+	got := pgtest.One[string](t, w.db, "acme", `SELECT (SELECT count(*) FROM visitor) || ' ' || (SELECT count(*) FROM message) || ' ' || (SELECT count(*) FROM hit) || ' ' || (SELECT count(*) FROM hit WHERE origin IS NOT NULL OR agent <> '')`)
 	if got != "0 0 1 0" {
 		t.Errorf("after a month: %s", got)
 	}

@@ -12,7 +12,10 @@ import (
 	"github.com/onda-run/onda/internal/spec"
 )
 
-const forgetChunk = 1_000
+const (
+	forgetChunk  = 1_000
+	keepMessages = 48 * time.Hour // to tell a message that is sent again
+)
 
 // limit is a kind of row that is kept for a time: a statement that forgets up to $2 of those whose time is over at $1, and one that gives the time of the oldest.
 type limit struct {
@@ -32,6 +35,16 @@ func (t *Tracker) limits(ctx context.Context, tx *postgres.Tx) ([]limit, error) 
 	}
 	now, r := tx.Now(), settings.Retention
 	ago := func(d spec.Duration) time.Time { return ago(tx, settings, d) }
+	messages := limit{
+		"messages", now.Add(-keepMessages),
+		// There may be ten thousands a second; and none is looked for by its time alone, but once an hour while there are any.
+		"DELETE FROM message WHERE ctid = ANY (ARRAY(SELECT ctid FROM message WHERE at <= $1 LIMIT 10 * $2::bigint))",
+		"SELECT onda.now() - interval '47 hours' FROM message LIMIT 1",
+	}
+	if tx.Tenant.Schema < MessageSchema {
+		messages.forget = "DELETE FROM allowance WHERE (kind, contact, period) IN (SELECT kind, contact, period FROM allowance WHERE kind LIKE 'message:%' AND period <= $1 LIMIT $2)"
+		messages.oldest = "SELECT min(period) FROM allowance WHERE kind LIKE 'message:%'"
+	}
 	limits := []limit{
 		{
 			"visitors", ago(r.Visitors),
@@ -48,11 +61,7 @@ func (t *Tracker) limits(ctx context.Context, tx *postgres.Tx) ([]limit, error) 
 			"DELETE FROM hit WHERE id IN (SELECT id FROM hit ORDER BY id LIMIT $2) AND at <= $1 AND verdict IS NOT NULL",
 			"SELECT at FROM hit ORDER BY id LIMIT 1",
 		},
-		{
-			"messages", now.Add(-48 * time.Hour),
-			"DELETE FROM allowance WHERE (kind, contact, period) IN (SELECT kind, contact, period FROM allowance WHERE kind LIKE 'message:%' AND period <= $1 LIMIT $2)",
-			"SELECT min(period) FROM allowance WHERE kind LIKE 'message:%'",
-		},
+		messages,
 	}
 	if tx.Tenant.Schema < postgres.RetentionSchema {
 		return limits, nil
@@ -121,7 +130,7 @@ func (t *Tracker) forget(ctx context.Context, tx *postgres.Tx) (again bool, err 
 		if err != nil {
 			return false, fmt.Errorf("forget %s: %w", l.what, err)
 		}
-		again = again || tag.RowsAffected() == forgetChunk
+		again = again || tag.RowsAffected() >= forgetChunk
 	}
 	return again, nil
 }
