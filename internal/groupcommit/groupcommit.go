@@ -27,6 +27,10 @@ const (
 	roomItems = 20_000
 	roomBytes = 8 << 20
 
+	// Requests that wait, for one tenant and of all: the connection of each holds far more memory than what it brings.
+	mostRequests = 384
+	roomRequests = 512
+
 	mostWait      = time.Second           // an item begins to be stored by then, or is told to come back
 	commitTimeout = 2 * time.Second       // of one commit
 	lockWait      = time.Second           // for a lock, in a commit
@@ -46,20 +50,21 @@ var (
 type Room struct {
 	slots chan struct{} // of commits; a connection each, so that some are left for what reads
 
-	mu           sync.Mutex
-	items, bytes int
+	mu                     sync.Mutex
+	requests, items, bytes int
 }
 
 // NewRoom is room for at most so many commits at once, each of another tenant and on a connection of its own.
 func NewRoom(slots int) *Room { return &Room{slots: make(chan struct{}, slots)} }
 
-// take reserves room; false when there is not so much.
+// take reserves room for a request and what it brings; false when there is not so much.
 func (r *Room) take(items, bytes int) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.items+items > roomItems || r.bytes+bytes > roomBytes {
+	if r.requests == roomRequests || r.items+items > roomItems || r.bytes+bytes > roomBytes {
 		return false
 	}
+	r.requests++
 	r.items += items
 	r.bytes += bytes
 	return true
@@ -70,6 +75,13 @@ func (r *Room) give(items, bytes int) {
 	defer r.mu.Unlock()
 	r.items -= items
 	r.bytes -= bytes
+}
+
+// leave gives back the room of a request, but that of what it brought.
+func (r *Room) leave() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.requests--
 }
 
 // Committer stores items of one kind: one commit is in flight a tenant, and what comes meanwhile goes into the next. At most as many tenants as the Room has slots
@@ -90,11 +102,12 @@ type Committer[T any] struct {
 
 // queue is what waits for one tenant, oldest first.
 type queue[T any] struct {
-	waiting []pending[T]
-	timer   *time.Timer // for the oldest that waits; or to forget that the tenant was locked
-	writing bool
-	locked  bool      // the last commit got no lock
-	shut    time.Time // until then nothing is tried
+	waiting  []pending[T]
+	requests int         // that are to be answered
+	timer    *time.Timer // for the oldest that waits; or to forget that the tenant was locked
+	writing  bool
+	locked   bool      // the last commit got no lock
+	shut     time.Time // until then nothing is tried
 }
 
 type pending[T any] struct {
@@ -127,9 +140,11 @@ func New[T any](db *postgres.DB, r *Room, most int, size func(T) int, write func
 // locked, and after a second of waiting. When ctx ends before that, they may be stored all the same.
 func (c *Committer[T]) Add(ctx context.Context, tenant string, items ...T) error {
 	done := make(chan error, len(items))
-	if err := c.enqueue(tenant, items, done); err != nil {
+	q, err := c.enqueue(tenant, items, done)
+	if err != nil {
 		return fn.Unavailable(err)
 	}
+	defer c.leave(q)
 	var first error // of a hundred items that wait in vain, one says it for all
 	for range items {
 		select {
@@ -142,8 +157,15 @@ func (c *Committer[T]) Add(ctx context.Context, tenant string, items ...T) error
 	return first
 }
 
+func (c *Committer[T]) leave(q *queue[T]) {
+	c.room.leave()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	q.requests--
+}
+
 // enqueue has items wait, and somebody write for the tenant.
-func (c *Committer[T]) enqueue(tenant string, items []T, done chan<- error) error {
+func (c *Committer[T]) enqueue(tenant string, items []T, done chan<- error) (*queue[T], error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
@@ -157,12 +179,13 @@ func (c *Committer[T]) enqueue(tenant string, items []T, done chan<- error) erro
 	}
 	switch {
 	case now.Before(q.shut):
-		return errLocked
-	case len(q.waiting)+len(items) > mostPending:
-		return errBusy
+		return nil, errLocked
+	case q.requests == mostRequests || len(q.waiting)+len(items) > mostPending:
+		return nil, errBusy
 	case !c.room.take(len(items), bytes):
-		return errFull
+		return nil, errFull
 	}
+	q.requests++
 	c.tenants[tenant] = q
 	if len(q.waiting) == 0 {
 		c.wakeIn(c.wait, tenant, q)
@@ -174,7 +197,7 @@ func (c *Committer[T]) enqueue(tenant string, items []T, done chan<- error) erro
 		q.writing = true
 		go c.run(tenant, q)
 	}
-	return nil
+	return q, nil
 }
 
 // wakeIn has a queue looked after. It is called under the lock.

@@ -102,6 +102,43 @@ func TestTooMuchIsRefusedAndNotKept(t *testing.T) {
 	}
 }
 
+// More requests than a connection's memory is worth wait for nobody: the next is refused at once, those of other tenants have some room left, and all of it is given back.
+func TestTooManyRequestsAreRefused(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	r := NewRoom(1)
+	r.slots <- struct{}{} // nothing is stored for now
+	c := New(db, r, 500, func(int) int { return 1 }, func(context.Context, *postgres.Tx, []int) error { return nil })
+	c.wait = time.Hour
+	var all sync.WaitGroup
+	wait := func(tenant string, n int) {
+		for range n {
+			all.Go(func() {
+				if err := c.Add(context.Background(), tenant, 1); err != nil {
+					t.Errorf("%s: %v", tenant, err)
+				}
+			})
+		}
+		until(t, func() bool { return waiting(c, tenant) == n })
+	}
+	wait("acme", mostRequests)
+	if err := c.Add(context.Background(), "acme", 1); !errors.Is(err, errBusy) || !unavailable(err) {
+		t.Errorf("one more of acme: %v", err)
+	}
+	wait("brava", roomRequests-mostRequests)
+	if err := c.Add(context.Background(), "brava", 1); !errors.Is(err, errFull) || !unavailable(err) {
+		t.Errorf("one more of all: %v", err)
+	}
+	<-r.slots
+	all.Wait()
+	if r.requests != 0 {
+		t.Errorf("%d requests still take room", r.requests)
+	}
+	if err := c.Add(context.Background(), "acme", 1); err != nil {
+		t.Errorf("after that: %v", err)
+	}
+}
+
 // An item that write chokes on, whatever way, fails alone.
 func TestOneItemFailsAlone(t *testing.T) {
 	t.Parallel()

@@ -102,6 +102,12 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		fn.LogError(r.Context(), err)
 		status, _ = fn.Status(err)
 	}
+	if status == http.StatusServiceUnavailable && strings.HasPrefix(r.URL.Path, "/o/") { // nobody reads the page of an image, and it costs more than a hit that is stored
+		w.Header().Set("Retry-After", "5")
+		w.Header().Set("Cache-Control", "no-store")
+		w.WriteHeader(status)
+		return
+	}
 	if err := s.pages.Error(w, r, status); err != nil {
 		fn.LogError(r.Context(), err)
 	}
