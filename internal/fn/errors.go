@@ -3,6 +3,7 @@ package fn
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -69,7 +70,7 @@ func Status(err error) (status int, retryAfter time.Duration) {
 
 // isTransient tells whether an error that nobody marked is of the kind that passes by itself.
 func isTransient(err error) bool {
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.Is(err, io.ErrUnexpectedEOF) { // the last: a Postgres that died says nothing
 		return true
 	}
 	var passes interface{ Transient() bool }

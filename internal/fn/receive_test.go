@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
@@ -42,6 +43,7 @@ func TestAnswersOfErrors(t *testing.T) {
 		"deadline":         {fmt.Errorf("lease: %w", context.DeadlineExceeded), 503, "something this needs is away; try again\n", "", false, "warn"},
 		"serialization":    {fmt.Errorf("x: %w", &pgconn.PgError{Code: "40001"}), 503, "something this needs is away; try again\n", "", false, "warn"},
 		"shutting down":    {&pgconn.PgError{Code: "57P01"}, 503, "something this needs is away; try again\n", "", false, "warn"},
+		"dead":             {fmt.Errorf("commit: %w", io.ErrUnexpectedEOF), 503, "something this needs is away; try again\n", "", false, "warn"},
 		"too many clients": {&pgconn.PgError{Code: "53300"}, 503, "something this needs is away; try again\n", "", false, "warn"},
 		"lock not given":   {&pgconn.PgError{Code: "55P03"}, 503, "something this needs is away; try again\n", "", false, "warn"},
 		"a broken query":   {&pgconn.PgError{Code: "42703", Message: "column ada"}, 500, "internal error; the log has more\n", "", false, "error"},
