@@ -14,7 +14,7 @@ test: ## sets up what it needs and runs every test that needs no cluster
 build: ## builds onda and the functions into bin/
 	@scripts/build.sh
 
-bench: ## measures the main paths against bare references; ONLY=send for one (send, pixel, click, cold, batch, form-page, form-submit, segment, campaign); ONLY=havoc counts what faults lose
+bench: ## measures the main paths against bare references; ONLY=send for one (send, pixel, click, cold, batch, form-page, form-submit, segment, campaign); ONLY=havoc and ONLY=hits count what faults lose
 	@scripts/bench.sh
 
 mails: ## sends mails of ten kinds through a real Postfix, and has OpenDKIM and SpamAssassin judge them

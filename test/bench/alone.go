@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -31,14 +32,11 @@ type alone struct {
 
 // newAlone prepares a process of a function; nothing is started yet.
 func (l *lab) newAlone(ctx context.Context, name string, settings ...string) (*alone, error) {
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	addr, err := freePort(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("look for a port: %w", err)
+		return nil, err
 	}
-	a := &alone{addr: listener.Addr().String()}
-	if err := listener.Close(); err != nil {
-		return nil, fmt.Errorf("look for a port: %w", err)
-	}
+	a := &alone{addr: addr}
 	a.env = append([]string{
 		sideEnv + "=" + name + "-alone", "ONDA_HOST=127.0.0.1", "PORT=" + a.addr[strings.LastIndexByte(a.addr, ':')+1:], "ONDA_SERVE=http", "ONDA_LOG_LEVEL=error",
 		"ONDA_DATABASE_URL=" + l.poolURL, "K_SINK=" + l.sink, "ONDA_LINK_URL=http://localhost:8080", "ONDA_DATABASE_MAX_CONNS=" + strconv.Itoa(trackConns),
@@ -47,14 +45,26 @@ func (l *lab) newAlone(ctx context.Context, name string, settings ...string) (*a
 	return a, nil
 }
 
+// freePort looks for a port that nobody listens on, below those that the system gives to clients: one that tries to connect while the process is away might get its very port.
+func freePort(ctx context.Context) (address string, err error) {
+	for range 100 {
+		var listener net.Listener
+		listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", 20_000+rand.IntN(10_000)))
+		if err == nil {
+			return listener.Addr().String(), listener.Close()
+		}
+	}
+	return "", fmt.Errorf("look for a port: %w", err)
+}
+
 // start starts the process, and does not wait until it serves.
 func (a *alone) start(ctx context.Context) error {
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("find this program: %w", err)
 	}
-	a.cmd = exec.CommandContext(ctx, self)
-	a.cmd.Env, a.cmd.Stderr = a.env, os.Stderr
+	a.cmd = exec.CommandContext(context.WithoutCancel(ctx), self) // until it is killed
+	a.cmd.Env, a.cmd.Stdout, a.cmd.Stderr = a.env, os.Stderr, os.Stderr // what it logs is errors
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := a.cmd.Start(); err != nil {
 		a.cmd = nil

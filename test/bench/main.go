@@ -141,7 +141,8 @@ func run() error {
 	only := flag.String("only", os.Getenv("ONLY"), "measure these `paths` alone, separated by commas")
 	n := flag.Int("rounds", 3, "how many `rounds` each side has")
 	mails := flag.Int("mails", 0, "how many `mails` a round of sending has (20,000), or a campaign of havoc (100,000)")
-	kills := flag.Int("kills", 100, "how many `kills` there are in havoc-kill")
+	kills := flag.Int("kills", 0, "how many `kills` there are in havoc-kill (100) and in hits-kill (10)")
+	lasts := flag.Duration("for", 0, "how `long` the harm of a havoc for hits lasts, and the time between two kills")
 	profiles := flag.String("profile", "", "write the CPU profile of each function to this `directory`")
 	plot := flag.String("plot", "", "draw the rate of sending over time into this `file`, an SVG, and tell what it leaves in Postgres")
 	verbose := flag.Bool("v", false, "show every round")
@@ -150,10 +151,10 @@ func run() error {
 	if url == "" {
 		return errors.New("ONDA_BENCH_DATABASE_URL: is not set; make bench does it")
 	}
-	if *n < 1 || *mails < 0 || *kills < 1 {
-		return fmt.Errorf("-rounds %d, -mails %d, -kills %d: want at least 1 of each", *n, *mails, *kills)
+	if *n < 1 || *mails < 0 || *kills < 0 || *lasts < 0 {
+		return fmt.Errorf("-rounds %d, -mails %d, -kills %d, -for %s: want at least 1 round, and nothing below 0", *n, *mails, *kills, *lasts)
 	}
-	todo, harm, err := choose(paths(), havocs(), *only)
+	todo, harm, hits, err := choose(paths(), havocs(), hitsHavocs(), *only)
 	if err != nil {
 		return err
 	}
@@ -181,7 +182,7 @@ func run() error {
 	}
 	var short []string
 	for _, h := range harm {
-		ok, err := wreak(ctx, h, url, cmp.Or(*mails, havocMails), *kills, *verbose)
+		ok, err := wreak(ctx, h, url, cmp.Or(*mails, havocMails), cmp.Or(*kills, 100), *verbose)
 		if err != nil {
 			return fmt.Errorf("%s: %w", h.name, err)
 		}
@@ -189,16 +190,32 @@ func run() error {
 			short = append(short, h.name)
 		}
 	}
+	if len(hits) > 0 {
+		fmt.Println(hitsHeader)
+	}
+	var worse []string
+	for _, h := range hits {
+		ok, err := wreakHits(ctx, h, url, *lasts, cmp.Or(*kills, 10), *verbose)
+		if err != nil {
+			return fmt.Errorf("%s: %w", h.name, err)
+		}
+		if !ok {
+			worse = append(worse, h.name)
+		}
+	}
+	if len(worse) > 0 {
+		return fmt.Errorf("hits were lost, or somebody waited beyond the bound: %s", strings.Join(worse, ", "))
+	}
 	if len(short) > 0 {
 		return fmt.Errorf("mails were lost, repeated, wrong or unknown beyond the bound: %s", strings.Join(short, ", "))
 	}
 	return nil
 }
 
-// choose gives the paths that are asked for, and the havoc, which is wreaked only where it is asked for: all of it by the name of "havoc".
-func choose(all []path, harm []havoc, only string) (out []path, wreaked []havoc, err error) {
+// choose gives the paths that are asked for, and the havoc, which is wreaked only where it is asked for: all of it by the names of "havoc" and "hits".
+func choose(all []path, harm []havoc, hits []hitsHavoc, only string) (out []path, wreaked []havoc, onHits []hitsHavoc, err error) {
 	if only == "" {
-		return all, nil, nil
+		return all, nil, nil, nil
 	}
 	var names []string
 	for _, p := range all {
@@ -207,20 +224,27 @@ func choose(all []path, harm []havoc, only string) (out []path, wreaked []havoc,
 	for _, h := range harm {
 		names = append(names, h.name)
 	}
+	for _, h := range hits {
+		names = append(names, h.name)
+	}
 	for name := range strings.SplitSeq(only, ",") {
 		name = strings.TrimSpace(name)
 		switch i := slices.Index(names, name); {
 		case name == "havoc":
 			wreaked = append(wreaked, harm...)
+		case name == "hits":
+			onHits = append(onHits, hits...)
 		case i < 0:
-			return nil, nil, fmt.Errorf("ONLY: there is no path %q; there are: %s, and havoc for all of those", name, strings.Join(names, ", "))
+			return nil, nil, nil, fmt.Errorf("ONLY: there is no path %q; there are: %s; and havoc and hits for all of those", name, strings.Join(names, ", "))
 		case i < len(all):
 			out = append(out, all[i])
-		default:
+		case i < len(all)+len(harm):
 			wreaked = append(wreaked, harm[i-len(all)])
+		default:
+			onHits = append(onHits, hits[i-len(all)-len(harm)])
 		}
 	}
-	return out, wreaked, nil
+	return out, wreaked, onHits, nil
 }
 
 // measure runs the rounds of a path, ours and the reference's in turns.

@@ -56,9 +56,10 @@ func TestChoose(t *testing.T) {
 	t.Parallel()
 	for only, want := range map[string]string{
 		"": "send send-postfix send-starttls send-transactional pixel pixel-256 click click-256 cold batch form-page form-submit segment campaign", "click": "click", "campaign, send": "campaign send", "havoc-cut, send": "send havoc-cut",
+		"hits": "hits-twice hits-kill hits-postgres hits-locked", "hits-kill,havoc-cut": "havoc-cut hits-kill",
 		"havoc": "havoc-kill havoc-stop havoc-postgres havoc-late havoc-cut havoc-refuse havoc-plain havoc-shut",
 	} {
-		got, harm, err := choose(paths(), havocs(), only)
+		got, harm, hits, err := choose(paths(), havocs(), hitsHavocs(), only)
 		var names []string
 		for _, p := range got {
 			names = append(names, p.name)
@@ -66,11 +67,14 @@ func TestChoose(t *testing.T) {
 		for _, h := range harm {
 			names = append(names, h.name)
 		}
+		for _, h := range hits {
+			names = append(names, h.name)
+		}
 		if err != nil || strings.Join(names, " ") != want {
 			t.Errorf("%q chooses %v, %v; want %s", only, names, err, want)
 		}
 	}
-	if _, _, err := choose(paths(), havocs(), "sned"); err == nil || !strings.Contains(err.Error(), "sned") {
+	if _, _, _, err := choose(paths(), havocs(), hitsHavocs(), "sned"); err == nil || !strings.Contains(err.Error(), "sned") {
 		t.Errorf("an unknown path: %v", err)
 	}
 }
