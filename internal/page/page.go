@@ -33,6 +33,9 @@ type Pages struct {
 
 	parse func() (parsed, error)
 	style string
+
+	mu     sync.Mutex
+	sheets map[look]sheet
 }
 
 // parsed are the templates and the texts of all languages.
@@ -61,7 +64,7 @@ func New(own fs.FS, patterns ...string) (*Pages, error) {
 		}
 		return p, nil
 	})
-	return &Pages{parse: parse, style: string(css)}, nil
+	return &Pages{parse: parse, style: string(css), sheets: map[look]sheet{}}, nil
 }
 
 // hashOf is how a Content-Security-Policy names what may be in a page.
@@ -191,7 +194,7 @@ func (p *Pages) policy(v View) string {
 	if v.Script != "" {
 		script = "; script-src " + hashOf([]byte(v.Script))
 	}
-	return "default-src 'none'; style-src " + hashOf([]byte(p.styleOf(v.Theme))) + script + "; img-src 'self' data:; form-action " + formTo + "; base-uri 'none'; frame-ancestors " + frames
+	return "default-src 'none'; style-src " + p.sheetOf(v.Theme).hash + script + "; img-src 'self' data:; form-action " + formTo + "; base-uri 'none'; frame-ancestors " + frames
 }
 
 // Render gives the HTML that Write would send, for who keeps it. The view names the language.
@@ -205,7 +208,7 @@ func (p *Pages) Render(ctx context.Context, v View) ([]byte, error) {
 		wait = 0
 	}
 	d := data{
-		View: v, Trial: p.trial(ctx, wait), Style: template.CSS(p.styleOf(v.Theme)), Logo: template.URL(v.Theme.Logo), Runs: template.JS(v.Script), texts: p.textsOf(v.Lang),
+		View: v, Trial: p.trial(ctx, wait), Style: template.CSS(p.sheetOf(v.Theme).css), Logo: template.URL(v.Theme.Logo), Runs: template.JS(v.Script), texts: p.textsOf(v.Lang),
 	}
 	var b bytes.Buffer
 	if v.Block != "" {
@@ -303,7 +306,7 @@ func (p *Pages) Fragment(ctx context.Context, v View) ([]byte, error) {
 
 // Embedded is the style of fragments within a shadow tree on the page of somebody else: it takes that page's font and width.
 func (p *Pages) Embedded(t spec.Theme) string {
-	return strings.ReplaceAll(p.styleOf(t), ":root", ":host") + `
+	return strings.ReplaceAll(p.sheetOf(t).css, ":root", ":host") + `
 :host { display: block; }
 .embedded { color: var(--ink); background: var(--card); border: 1px solid var(--line); border-radius: calc(1rem * var(--corner)); padding: 1.5rem; max-width: 36rem; line-height: 1.6; }
 .embedded > :last-child { margin-bottom: 0; }
@@ -314,6 +317,11 @@ func (p *Pages) Embedded(t spec.Theme) string {
 
 // Error answers with a readable page for a status that means that something went wrong.
 func (p *Pages) Error(w http.ResponseWriter, r *http.Request, status int) error {
+	return p.ErrorOf(w, r, status, "", spec.Theme{})
+}
+
+// ErrorOf is Error on a page that looks as those of who speaks to the visitor do.
+func (p *Pages) ErrorOf(w http.ResponseWriter, r *http.Request, status int, brand string, theme spec.Theme) error {
 	key := "error." + strconv.Itoa(status)
 	lang := p.Lang(r)
 	if _, err := p.textsOf(lang).get(key + ".title"); err != nil {
@@ -323,6 +331,6 @@ func (p *Pages) Error(w http.ResponseWriter, r *http.Request, status int) error 
 		w.Header().Set("Retry-After", "5")
 	}
 	return p.Write(w, r, View{
-		Status: status, Lang: lang, Title: p.Text(lang, key+".title"), Icon: "warning", Block: "error", Data: key + ".text",
+		Status: status, Lang: lang, Brand: brand, Theme: theme, Title: p.Text(lang, key+".title"), Icon: "warning", Block: "error", Data: key + ".text",
 	})
 }

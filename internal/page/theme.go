@@ -12,6 +12,40 @@ var (
 	darkInk  = spec.Colour{R: 0x0c, G: 0x1a, B: 0x2e}
 )
 
+// sheet is the style of pages, and how their Content-Security-Policy names it.
+type sheet struct{ css, hash string }
+
+// look is what of a theme decides about the style.
+type look struct {
+	accent  spec.Colour
+	themed  bool // there is an accent
+	corners spec.Corners
+	font    spec.Font
+}
+
+// maxSheets is how many styles are kept; past it they are made anew.
+const maxSheets = 1_000
+
+// sheetOf gives the style of a theme's pages, which is made once: it takes longer than all else of a page.
+func (p *Pages) sheetOf(t spec.Theme) sheet {
+	l := look{corners: t.Corners, font: t.Font}
+	if t.Accent != nil {
+		l.accent, l.themed = *t.Accent, true
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s, ok := p.sheets[l]
+	if !ok {
+		css := p.styleOf(t)
+		s = sheet{css, hashOf([]byte(css))}
+		if len(p.sheets) >= maxSheets {
+			clear(p.sheets)
+		}
+		p.sheets[l] = s
+	}
+	return s
+}
+
 // styleOf gives the style of the pages, with what a theme says after it. Of the accent the other colours are made, so that they can be read wherever the accent can on white.
 func (p *Pages) styleOf(t spec.Theme) string {
 	var light, dark strings.Builder

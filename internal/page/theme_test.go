@@ -84,3 +84,29 @@ func TestThemesKeepThePolicy(t *testing.T) {
 		}
 	}
 }
+
+// A style is made once, be its theme's accent another pointer to the same colour; and not kept for ever.
+func TestStylesAreMadeOnce(t *testing.T) {
+	t.Parallel()
+	p, err := New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	themed := func(c spec.Colour) spec.Theme { return spec.Theme{Accent: &c, Corners: spec.CornersRound} }
+	first := p.sheetOf(themed(spec.Colour{R: 1}))
+	if second := p.sheetOf(themed(spec.Colour{R: 1})); first != second || len(p.sheets) != 1 {
+		t.Errorf("%d styles of one theme", len(p.sheets))
+	}
+	for _, other := range []spec.Theme{{}, themed(spec.Black), themed(spec.Colour{R: 2}), {Corners: spec.CornersRound}, {Font: spec.FontSerif}} {
+		s := p.sheetOf(other)
+		if s.css == first.css || s.css != p.styleOf(other) || s.hash != hashOf([]byte(s.css)) {
+			t.Errorf("%v has another's style", other)
+		}
+	}
+	for i := range 2 * maxSheets {
+		p.sheetOf(themed(spec.Colour{R: uint8(i), G: uint8(i >> 8), B: 9}))
+	}
+	if len(p.sheets) > maxSheets {
+		t.Errorf("%d styles are kept", len(p.sheets))
+	}
+}

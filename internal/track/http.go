@@ -44,6 +44,13 @@ type server struct {
 	script []byte
 	keys   *cache[string, struct{}] // of programs, proven a short while ago
 	noKeys *cache[string, struct{}] // that are none
+	brands *cache[string, brand]    // of tenants
+}
+
+// brand is whose pages they are, and how they look.
+type brand struct {
+	title string
+	theme spec.Theme
 }
 
 // Handler makes the public HTTP of track.
@@ -57,15 +64,18 @@ func (t *Tracker) Handler() (http.Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read onda.js: %w", err)
 	}
-	s := &server{Tracker: t, pages: pages, script: script, keys: newCache[string, struct{}](10_000, time.Minute), noKeys: newCache[string, struct{}](10_000, unknownFor)}
+	s := &server{
+		Tracker: t, pages: pages, script: script, keys: newCache[string, struct{}](10_000, time.Minute), noKeys: newCache[string, struct{}](10_000, unknownFor),
+		brands: newCache[string, brand](1_000, time.Minute),
+	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /o/{file}", s.page(s.open))
-	mux.HandleFunc("GET /c/{token}", s.page(s.click))
-	mux.HandleFunc("GET /u/{token}", s.page(s.unsubscribePage))
-	mux.HandleFunc("POST /u/{token}", s.page(s.unsubscribeNow))
-	mux.HandleFunc("GET /p/{token}", s.page(s.preferencesPage))
-	mux.HandleFunc("POST /p/{token}", s.page(s.preferencesSave))
-	mux.HandleFunc("GET /w/{token}", s.page(s.webView))
+	mux.HandleFunc("GET /o/{file}", s.open)
+	mux.HandleFunc("GET /c/{token}", s.proven(token.Click, s.click))
+	mux.HandleFunc("GET /u/{token}", s.proven(token.Unsubscribe, s.unsubscribePage))
+	mux.HandleFunc("POST /u/{token}", s.proven(token.Unsubscribe, s.unsubscribeNow))
+	mux.HandleFunc("GET /p/{token}", s.proven(token.Preferences, s.preferencesPage))
+	mux.HandleFunc("POST /p/{token}", s.proven(token.Preferences, s.preferencesSave))
+	mux.HandleFunc("GET /w/{token}", s.proven(token.WebView, s.webView))
 	mux.HandleFunc("GET /onda.js", s.ondaJS)
 	mux.HandleFunc("POST /e", s.api(s.event))
 	mux.HandleFunc("OPTIONS /e", preflight)
@@ -82,16 +92,20 @@ func (t *Tracker) Handler() (http.Handler, error) {
 	return mux, nil
 }
 
-// page answers errors of a handler with a page that people can read.
-func (s *server) page(handle func(w http.ResponseWriter, r *http.Request) error) http.HandlerFunc {
+// proven answers requests whose token is proven, and errors with a page that people can read: once the token says whose it is, it looks as the tenant's do.
+func (s *server) proven(want token.Purpose, handle func(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if err := handle(w, r); err != nil {
-			s.fail(w, r, err)
+		tenant, c, err := s.claims(r, r.PathValue("token"), want)
+		if err == nil {
+			err = handle(w, r, tenant, c)
+		}
+		if err != nil {
+			s.fail(w, r, tenant, err)
 		}
 	}
 }
 
-func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
+func (s *server) fail(w http.ResponseWriter, r *http.Request, tenant string, err error) {
 	status := http.StatusNotFound
 	var large *http.MaxBytesError
 	switch {
@@ -108,9 +122,30 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		w.WriteHeader(status)
 		return
 	}
-	if err := s.pages.Error(w, r, status); err != nil {
+	b := s.brandOf(r.Context(), tenant, status < http.StatusInternalServerError)
+	if err := s.pages.ErrorOf(w, r, status, b.title, b.theme); err != nil {
 		fn.LogError(r.Context(), err)
 	}
+}
+
+// brandOf gives a tenant's brand for a page that says that something went wrong; none where it is not known and cannot be asked for.
+func (s *server) brandOf(ctx context.Context, tenant string, ask bool) brand {
+	if b, ok := s.brands.get(tenant); ok || tenant == "" || !ask {
+		return b
+	}
+	var b brand
+	err := within(ctx, s.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		settings, err := readSettings(ctx, tx)
+		if err != nil {
+			return err
+		}
+		b = brand{settings.Title, settings.Theme}
+		return nil
+	})
+	if err == nil {
+		s.brands.put(tenant, b)
+	}
+	return b
 }
 
 // nothing answers what is not there, and methods that a path does not have.
@@ -190,18 +225,27 @@ func prefetched(h http.Header) bool {
 }
 
 // open answers the pixel, and the link beside it that people cannot see: only programs that follow all links come to that, and get nothing.
-func (s *server) open(w http.ResponseWriter, r *http.Request) error {
-	if tok, ok := strings.CutSuffix(r.PathValue("file"), compose.UnseenSuffix); ok {
-		return s.unseen(w, r, tok)
-	}
-	tok, ok := strings.CutSuffix(r.PathValue("file"), ".gif")
-	if !ok {
-		return errNotFound
+func (s *server) open(w http.ResponseWriter, r *http.Request) {
+	tok, unseen := strings.CutSuffix(r.PathValue("file"), compose.UnseenSuffix)
+	handle := s.unseen
+	if !unseen {
+		var is bool
+		if tok, is = strings.CutSuffix(tok, ".gif"); !is {
+			s.fail(w, r, "", errNotFound)
+			return
+		}
+		handle = s.pixel
 	}
 	tenant, c, err := s.claims(r, tok, token.Open)
-	if err != nil {
-		return err
+	if err == nil {
+		err = handle(w, r, tenant, c)
 	}
+	if err != nil {
+		s.fail(w, r, tenant, err)
+	}
+}
+
+func (s *server) pixel(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims) error {
 	if err := s.store(r, tenant, hit{kind: kindOpen, delivery: c.Delivery}); err != nil {
 		return err
 	}
@@ -216,11 +260,7 @@ func (s *server) open(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-func (s *server) unseen(w http.ResponseWriter, r *http.Request, tok string) error {
-	tenant, c, err := s.claims(r, tok, token.Open)
-	if err != nil {
-		return err
-	}
+func (s *server) unseen(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims) error {
 	if err := s.store(r, tenant, hit{kind: kindClick, delivery: c.Delivery, reason: unseen}); err != nil {
 		return err
 	}
@@ -231,11 +271,7 @@ func (s *server) unseen(w http.ResponseWriter, r *http.Request, tok string) erro
 }
 
 // click leads on only when the hit is stored.
-func (s *server) click(w http.ResponseWriter, r *http.Request) error {
-	tenant, c, err := s.claims(r, r.PathValue("token"), token.Click)
-	if err != nil {
-		return err
-	}
+func (s *server) click(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims) error {
 	to, ok, err := s.linkURL(r.Context(), tenant, c.Link)
 	if err != nil {
 		return err
@@ -281,20 +317,12 @@ func (s *server) showLeaving(w http.ResponseWriter, r *http.Request, tenant stri
 	return s.pages.Write(w, r, v)
 }
 
-func (s *server) unsubscribePage(w http.ResponseWriter, r *http.Request) error {
-	tenant, c, err := s.claims(r, r.PathValue("token"), token.Unsubscribe)
-	if err != nil {
-		return err
-	}
+func (s *server) unsubscribePage(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims) error {
 	return s.showLeaving(w, r, tenant, c, false)
 }
 
 // unsubscribeNow is RFC 8058 section 3.1: a POST of List-Unsubscribe=One-Click in either form encoding. Some programs leave the body out or garble it, and the token says all: so it is not read.
-func (s *server) unsubscribeNow(w http.ResponseWriter, r *http.Request) error {
-	tenant, c, err := s.claims(r, r.PathValue("token"), token.Unsubscribe)
-	if err != nil {
-		return err
-	}
+func (s *server) unsubscribeNow(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims) error {
 	origin, err := s.db.HashOrigin(r.Context(), tenant, page.Origin(r, s.cfg.Proxies))
 	if err != nil {
 		return err
@@ -346,7 +374,8 @@ func (s *server) privacy(lang string) []choice {
 	}
 }
 
-func (s *server) showPreferences(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims, how saved) error {
+// showPreferences shows the preference centre, and how saving it ended; where nothing was saved, with what was answered.
+func (s *server) showPreferences(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims, how saved, a answers) error {
 	lang := s.pages.Lang(r)
 	var p preferences
 	var now time.Time
@@ -360,6 +389,9 @@ func (s *server) showPreferences(w http.ResponseWriter, r *http.Request, tenant 
 	}
 	if p.contact == 0 {
 		return errNotFound
+	}
+	if how == savedNone {
+		a.fill(&p)
 	}
 	v := preferencesView{Address: p.address, Topics: p.topics, Privacy: p.privacy, Saved: how, Wishes: p.wishes != nil}
 	if v.Wishes {
@@ -381,19 +413,11 @@ func (s *server) showPreferences(w http.ResponseWriter, r *http.Request, tenant 
 	return s.pages.Write(w, r, page.View{Status: status, Lang: lang, Brand: p.brand, Theme: p.theme, Title: s.pages.Text(lang, "preferences.title"), Block: "preferences", Data: v})
 }
 
-func (s *server) preferencesPage(w http.ResponseWriter, r *http.Request) error {
-	tenant, c, err := s.claims(r, r.PathValue("token"), token.Preferences)
-	if err != nil {
-		return err
-	}
-	return s.showPreferences(w, r, tenant, c, "")
+func (s *server) preferencesPage(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims) error {
+	return s.showPreferences(w, r, tenant, c, "", answers{})
 }
 
-func (s *server) preferencesSave(w http.ResponseWriter, r *http.Request) error {
-	tenant, c, err := s.claims(r, r.PathValue("token"), token.Preferences)
-	if err != nil {
-		return err
-	}
+func (s *server) preferencesSave(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims) error {
 	form, err := readForm(w, r)
 	if err != nil {
 		return err
@@ -412,7 +436,7 @@ func (s *server) preferencesSave(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.showPreferences(w, r, tenant, c, how)
+	return s.showPreferences(w, r, tenant, c, how, a)
 }
 
 // mailPolicy lets a mail show its images and its own style, and nothing else: whatever is in it, no script runs, and no form is sent.
@@ -420,14 +444,10 @@ const mailPolicy = "default-src 'none'; img-src https: http: data:; style-src 'u
 	"sandbox allow-popups allow-popups-to-escape-sandbox allow-top-navigation-by-user-activation"
 
 // webView shows a mail as it would be made now for the one whom it was sent to.
-func (s *server) webView(w http.ResponseWriter, r *http.Request) error {
-	tenant, c, err := s.claims(r, r.PathValue("token"), token.WebView)
-	if err != nil {
-		return err
-	}
+func (s *server) webView(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims) error {
 	var content compose.Content
 	var settings *spec.Settings
-	err = within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+	err := within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
 		if settings, err = readSettings(ctx, tx); err != nil {
 			return err
 		}
@@ -437,7 +457,8 @@ func (s *server) webView(w http.ResponseWriter, r *http.Request) error {
 	if errors.Is(err, compose.ErrUnknown) || errors.Is(err, compose.ErrNobody) {
 		lang := s.pages.Lang(r)
 		return s.pages.Write(w, r, page.View{
-			Status: http.StatusNotFound, Lang: lang, Icon: "mail", Title: s.pages.Text(lang, "webview.gone.title"), Block: "text", Data: s.pages.Text(lang, "webview.gone.text"),
+			Status: http.StatusNotFound, Lang: lang, Brand: settings.Title, Theme: settings.Theme, Icon: "mail",
+			Title: s.pages.Text(lang, "webview.gone.title"), Block: "text", Data: s.pages.Text(lang, "webview.gone.text"),
 		})
 	}
 	if err != nil {

@@ -262,6 +262,24 @@ type answers struct {
 	origin        []byte
 }
 
+// fill puts what was answered, as far as it can be shown, in the place of what is stored.
+func (a answers) fill(p *preferences) {
+	for _, lines := range [][]choice{p.topics, p.privacy} {
+		for i, line := range lines {
+			if slices.Contains(a.shown, line.Name) {
+				lines[i].On = slices.Contains(a.ticked, line.Name)
+			}
+		}
+	}
+	if !a.wished || p.wishes == nil {
+		return
+	}
+	if frequency, known := contact.ParseFrequency(a.frequency); known {
+		p.wishes.Frequency = frequency
+	}
+	p.wishes.PausedUntil, _ = time.ParseInLocation(time.DateOnly, a.pause, p.zone) // no date at all: no input can show it
+}
+
 // How saving the preferences ended.
 type saved string
 

@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -198,6 +199,66 @@ func TestPauseAndFrequency(t *testing.T) {
 	}
 	if got := wishes(other); got != "- -" {
 		t.Errorf("the other: %s", got)
+	}
+}
+
+// A date that is none costs nobody what was ticked, nor is any of it saved.
+func TestAWrongDateKeepsWhatWasTicked(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id, _ := w.sent("acme", "ada@example.com", time.Hour)
+	path := "/p/" + w.token("acme", token.Claims{Purpose: token.Preferences, Contact: id})
+	form := url.Values{"shown": {"newsletter", "offers", "tracking.email"}, "on": {"offers", "tracking.email", "tracking.web"}, "frequency": {"1/week"}, "pause": {"2099-01-01"}}
+	a := w.do("POST", path, "203.0.113.1", browser, form)
+	if a.status != 422 {
+		t.Fatalf("status %d", a.status)
+	}
+	for _, want := range []string{`id="on-newsletter" aria`, `id="on-offers" checked`, `id="on-tracking.email" checked`, `id="on-tracking.web" aria`, `value="1/week" selected`, `value="2099-01-01"`} {
+		if !strings.Contains(a.body, want) {
+			t.Errorf("%s is not on the page: %s", want, a.body)
+		}
+	}
+	if got := w.states("acme", id); got != "newsletter=granted" {
+		t.Errorf("it was saved: %s", got)
+	}
+	form.Set("pause", "soon")
+	if a := w.do("POST", path, "203.0.113.1", browser, form); a.status != 422 || !strings.Contains(a.body, `id="on-offers" checked`) || !strings.Contains(a.body, `name="pause" id="pause" value=""`) {
+		t.Errorf("no date at all: %d %s", a.status, a.body)
+	}
+}
+
+// Once a token says whose it is, pages that say that something is wrong look as the tenant's do.
+func TestErrorsLookAsTheTenantsPages(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	files := documents()
+	files["settings.yaml"] = &fstest.MapFile{Data: []byte("apiVersion: onda/v1\nkind: Settings\nmetadata: {name: settings, title: Nordlys}\nspec: {theme: {accent: \"#0b5e6b\"}}\n")}
+	all := string(files["all.yaml"].Data)
+	_, rest, _ := strings.Cut(all, "\n---")
+	files["all.yaml"] = &fstest.MapFile{Data: []byte("---" + rest)}
+	applyTo(t, w.db, "acme", files)
+	gone := token.Claims{Contact: 999_999}
+	for _, c := range []struct {
+		method, path string
+		status       int
+		themed       bool
+	}{
+		{"GET", "/p/" + w.token("acme", token.Claims{Purpose: token.Preferences, Contact: gone.Contact}), 404, true},
+		{"GET", "/c/" + w.token("acme", token.Claims{Purpose: token.Click, Link: 1 << 30}), 404, true},
+		{"GET", "/w/" + w.token("acme", token.Claims{Purpose: token.WebView, Delivery: 1<<40 | 1}), 404, true},
+		{"POST", "/p/" + w.token("acme", token.Claims{Purpose: token.Preferences, Contact: gone.Contact}), 413, true},
+		{"GET", "/p/" + w.token("brava", token.Claims{Purpose: token.Preferences, Contact: gone.Contact}), 404, false}, // which has no theme
+		{"GET", "/p/nothing", 404, false},
+		{"GET", "/o/nothing.gif", 404, false},
+	} {
+		form := url.Values{}
+		if c.status == 413 {
+			form.Set("x", strings.Repeat("x", maxForm+1))
+		}
+		a := w.do(c.method, c.path, "203.0.113.1", browser, form)
+		if a.status != c.status || strings.Contains(a.body, "Nordlys") != c.themed || strings.Contains(a.body, "#0b5e6b") != c.themed {
+			t.Errorf("%s %s: %d, looks as the tenant's: %t, want %t", c.method, c.path[:3], a.status, strings.Contains(a.body, "Nordlys"), c.themed)
+		}
 	}
 }
 
