@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -47,6 +48,8 @@ type Row struct {
 	AddTags []string
 	// OnlyNew: what it says is of a contact that it makes; one that is there stays as it is.
 	OnlyNew bool
+	// Expires is when a contact that it makes is deleted, unless it has agreed to something by then (see Expire); zero for never.
+	Expires time.Time
 }
 
 // RowResult is what became of a Row.
@@ -236,7 +239,7 @@ func insert(ctx context.Context, tx *postgres.Tx, rows []Row, results []RowResul
 		return nil, nil
 	}
 	emails, ids := pick(rows, which)
-	fields, tags := make([]string, len(which)), make([]string, len(which))
+	fields, tags, expires := make([]string, len(which)), make([]string, len(which)), make([]*time.Time, len(which))
 	byEmail, byID := map[string]int{}, map[string]int{}
 	for k, i := range which {
 		if fields[k], err = jsonText(rows[i].Fields, map[string]any{}); err != nil {
@@ -245,16 +248,17 @@ func insert(ctx context.Context, tx *postgres.Tx, rows []Row, results []RowResul
 		if tags[k], err = jsonText(normTags(rows[i].AddTags), []string{}); err != nil {
 			return nil, err
 		}
+		expires[k] = timeOrNull(rows[i].Expires)
 		if rows[i].Email != "" {
 			byEmail[rows[i].Email] = i
 		} else {
 			byID[rows[i].ExternalID] = i
 		}
 	}
-	got, err := tx.Query(ctx, `INSERT INTO contact (email, external_id, fields, tags)
-		SELECT email, external_id, jsonb_strip_nulls(fields), ARRAY(SELECT jsonb_array_elements_text(tags) ORDER BY 1)
-		  FROM unnest($1::text[], $2::text[], $3::jsonb[], $4::jsonb[]) u(email, external_id, fields, tags)
-		 ORDER BY email, external_id ON CONFLICT DO NOTHING RETURNING id, coalesce(email, ''), coalesce(external_id, '')`, emails, ids, fields, tags)
+	got, err := tx.Query(ctx, `INSERT INTO contact (email, external_id, fields, tags, expires_at)
+		SELECT email, external_id, jsonb_strip_nulls(fields), ARRAY(SELECT jsonb_array_elements_text(tags) ORDER BY 1), expires
+		  FROM unnest($1::text[], $2::text[], $3::jsonb[], $4::jsonb[], $5::timestamptz[]) u(email, external_id, fields, tags, expires)
+		 ORDER BY email, external_id ON CONFLICT DO NOTHING RETURNING id, coalesce(email, ''), coalesce(external_id, '')`, emails, ids, fields, tags, expires)
 	if err != nil {
 		return nil, fmt.Errorf("make contacts: %w", err)
 	}
@@ -372,6 +376,29 @@ func Update(ctx context.Context, tx *postgres.Tx, drainer string, contacts []int
 			chunk, fields, normTags(c.AddTags), normTags(c.RemoveTags)); err != nil {
 			return err
 		}
+	}
+	return w.flush(ctx, tx)
+}
+
+// SetFields sets fields of contacts, of each its own, in a few statements however many they are (at most some thousands); a value of nil removes the field. It is Update otherwise.
+func SetFields(ctx context.Context, tx *postgres.Tx, drainer string, fields map[int64]map[string]any, cause string) error {
+	if len(fields) == 0 {
+		return nil
+	}
+	contacts := slices.Sorted(maps.Keys(fields))
+	values := make([]string, len(contacts))
+	for i, c := range contacts {
+		var err error
+		if values[i], err = jsonText(fields[c], map[string]any{}); err != nil {
+			return err
+		}
+	}
+	w := &writer{drainer: drainer, cause: cause}
+	// Of two that were merged into one, the one that was made last counts.
+	if _, err := change(ctx, tx, w, contacts, `SELECT DISTINCT ON (coalesce(m.merged_into, m.id)) coalesce(m.merged_into, m.id) AS id, u.fields, '{}'::text[] AS add, '{}'::text[] AS remove,
+		NULL::text AS email, NULL::text AS external_id FROM unnest($1::bigint[], $2::jsonb[]) u(contact, fields) JOIN contact m ON m.id = u.contact ORDER BY coalesce(m.merged_into, m.id), m.id DESC`,
+		contacts, values); err != nil {
+		return err
 	}
 	return w.flush(ctx, tx)
 }

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	cloudevents "github.com/cloudevents/sdk-go/v2"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -103,16 +104,103 @@ func Request(ctx context.Context, tx *postgres.Tx, drainer string, m Transaction
 	if m.Silent {
 		return delivery, false, nil
 	}
+	e, err := m.event(tx.Tenant.Name, drainer, delivery, run)
+	if err != nil {
+		return 0, false, err
+	}
+	return delivery, false, tx.Publish(ctx, drainer, e)
+}
+
+// ReserveIDs gives ids of deliveries, for mails that are requested once it is known that they are to be sent.
+func ReserveIDs(ctx context.Context, tx *postgres.Tx, n int) ([]int64, error) {
+	if n == 0 {
+		return nil, nil
+	}
+	rows, err := tx.Query(ctx, "SELECT nextval(seq) << 9 | 1 FROM (SELECT pg_get_serial_sequence('batch', 'id')::regclass AS seq OFFSET 0) s, generate_series(1, $1)", n)
+	if err != nil {
+		return nil, fmt.Errorf("reserve deliveries: %w", err)
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return nil, fmt.Errorf("reserve deliveries: %w", err)
+	}
+	return ids, nil
+}
+
+// Reserved is a mail whose delivery has its id. It has no Key, and is no repeat of another.
+type Reserved struct {
+	TransactionalMail
+	Delivery int64
+}
+
+// RequestReserved is Request of many mails, in a few statements however many they are.
+func RequestReserved(ctx context.Context, tx *postgres.Tx, drainer string, mails []Reserved) error {
+	if len(mails) == 0 {
+		return nil
+	}
+	if err := tx.EnsurePartitions(ctx); err != nil {
+		return err
+	}
+	type standing struct{ run, email int64 }
+	runs := map[string]standing{}
+	n := len(mails)
+	ids, batches, run, email, contacts := make([]int64, n), make([]int64, n), make([]int64, n), make([]int64, n), make([]int64, n)
+	hashes, data, attachments, causes := make([][]byte, n), make([]string, n), make([]string, n), make([]string, n)
+	var events []cloudevents.Event
+	for i, m := range mails {
+		s, known := runs[m.Email]
+		if !known {
+			var err error
+			if s.run, s.email, err = standingRun(ctx, tx, m.Email); err != nil {
+				return err
+			}
+			runs[m.Email] = s
+		}
+		hash, err := m.hash()
+		if err != nil {
+			return err
+		}
+		d, a, err := m.encode()
+		if err != nil {
+			return err
+		}
+		ids[i], batches[i], run[i], email[i], contacts[i] = m.Delivery, BatchOf(m.Delivery), s.run, s.email, m.Contact
+		hashes[i], data[i], attachments[i], causes[i] = hash, string(d), string(a), m.Cause
+		if m.Silent {
+			continue
+		}
+		e, err := m.event(tx.Tenant.Name, drainer, m.Delivery, s.run)
+		if err != nil {
+			return err
+		}
+		events = append(events, e)
+	}
+	now := tx.Now()
+	b := &pgx.Batch{}
+	b.Queue(`INSERT INTO request (delivery, hash, data, attachments) SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::jsonb[], $4::jsonb[])`, ids, hashes, data, attachments)
+	b.Queue(`INSERT INTO batch (id, run, step, attempt, lane, email, contacts, not_before, expires_at, cause)
+		SELECT id, run, '', 1, $6, email, ARRAY[contact], $7, $8, cause FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[]) u(id, run, email, contact, cause)`,
+		batches, run, email, contacts, causes, Transactional, now, now.Add(Life))
+	err := tx.SendBatch(ctx, b).Close()
+	var pe *pgconn.PgError
+	if errors.As(err, &pe) && pe.Code == "22P05" {
+		return ErrData
+	}
+	if err != nil {
+		return fmt.Errorf("plan transactional mails: %w", err)
+	}
+	tx.Wake(Function(Transactional), now)
+	return tx.Publish(ctx, drainer, events...)
+}
+
+// event is the doorbell of a mail.
+func (m TransactionalMail) event(tenant, function string, delivery, run int64) (cloudevents.Event, error) {
 	id := strconv.FormatInt(delivery, 10)
 	opts := []event.Option{event.Correlation(run), event.PartitionKey(m.Contact)}
 	if m.Cause != "" {
 		opts = append(opts, event.Causation(m.Cause))
 	}
-	e, err := event.New(tx.Tenant.Name, drainer, id, event.DeriveID("email.requested", tx.Tenant.Name, id), event.EmailRequested{Delivery: delivery}, opts...)
-	if err != nil {
-		return 0, false, err
-	}
-	return delivery, false, tx.Publish(ctx, drainer, e)
+	return event.New(tenant, function, id, event.DeriveID("email.requested", tenant, id), event.EmailRequested{Delivery: delivery}, opts...)
 }
 
 func (m TransactionalMail) encode() (data, attachments []byte, err error) {

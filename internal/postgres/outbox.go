@@ -27,10 +27,12 @@ const (
 	mergedID     = 64               // bytes at most by which a merged event's attributes may be larger than those of its first
 )
 
-// Publish puts an event into the outbox; it is posted after the commit. The drainer is the function that posts it if this process
+// Publish puts events into the outbox, in the round trip of the commit; they are posted after it. The drainer is the function that posts it if this process
 // does not live to: send, send-api, track, segment or campaign (for the others, and for the command line).
-func (tx *Tx) Publish(ctx context.Context, drainer string, events ...cloudevents.Event) error {
-	b := &pgx.Batch{}
+func (tx *Tx) Publish(_ context.Context, drainer string, events ...cloudevents.Event) error {
+	if len(events) == 0 {
+		return nil
+	}
 	for _, e := range events {
 		if err := of(tx.Tenant.Name, e); err != nil {
 			return fmt.Errorf("publish: %w", err)
@@ -39,17 +41,18 @@ func (tx *Tx) Publish(ctx context.Context, drainer string, events ...cloudevents
 		if err != nil {
 			return fmt.Errorf("encode event %s: %w", e.Type(), err)
 		}
-		b.Queue("INSERT INTO outbox (drainer, type, event) VALUES ($1, $2, $3)", drainer, e.Type(), body)
-	}
-	if b.Len() == 0 {
-		return nil
-	}
-	if err := tx.SendBatch(ctx, b).Close(); err != nil {
-		return fmt.Errorf("write outbox: %w", err)
+		tx.out.drainers, tx.out.types, tx.out.events = append(tx.out.drainers, drainer), append(tx.out.types, e.Type()), append(tx.out.events, string(body))
 	}
 	tx.Wake(drainer, tx.now.Add(tx.db.tick))
 	tx.rang[drain{tx.Tenant.Name, drainer}] = struct{}{}
 	return nil
+}
+
+// queueOutbox queues the rows of what was published.
+func (tx *Tx) queueOutbox(b *pgx.Batch) {
+	if len(tx.out.events) > 0 {
+		b.Queue("INSERT INTO outbox (drainer, type, event) SELECT * FROM unnest($1::text[], $2::text[], $3::jsonb[])", tx.out.drainers, tx.out.types, tx.out.events)
+	}
 }
 
 // of gives an error for an event that is another tenant's: a broker of the pool's believes what an event says of its tenant, and the tenant's role can write

@@ -237,6 +237,7 @@ type Tx struct {
 	last  pgx.Batch
 	wakes map[string]time.Time
 	rang  map[drain]struct{}
+	out   struct{ drainers, types, events []string } // rows of the outbox
 }
 
 // Now is onda.now(): the transaction's time on the tenant's clock. What is due is decided by it; leases are not.
@@ -401,6 +402,7 @@ func sameServer(x, y string) bool {
 
 func (tx *Tx) commit(ctx context.Context) error {
 	b := &tx.last
+	tx.queueOutbox(b)
 	tx.queueWakes(b)
 	b.Queue("COMMIT").Exec(func(ct pgconn.CommandTag) error {
 		if ct.String() != "COMMIT" { // an error that was swallowed turns a commit into a rollback

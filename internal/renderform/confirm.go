@@ -9,7 +9,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/page"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
@@ -62,26 +61,26 @@ func find(ctx context.Context, tx *postgres.Tx, c token.Claims, submission int64
 }
 
 // confirm puts a pending submission in force: all of it in one transaction. One that is confirmed already stays as it is.
-func confirm(ctx context.Context, tx *postgres.Tx, c token.Claims, submission int64, lang string, origin []byte) (opting, error) {
-	o, id, who, e, err := find(ctx, tx, c, submission, lang)
+func confirm(ctx context.Context, tx *postgres.Tx, c token.Claims, number int64, lang string, origin []byte) (opting, error) {
+	o, id, who, e, err := find(ctx, tx, c, number, lang)
 	if err != nil || o.state != "pending" {
 		return o, err
 	}
-	f := o.form
 	if _, err := tx.Exec(ctx, "UPDATE submission SET state = 'confirmed', confirmed_at = onda.now(), expires_at = 'infinity' WHERE id = $1", id); err != nil {
 		return o, fmt.Errorf("confirm submission %d: %w", id, err)
 	}
-	if err := f.apply(ctx, tx, who, e, id); err != nil {
+	one := []*submission{{form: o.form, origin: origin, entry: e, id: id, who: who}}
+	if err := applyEntries(ctx, tx, one); err != nil {
 		return o, err
 	}
-	if err := f.record(ctx, tx, who, e, contact.Granted, id, origin, true); err != nil {
+	if err := record(ctx, tx, one, true); err != nil {
 		return o, err
 	}
-	if err := f.act(ctx, tx, who, f.Confirmed, id); err != nil {
+	if err := act(ctx, tx, one, func(f *form) []spec.Step { return f.Confirmed }); err != nil {
 		return o, err
 	}
 	o.state = "confirmed"
-	return o, f.tell(ctx, tx, "form.confirmed", id, who, "")
+	return o, tell(ctx, tx, "form.confirmed", one)
 }
 
 func topicTitle(ctx context.Context, tx *postgres.Tx, name, lang, fallback string) (string, error) {

@@ -453,7 +453,7 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 	if who = f.meant(who, values); who == nil {
 		values.Del(tokenInput)
 	}
-	in := sent{once: readOnce(values.Get(onceInput))}
+	in := f.sentIn(values, lang, who)
 	if in.origin, err = s.db.HashOrigin(r.Context(), tenant, page.Origin(r, s.cfg.Proxies)); err != nil {
 		return err
 	}
@@ -461,7 +461,6 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	var problems []failed
 	soon, cost := f.tooSoon(values, keys.Tokens, s.now())
 	if soon != "" {
 		return s.again(w, r, f, who, lang, values, []failed{{Text: soon}})
@@ -469,30 +468,11 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 	if err := s.limit.take(r.Context(), tenant, cost); err != nil {
 		return err
 	}
-	err = within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		if is, err := repeated(ctx, tx, in.once); err != nil || is {
-			return err
-		}
-		if err := f.count(ctx, tx, in.origin); err != nil {
-			return err
-		}
-		if f.Protect.Honeypot && values.Get(honeypot) != "" {
-			return f.reject(ctx, tx, in, "honeypot") // the program that fell for it is told nothing
-		}
-		e, wrong := f.check(values, lang, tx.Now(), who)
-		if problems = wrong; len(problems) == 0 {
-			return s.submit(ctx, tx, f, e, in)
-		}
-		if slices.ContainsFunc(problems, func(p failed) bool { return p.Text == blockedDomain }) {
-			return f.reject(ctx, tx, sent{origin: in.origin}, "domain")
-		}
-		return nil
-	})
-	if err != nil {
+	if err := s.take(r.Context(), in); err != nil {
 		return err
 	}
-	if len(problems) > 0 {
-		return s.again(w, r, f, who, lang, values, problems)
+	if len(in.problems) > 0 {
+		return s.again(w, r, f, who, lang, values, in.problems)
 	}
 	return s.showResult(w, r, f, lang)
 }

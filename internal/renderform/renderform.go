@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onda-run/onda/internal/fn"
+	"github.com/onda-run/onda/internal/groupcommit"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
 )
@@ -56,7 +57,12 @@ type Forms struct {
 	now   func() time.Time
 	cache *cache
 	limit *limiter
+	// together stores what comes at the same time; alone what has to wait for somebody, on a connection of its own.
+	together, alone *groupcommit.Committer[*submission]
 }
+
+// slots are how many commits of submissions are in flight, each of another tenant. What is left of the connections is for one that waits, for forms and for confirmations.
+const slots = 2
 
 // New makes the function on a database; nothing is connected to yet.
 func New(cfg Config, db *postgres.DB) *Forms {
@@ -66,7 +72,10 @@ func New(cfg Config, db *postgres.DB) *Forms {
 // newForms is New with a clock: what is kept is as old as that says.
 func newForms(cfg Config, db *postgres.DB, now func() time.Time) *Forms {
 	cfg.FormURL = strings.TrimRight(cfg.FormURL, "/")
-	return &Forms{cfg: cfg, db: db, now: now, cache: newCache(db, now), limit: newLimiter(db, now, cfg.PerMinute)}
+	fs := &Forms{cfg: cfg, db: db, now: now, cache: newCache(db, now), limit: newLimiter(db, now, cfg.PerMinute)}
+	fs.together = groupcommit.New(db, groupcommit.NewRoom(slots), commitMost, (*submission).size, fs.writeTogether)
+	fs.alone = groupcommit.New(db, groupcommit.NewRoom(1), 1, (*submission).size, fs.writeAlone)
+	return fs
 }
 
 // Build is the function render-form. It takes no events, since anyone could post them.
@@ -98,7 +107,8 @@ type form struct {
 	tenant   postgres.Tenant
 	fields   map[string]*spec.Field
 	settings *spec.Settings
-	read     []int64 // the documents of fields and settings
+	topic    int32   // that a confirmation is about; 0 for none
+	read     []int64 // the documents of fields, settings and topic
 }
 
 // same tells whether two readings of a form show and take in the same.
@@ -130,15 +140,20 @@ func readForm(ctx context.Context, tx *postgres.Tx, name string, document int64)
 	for _, in := range f.Inputs {
 		names = append(names, in.Field)
 	}
-	rows, err := tx.Query(ctx, "SELECT e.kind, d.id, d.spec FROM entity e JOIN document d ON d.id = e.current WHERE e.kind IN ($1, $2) AND e.name = ANY ($3) ORDER BY d.id",
-		spec.KindField, spec.KindSettings, names)
+	rows, err := tx.Query(ctx, `SELECT e.kind, e.id, d.id, d.spec FROM entity e JOIN document d ON d.id = e.current
+		WHERE e.kind IN ($1, $2) AND e.name = ANY ($3) OR e.kind = $4 AND e.name = $5 ORDER BY d.id`, spec.KindField, spec.KindSettings, names, spec.KindTopic, f.askedFor())
 	if err != nil {
 		return nil, fmt.Errorf("read the fields of a form: %w", err)
 	}
 	var kind string
+	var entity int32
 	var id int64
-	_, err = pgx.ForEachRow(rows, []any{&kind, &id, &doc}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&kind, &entity, &id, &doc}, func() error {
 		f.read = append(f.read, id)
+		if kind == spec.KindTopic {
+			f.topic = entity
+			return nil
+		}
 		d, err := spec.Decode(kind, doc)
 		switch d := d.(type) {
 		case *spec.Field:
@@ -157,12 +172,7 @@ func readForm(ctx context.Context, tx *postgres.Tx, name string, document int64)
 
 // within is InTenant for requests of visitors: it waits no longer than a second for a lock.
 func within(ctx context.Context, db *postgres.DB, tenant string, f func(ctx context.Context, tx *postgres.Tx) error) error {
-	err := db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		if _, err := tx.Exec(ctx, "SELECT set_config('lock_timeout', '1s', true)"); err != nil {
-			return err
-		}
-		return f(ctx, tx)
-	})
+	err := db.InTenantUnlocked(ctx, tenant, time.Second, f)
 	if errors.Is(err, postgres.ErrUnknownTenant) || errors.Is(err, postgres.ErrForeignTenant) {
 		return errNotFound
 	}

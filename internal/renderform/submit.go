@@ -1,20 +1,27 @@
 package renderform
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"maps"
+	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/event"
+	"github.com/onda-run/onda/internal/fn"
+	"github.com/onda-run/onda/internal/groupcommit"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
 	"github.com/onda-run/onda/internal/token"
@@ -27,145 +34,435 @@ const (
 	maxConfirmations = 3
 	// rateLock is the class of the advisory lock under which submissions of one origin are counted.
 	rateLock = 0x6f6e6466
+	// commitMost is how many submissions one commit stores.
+	commitMost = 300
+	// ringChunk is how many submissions an event surely has room for.
+	ringChunk = 300
 )
 
-// errLimit says that too much came from one origin.
-var errLimit = errors.New("too many submissions from one origin")
+var (
+	// errLimit says that too much came from one origin.
+	errLimit = errors.New("too many submissions from one origin")
+	// errHeld says that somebody else is at rows of a submission, as an import may be for a while.
+	errHeld = errors.New("somebody else is at the same contact")
+)
 
-// sent is how a submission came in.
-type sent struct {
+// submission is a form that was sent in.
+type submission struct {
+	*form
 	origin []byte
 	once   []byte // of the page; nil for none
+	values url.Values
+	// check reads the values as of a time on the tenant's clock.
+	check func(now time.Time) (entry, []failed)
+	// trapped: a program fell for the honeypot.
+	trapped bool
+
+	// What becomes of it.
+	reason   string // why it is kept out, in one word; of such a one nothing is kept but that
+	entry    entry
+	problems []failed // to be shown; nothing of it is kept
+	err      error    // of this one alone
+	id       int64
+	who      int64
+	made     bool // its contact is new, and has its fields
+	expires  time.Time
+	delivery int64 // of the mail that asks for a confirmation; 0 for none
 }
 
-// count refuses an origin that sent more than the form takes in the time it names.
-func (f *form) count(ctx context.Context, tx *postgres.Tx, origin []byte) error {
-	limit := f.Protect.PerAddress
-	if limit.Count == 0 || origin == nil {
-		return nil
+// sentIn is a form with what was sent, by whom it was recognised to be, nil for nobody.
+func (f *form) sentIn(values url.Values, lang string, who *recognised) *submission {
+	return &submission{
+		form: f, values: values, once: readOnce(values.Get(onceInput)), trapped: f.Protect.Honeypot && values.Get(honeypot) != "",
+		check: func(now time.Time) (entry, []failed) { return f.check(values, lang, now, who) },
 	}
+}
+
+// size is about how much memory it takes while it waits.
+func (s *submission) size() int {
+	n := 1_000
+	for k, v := range s.values {
+		n += len(k) + 100
+		for _, v := range v {
+			n += 2 * len(v) // and as an entry
+		}
+	}
+	return n
+}
+
+// take stores a submission, together with others that come at the same time.
+func (fs *Forms) take(ctx context.Context, s *submission) error {
+	var err error
+	for _, c := range []*groupcommit.Committer[*submission]{fs.together, fs.alone} {
+		if err = c.Add(ctx, s.tenant.Name, s); err == nil {
+			err = s.err
+		}
+		if !errors.Is(err, errHeld) {
+			break
+		}
+	}
+	switch {
+	case errors.Is(err, errHeld):
+		return fn.Unavailable(err)
+	case errors.Is(err, postgres.ErrUnknownTenant), errors.Is(err, postgres.ErrForeignTenant):
+		return errNotFound
+	}
+	return err
+}
+
+// lockTables waits for whoever has the tables, such as a migration, before all else: so that what a later statement waits for is known to be rows, which are those of a few
+// submissions alone.
+const lockTables = `LOCK TABLE ONLY entity, ONLY document, ONLY contact, ONLY consent, ONLY subscription, ONLY suppression, ONLY visitor, ONLY run, ONLY batch, ONLY request,
+	ONLY submission, ONLY outbox, ONLY fact IN ROW EXCLUSIVE MODE`
+
+// writeTogether stores submissions that came at the same time. One whose contact is in the hands of somebody else is left out and gets errHeld: the others do not wait for it.
+func (fs *Forms) writeTogether(ctx context.Context, tx *postgres.Tx, all []*submission) error {
+	return fs.write(ctx, tx, all, " SKIP LOCKED")
+}
+
+// writeAlone stores a submission, and waits for whoever has its contact.
+func (fs *Forms) writeAlone(ctx context.Context, tx *postgres.Tx, all []*submission) error {
+	return fs.write(ctx, tx, all, "")
+}
+
+// write stores submissions. skip is how rows of known contacts are locked.
+func (fs *Forms) write(ctx context.Context, tx *postgres.Tx, all []*submission, skip string) error {
+	if _, err := tx.Exec(ctx, lockTables); err != nil {
+		return fmt.Errorf("wait for the tables of forms: %w", err)
+	}
+	err := fs.store(ctx, tx, all, skip)
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "55P03" { // lock not available: whose row it is, nobody can tell
+		return errHeld
+	}
+	return err
+}
+
+// store writes submissions in as many statements as one takes. With a confirmation one is pending, and whoever has the address is asked; else it takes effect at once. A repeat
+// changes nothing.
+func (fs *Forms) store(ctx context.Context, tx *postgres.Tx, all []*submission, skip string) error {
+	for _, s := range all {
+		s.reason, s.entry, s.problems, s.err, s.id, s.who, s.made, s.expires, s.delivery = "", entry{}, nil, nil, 0, 0, false, time.Time{}, 0
+	}
+	list, err := fs.admit(ctx, tx, all)
+	if err != nil || len(list) == 0 {
+		return err
+	}
+	if list, err = findContacts(ctx, tx, list, skip); err != nil {
+		return err
+	}
+	if list, err = insert(ctx, tx, list); err != nil || len(list) == 0 {
+		return err
+	}
+	rejected, accepted := parted(list, func(s *submission) bool { return s.reason != "" })
+	if err := tell(ctx, tx, "form.rejected", rejected); err != nil || len(accepted) == 0 {
+		return err
+	}
+	asked, done := parted(accepted, func(s *submission) bool { return s.Confirm != nil })
+	if err := prolong(ctx, tx, asked); err != nil {
+		return err
+	}
+	if err := applyEntries(ctx, tx, done); err != nil {
+		return err
+	}
+	if err := record(ctx, tx, accepted, false); err != nil {
+		return err
+	}
+	if err := act(ctx, tx, accepted, func(f *form) []spec.Step { return f.Submitted }); err != nil {
+		return err
+	}
+	if err := tell(ctx, tx, "form.submitted", accepted); err != nil {
+		return err
+	}
+	return fs.ask(ctx, tx, asked)
+}
+
+// parted sorts a list into those that are so, and those that are not.
+func parted(list []*submission, is func(s *submission) bool) (yes, no []*submission) {
+	for _, s := range list {
+		if is(s) {
+			yes = append(yes, s)
+		} else {
+			no = append(no, s)
+		}
+	}
+	return yes, no
+}
+
+// admit gives ids to those that are to be stored: not repeats of a page that was sent before, not more from one origin than its form takes in the time it names, and what was
+// checked.
+func (fs *Forms) admit(ctx context.Context, tx *postgres.Tx, all []*submission) (list []*submission, err error) {
+	var locks []int32
+	var onces, origins [][]byte
+	var forms []int32
+	var since []time.Time
+	for _, s := range all {
+		if s.once != nil {
+			onces = append(onces, s.once)
+		}
+		origin := s.origin
+		if limit := s.Protect.PerAddress; limit.Count == 0 || origin == nil {
+			origin = nil
+		} else {
+			locks = append(locks, originLock(tx.Tenant.Name, s.entity, origin))
+		}
+		forms, origins, since = append(forms, s.entity), append(origins, origin), append(since, tx.Now().Add(-s.Protect.PerAddress.Per))
+	}
+	b := &pgx.Batch{}
+	if len(locks) > 0 {
+		slices.Sort(locks) // so that two who wait for each other's are none
+		b.Queue("SELECT pg_advisory_xact_lock($1, k) FROM unnest($2::integer[]) k", rateLock, slices.Compact(locks))
+	}
+	seen := map[string]bool{}
+	b.Queue("SELECT once FROM submission WHERE once = ANY ($1)", onces).Query(func(rows pgx.Rows) error {
+		var once []byte
+		_, err := pgx.ForEachRow(rows, []any{&once}, func() error { seen[string(once)] = true; return nil })
+		return err
+	})
+	counts := make([]int, len(all))
+	if len(locks) > 0 {
+		b.Queue(`SELECT u.n - 1, (SELECT count(*) FROM submission s WHERE s.form = u.form AND s.origin = u.origin AND s.at > u.since)
+			FROM unnest($1::integer[], $2::bytea[], $3::timestamptz[]) WITH ORDINALITY u(form, origin, since, n) WHERE u.origin IS NOT NULL`, forms, origins, since).Query(func(rows pgx.Rows) error {
+			var i, n int
+			_, err := pgx.ForEachRow(rows, []any{&i, &n}, func() error { counts[i] = n; return nil })
+			return err
+		})
+	}
+	ids := make([]int64, 0, len(all))
+	b.Queue("SELECT nextval(seq) FROM (SELECT pg_get_serial_sequence('submission', 'id')::regclass AS seq OFFSET 0) s, generate_series(1, $1)", len(all)).Query(func(rows pgx.Rows) (err error) {
+		ids, err = pgx.AppendRows(ids, rows, pgx.RowTo[int64])
+		return err
+	})
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return nil, fmt.Errorf("look for earlier submissions: %w", err)
+	}
+	came := map[int32]map[string]int{} // of a form, from an origin, in this commit
+	for i, s := range all {
+		if s.once != nil && seen[string(s.once)] {
+			continue
+		}
+		if limit := s.Protect.PerAddress; limit.Count > 0 && s.origin != nil && counts[i]+came[s.entity][string(s.origin)] >= limit.Count {
+			s.err = errLimit
+			continue
+		}
+		if s.trapped {
+			s.reason = "honeypot"
+		} else {
+			s.entry, s.problems = s.check(tx.Now())
+		}
+		switch {
+		case slices.ContainsFunc(s.problems, func(p failed) bool { return p.Text == blockedDomain }):
+			s.reason = blocked
+		case len(s.problems) > 0:
+			continue
+		case s.once != nil:
+			seen[string(s.once)] = true // also within one commit
+		}
+		if came[s.entity] == nil {
+			came[s.entity] = map[string]int{}
+		}
+		came[s.entity][string(s.origin)]++
+		s.id = ids[i]
+		list = append(list, s)
+	}
+	return list, nil
+}
+
+// blocked is the reason of a submission with an address whose domain its form does not take. It is shown what is wrong, and may be sent again.
+const blocked = "domain"
+
+func originLock(tenant string, form int32, origin []byte) int32 {
 	h := fnv.New32a()
-	_, _ = fmt.Fprintf(h, "%s %d ", tx.Tenant.Name, f.entity)
+	_, _ = fmt.Fprintf(h, "%s %d ", tenant, form)
 	_, _ = h.Write(origin)
-	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1, $2)", rateLock, int32(h.Sum32())); err != nil {
-		return fmt.Errorf("count submissions: %w", err)
-	}
-	var n int
-	err := tx.QueryRow(ctx, "SELECT count(*) FROM submission WHERE form = $1 AND origin = $2 AND at > $3", f.entity, origin, tx.Now().Add(-limit.Per)).Scan(&n)
-	if err != nil {
-		return fmt.Errorf("count submissions: %w", err)
-	}
-	if n >= limit.Count {
-		return errLimit
-	}
-	return nil
+	return int32(h.Sum32())
 }
 
-// repeated tells whether the page was sent in before.
-func repeated(ctx context.Context, tx *postgres.Tx, once []byte) (is bool, err error) {
-	if once == nil {
-		return false, nil
+// findContacts finds or makes the contacts of those that were accepted, and decides which of them are asked for a confirmation. Two of one address are of one contact.
+func findContacts(ctx context.Context, tx *postgres.Tx, list []*submission, skip string) ([]*submission, error) {
+	var rows []contact.Row
+	row := map[string]int{} // by address
+	for _, s := range list {
+		if s.reason != "" {
+			continue
+		}
+		if s.Confirm != nil {
+			s.expires = s.Confirm.Expires.AddTo(tx.Now(), s.settings.Location()).UTC()
+			if whole := s.expires.Truncate(time.Hour); whole.Before(s.expires) {
+				s.expires = whole.Add(time.Hour) // as the token has it
+			}
+		}
+		if _, ok := row[s.entry.email]; ok {
+			continue
+		}
+		row[s.entry.email] = len(rows)
+		s.made = true // unless it was there
+		// Nobody else's words are overwritten by what a form says of a contact that it makes. Without a confirmation by then the contact goes.
+		rows = append(rows, contact.Row{Email: s.entry.email, Fields: s.firstFields(s.entry), OnlyNew: true, Expires: s.expires})
 	}
-	if err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM submission WHERE once = $1)", once).Scan(&is); err != nil {
-		return false, fmt.Errorf("look for an earlier submission: %w", err)
+	if len(rows) == 0 {
+		return list, nil
 	}
-	return is, nil
+	found, err := contact.Upsert(ctx, tx, drainer, rows, cause(list))
+	if err != nil {
+		return nil, err
+	}
+	known := map[int64]bool{}
+	for _, s := range list {
+		if s.reason != "" {
+			continue
+		}
+		r := found[row[s.entry.email]]
+		s.who, s.err, s.made = r.Contact, r.Err, s.made && r.Made
+		if r.Err == nil && !r.Made {
+			known[r.Contact] = true
+		}
+	}
+	held, mails, err := lockKnown(ctx, tx, list, known, skip)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(list, func(s *submission) bool {
+		if held[s.who] {
+			s.err = errHeld
+		}
+		if s.err != nil {
+			return true
+		}
+		if p := (pair{s.who, s.entity}); s.Confirm != nil && s.reason == "" && mails[p] < maxConfirmations {
+			mails[p]++
+			s.delivery = toBeGiven
+		}
+		return false
+	}), nil
 }
 
-// insert stores a submission. id is 0 when the page was sent in at the same time by another request.
-func (f *form) insert(ctx context.Context, tx *postgres.Tx, s sent, who int64, state, reason string, data any, expires time.Time) (id int64, err error) {
-	body, err := json.Marshal(data)
+// toBeGiven stands for a delivery until it has its id.
+const toBeGiven = -1
+
+// pair is a contact and a form.
+type pair struct {
+	contact int64
+	form    int32
+}
+
+// lockKnown locks contacts that were there, and counts the mails of each form that asked them for a confirmation in the last day. held are those that somebody else is at.
+func lockKnown(ctx context.Context, tx *postgres.Tx, list []*submission, known map[int64]bool, skip string) (held map[int64]bool, mails map[pair]int, err error) {
+	mails = map[pair]int{}
+	if len(known) == 0 {
+		return nil, mails, nil
+	}
+	held = maps.Clone(known)
+	var contacts []int64
+	var forms []int32
+	for _, s := range list {
+		if p := (pair{s.who, s.entity}); s.Confirm != nil && known[s.who] {
+			if _, there := mails[p]; !there {
+				mails[p] = 0
+				contacts, forms = append(contacts, s.who), append(forms, s.entity)
+			}
+		}
+	}
+	b := &pgx.Batch{}
+	b.Queue("SELECT id FROM contact WHERE id = ANY ($1) ORDER BY id FOR UPDATE"+skip, slices.Sorted(maps.Keys(known))).Query(func(rows pgx.Rows) error {
+		var id int64
+		_, err := pgx.ForEachRow(rows, []any{&id}, func() error { delete(held, id); return nil })
+		return err
+	})
+	b.Queue(`SELECT u.contact, u.form, (SELECT count(*) FROM submission s WHERE s.contact = u.contact AND s.form = u.form AND s.delivery IS NOT NULL AND s.at > onda.now() - interval '1 day')
+		FROM unnest($1::bigint[], $2::integer[]) u(contact, form)`, contacts, forms).Query(func(rows pgx.Rows) error {
+		var p pair
+		var n int
+		_, err := pgx.ForEachRow(rows, []any{&p.contact, &p.form, &n}, func() error { mails[p] = n; return nil })
+		return err
+	})
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return nil, nil, fmt.Errorf("lock contacts and count confirmation mails: %w", err)
+	}
+	return held, mails, nil
+}
+
+// cause names what changes contacts.
+func cause(list []*submission) string {
+	if len(list) == 1 {
+		return "submission " + strconv.FormatInt(list[0].id, 10)
+	}
+	for _, s := range list {
+		if s.Name != list[0].Name {
+			return "forms"
+		}
+	}
+	return "form " + list[0].Name
+}
+
+// insert stores the rows. Those whose page was sent in at the same time by another process are repeats, and are left out.
+func insert(ctx context.Context, tx *postgres.Tx, list []*submission) ([]*submission, error) {
+	mails, _ := parted(list, func(s *submission) bool { return s.delivery == toBeGiven })
+	deliveries, err := delivery.ReserveIDs(ctx, tx, len(mails))
 	if err != nil {
-		return 0, fmt.Errorf("encode a submission: %w", err)
+		return nil, err
 	}
-	keep := f.Keep
-	if keep.IsZero() {
-		keep = f.settings.Retention.Submissions
+	for i, s := range mails {
+		s.delivery = deliveries[i]
 	}
-	var until *time.Time
-	if !keep.IsZero() {
-		t := keep.AddTo(tx.Now(), f.settings.Location())
-		until = &t
+	// Two who insert the same pages wait for each other in one order.
+	slices.SortStableFunc(list, func(a, b *submission) int { return bytes.Compare(a.once, b.once) })
+	n := len(list)
+	id, document, who, mail := make([]int64, n), make([]int64, n), make([]int64, n), make([]int64, n)
+	form, state, reason, data := make([]int32, n), make([]string, n), make([]string, n), make([]string, n)
+	once, origin, expires, keep := make([][]byte, n), make([][]byte, n), make([]*time.Time, n), make([]*time.Time, n)
+	for i, s := range list {
+		id[i], form[i], document[i], who[i], reason[i], once[i], origin[i], mail[i] = s.id, s.entity, s.document, s.who, s.reason, s.once, s.origin, s.delivery
+		var kept any = s.entry
+		switch {
+		case s.reason != "":
+			kept, state[i] = struct{}{}, "rejected"
+		case s.Confirm != nil:
+			state[i] = "pending"
+		default:
+			state[i] = "done"
+		}
+		if s.reason == blocked {
+			once[i] = nil
+		}
+		body, err := json.Marshal(kept)
+		if err != nil {
+			return nil, fmt.Errorf("encode a submission: %w", err)
+		}
+		data[i] = string(body)
+		if !s.expires.IsZero() {
+			expires[i] = &s.expires
+		}
+		days := s.Keep
+		if days.IsZero() {
+			days = s.settings.Retention.Submissions
+		}
+		if !days.IsZero() {
+			t := days.AddTo(tx.Now(), s.settings.Location())
+			keep[i] = &t
+		}
 	}
-	var expiry *time.Time
-	if !expires.IsZero() {
-		expiry = &expires
-	}
-	err = tx.QueryRow(ctx, `INSERT INTO submission (form, document, contact, state, reason, once, data, origin, expires_at, keep_until)
-		VALUES ($1, $2, nullif($3::bigint, 0), $4, $5, $6, $7, $8, coalesce($9, 'infinity'::timestamptz), coalesce($10, 'infinity'::timestamptz)) ON CONFLICT (once) DO NOTHING RETURNING id`,
-		f.entity, f.document, who, state, reason, s.once, body, s.origin, expiry, until).Scan(&id)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return 0, nil
-	}
+	rows, err := tx.Query(ctx, `INSERT INTO submission (id, form, document, contact, state, reason, once, data, origin, delivery, expires_at, keep_until) OVERRIDING SYSTEM VALUE
+		SELECT id, form, document, nullif(contact, 0), state, reason, once, data::jsonb, origin, nullif(delivery, 0), coalesce(expires, 'infinity'), coalesce(keep, 'infinity')
+		  FROM unnest($1::bigint[], $2::integer[], $3::bigint[], $4::bigint[], $5::text[], $6::text[], $7::bytea[], $8::text[], $9::bytea[], $10::bigint[], $11::timestamptz[], $12::timestamptz[])
+		       u(id, form, document, contact, state, reason, once, data, origin, delivery, expires, keep)
+		ON CONFLICT (once) DO NOTHING RETURNING id`, id, form, document, who, state, reason, once, data, origin, mail, expires, keep)
 	if err != nil {
-		return 0, fmt.Errorf("store a submission: %w", err)
+		return nil, fmt.Errorf("store submissions: %w", err)
 	}
-	for _, t := range []*time.Time{until, expiry} {
+	stored := make(map[int64]bool, n)
+	var got int64
+	if _, err := pgx.ForEachRow(rows, []any{&got}, func() error { stored[got] = true; return nil }); err != nil {
+		return nil, fmt.Errorf("store submissions: %w", err)
+	}
+	for _, t := range slices.Concat(keep, expires) {
 		if t != nil {
 			tx.Wake(drainer, *t) // campaign forgets
 		}
 	}
-	return id, nil
-}
-
-// reject keeps that somebody was kept out, and why; nothing of what they sent.
-func (f *form) reject(ctx context.Context, tx *postgres.Tx, s sent, reason string) error {
-	id, err := f.insert(ctx, tx, s, 0, "rejected", reason, struct{}{}, time.Time{})
-	if err != nil || id == 0 {
-		return err
-	}
-	return f.tell(ctx, tx, "form.rejected", id, 0, reason)
-}
-
-// submit takes in an entry that was checked. With a confirmation it is pending, and whoever has the address is asked; else it takes effect at once. A repeat
-// changes nothing.
-func (fs *Forms) submit(ctx context.Context, tx *postgres.Tx, f *form, e entry, s sent) error {
-	// Nobody else's words are overwritten by what a form says of a contact that it makes.
-	rows, err := contact.Upsert(ctx, tx, drainer, []contact.Row{{Email: e.email, Fields: f.firstFields(e), OnlyNew: true}}, "form "+f.Name)
-	if err == nil {
-		err = rows[0].Err
-	}
-	if err != nil {
-		return err
-	}
-	who := rows[0].Contact
-	state, expires := "done", time.Time{}
-	if f.Confirm != nil {
-		state = "pending"
-		expires = f.Confirm.Expires.AddTo(tx.Now(), f.settings.Location()).UTC()
-		if whole := expires.Truncate(time.Hour); whole.Before(expires) {
-			expires = whole.Add(time.Hour) // as the token has it
-		}
-	}
-	if !expires.IsZero() { // without a confirmation by then a contact that the form made goes; one who is asked once more has as long anew
-		if _, err := tx.Exec(ctx, "UPDATE contact SET expires_at = $2 WHERE id = $1 AND ($3 OR expires_at < $2)", who, expires, rows[0].Made); err != nil {
-			return fmt.Errorf("mark a contact as unconfirmed: %w", err)
-		}
-	}
-	id, err := f.insert(ctx, tx, s, who, state, "", e, expires)
-	if err != nil || id == 0 {
-		return err
-	}
-	consent := contact.Pending
-	if f.Confirm == nil {
-		consent = contact.Granted
-		if err := f.apply(ctx, tx, who, e, id); err != nil {
-			return err
-		}
-	}
-	if err := f.record(ctx, tx, who, e, consent, id, s.origin, false); err != nil {
-		return err
-	}
-	if err := f.act(ctx, tx, who, f.Submitted, id); err != nil {
-		return err
-	}
-	if err := f.tell(ctx, tx, "form.submitted", id, who, ""); err != nil {
-		return err
-	}
-	if f.Confirm == nil {
-		return nil
-	}
-	return fs.ask(ctx, tx, f, who, id, expires)
+	list = slices.DeleteFunc(list, func(s *submission) bool { return !stored[s.id] })
+	slices.SortFunc(list, func(a, b *submission) int { return int(a.id - b.id) }) // as they came
+	return list, nil
 }
 
 // firstFields are what a form says of a contact that it makes.
@@ -180,109 +477,168 @@ func (f *form) firstFields(e entry) map[string]any {
 	return fields
 }
 
-// apply writes the fields of an entry that is in force, and who the visitor is.
-func (f *form) apply(ctx context.Context, tx *postgres.Tx, who int64, e entry, submission int64) error {
-	if err := contact.Update(ctx, tx, drainer, []int64{who}, contact.Change{Fields: e.Fields}, "submission "+strconv.FormatInt(submission, 10)); err != nil {
-		return err
+// prolong gives contacts who are asked once more as long for it as everybody: one that a form made does not go with its first submission.
+func prolong(ctx context.Context, tx *postgres.Tx, list []*submission) error {
+	until := map[int64]time.Time{}
+	for _, s := range list {
+		if !s.made && s.expires.After(until[s.who]) {
+			until[s.who] = s.expires
+		}
 	}
-	if _, err := tx.Exec(ctx, "UPDATE contact SET expires_at = NULL WHERE id = $1 AND expires_at IS NOT NULL", who); err != nil {
-		return fmt.Errorf("mark a contact as confirmed: %w", err)
-	}
-	if e.Visitor == "" {
+	if len(until) == 0 {
 		return nil
 	}
-	_, err := tx.Exec(ctx, `INSERT INTO visitor AS v (key, contact) VALUES ($1, $2)
-		ON CONFLICT (key) DO UPDATE SET contact = excluded.contact, last_at = onda.now()`, e.Visitor, who)
+	var expires []time.Time
+	who := slices.Sorted(maps.Keys(until))
+	for _, id := range who {
+		expires = append(expires, until[id])
+	}
+	_, err := tx.Exec(ctx, "UPDATE contact c SET expires_at = u.expires FROM unnest($1::bigint[], $2::timestamptz[]) u(id, expires) WHERE c.id = u.id AND c.expires_at < u.expires", who, expires)
 	if err != nil {
-		return fmt.Errorf("attach a visitor: %w", err)
+		return fmt.Errorf("give contacts longer to confirm: %w", err)
 	}
 	return nil
 }
 
-// record writes the consents of an entry into the ledger, with their proof.
-func (f *form) record(ctx context.Context, tx *postgres.Tx, who int64, e entry, state contact.State, submission int64, origin []byte, confirmed bool) error {
-	entries := make([]contact.Consent, len(e.Consents))
-	for i, c := range e.Consents {
-		entries[i] = contact.Consent{
-			Contact: who, Purpose: c.Purpose, State: state, Basis: "form", Origin: origin, OriginUntil: tx.Now().Add(proofKeep),
-			Proof: map[string]any{
-				"form": f.Name, "version": f.version, "document": f.document, "submission": submission, "lang": e.Lang, "text": c.Text, "sha256": c.SHA256, "confirmed": confirmed,
-			},
+// applyEntries writes the fields of entries that are in force, and who the visitors are. Of two that say something of one contact the later one counts.
+func applyEntries(ctx context.Context, tx *postgres.Tx, list []*submission) error {
+	if len(list) == 0 {
+		return nil
+	}
+	var who, attached []int64
+	fields, visitors := map[int64]map[string]any{}, map[string]int64{}
+	for _, s := range list {
+		who = append(who, s.who)
+		if s.entry.Visitor != "" {
+			visitors[s.entry.Visitor] = s.who
+		}
+		if s.made || len(s.entry.Fields) == 0 { // one that was made has them
+			continue
+		}
+		if fields[s.who] == nil {
+			fields[s.who] = map[string]any{}
+		}
+		maps.Copy(fields[s.who], s.entry.Fields)
+	}
+	if err := contact.SetFields(ctx, tx, drainer, fields, cause(list)); err != nil {
+		return err
+	}
+	keys := slices.Sorted(maps.Keys(visitors))
+	for _, k := range keys {
+		attached = append(attached, visitors[k])
+	}
+	b := &pgx.Batch{}
+	b.Queue("UPDATE contact SET expires_at = NULL WHERE id = ANY ($1) AND expires_at IS NOT NULL", who)
+	if len(keys) > 0 {
+		b.Queue(`INSERT INTO visitor AS v (key, contact) SELECT key, contact FROM unnest($1::text[], $2::bigint[]) u(key, contact) ORDER BY key
+			ON CONFLICT (key) DO UPDATE SET contact = excluded.contact, last_at = onda.now()`, keys, attached)
+	}
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return fmt.Errorf("mark contacts as confirmed and attach visitors: %w", err)
+	}
+	return nil
+}
+
+// record writes the consents of entries into the ledger, with their proof.
+func record(ctx context.Context, tx *postgres.Tx, list []*submission, confirmed bool) error {
+	var entries []contact.Consent
+	for _, s := range list {
+		state := contact.Granted
+		if s.Confirm != nil && !confirmed {
+			state = contact.Pending
+		}
+		for _, c := range s.entry.Consents {
+			entries = append(entries, contact.Consent{
+				Contact: s.who, Purpose: c.Purpose, State: state, Basis: "form", Origin: s.origin, OriginUntil: tx.Now().Add(proofKeep),
+				Proof: map[string]any{
+					"form": s.Name, "version": s.version, "document": s.document, "submission": s.id, "lang": s.entry.Lang, "text": c.Text, "sha256": c.SHA256, "confirmed": confirmed,
+				},
+			})
 		}
 	}
 	_, err := contact.Record(ctx, tx, drainer, entries...)
 	return err
 }
 
-// act does the actions of a form.
-func (f *form) act(ctx context.Context, tx *postgres.Tx, who int64, steps []spec.Step, submission int64) error {
-	cause := "submission " + strconv.FormatInt(submission, 10)
-	for _, s := range steps {
-		var err error
-		switch {
-		case s.Tag != nil:
-			err = contact.Update(ctx, tx, drainer, []int64{who}, contact.Change{AddTags: s.Tag.Add, RemoveTags: s.Tag.Remove}, cause)
-		case s.Set != nil:
-			fields := map[string]any{}
-			for _, a := range s.Set {
-				fields[a.Field] = a.Value
+// act does the actions of forms, of each version of one for all its submissions at once.
+func act(ctx context.Context, tx *postgres.Tx, list []*submission, steps func(f *form) []spec.Step) error {
+	for len(list) > 0 {
+		f := list[0].form
+		ours, others := parted(list, func(s *submission) bool { return s.form == f })
+		list = others
+		for _, step := range steps(f) {
+			if err := actOne(ctx, tx, ours, step); err != nil {
+				return fmt.Errorf("action %s of form %s: %w", step.Node(), f.Name, err)
 			}
-			err = contact.Update(ctx, tx, drainer, []int64{who}, contact.Change{Fields: fields}, cause)
-		case s.Enter != nil:
-			err = tx.AddFacts(ctx, postgres.Fact{
-				Kind: "campaign.enter", Name: s.Enter.Campaign, Contact: who, Data: fmt.Appendf(nil, `{"submission":%d}`, submission),
-			})
-		default:
-			err = fmt.Errorf("a form cannot do %q", s.Action())
-		}
-		if err != nil {
-			return fmt.Errorf("action %s of form %s: %w", s.Node(), f.Name, err)
 		}
 	}
 	return nil
 }
 
-// tell writes a fact about a submission and rings its doorbell.
-func (f *form) tell(ctx context.Context, tx *postgres.Tx, kind string, submission, who int64, reason string) error {
-	err := tx.AddFacts(ctx, postgres.Fact{Kind: kind, Name: f.Name, Contact: who, Data: fmt.Appendf(nil, `{"submission":%d}`, submission)})
-	if err != nil {
-		return err
+func actOne(ctx context.Context, tx *postgres.Tx, list []*submission, step spec.Step) error {
+	who := make([]int64, len(list))
+	for i, s := range list {
+		who[i] = s.who
 	}
-	items := event.Submissions{Items: []event.Submission{{Form: f.Name, Submission: submission, Contact: who, Reason: reason}}}
-	var data event.Data
-	switch kind {
-	case "form.submitted":
-		data = event.FormSubmitted{Submissions: items}
-	case "form.confirmed":
-		data = event.FormConfirmed{Submissions: items}
-	default:
-		data = event.FormRejected{Submissions: items}
+	switch {
+	case step.Tag != nil:
+		return contact.Update(ctx, tx, drainer, who, contact.Change{AddTags: step.Tag.Add, RemoveTags: step.Tag.Remove}, cause(list))
+	case step.Set != nil:
+		fields := map[string]any{}
+		for _, a := range step.Set {
+			fields[a.Field] = a.Value
+		}
+		return contact.Update(ctx, tx, drainer, who, contact.Change{Fields: fields}, cause(list))
+	case step.Enter != nil:
+		facts := make([]postgres.Fact, len(list))
+		for i, s := range list {
+			facts[i] = postgres.Fact{Kind: "campaign.enter", Name: step.Enter.Campaign, Contact: s.who, Data: fmt.Appendf(nil, `{"submission":%d}`, s.id)}
+		}
+		return tx.AddFacts(ctx, facts...)
 	}
-	id := event.DeriveID(tx.Tenant.Name, kind, strconv.FormatInt(submission, 10))
-	e, err := event.New(tx.Tenant.Name, "render-form", strconv.FormatInt(submission, 10), id, data)
-	if err != nil {
-		return err
-	}
-	return tx.Publish(ctx, drainer, e)
+	return groupcommit.OfItem(fmt.Errorf("a form cannot do %q", step.Action()))
 }
 
-// ask sends the mail with the link that confirms this very submission.
-func (fs *Forms) ask(ctx context.Context, tx *postgres.Tx, f *form, who, id int64, expires time.Time) error {
-	named := ""
-	for _, in := range f.Consents() {
-		if !strings.HasPrefix(in.Consent, "tracking.") {
-			named = in.Consent
-			break
+// tell writes the facts about submissions and rings their doorbell.
+func tell(ctx context.Context, tx *postgres.Tx, kind string, list []*submission) error {
+	facts := make([]postgres.Fact, len(list))
+	for i, s := range list {
+		facts[i] = postgres.Fact{Kind: kind, Name: s.Name, Contact: s.who, Data: fmt.Appendf(nil, `{"submission":%d}`, s.id)}
+	}
+	if err := tx.AddFacts(ctx, facts...); err != nil {
+		return err
+	}
+	for chunk := range slices.Chunk(list, ringChunk) {
+		var items event.Submissions
+		for _, s := range chunk {
+			items.Items = append(items.Items, event.Submission{Form: s.Name, Submission: s.id, Contact: s.who, Reason: s.reason})
+		}
+		var data event.Data
+		switch kind {
+		case "form.submitted":
+			data = event.FormSubmitted{Submissions: items}
+		case "form.confirmed":
+			data = event.FormConfirmed{Submissions: items}
+		default:
+			data = event.FormRejected{Submissions: items}
+		}
+		// A submission is told once: the first one names those that are told with it.
+		first := strconv.FormatInt(chunk[0].id, 10)
+		e, err := event.New(tx.Tenant.Name, "render-form", first, event.DeriveID(tx.Tenant.Name, kind, first), data)
+		if err != nil {
+			return err
+		}
+		if err := tx.Publish(ctx, drainer, e); err != nil {
+			return err
 		}
 	}
-	var asked int
-	var topic int32
-	err := tx.QueryRow(ctx, `SELECT (SELECT count(*) FROM submission WHERE contact = $1 AND form = $2 AND delivery IS NOT NULL AND at > onda.now() - interval '1 day'),
-		(SELECT coalesce(max(id), 0) FROM entity WHERE kind = $3 AND name = $4)`, who, f.entity, spec.KindTopic, named).Scan(&asked, &topic)
-	if err != nil {
-		return fmt.Errorf("count confirmation mails: %w", err)
-	}
-	if asked >= maxConfirmations {
+	return nil
+}
+
+// ask sends the mails with the links that confirm these very submissions.
+func (fs *Forms) ask(ctx context.Context, tx *postgres.Tx, list []*submission) error {
+	list, _ = parted(list, func(s *submission) bool { return s.delivery != 0 })
+	if len(list) == 0 {
 		return nil
 	}
 	keys, err := tx.Keys(ctx)
@@ -293,21 +649,35 @@ func (fs *Forms) ask(ctx context.Context, tx *postgres.Tx, f *form, who, id int6
 	if !ok {
 		return errors.New("the tenant has no key to sign with")
 	}
-	tok, err := token.Sign(key, token.Claims{
-		Purpose: token.Confirm, Tenant: tx.Tenant.Number, Contact: who, Topic: topic, Form: int32(f.document), Expires: expires,
-	})
-	if err != nil {
-		return err
+	mails := make([]delivery.Reserved, len(list))
+	for i, s := range list {
+		tok, err := token.Sign(key, token.Claims{
+			Purpose: token.Confirm, Tenant: tx.Tenant.Number, Contact: s.who, Topic: s.topic, Form: int32(s.document), Expires: s.expires,
+		})
+		if err != nil {
+			return err
+		}
+		mails[i] = delivery.Reserved{Delivery: s.delivery, TransactionalMail: delivery.TransactionalMail{
+			Email: s.Confirm.Email, Contact: s.who, Cause: fmt.Sprintf("submission:%d", s.id),
+			Data: map[string]any{spec.VarConfirmURL: fmt.Sprintf("%s/y/%s?s=%d", tx.Tenant.FormURL(fs.cfg.FormURL), tok, s.id)},
+		}}
 	}
-	sent, _, err := delivery.Request(ctx, tx, drainer, delivery.TransactionalMail{
-		Email: f.Confirm.Email, Contact: who, Key: fmt.Sprintf("form:%d", id), Cause: fmt.Sprintf("submission:%d", id),
-		Data: map[string]any{spec.VarConfirmURL: fmt.Sprintf("%s/y/%s?s=%d", tx.Tenant.FormURL(fs.cfg.FormURL), tok, id)},
-	})
+	err = delivery.RequestReserved(ctx, tx, drainer, mails)
+	if errors.Is(err, delivery.ErrUnknownEmail) || errors.Is(err, delivery.ErrNotTransactional) || errors.Is(err, delivery.ErrData) {
+		err = groupcommit.OfItem(err) // of one form's
+	}
 	if err != nil {
 		return fmt.Errorf("ask for a confirmation: %w", err)
 	}
-	if _, err := tx.Exec(ctx, "UPDATE submission SET delivery = $2 WHERE id = $1", id, sent); err != nil {
-		return fmt.Errorf("note the confirmation mail: %w", err)
-	}
 	return nil
+}
+
+// askedFor is the topic that a confirmation is about: the first that is asked for and is no tracking.
+func (f *form) askedFor() string {
+	for _, in := range f.Consents() {
+		if !strings.HasPrefix(in.Consent, "tracking.") {
+			return in.Consent
+		}
+	}
+	return ""
 }
