@@ -334,6 +334,9 @@ func (c campaignStatusCmd) Run(ctx context.Context, s *session) error {
 	if st.Rate > 0 {
 		s.print("%.0f mails a second", st.Rate)
 	}
+	for _, l := range st.Lag.Lines() {
+		s.print("%s", l)
+	}
 	for _, j := range st.Journeys {
 		s.print("  %s %s %s", count(int(j.N), "contact"), j.State, strings.TrimSpace(j.Step+" "+j.Outcome))
 	}

@@ -34,6 +34,7 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 	if err != nil {
 		return fn.Handler{}, err
 	}
+	db.Watch(rt.Watch())
 	s := newService(db, rt.Log, fetchHTTPS)
 	publish := rt.Publishes(db)
 	return fn.Handler{

@@ -44,6 +44,7 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 	if err != nil {
 		return fn.Handler{}, err
 	}
+	db.Watch(rt.Watch())
 	f := &function{rt: rt, db: db, engine: &engine{db: db, docs: &documents{}, share: cfg.Share, log: rt.Log, stop: rt.Draining()}}
 	return fn.Handler{
 		Event:      f.event,

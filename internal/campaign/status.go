@@ -52,6 +52,8 @@ type Status struct {
 	Held []delivery.Breaker `json:"held,omitempty"`
 	// Journeys is of a campaign.
 	Journeys []JourneyCount `json:"journeys,omitempty"`
+	// Lag is of statistics, segments and journeys.
+	Lag Lag `json:"lag"`
 }
 
 // GetStatus tells how the latest run of a campaign or broadcast is getting on. ErrNotFound when it has none.
@@ -94,6 +96,9 @@ func RunStatus(ctx context.Context, tx *postgres.Tx, run int64) (Status, error) 
 		if s.Held, err = delivery.Breakers(ctx, tx, ""); err != nil {
 			return Status{}, err
 		}
+	}
+	if s.Lag, err = GetLag(ctx, tx); err != nil {
+		return Status{}, err
 	}
 	if s.Kind == "campaign" {
 		if err := s.journeys(ctx, tx); err != nil {

@@ -309,3 +309,36 @@ func TestOTLPConfig(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatWaitsIsMeasured(t *testing.T) {
+	t.Parallel()
+	c := newCollector(t)
+	tel := withTelemetry(t, Config{OTLPMetricsEndpoint: c.URL + "/v1/metrics", OTLPTimeout: 5000, OTLPTemporality: "delta"})
+	rt, _, err := newRuntime(t.Context(), "segment", envconfig.MapLookuper(nil), zap.NewNop(), tel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	watch := rt.Watch()
+	watch(t.Context(), "facts", "segment", 1500*time.Millisecond, 7)
+	watch(t.Context(), "facts", "segment", 0, 0)
+	if err := tel.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	got := map[string]*metricspb.HistogramDataPoint{}
+	for _, x := range c.metrics {
+		got[x.Name] = x.GetHistogram().GetDataPoints()[0]
+	}
+	lag, backlog := got["onda.lag"], got["onda.backlog"]
+	if lag.GetCount() != 2 || lag.GetSum() != 1.5 || backlog.GetCount() != 1 || backlog.GetSum() != 7 {
+		t.Errorf("%v", got)
+	}
+	by := map[string]string{}
+	for _, a := range lag.GetAttributes() {
+		by[a.Key] = a.Value.GetStringValue()
+	}
+	if diff := cmp.Diff(map[string]string{"onda.function": "segment", "onda.reader": "segment", "onda.what": "facts"}, by); diff != "" {
+		t.Error(diff)
+	}
+}

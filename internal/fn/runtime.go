@@ -29,6 +29,8 @@ type Runtime struct {
 	Tracer trace.Tracer
 	Meter  metric.Meter
 
+	lag      metric.Float64Histogram
+	backlog  metric.Int64Histogram
 	draining chan struct{}
 }
 
@@ -49,11 +51,15 @@ func newRuntime(ctx context.Context, name string, env envconfig.Lookuper, log *z
 	if log == nil {
 		return nil, cfg, fmt.Errorf("function %s: no logger", name)
 	}
-	return &Runtime{
+	rt := &Runtime{
 		Name: name, Tenant: cfg.Tenant, Publisher: NewPublisher(cfg.Sink, cfg.Token),
 		ServesHTTP: cfg.Serve != "events", ServesEvents: cfg.Serve != "http",
 		Log: log, Env: env,
 		Tracer: tel.tracers.Tracer(scope), Meter: tel.meters.Meter(scope),
 		draining: make(chan struct{}),
-	}, cfg, nil
+	}
+	if err := rt.backlogs(); err != nil {
+		return nil, cfg, fmt.Errorf("make instruments: %w", err)
+	}
+	return rt, cfg, nil
 }

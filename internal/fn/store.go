@@ -2,8 +2,11 @@ package fn
 
 import (
 	"context"
+	"time"
 
 	ce "github.com/cloudevents/sdk-go/v2/event"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
 	"go.uber.org/zap"
 
 	"github.com/onda-run/onda/internal/event"
@@ -36,4 +39,28 @@ func (rt *Runtime) Keeps(s Store) func(ctx context.Context, e ce.Event, cause er
 		}
 		return s.KeepFailure(ctx, rt.Name, tenant, e, cause)
 	}
+}
+
+// Watch measures what is found waiting for a reader, as onda.lag (how old the oldest of it is) and onda.backlog (how many there are, where that was counted): what postgres.DB.Watch takes.
+func (rt *Runtime) Watch() func(ctx context.Context, what, reader string, oldest time.Duration, n int) {
+	return func(ctx context.Context, what, reader string, oldest time.Duration, n int) {
+		ctx = context.WithoutCancel(ctx)
+		by := metric.WithAttributes(attribute.String("onda.function", rt.Name), attribute.String("onda.what", what), attribute.String("onda.reader", reader))
+		rt.lag.Record(ctx, oldest.Seconds(), by)
+		if n > 0 {
+			rt.backlog.Record(ctx, int64(n), by)
+		}
+	}
+}
+
+// backlogs makes the instruments of Watch.
+func (rt *Runtime) backlogs() (err error) {
+	rt.lag, err = rt.Meter.Float64Histogram("onda.lag", metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(0.1, 0.3, 1, 3, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 21600, 86400),
+		metric.WithDescription("How old the oldest of what waited was when it was come to: facts, hits, outbox, work that is due."))
+	if err != nil {
+		return err
+	}
+	rt.backlog, err = rt.Meter.Int64Histogram("onda.backlog", metric.WithUnit("{item}"), metric.WithExplicitBucketBoundaries(1, 10, 100, 200, 500, 1000, 5000, 10000),
+		metric.WithDescription("How many facts, hits, events in the outbox, or tenants with work that is due, waited when they were come to."))
+	return err
 }

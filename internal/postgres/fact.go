@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -39,6 +40,9 @@ func Readers(kind string) []string {
 	}
 	return []string{"campaign", "segment"}
 }
+
+// toldLate are the kinds of facts that have their time from programs and browsers, so that it may be older than the fact.
+func toldLate() []string { return []string{"event.tracked", "page.viewed", "contact.identified"} }
 
 // StillHuman is the condition that a fact f of an open or a click stands: its hit was not found to be a machine's since (hit.reclassified). A hit that is forgotten stays as it was told.
 const StillHuman = "NOT EXISTS (SELECT FROM hit h WHERE h.id = (f.data->>'hit')::bigint AND h.verdict = 'machine')"
@@ -162,10 +166,14 @@ func (tx *Tx) ReadFacts(ctx context.Context, consumer string, limit FactLimit, k
 	}
 	var f Fact
 	var n, items int
+	oldest, late := tx.now, toldLate()
 	_, err = pgx.ForEachRow(rows, []any{&f.XID, &f.ID, &f.Kind, &f.Name, &f.Contact, &f.Visitor, &f.Run, &f.Contacts, &f.Deliveries, &f.Data, &f.At}, func() error {
 		n++
 		items += max(len(f.Contacts), len(f.Deliveries), 1)
 		xid, id = f.XID, f.ID
+		if f.At.Before(oldest) && !slices.Contains(late, f.Kind) {
+			oldest = f.At
+		}
 		for _, k := range kinds {
 			if f.Kind == k || strings.HasSuffix(k, ".") && strings.HasPrefix(f.Kind, k) {
 				facts = append(facts, f)
@@ -184,6 +192,7 @@ func (tx *Tx) ReadFacts(ctx context.Context, consumer string, limit FactLimit, k
 	if _, err := tx.Exec(ctx, "UPDATE cursor SET xid = $2::text::xid8, id = $3 WHERE name = $1", consumer, fmt.Sprint(xid), id); err != nil {
 		return nil, false, fmt.Errorf("move cursor %s: %w", consumer, err)
 	}
+	tx.Found(ctx, "facts", consumer, oldest, n)
 	return facts, n == limit.Facts || items >= limit.Items, nil
 }
 

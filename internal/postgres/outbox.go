@@ -21,6 +21,7 @@ type drain struct{ tenant, drainer string }
 
 const (
 	drainRows    = 200              // leased at once
+	drainCount   = 10_000           // counted at most
 	drainLease   = 30 * time.Second // a drainer that died is followed by another after this
 	doorbellPace = time.Second      // a doorbell (an event of items) is posted at most once a second a process
 	doorbellMax  = 500              // items an event carries
@@ -127,6 +128,7 @@ type outboxRow struct {
 	Type  string
 	Event []byte
 	Tries int
+	At    time.Time
 }
 
 // Drain leases up to 200 of the drainer's outbox rows, commits, posts them, and deletes those that were taken; n is how many were leased. Doorbells
@@ -140,12 +142,27 @@ func (db *DB) Drain(ctx context.Context, tenant, drainer string, post Post) (n i
 		namespace = tx.Tenant.Namespace
 		got, err := tx.Query(ctx, `UPDATE outbox SET lease_until = now() + $2, tries = tries + 1 WHERE id IN (
 			SELECT id FROM outbox WHERE drainer = $1 AND lease_until < now() ORDER BY tries, id LIMIT $3 FOR UPDATE SKIP LOCKED)
-			RETURNING id, type, event, tries`, drainer, drainLease, drainRows)
+			RETURNING id, type, event, tries, at`, drainer, drainLease, drainRows)
 		if err != nil {
 			return err
 		}
 		rows, err = pgx.CollectRows(got, pgx.RowToStructByPos[outboxRow])
-		return err
+		if err != nil || len(rows) == 0 {
+			return err
+		}
+		oldest, n := tx.now, len(rows)
+		for _, r := range rows {
+			if r.At.Before(oldest) {
+				oldest = r.At
+			}
+		}
+		if n == drainRows { // else these are all
+			if err := tx.QueryRow(ctx, "SELECT count(*) FROM (SELECT FROM outbox WHERE drainer = $1 LIMIT $2) o", drainer, drainCount).Scan(&n); err != nil {
+				return err
+			}
+		}
+		tx.Found(ctx, "outbox", drainer, oldest, n)
+		return nil
 	})
 	if err != nil {
 		return 0, fmt.Errorf("lease outbox of %s: %w", drainer, err)

@@ -65,9 +65,10 @@ type Config struct {
 
 // DB is a pool of connections, opened at the first use.
 type DB struct {
-	pool *pgxpool.Pool
-	only string
-	tick time.Duration
+	pool  *pgxpool.Pool
+	only  string
+	tick  time.Duration
+	watch Watch
 
 	server atomic.Pointer[server]
 	stage  atomic.Value // the Stage that was seen last; none before the first

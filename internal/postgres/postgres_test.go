@@ -245,6 +245,39 @@ func TestOnlyOneReadsWithACursor(t *testing.T) {
 	})
 }
 
+func TestReadersAreToldHowFarBehindTheyAre(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	var told []string
+	db.Watch(func(_ context.Context, what, reader string, oldest time.Duration, n int) {
+		told = append(told, fmt.Sprintf("%d %s for %s since %s", n, what, reader, oldest))
+	})
+	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error { // when programs say that something happened is not when it was written
+		return tx.AddFacts(ctx, postgres.Fact{Kind: "event.tracked", At: tx.Now().Add(-time.Hour)}, postgres.Fact{Kind: "email.clicked", At: tx.Now().Add(-time.Minute)})
+	})
+	var since time.Duration
+	var left int64
+	for len(told) == 0 { // writers of other tests hold readers back for a moment
+		pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+			oldest, n, err := tx.Unread(ctx, "segment")
+			if since = tx.Now().Sub(oldest); err != nil || n != 2 || since < time.Minute || since > 30*time.Minute {
+				t.Errorf("%d are unread since %s: %v", n, since, err)
+			}
+			if _, _, err := tx.ReadFacts(ctx, "segment", postgres.FactLimit{Facts: 10, Items: 1000}, "email."); err != nil {
+				return err
+			}
+			_, left, err = tx.Unread(ctx, "segment")
+			return err
+		})
+	}
+	if left != 0 {
+		t.Errorf("%d are unread after all were read", left)
+	}
+	if diff := cmp.Diff([]string{"2 facts for segment since " + since.String()}, told); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // A writer that sets a wake-up and the owner that computes it anew never end at never while work is due.
 func TestWakeupsAreNeverLost(t *testing.T) {
 	t.Parallel()

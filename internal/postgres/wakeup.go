@@ -73,6 +73,8 @@ type Due struct {
 	Namespace string
 	// Sweep is set when the function was not called for a day: it may have work that nobody knows of.
 	Sweep bool
+	// Age is for how long the work waits.
+	Age time.Duration
 }
 
 // namespaceOf is where a wake-up's function is. send-api is a service of the function send.
@@ -81,7 +83,7 @@ const namespaceOf = `CASE WHEN t.own IS NULL OR replace(w.function, '-api', '') 
 // Due lists who has work due by now plus ahead, on each tenant's own clock, oldest first, and then those that are to be swept. Used by schedule, with a login of
 // its own.
 func (db *DB) Due(ctx context.Context, ahead time.Duration) ([]Due, error) {
-	rows, err := db.pool.Query(ctx, `SELECT w.tenant, w.function, least(w.at, '9999-01-01'), `+namespaceOf+`, w.swept < now() - interval '1 day'
+	rows, err := db.pool.Query(ctx, `SELECT w.tenant, w.function, least(w.at, '9999-01-01'), `+namespaceOf+`, w.swept < now() - interval '1 day', greatest(now() + t."offset" - least(w.at, '9999-01-01'), '0')
 		FROM onda.wakeup w JOIN onda.tenant t ON t.name = w.tenant
 		WHERE t.state IN ('active', 'suspended') AND w.function = ANY ($2)
 		AND (w.at < 'infinity' AND w.at <= now() + t."offset" + $1::interval OR w.swept < now() - interval '1 day') ORDER BY w.at, w.tenant, w.function`, ahead, Functions())

@@ -88,6 +88,7 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 	if err != nil {
 		return fn.Handler{}, err
 	}
+	db.Watch(rt.Watch())
 	h := fn.Handler{After: rt.Publishes(db), Close: func(context.Context) error { db.Close(); return nil }}
 	if h.HTTP, err = New(cfg, db).Handler(); err != nil {
 		return fn.Handler{}, err

@@ -73,6 +73,8 @@ type Report struct {
 	Made    time.Time  `json:"made"`
 	// Preproduction says that it is of a database from which nobody real is mailed.
 	Preproduction bool `json:"preproduction,omitempty"`
+	// Lag is how far statistics, segments and journeys were behind when it was made.
+	Lag campaign.Lag `json:"lag"`
 	// Held are the breakers that keep marketing mail of the tenant back, while the run goes on.
 	Held []delivery.Breaker `json:"held,omitempty"`
 
@@ -154,6 +156,9 @@ func Load(ctx context.Context, tx *postgres.Tx, name string) (*Report, error) {
 		if err := part(ctx, tx); err != nil {
 			return nil, fmt.Errorf("report on %s: %w", name, err)
 		}
+	}
+	if r.Lag, err = campaign.GetLag(ctx, tx); err != nil {
+		return nil, fmt.Errorf("report on %s: %w", name, err)
 	}
 	if r.Ended == nil {
 		if r.Held, err = delivery.Breakers(ctx, tx, ""); err != nil {

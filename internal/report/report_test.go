@@ -239,3 +239,46 @@ func TestReportsSayWhatIsHeld(t *testing.T) {
 		}
 	}
 }
+
+func TestReportsSayHowFarBehind(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	for tenant, behind := range map[string]bool{pgtest.Acme: true, pgtest.Brava: false} {
+		pgtest.Exec(t, db, tenant, seed)
+		if behind {
+			pgtest.Exec(t, db, tenant, "INSERT INTO hit (kind, at) SELECT 'click', '2026-03-01 12:03:05Z'::timestamptz + n * interval '1 second' FROM generate_series(0, 1203) n")
+			pgtest.Exec(t, db, tenant, "INSERT INTO fact (kind, at) VALUES ('event.tracked', '2026-02-01 00:00Z'), ('email.clicked', '2026-03-01 12:00:00Z')")
+			pgtest.Exec(t, db, tenant, "UPDATE cursor SET (xid, id) = (SELECT xid, id FROM fact ORDER BY xid DESC, id DESC LIMIT 1) WHERE name = 'segment'")
+		}
+		r, err := load(t, db, tenant, "spring-news")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var text, page bytes.Buffer
+		if err := r.Text(&text); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.HTML(&page); err != nil {
+			t.Fatal(err)
+		}
+		data, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const hits, journeys = "opens and clicks are counted up to 2026-03-01 12:03:05, 1,204 hits wait", "journeys know what happened up to 2026-03-01 12:00:00, 2 facts wait"
+		for what, got := range map[string][]bool{
+			"text": {strings.Contains(text.String(), "\n  "+hits+"\n  "+journeys+"\n"), !strings.Contains(text.String(), "all counted")},
+			"page": {strings.Contains(page.String(), ": "+hits+"; "+journeys+"</p>"), !strings.Contains(page.String(), "all counted")},
+			"JSON": {strings.Contains(string(data), `"countedTo":"2026-03-01T12:03:05Z","hitsWaiting":1204`), strings.Contains(string(data), `"journeysWait":2`)},
+		} {
+			if got[0] != behind || got[1] != behind {
+				t.Errorf("%s: the %s says that it is behind: %v\n%s", tenant, what, got, text.String())
+			}
+		}
+		for _, line := range strings.Split(text.String(), "\n") {
+			if n := len([]rune(line)); n > 80 {
+				t.Errorf("%d columns: %s", n, line)
+			}
+		}
+	}
+}

@@ -19,6 +19,10 @@ func (r *Report) Text(w io.Writer) error {
 	}
 	t.line("%s", r.Title)
 	t.line("%s %s, run %d, %s%s", r.Kind, r.Name, r.Run, r.State, since(r))
+	t.line("as of %s UTC:", r.Made.UTC().Format(time.DateTime))
+	for _, l := range r.Lag.Lines() {
+		t.line("  %s", l)
+	}
 	t.line("")
 	for _, b := range r.Held {
 		t.line("Held: %s.", b)

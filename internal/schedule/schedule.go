@@ -32,7 +32,7 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 	if err != nil {
 		return fn.Handler{}, err
 	}
-	s := &scheduler{cfg: cfg, db: db, post: rt.Post, log: rt.Log, slots: map[string]chan struct{}{}, busy: map[key]struct{}{}}
+	s := &scheduler{cfg: cfg, db: db, post: rt.Post, log: rt.Log, watch: rt.Watch(), slots: map[string]chan struct{}{}, busy: map[key]struct{}{}}
 	for _, f := range postgres.Functions() {
 		s.slots[f] = make(chan struct{}, inFlight)
 	}
@@ -47,6 +47,7 @@ type scheduler struct {
 	db    *postgres.DB
 	post  func(ctx context.Context, url string, e cloudevents.Event) error
 	log   *zap.Logger
+	watch postgres.Watch
 	slots map[string]chan struct{} // of each function, so that a slow one holds back no other
 
 	mu   sync.Mutex
@@ -63,6 +64,17 @@ func (s *scheduler) tick(ctx context.Context, e cloudevents.Event) (*cloudevents
 	due, err := s.db.Due(ctx, 0)
 	if err != nil {
 		return nil, err
+	}
+	if s.watch != nil {
+		oldest := map[string]time.Duration{}
+		counts := map[string]int{}
+		for _, d := range due {
+			oldest[d.Function] = max(oldest[d.Function], d.Age)
+			counts[d.Function]++
+		}
+		for f, n := range counts {
+			s.watch(ctx, "due", f, oldest[f], n)
+		}
 	}
 	byFunction := map[string][]postgres.Due{}
 	for _, d := range due {

@@ -27,6 +27,7 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 	if err != nil {
 		return fn.Handler{}, err
 	}
+	db.Watch(rt.Watch())
 	f := &function{rt: rt, db: db, keeper: &keeper{db: db, docs: &documents{}, log: rt.Log, stop: rt.Draining()}}
 	return fn.Handler{
 		Event:  f.event,

@@ -35,6 +35,7 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 	if err != nil {
 		return fn.Handler{}, err
 	}
+	db.Watch(rt.Watch())
 	s, err := newSender(cfg, db, rt)
 	if err != nil {
 		db.Close()

@@ -330,3 +330,30 @@ func TestALockedTenantStopsNobodyElse(t *testing.T) {
 		t.Errorf("brava has %d hits, want 5", n)
 	}
 }
+
+// A click's way into the statistics is measured where it ends.
+func TestLagIsTold(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	told := map[string]time.Duration{}
+	w.db.Watch(func(_ context.Context, what, reader string, oldest time.Duration, n int) {
+		if reader != "track" || n == 0 || what == "hits" && n != 2 {
+			t.Errorf("told of %d %s for %s", n, what, reader)
+		}
+		told[what] = oldest
+	})
+	for range 2 {
+		_, d := w.sent("acme", "ada@example.com", time.Hour)
+		w.get("/c/" + w.token("acme", token.Claims{Purpose: token.Click, Link: w.link("acme", "https://example.com/a"), Delivery: d}))
+	}
+	w.move("acme", time.Minute)
+	w.sweep("acme")
+	if told["hits"] < time.Minute || told["hits"] > 2*time.Minute || told["outbox"] > 2*time.Minute {
+		t.Errorf("%v", told)
+	}
+	told = map[string]time.Duration{}
+	w.sweep("acme")
+	if len(told) > 0 {
+		t.Errorf("nothing waits, and is told of: %v", told)
+	}
+}

@@ -33,6 +33,7 @@ func (t *Tracker) judgeHits(ctx context.Context, tx *postgres.Tx) (n int, err er
 	if err != nil || len(due) == 0 {
 		return 0, err
 	}
+	tx.Found(ctx, "hits", "track", due[0].At, len(due))
 	var named []int64
 	var counted []stored // those that nobody's name is to
 	for _, h := range due {

@@ -102,6 +102,7 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 	if err != nil {
 		return fn.Handler{}, err
 	}
+	db.Watch(rt.Watch())
 	t := New(cfg, db, rt.Log)
 	h := fn.Handler{
 		After:  rt.Publishes(db),
