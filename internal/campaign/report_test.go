@@ -141,8 +141,10 @@ func TestTidy(t *testing.T) {
 	w.exec("UPDATE contact SET expires_at = onda.now() + '7 days' WHERE id IN ($1, $2)", c, c+1)
 	w.exec("UPDATE subscription SET state = 'pending' WHERE contact = $1", c) // the other has agreed meanwhile
 	w.exec("INSERT INTO consent (contact, purpose, state, basis, origin, origin_until) SELECT id, 'news', 'pending', 'form', '\\x01', onda.now() + '30 days' FROM contact")
-	w.exec(`INSERT INTO submission (form, document, contact, state, data, expires_at, keep_until) SELECT e.id, e.current, $1, 'pending', '{"message": "hi"}', onda.now() + '7 days', onda.now() + '40 days'
-		FROM entity e WHERE e.kind = 'Email' AND e.name = 'hello'`, c)
+	for i, keep := range []string{"40 days", "1 day"} {
+		w.exec(`INSERT INTO submission (form, document, contact, state, data, expires_at, keep_until) SELECT e.id, e.current, $1, 'pending', '{"message": "hi"}', onda.now() + '7 days', onda.now() + $2::text::interval
+			FROM entity e WHERE e.kind = 'Email' AND e.name = 'hello'`, c+int64(i), keep)
+	}
 	w.exec("INSERT INTO visitor (key, contact) VALUES ('v', $1)", c)
 	w.exec("INSERT INTO allowance (kind, contact, period, n) VALUES ('cap:*', $1, onda.now(), 1)", c+1)
 	w.everything()
@@ -152,7 +154,12 @@ func TestTidy(t *testing.T) {
 	if at := w.due(); at.Sub(w.now()) > 8*24*time.Hour {
 		t.Errorf("looked at again at %v", at)
 	}
-	w.pass(8 * 24 * time.Hour)
+	w.pass(2 * 24 * time.Hour)
+	w.everything()
+	if n := w.count("SELECT count(*) FROM submission WHERE state = 'pending' AND data <> '{}'"); n != 2 {
+		t.Errorf("%d submissions can be confirmed, want 2", n)
+	}
+	w.pass(6 * 24 * time.Hour)
 	w.everything()
 	state := `SELECT concat_ws(' ', (SELECT count(*) FROM contact), (SELECT count(*) FROM contact WHERE expires_at IS NOT NULL), (SELECT count(*) FROM consent),
 		(SELECT count(*) FROM consent WHERE origin IS NOT NULL), (SELECT count(*) FROM subscription),

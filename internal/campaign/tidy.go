@@ -29,8 +29,9 @@ func tidy(ctx context.Context, tx *postgres.Tx) (more bool, err error) {
 			SELECT id FROM consent WHERE origin IS NOT NULL AND origin_until <= onda.now() ORDER BY origin_until LIMIT $1 FOR UPDATE SKIP LOCKED)`,
 		`UPDATE submission SET state = 'expired', data = '{}' WHERE id IN (
 			SELECT id FROM submission WHERE state = 'pending' AND expires_at <= onda.now() ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED)`,
+		// one that can still be confirmed is kept for that, however short a time it was to be kept
 		`DELETE FROM submission WHERE id IN (
-			SELECT id FROM submission WHERE keep_until <= onda.now() ORDER BY keep_until LIMIT $1 FOR UPDATE SKIP LOCKED)`,
+			SELECT id FROM submission WHERE keep_until <= onda.now() AND state <> 'pending' ORDER BY keep_until LIMIT $1 FOR UPDATE SKIP LOCKED)`,
 	} {
 		tag, err := tx.Exec(ctx, sql, tidiedAtOnce)
 		if err != nil {
@@ -74,7 +75,7 @@ func tidyDue(ctx context.Context, tx *postgres.Tx) (time.Time, error) {
 		(SELECT min(origin_until) FROM consent WHERE origin IS NOT NULL),
 		(SELECT min(expires_at) FROM contact WHERE expires_at IS NOT NULL),
 		(SELECT min(expires_at) FROM submission WHERE state = 'pending' AND expires_at < 'infinity'),
-		(SELECT min(keep_until) FROM submission WHERE keep_until < 'infinity'),
+		(SELECT min(keep_until) FROM submission WHERE keep_until < 'infinity' AND state <> 'pending'),
 		(SELECT min(period) FROM allowance WHERE period > '-infinity') + $1::interval)`, keepAllowances).Scan(&at)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return postgres.Never, fmt.Errorf("look for what is to be tidied: %w", err)
