@@ -6,12 +6,15 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"net/http"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -389,6 +392,47 @@ func (w *world) beacon(path, body string) answer {
 	r.Header.Set("Content-Type", "text/plain;charset=UTF-8")
 	r.Header.Set("Origin", "https://shop.example")
 	return w.send(r)
+}
+
+// Bodies that come slowly are bounded together: there may be as many as there are connections.
+func TestBodiesInHandAreBounded(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	sk := w.programKey("acme", token.SecretKey)
+	const room = 10_000
+	w.bodies.Store(room)
+	message := `{"userId": "u1", "event": "order.placed"}`
+	slow, write := io.Pipe()
+	r, err := http.NewRequest(http.MethodPost, w.url+"/v1/track", slow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.SetBasicAuth(sk, "")
+	var first sync.WaitGroup
+	first.Go(func() {
+		if a := w.send(r); a.status != 200 {
+			t.Errorf("the slow one: %d %s", a.status, a.body)
+		}
+	})
+	if _, err := io.WriteString(write, message+strings.Repeat(" ", room-50)); err != nil {
+		t.Fatal(err)
+	}
+	for w.bodies.Load() >= 50 { // until it was read
+		runtime.Gosched()
+	}
+	if a := w.call("/v1/track", sk, message+strings.Repeat(" ", 50)); a.status != 503 || a.header.Get("Retry-After") == "" {
+		t.Errorf("a body too many: %d %s", a.status, a.body)
+	}
+	if err := write.Close(); err != nil {
+		t.Fatal(err)
+	}
+	first.Wait()
+	if a := w.call("/v1/track", sk, message); a.status != 200 {
+		t.Errorf("after it: %d %s", a.status, a.body)
+	}
+	if n := w.bodies.Load(); n != room {
+		t.Errorf("there is room for %d bytes, want %d", n, room)
+	}
 }
 
 func TestWhatTheTrackingAPIRefuses(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2"
@@ -77,6 +78,7 @@ type Tracker struct {
 	partitions *cache[string, struct{}] // tenants whose partitions were looked after
 	composer   *compose.Composer
 	scanners   *scanners
+	bodies     atomic.Int64 // how many bytes of bodies may still be read
 }
 
 // New makes a Tracker on a database; nothing is connected to yet.
@@ -86,6 +88,7 @@ func New(cfg Config, db *postgres.DB, log *zap.Logger) *Tracker {
 		links: newCache[linkKey, string](20_000, 0), noLinks: newCache[linkKey, struct{}](1_000, unknownFor),
 		partitions: newCache[string, struct{}](10_000, partitionsFor),
 	}
+	t.bodies.Store(maxBodies)
 	r := groupcommit.NewRoom(cfg.Slots)
 	t.hits = groupcommit.New(db, r, commitMost, hit.size, t.writeHits)
 	t.activities = groupcommit.New(db, r, commitMost, activity.size, t.writeActivities)
