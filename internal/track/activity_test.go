@@ -76,6 +76,29 @@ func TestABearerToken(t *testing.T) {
 	}
 }
 
+// Some programs have their key in the body, as Segment's documentation lets them; it is proven as any.
+func TestAKeyInTheBody(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	sk := w.programKey("acme", token.SecretKey)
+	for body, status := range map[string]int{
+		`{"userId": "u1", "event": "a", "writeKey": "` + sk + `"}`: 200, `{"userId": "u1", "event": "b", "writeKey": "` + sk[:len(sk)-1] + `"}`: 401, `{"userId": "u1", "event": "c", "writeKey": 7}`: 401, `[`: 401, ``: 401,
+	} {
+		if a := w.beacon("/v1/track", body); a.status != status {
+			t.Errorf("%.40s: status %d, want %d: %s", body, a.status, status, a.body)
+		}
+	}
+	if a := w.beacon("/v1/batch", `{"batch": [{"type": "track", "userId": "u1", "event": "d"}], "writeKey": "`+sk+`"}`); a.status != 200 {
+		t.Errorf("batch: %d %s", a.status, a.body)
+	}
+	if a := w.call("/v1/track", sk[:len(sk)-1], `{"userId": "u1", "event": "e", "writeKey": "`+sk+`"}`); a.status != 401 {
+		t.Errorf("another key in the header: %d", a.status)
+	}
+	if diff := cmp.Diff([]string{"event.tracked a", "event.tracked d"}, slices.Sorted(slices.Values(w.facts("acme", "event.%")))); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestProgramsIdentifyAndTrack(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -53,9 +53,8 @@ type server struct {
 	*Tracker
 	pages  *page.Pages
 	script []byte
-	keys   *cache[string, struct{}] // of programs, proven a short while ago
-	noKeys *cache[string, struct{}] // that are none
-	brands *cache[string, brand]    // of tenants
+	keys   *programKeys
+	brands *cache[string, brand] // of tenants
 }
 
 // brand is whose pages they are, and how they look.
@@ -75,10 +74,7 @@ func (t *Tracker) Handler() (http.Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read onda.js: %w", err)
 	}
-	s := &server{
-		Tracker: t, pages: pages, script: script, keys: newCache[string, struct{}](10_000, time.Minute), noKeys: newCache[string, struct{}](10_000, unknownFor),
-		brands: newCache[string, brand](1_000, time.Minute),
-	}
+	s := &server{Tracker: t, pages: pages, script: script, keys: newProgramKeys(t.hasProgramKey), brands: newCache[string, brand](1_000, time.Minute)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /o/{file}", s.open)
 	mux.HandleFunc("GET /c/{token}", s.proven(token.Click, s.click))
@@ -541,6 +537,17 @@ var (
 	errSecretInPage = bad("this key is secret: it must not be in a page. Retire it, and use a public one here")
 )
 
+// hasProgramKey tells whether a tenant has the key, and as what it says that it is.
+func (t *Tracker) hasProgramKey(ctx context.Context, tenant string, key token.ProgramKey) (ok bool, err error) {
+	sum := key.Hash()
+	err = within(ctx, t.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		secret, found, err := tx.ProgramKey(ctx, sum[:])
+		ok = found && secret == (key.Kind == token.SecretKey)
+		return err
+	})
+	return ok, err
+}
+
 // program proves a program's key and gives its tenant. A key that was retired is refused everywhere within a minute.
 func (s *server) program(r *http.Request, text string) (tenant string, secret bool, err error) {
 	key, err := token.ParseProgramKey(text)
@@ -554,47 +561,42 @@ func (s *server) program(r *http.Request, text string) (tenant string, secret bo
 	if err != nil {
 		return "", false, err
 	}
-	sum := key.Hash()
-	id := tenant + " " + string(sum[:])
-	if _, known := s.keys.get(id); known {
-		fn.LogTenant(r.Context(), tenant)
-		return tenant, key.Kind == token.SecretKey, nil
-	}
-	if _, absent := s.noKeys.get(id); absent {
-		return "", false, errUnauthorized
-	}
-	var ok bool
-	err = within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
-		secret, ok, err = tx.ProgramKey(ctx, sum[:])
-		return err
-	})
+	ok, err := s.keys.prove(r.Context(), tenant, key)
 	if err != nil {
 		return "", false, err
 	}
-	if !ok || secret != (key.Kind == token.SecretKey) {
-		s.noKeys.put(id, struct{}{})
+	if !ok {
 		return "", false, errUnauthorized
 	}
-	s.keys.put(id, struct{}{})
 	fn.LogTenant(r.Context(), tenant)
-	return tenant, secret, nil
+	return tenant, key.Kind == token.SecretKey, nil
 }
 
 // segment is one call of the Segment HTTP tracking API. Of a batch, what can be stored is, and the answer says what is wrong with the rest: its clients look at the status alone, and
 // throw away all of a batch that is refused.
 func (s *server) segment(w http.ResponseWriter, r *http.Request, call string) error {
-	var text string
-	if key, ok := fn.ProgramKey(r); ok {
-		text = key.Reveal()
-	}
-	tenant, secret, err := s.program(r, text)
-	if err != nil {
+	var tenant string
+	var secret bool
+	prove := func(key string) (err error) {
+		tenant, secret, err = s.program(r, key)
 		return err
+	}
+	inBody := r.Header.Get("Authorization") == "" // as some programs send it
+	if !inBody {
+		key, _ := fn.ProgramKey(r)
+		if err := prove(key.Reveal()); err != nil {
+			return err
+		}
 	}
 	body, done, err := s.readBody(w, r)
 	defer done()
 	if err != nil {
 		return err
+	}
+	if inBody {
+		if err := prove(writeKey(body)); err != nil {
+			return err
+		}
 	}
 	raw, sentAt := [][]byte{body}, (*time.Time)(nil)
 	if call == callBatch {

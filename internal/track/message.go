@@ -130,6 +130,19 @@ func readBatch(body []byte) (messages [][]byte, sentAt *time.Time, err error) {
 	return messages, sentAt, nil
 }
 
+// writeKey is the key in a call or a batch; empty where there is none.
+func writeKey(body []byte) (key string) {
+	s := &scan{b: body}
+	for s.open('{'); s.more('}'); {
+		if string(s.name()) == "writeKey" {
+			key, _ = s.string()
+		} else {
+			s.value()
+		}
+	}
+	return key
+}
+
 // checkBody is what holds for the text of every message.
 func checkBody(body []byte) error {
 	if len(body) > maxMessage {
