@@ -271,7 +271,7 @@ func (c *checker) references() {
 			}
 		}
 		for _, v := range p.spec.Volumes {
-			if v.ConfigMap != nil {
+			if v.ConfigMap != nil && (v.ConfigMap.Optional == nil || !*v.ConfigMap.Optional) { // else somebody may make it later
 				c.need(p.at, "volumes.configMap", "ConfigMap", c.namespace, v.ConfigMap.Name)
 			}
 		}
