@@ -1,7 +1,6 @@
 package track
 
 import (
-	"bytes"
 	"cmp"
 	"compress/gzip"
 	"context"
@@ -52,7 +51,6 @@ var errNotFound = errors.New("not found")
 type server struct {
 	*Tracker
 	pages  *page.Pages
-	script []byte
 	keys   *programKeys
 	brands *cache[string, brand] // of tenants
 }
@@ -70,11 +68,15 @@ func (t *Tracker) Handler() (http.Handler, error) {
 		return nil, err
 	}
 	pages.Preproduction = t.db.Preproduction
-	script, err := assets.ReadFile("onda.js")
+	text, err := assets.ReadFile("onda.js")
 	if err != nil {
 		return nil, fmt.Errorf("read onda.js: %w", err)
 	}
-	s := &server{Tracker: t, pages: pages, script: script, keys: newProgramKeys(t.hasProgramKey), brands: newCache[string, brand](1_000, time.Minute)}
+	script, err := newScript(text)
+	if err != nil {
+		return nil, err
+	}
+	s := &server{Tracker: t, pages: pages, keys: newProgramKeys(t.hasProgramKey), brands: newCache[string, brand](1_000, time.Minute)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /o/{file}", s.open)
 	mux.HandleFunc("GET /c/{token}", s.proven(token.Click, s.click))
@@ -83,7 +85,7 @@ func (t *Tracker) Handler() (http.Handler, error) {
 	mux.HandleFunc("GET /p/{token}", s.proven(token.Preferences, s.preferencesPage))
 	mux.HandleFunc("POST /p/{token}", s.proven(token.Preferences, s.preferencesSave))
 	mux.HandleFunc("GET /w/{token}", s.proven(token.WebView, s.webView))
-	mux.HandleFunc("GET /onda.js", s.ondaJS)
+	mux.Handle("GET /onda.js", script)
 	mux.HandleFunc("POST /e", s.api(s.event))
 	mux.HandleFunc("OPTIONS /e", preflight)
 	for _, call := range []string{typeIdentify, typeTrack, typePage, typeScreen, typeGroup, typeAlias, callBatch} {
@@ -485,15 +487,6 @@ func (s *server) webView(w http.ResponseWriter, r *http.Request, tenant string, 
 		_, _ = io.WriteString(w, html)
 	}
 	return nil
-}
-
-func (s *server) ondaJS(w http.ResponseWriter, r *http.Request) {
-	h := w.Header()
-	h.Set("Content-Type", "text/javascript; charset=utf-8")
-	h.Set("Cache-Control", "public, max-age=3600")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Cross-Origin-Resource-Policy", "cross-origin")
-	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(s.script))
 }
 
 func cors(h http.Header) {

@@ -3,7 +3,8 @@
  *   <script src="https://LINKS.EXAMPLE/onda.js" data-key="onda_pk_..." async></script>
  *
  *   onda("track", "order.placed", {total: 120})   an event of your own
- *   onda("page", {category: "docs"})              a page view, where pages change without loading
+ *   onda("page", {category: "docs"})              a page view of your own; those of the browser's history are told without it,
+ *                                                 unless the script has data-page="off"
  *   onda("consent", true)                         the visitor agrees to be known again; false: forget
  *
  * Nothing is stored in the browser before consent: data-consent="granted" on the script says that the site has it. A visitor's
@@ -17,6 +18,7 @@
   var before = window.onda && window.onda.q || [];
   var denied = navigator.globalPrivacyControl === true;
 
+  function page() { return location.href.split("#")[0]; }
   function visitor() {
     var found = /(?:^|; )onda_id=([A-Za-z0-9-]+)/.exec(document.cookie);
     return found ? found[1] : "";
@@ -36,7 +38,7 @@
       method: "POST", keepalive: true, credentials: "omit", referrerPolicy: "no-referrer",
       body: JSON.stringify({
         key: key, type: type, name: name, visitor: id, messageId: random(), properties: properties || {},
-        url: location.href.split("#")[0], title: document.title, referrer: document.referrer
+        url: page(), title: document.title, referrer: document.referrer
       })
     }).catch(function () { /* the page goes on without */ });
   }
@@ -50,5 +52,10 @@
   if (denied) { keep("", 0); } else if (script.getAttribute("data-consent") === "granted" && !visitor()) { keep(random(), 2592000); }
   window.onda = onda;
   for (var i = 0; i < before.length; i++) { onda.apply(null, before[i]); }
-  if (script.getAttribute("data-page") !== "off") { onda("page"); }
+  if (script.getAttribute("data-page") === "off") { return; }
+  var last, push = history.pushState;
+  function look() { if (page() !== last) { last = page(); onda("page"); } }
+  history.pushState = function () { push.apply(history, arguments); setTimeout(look); /* once the page has its title */ };
+  addEventListener("popstate", look);
+  look();
 })();

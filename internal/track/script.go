@@ -1,0 +1,62 @@
+package track
+
+import (
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// script is a script of pages, compressed once.
+type script struct {
+	text, packed []byte
+	tag          string // of what is in it
+}
+
+func newScript(text []byte) (*script, error) {
+	var packed bytes.Buffer
+	z, err := gzip.NewWriterLevel(&packed, gzip.BestCompression)
+	if err == nil {
+		_, err = z.Write(text)
+	}
+	if err == nil {
+		err = z.Close()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("compress a script: %w", err)
+	}
+	sum := sha256.Sum256(text)
+	return &script{text, packed.Bytes(), base64.RawURLEncoding.EncodeToString(sum[:12])}, nil
+}
+
+// ServeHTTP answers it, or that a browser has it already.
+func (s *script) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h.Set("Content-Type", "text/javascript; charset=utf-8")
+	h.Set("Cache-Control", "public, max-age=3600")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cross-Origin-Resource-Policy", "cross-origin")
+	h.Set("Vary", "Accept-Encoding")
+	body, tag := s.text, s.tag
+	if takesGzip(r.Header.Get("Accept-Encoding")) {
+		body, tag = s.packed, s.tag+"-gzip"
+		h.Set("Content-Encoding", "gzip")
+	}
+	h.Set("ETag", `"`+tag+`"`)
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
+}
+
+// takesGzip tells whether a client says so (RFC 9110 section 12.5.3).
+func takesGzip(accept string) bool {
+	for _, coding := range strings.Split(accept, ",") {
+		name, quality, _ := strings.Cut(coding, ";")
+		if strings.EqualFold(strings.TrimSpace(name), "gzip") {
+			return strings.Trim(strings.ReplaceAll(quality, " ", ""), "0.") != "q="
+		}
+	}
+	return false
+}
