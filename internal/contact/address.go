@@ -14,7 +14,7 @@ import (
 // ErrAddress is what an address that cannot be mailed matches. Its text says what is wrong and never shows the address.
 var ErrAddress = errors.New("not an email address")
 
-// Normalise gives the one form in which an address is stored, compared and hashed: without space around it, in lower case, in Normalization Form C (RFC 6532
+// Normalise gives the one form in which an address is stored, compared and hashed: without space around it, in lower case, in NFC (RFC 6532
 // section 3.1), its domain in ASCII (RFC 5891). What cannot be mailed (RFC 5321 section 4.1.2, RFC 6531; no quoted local parts, no address literals) is an error that
 // matches ErrAddress.
 func Normalise(address string) (string, error) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -325,7 +326,7 @@ func beside(h stored, all []stored, links int) (unseen, burst, probed bool) {
 	within := func(a, b stored, span time.Duration) bool { return a.At.Sub(b.At).Abs() <= span }
 	same := func(a, b stored) bool { return len(a.Origin) > 0 && bytes.Equal(a.Origin, b.Origin) }
 	for _, o := range all {
-		probed = probed || o.Method == "HEAD" && same(o, h) && within(o, h, probeSpan)
+		probed = probed || o.Method == http.MethodHead && same(o, h) && within(o, h, probeSpan)
 		if o.Kind != kindClick {
 			continue
 		}
