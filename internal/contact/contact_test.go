@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -252,5 +253,31 @@ func TestUpsertOfOnlyNewContacts(t *testing.T) {
 	}
 	if got := pgtest.One[string](t, db, "acme", "SELECT fields::text || tags::text FROM contact"); got != `{"n": 0}{t0}` {
 		t.Errorf("the contact is %s", got)
+	}
+}
+
+// Each contact gets fields of its own, and one that is as it was is not told of; one that a form makes is to expire from the start.
+func TestSetFields(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	in := func(f func(ctx context.Context, tx *postgres.Tx) error) { pgtest.In(t, db, "acme", f) }
+	until := time.Date(2040, 1, 1, 0, 0, 0, 0, time.UTC)
+	var made []contact.RowResult
+	in(func(ctx context.Context, tx *postgres.Tx) (err error) {
+		made, err = contact.Upsert(ctx, tx, "campaign", []contact.Row{
+			{Email: "a@example.com", Fields: map[string]any{"n": 1}}, {Email: "b@example.com", OnlyNew: true, Expires: until}, {Email: "c@example.com", Fields: map[string]any{"n": 1, "gone": true}},
+		}, "test")
+		return err
+	})
+	in(func(ctx context.Context, tx *postgres.Tx) error {
+		return contact.SetFields(ctx, tx, "campaign", map[int64]map[string]any{made[0].Contact: {"n": 1}, made[1].Contact: {"n": 2}, made[2].Contact: {"n": 3, "gone": nil}}, "test")
+	})
+	got := pgtest.All[string](t, db, "acme", "SELECT concat_ws(' ', email, fields, expires_at AT TIME ZONE 'UTC') FROM contact ORDER BY email")
+	if diff := cmp.Diff([]string{`a@example.com {"n": 1}`, `b@example.com {"n": 2} 2040-01-01 00:00:00`, `c@example.com {"n": 3}`}, got); diff != "" {
+		t.Error(diff)
+	}
+	told := pgtest.One[[]int64](t, db, "acme", "SELECT contacts FROM fact WHERE kind = 'contact.changed' ORDER BY id DESC LIMIT 1")
+	if diff := cmp.Diff([]int64{made[1].Contact, made[2].Contact}, told); diff != "" {
+		t.Error(diff)
 	}
 }

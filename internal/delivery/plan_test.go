@@ -3,6 +3,8 @@ package delivery
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -114,5 +116,56 @@ func TestRequestsAtOnceUnderOneKeyMakeOneMail(t *testing.T) {
 	}
 	if n := pgtest.One[int](t, f.db, f.tenant, "SELECT count(*) FROM batch"); n != 1 {
 		t.Errorf("%d batches, want 1", n)
+	}
+}
+
+// Mails that are requested together are as each would be by itself.
+func TestRequestReserved(t *testing.T) {
+	t.Parallel()
+	f := setUp(t)
+	var ids []int64
+	request := func(emails ...string) error {
+		return f.db.InTenant(context.Background(), f.tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+			if ids, err = ReserveIDs(ctx, tx, len(emails)); err != nil {
+				return err
+			}
+			var mails []Reserved
+			for i, name := range emails {
+				mails = append(mails, Reserved{TransactionalMail{Email: name, Contact: int64(5 + i), Data: map[string]any{"code": i}, Cause: "c"}, ids[i]})
+			}
+			return RequestReserved(ctx, tx, "send-api", mails)
+		})
+	}
+	for name, want := range map[string]error{"news": ErrNotTransactional, "nothing": ErrUnknownEmail} {
+		if err := request("password", name); !errors.Is(err, want) {
+			t.Errorf("email %q: %v, want %v", name, err, want)
+		}
+	}
+	if err := request("password", "password", "password"); err != nil {
+		t.Fatal(err)
+	}
+	reserved := append([]int64{}, ids...)
+	err := f.db.InTenant(context.Background(), f.tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		id, _, err := Request(ctx, tx, "send-api", TransactionalMail{Email: "password", Contact: 8, Data: map[string]any{"code": 3}, Cause: "c"})
+		reserved = append(reserved, id)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const all = `SELECT b.contacts[1] || ' ' || (r.data->>'code') || ' ' || (r.attachments::text) || ' ' || (r.key IS NULL) || ' ' || b.lane || b.attempt || b.step || b.cause || ' ' || b.state || ' ' || (b.expires_at - b.not_before)
+		|| ' ' || (o.event->'data'->>'delivery') || ' ' || (o.event->>'correlationid')
+		FROM unnest($1::bigint[]) WITH ORDINALITY u(id, n) JOIN request r ON r.delivery = u.id JOIN batch b ON b.id = u.id >> 9 JOIN outbox o ON (o.event->'data'->>'delivery')::bigint = u.id ORDER BY n`
+	got := pgtest.All[string](t, f.db, f.tenant, all, reserved)
+	if len(got) != 4 {
+		t.Fatalf("%d of 4 mails are there: %q", len(got), got)
+	}
+	for i := range got {
+		_, rest, _ := strings.Cut(got[i], " [] ")
+		_, want, _ := strings.Cut(got[3], " [] ")
+		cut := func(s string) string { return strings.Replace(s, fmt.Sprint(reserved[i]), "", 1) }
+		if want = strings.Replace(want, fmt.Sprint(reserved[3]), "", 1); cut(rest) != want || !strings.HasPrefix(got[i], fmt.Sprintf("%d %d ", 5+i, i)) {
+			t.Errorf("mail %d: %s, by itself it would be %s", i, got[i], got[3])
+		}
 	}
 }

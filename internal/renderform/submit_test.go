@@ -167,7 +167,7 @@ func TestStoredTogether(t *testing.T) {
 	pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error { return fs.writeTogether(ctx, tx, all) })
 	for i, s := range all {
 		wrong, limited := i == 3 || i == 4, i == 22
-		if (len(s.problems) > 0) != wrong || (s.err == errLimit) != limited {
+		if (len(s.problems) > 0) != wrong || errors.Is(s.err, errLimit) != limited {
 			t.Errorf("%d: %v, %v", i, s.problems, s.err)
 		}
 	}
@@ -216,7 +216,7 @@ func TestSubmissionsFailAlone(t *testing.T) {
 	all := w.stored(fs, "acme", "newsletter", append(others, good())...)
 	pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error { return fs.writeTogether(ctx, tx, all) })
 	for i, s := range all {
-		if (s.err == errHeld) != (i == 5) {
+		if errors.Is(s.err, errHeld) != (i == 5) {
 			t.Errorf("%d: %v", i, s.err)
 		}
 	}
@@ -255,4 +255,41 @@ func TestSubmissionsFailAlone(t *testing.T) {
 		})
 	}
 	each.Wait()
+}
+
+// A tenant whose tables are locked is told to come back, and stops no other.
+func TestALockedTenantStopsNobodyElse(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	locked, free := make(chan struct{}), make(chan struct{})
+	var holder sync.WaitGroup
+	holder.Go(func() {
+		pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+			_, err := tx.Exec(ctx, "LOCK TABLE fact IN ACCESS EXCLUSIVE MODE")
+			close(locked)
+			<-free
+			return err
+		})
+	})
+	<-locked
+	var all sync.WaitGroup
+	for range 5 {
+		all.Go(func() {
+			if a := w.post(newsletter, good()); a.status != 503 || a.header.Get("Retry-After") == "" {
+				t.Errorf("acme, locked: %d %v", a.status, a.header)
+			}
+			if a := w.post("/f/brava/newsletter", good()); a.status != 200 {
+				t.Errorf("brava: %d", a.status)
+			}
+		})
+	}
+	all.Wait()
+	close(free)
+	holder.Wait()
+	if n := w.count("acme", "submission"); n != 0 {
+		t.Errorf("%d are stored of those that were told to come back", n)
+	}
+	if n := w.count("brava", "submission"); n != 5 {
+		t.Errorf("brava has %d of 5", n)
+	}
 }
