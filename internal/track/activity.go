@@ -171,13 +171,16 @@ func writeUsers(ctx context.Context, tx *postgres.Tx, all []activity) (map[strin
 			named[a.user] = true
 		}
 	}
+	users, err := knownUsers(ctx, tx, all, named)
+	if err != nil {
+		return nil, err
+	}
 	for i, a := range all {
-		if a.user != "" && a.err == nil && !named[a.user] {
+		if a.user != "" && a.err == nil && !named[a.user] && users[a.user] == 0 {
 			rows, of = append(rows, contact.Row{ExternalID: a.user, OnlyNew: true}), append(of, i) // nothing is said of it
 			named[a.user] = true
 		}
 	}
-	users := map[string]int64{}
 	if len(rows) == 0 {
 		return users, nil
 	}
@@ -191,6 +194,31 @@ func writeUsers(ctx context.Context, tx *postgres.Tx, all []activity) (map[strin
 			continue
 		}
 		users[rows[k].ExternalID] = r.Contact
+	}
+	return users, nil
+}
+
+// knownUsers are the contacts of whom nothing is said but what they did: most are there, and are looked up without a lock.
+func knownUsers(ctx context.Context, tx *postgres.Tx, all []activity, identified map[string]bool) (map[string]int64, error) {
+	users := map[string]int64{}
+	var ask []string
+	for _, a := range all {
+		if _, asked := users[a.user]; a.user != "" && a.err == nil && !identified[a.user] && !asked {
+			users[a.user] = 0
+			ask = append(ask, a.user)
+		}
+	}
+	if len(ask) == 0 {
+		return users, nil
+	}
+	rows, err := tx.Query(ctx, "SELECT external_id, coalesce(merged_into, id) FROM contact WHERE external_id = ANY ($1)", ask)
+	if err != nil {
+		return nil, fmt.Errorf("look for contacts: %w", err)
+	}
+	var user string
+	var id int64
+	if _, err := pgx.ForEachRow(rows, []any{&user, &id}, func() error { users[user] = id; return nil }); err != nil {
+		return nil, fmt.Errorf("look for contacts: %w", err)
 	}
 	return users, nil
 }

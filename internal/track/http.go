@@ -1,6 +1,7 @@
 package track
 
 import (
+	"bytes"
 	"cmp"
 	"compress/gzip"
 	"context"
@@ -487,6 +488,23 @@ func (s *server) webView(w http.ResponseWriter, r *http.Request, tenant string, 
 		_, _ = io.WriteString(w, html)
 	}
 	return nil
+}
+
+// ServeHTTP answers it, or that a browser has it already.
+func (s *script) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h.Set("Content-Type", "text/javascript; charset=utf-8")
+	h.Set("Cache-Control", "public, max-age=3600")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cross-Origin-Resource-Policy", "cross-origin")
+	h.Set("Vary", "Accept-Encoding")
+	body, tag := s.text, s.tag
+	if takesGzip(r.Header.Get("Accept-Encoding")) {
+		body, tag = s.packed, s.tag+"-gzip"
+		h.Set("Content-Encoding", "gzip")
+	}
+	h.Set("ETag", `"`+tag+`"`)
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
 }
 
 func cors(h http.Header) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 )
 
 // maxDepth is how deep a message may nest its values: Postgres reads JSON by recursion, and one message must not fail a commit of many.
@@ -227,8 +228,8 @@ func (s *scan) digits() bool {
 }
 
 // is goes on behind one of some bytes.
-func (s *scan) is(any string) bool {
-	if s.i < len(s.b) && bytes.IndexByte([]byte(any), s.b[s.i]) >= 0 {
+func (s *scan) is(these string) bool {
+	if s.i < len(s.b) && strings.IndexByte(these, s.b[s.i]) >= 0 {
 		s.i++
 		return true
 	}

@@ -2,6 +2,7 @@ package track
 
 import (
 	"encoding/json"
+	"errors"
 	"reflect"
 	"strings"
 	"testing"
@@ -23,7 +24,7 @@ func FuzzScan(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		s := &scan{b: []byte(text)}
 		s.value()
-		if err := s.end(); (err == nil) != json.Valid([]byte(text)) && err != errDeep {
+		if err := s.end(); (err == nil) != json.Valid([]byte(text)) && !errors.Is(err, errDeep) {
 			t.Fatalf("%q: %v, and json.Valid says otherwise", text, err)
 		} else if err != nil {
 			return

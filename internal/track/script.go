@@ -6,9 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
-	"net/http"
 	"strings"
-	"time"
 )
 
 // script is a script of pages, compressed once.
@@ -31,23 +29,6 @@ func newScript(text []byte) (*script, error) {
 	}
 	sum := sha256.Sum256(text)
 	return &script{text, packed.Bytes(), base64.RawURLEncoding.EncodeToString(sum[:12])}, nil
-}
-
-// ServeHTTP answers it, or that a browser has it already.
-func (s *script) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	h := w.Header()
-	h.Set("Content-Type", "text/javascript; charset=utf-8")
-	h.Set("Cache-Control", "public, max-age=3600")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Cross-Origin-Resource-Policy", "cross-origin")
-	h.Set("Vary", "Accept-Encoding")
-	body, tag := s.text, s.tag
-	if takesGzip(r.Header.Get("Accept-Encoding")) {
-		body, tag = s.packed, s.tag+"-gzip"
-		h.Set("Content-Encoding", "gzip")
-	}
-	h.Set("ETag", `"`+tag+`"`)
-	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
 }
 
 // takesGzip tells whether a client says so (RFC 9110 section 12.5.3).
