@@ -18,8 +18,9 @@ const unseen = "unseen-link"
 
 const (
 	tooSoon   = 2 * time.Second // after the mail was sent, and before, nobody has read it: some scan before they take it
-	burstSpan = 2 * time.Second // in which no person follows several links
-	probeSpan = time.Minute     // around a HEAD, or a request of the unseen link, one from the same place is of the same program
+	burstSpan = 2 * time.Second // in which no person follows four links
+	burstFast = time.Second     // in which no person follows three, or all of two: who opens tabs takes about half a second for each
+	probeSpan = time.Minute     // around a HEAD, a burst, or a request of the unseen link, one from the same place is of the same program
 	swarmSpan = 5 * time.Second // around a request of the unseen link, a click from anywhere is: many scan from several places
 )
 
@@ -111,6 +112,7 @@ type evidence struct {
 	unseen                      times            // when the link that people cannot see was requested
 	bursts                      times            // when a burst began
 	unseenOf, headsOf, clicksOf map[string]times // by where they came from
+	burstsOf                    map[string]times // by where the click came from that a burst began with
 }
 
 // times are in order.
@@ -125,9 +127,9 @@ func (t times) any(from, to time.Time) bool {
 // near tells whether one of them is at most so far from another.
 func (t times) near(at time.Time, span time.Duration) bool { return t.any(at.Add(-span), at.Add(span)) }
 
-// gatherEvidence looks at all hits of a delivery, whose email has so many links. A burst is what a scanner does: all links of the mail (or three, where there are more) within two seconds.
+// gatherEvidence looks at all hits of a delivery, whose email has so many links. A burst is what a scanner does: all links of the mail (or three, where there are more) within a second, or four within two.
 func gatherEvidence(all []stored, links int) *evidence {
-	e := &evidence{unseenOf: map[string]times{}, headsOf: map[string]times{}, clicksOf: map[string]times{}}
+	e := &evidence{unseenOf: map[string]times{}, headsOf: map[string]times{}, clicksOf: map[string]times{}, burstsOf: map[string]times{}}
 	all = slices.Clone(all)
 	slices.SortFunc(all, func(a, b stored) int { return a.At.Compare(b.At) })
 	var clicks []stored
@@ -145,22 +147,34 @@ func gatherEvidence(all []stored, links int) *evidence {
 			e.unseen, e.unseenOf[from] = append(e.unseen, h.At), append(e.unseenOf[from], h.At)
 		}
 	}
-	need := min(max(links, 2), 3)
-	followed := map[int64]int{} // how often each link was, within the time that a burst takes
+	fast, many := begins(clicks, min(max(links, 2), 3), burstFast), begins(clicks, 4, burstSpan)
+	for i, c := range clicks {
+		if i > 0 && c.At.Equal(clicks[i-1].At) { // of those at one moment each begins what the first does
+			fast[i], many[i] = fast[i-1], many[i-1]
+		}
+		if fast[i] || many[i] {
+			e.bursts, e.burstsOf[string(c.Origin)] = append(e.bursts, c.At), append(e.burstsOf[string(c.Origin)], c.At)
+		}
+	}
+	return e
+}
+
+// begins tells of each click, which are in order, whether with it begin clicks on at least so many links within a time.
+func begins(clicks []stored, links int, span time.Duration) []bool {
+	out := make([]bool, len(clicks))
+	followed := map[int64]int{} // how often each link was, within that time
 	for next, first := 0, 0; first < len(clicks); first++ {
-		for ; next < len(clicks) && clicks[next].At.Sub(clicks[first].At) <= burstSpan; next++ {
+		for ; next < len(clicks) && clicks[next].At.Sub(clicks[first].At) <= span; next++ {
 			followed[clicks[next].Link]++
 		}
-		if len(followed) >= need {
-			e.bursts = append(e.bursts, clicks[first].At)
-		}
+		out[first] = len(followed) >= links
 		if link := clicks[first].Link; followed[link] == 1 {
 			delete(followed, link)
 		} else {
 			followed[link]--
 		}
 	}
-	return e
+	return out
 }
 
 // besideUnseen tells whether the hit is of a program that followed the link that people cannot see.
@@ -168,8 +182,11 @@ func (e *evidence) besideUnseen(h stored) bool {
 	return h.Kind == kindClick && e.unseen.near(h.At, swarmSpan) || len(h.Origin) > 0 && e.unseenOf[string(h.Origin)].near(h.At, probeSpan)
 }
 
-// inBurst tells whether the hit is part of a burst. An open counts as part of it when it came from the same place.
+// inBurst tells whether the hit is part of a burst, or about then from where one began. An open counts as part of it when it came from the same place.
 func (e *evidence) inBurst(h stored) bool {
+	if len(h.Origin) > 0 && e.burstsOf[string(h.Origin)].near(h.At, probeSpan) {
+		return true
+	}
 	before, after := h.At.Add(-burstSpan), h.At.Add(burstSpan)
 	if h.Kind == kindClick {
 		return e.bursts.any(before, h.At)

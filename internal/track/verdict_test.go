@@ -109,6 +109,19 @@ func actors() []actor {
 		{"a scanner of one link that looks like a browser", false, func(s *scene, _ []string) {
 			s.hit(s.between(3*time.Second, time.Hour), kindClick, 1+s.Int64N(links-1), "GET", edge, s.address())
 		}},
+		{"a scanner of all links that people see, at once, from anywhere", false, func(s *scene, _ []string) {
+			at := s.between(10*time.Second, 10*time.Minute)
+			for link := range int64(links - 1) {
+				s.hit(at+s.between(0, 2*time.Second), kindClick, link+1, "GET", edge, s.address())
+			}
+		}},
+		{"a scanner of all links that people see, one after the other", false, func(s *scene, _ []string) {
+			at, from := s.between(10*time.Second, 10*time.Minute), s.address()
+			for link := range int64(links - 1) {
+				at += s.between(200*time.Millisecond, time.Second)
+				s.hit(at, kindClick, link+1, "GET", edge, from)
+			}
+		}},
 		{"Apple Mail Privacy Protection", false, func(s *scene, _ []string) {
 			s.hit(s.between(time.Minute, 5*time.Hour), kindOpen, 0, "GET", "Mozilla/5.0", s.address())
 		}},
@@ -206,7 +219,8 @@ func TestConfusion(t *testing.T) {
 		add(r)
 	}
 	mostWrong := map[string]float64{ // what can be told of them is not enough
-		"a scanner of one link that looks like a browser": 1, "a person who opens three links in tabs at once": 0.5,
+		"a scanner of one link that looks like a browser": 1, "a person who opens three links in tabs at once": 0.02,
+		"a scanner of all links that people see, one after the other": 0.1,
 	}
 	for i, a := range actors() {
 		r := row{name: a.name, person: a.person, reasons: map[string]int{}, atMostWrong: mostWrong[a.name]}
@@ -331,17 +345,21 @@ func beside(h stored, all []stored, links int) (unseen, burst, probed bool) {
 			continue
 		}
 		unseen = unseen || o.Link == 0 && (h.Kind == kindClick && within(o, h, swarmSpan) || same(o, h) && within(o, h, probeSpan))
-		if !within(o, h, burstSpan) || h.Kind == kindClick && o.At.After(h.At) {
+		fast, followed, near := map[int64]bool{}, map[int64]bool{}, h.Kind == kindClick
+		for _, c := range all {
+			if c.Kind != kindClick || c.At.Before(o.At) || !within(c, o, burstSpan) {
+				continue
+			}
+			followed[c.Link] = true
+			if within(c, o, burstFast) {
+				fast[c.Link] = true
+			}
+			near = near || same(c, h)
+		}
+		if len(fast) < min(max(links, 2), 3) && len(followed) < 4 {
 			continue
 		}
-		followed, near := map[int64]bool{}, h.Kind == kindClick
-		for _, c := range all {
-			if c.Kind == kindClick && !c.At.Before(o.At) && within(c, o, burstSpan) {
-				followed[c.Link] = true
-				near = near || same(c, h)
-			}
-		}
-		burst = burst || near && len(followed) >= min(max(links, 2), 3)
+		burst = burst || same(o, h) && within(o, h, probeSpan) || near && within(o, h, burstSpan) && !(h.Kind == kindClick && o.At.After(h.At))
 	}
 	return unseen, burst, probed
 }
