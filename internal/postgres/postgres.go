@@ -278,11 +278,26 @@ func (tx *Tx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []stri
 // InTenant runs f in a transaction of the tenant and commits what it did, with the wake-ups that it set, when it returns nil.
 // On any error nothing is kept. Those above are told apart with errors.Is; errors of Postgres come through wrapped.
 func (db *DB) InTenant(ctx context.Context, tenant string, f func(ctx context.Context, tx *Tx) error) error {
-	return db.InTenantUnlocked(ctx, tenant, 0, f)
+	return db.inTenant(ctx, tenant, mode{}, f)
+}
+
+// InTenantSnapshot is InTenant of a transaction that only reads, and sees all of it as it was at one moment. Nobody waits for it, but what it sees cannot be cleaned up before its end.
+func (db *DB) InTenantSnapshot(ctx context.Context, tenant string, f func(ctx context.Context, tx *Tx) error) error {
+	return db.inTenant(ctx, tenant, mode{snapshot: true}, f)
 }
 
 // InTenantUnlocked is InTenant of a transaction that waits for each lock no longer than is given (0: as long as the server says); then it fails with SQLSTATE 55P03.
 func (db *DB) InTenantUnlocked(ctx context.Context, tenant string, lock time.Duration, f func(ctx context.Context, tx *Tx) error) error {
+	return db.inTenant(ctx, tenant, mode{lock: lock}, f)
+}
+
+// mode is what kind of a transaction it is.
+type mode struct {
+	lock     time.Duration // how long it waits for a lock; 0: as long as the server says
+	snapshot bool
+}
+
+func (db *DB) inTenant(ctx context.Context, tenant string, m mode, f func(ctx context.Context, tx *Tx) error) error {
 	if !db.Serves(tenant) {
 		return fmt.Errorf("tenant %s: %w", tenant, ErrForeignTenant)
 	}
@@ -295,7 +310,7 @@ func (db *DB) InTenantUnlocked(ctx context.Context, tenant string, lock time.Dur
 	}
 	defer conn.Release() // a connection that is still in a transaction is closed by this
 	tx := &Tx{db: db, conn: conn, wakes: map[string]time.Time{}, rang: map[drain]struct{}{}}
-	if err := tx.begin(ctx, tenant, lock); err != nil {
+	if err := tx.begin(ctx, tenant, m); err != nil {
 		tx.rollback()
 		return err
 	}
@@ -351,13 +366,17 @@ const enter = `SELECT t.number, t.name, t.state, t.schema, t.armed,
        LATERAL (SELECT number, name, state, schema, armed, namespace, link_hosts, form_hosts, mails_per_second, mails_per_day, mails_per_month, smtp_secret, "offset"
                FROM onda.tenant WHERE name = $1) AS t`
 
-func (tx *Tx) begin(ctx context.Context, tenant string, lock time.Duration) error {
+func (tx *Tx) begin(ctx context.Context, tenant string, m mode) error {
 	b := &pgx.Batch{}
-	b.Queue("BEGIN")
-	if lock == 0 {
+	if m.snapshot {
+		b.Queue("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+	} else {
+		b.Queue("BEGIN")
+	}
+	if m.lock == 0 {
 		b.Queue("SELECT set_config('role', $1, true)", tenant)
 	} else {
-		b.Queue("SELECT set_config('role', $1, true), set_config('lock_timeout', $2, true)", tenant, strconv.FormatInt(lock.Milliseconds(), 10))
+		b.Queue("SELECT set_config('role', $1, true), set_config('lock_timeout', $2, true)", tenant, strconv.FormatInt(m.lock.Milliseconds(), 10))
 	}
 	var armed, here string
 	var started time.Time
