@@ -130,9 +130,9 @@ func compileSafely(cfg render.Config, src string) (root render.Node, err error) 
 // of the text; those that it makes itself are not among them.
 func (t *Template) Names() []Name { return t.names }
 
-// Uses says whether the template takes a variable of this first name from outside.
-func (t *Template) Uses(name string) bool {
-	return slices.ContainsFunc(t.names, func(n Name) bool { return n.Path[0] == name })
+// Uses says whether the template takes from outside a variable of this name, or one below it.
+func (t *Template) Uses(name ...string) bool {
+	return slices.ContainsFunc(t.names, func(n Name) bool { return len(n.Path) >= len(name) && slices.Equal(n.Path[:len(name)], name) })
 }
 
 // Static says whether the template gives the same whatever the variables are.

@@ -352,6 +352,20 @@ func (c *checker) confirmEmail(n *node, email string) {
 	}
 }
 
+// copyEmail checks the email by which a person gets a copy of what is stored of it.
+func (c *checker) copyEmail(n *node, email string) {
+	e, ok := found[*Email](c, KindEmail, email)
+	if !ok {
+		return
+	}
+	if !e.Transactional {
+		c.fail(n.position, "the email %q must be transactional: who asks for a copy gets it without having consented to mails", email)
+	}
+	if !e.uses("data", "url") {
+		c.fail(n.position, "the email %q has no {{ data.url }} in it: nobody could get the copy", email)
+	}
+}
+
 // optIn checks that a topic with double opt-in is confirmed by the form.
 func (c *checker) optIn(n *node, purpose string, confirmed bool) {
 	t, ok := found[*Topic](c, KindTopic, purpose)

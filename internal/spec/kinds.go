@@ -250,6 +250,7 @@ type Settings struct {
 	Pace       Pace      // of marketing
 	Duplicates *Duration // the same version of an email goes to a contact once in this time; nil: as often as it is asked for
 	Theme      Theme     // of visitors' pages
+	Copy       string    // the transactional Email by which a person gets a copy of all that is stored of it; empty for none
 }
 
 // Pace is how fast marketing mail goes out at most. A zero rate is no limit.
@@ -354,9 +355,15 @@ func settingsKeys(o *object, s *Settings) {
 	}), &s.Pace, optional)
 	get(o, "duplicates", pointer(durationRule()), &s.Duplicates, optional)
 	get(o, "theme", themeRule(), &s.Theme, optional)
+	get(o, "privacy", shape("privacy", func(o *object, email *string) {
+		get(o, "copy", reference(KindEmail), email, required)
+	}), &s.Copy, optional)
 	o.check(func(d *decoder, n *node) {
 		if s.Duplicates != nil && s.Duplicates.Approx() > maxDuplicates {
 			d.fail(n.get("duplicates").position, "what was sent is remembered for at most 60 days")
+		}
+		if at := n.get("privacy"); at != nil && s.Copy != "" {
+			d.later(func(c *checker) { c.copyEmail(at.get("copy"), s.Copy) })
 		}
 		if s.Theme.Logo != "" && s.Title == "" {
 			d.fail(n.get("theme").position, "with a logo the settings need a title in their metadata, for who does not see it")

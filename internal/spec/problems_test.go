@@ -221,6 +221,11 @@ func badCases() []badCase {
 		}, true},
 		{"text that is not there", form("  inputs: [{field: email, label: emial}]\n  result: {message: ok}\n"), []string{`6:34: unknown text "emial", did you mean "email"?`}, true},
 		{"text missing in a language", head("Form", "f", "  locales: {default: en, texts: {en: {title: t, submit: s, email: e}, fr: {title: t, submit: s}}}\n  inputs: [{field: email}]\n  result: {redirect: \"https://x.example/\"}\n"), []string{`5:75: the text "email" is missing in fr`}, true},
+		{"a copy by a mail that cannot", head("Settings", "settings", "  privacy: {copy: hello}\n"), []string{
+			`5:19: the email "hello" has no {{ data.url }} in it: nobody could get the copy`, `5:19: the email "hello" must be transactional: who asks for a copy gets it without having consented to mails`,
+		}, true},
+		{"a copy by no mail", head("Settings", "settings", "  privacy: {copy: helo}\n"), []string{`5:19: unknown email "helo", did you mean "hello"?`}, true},
+		{"privacy without a copy", head("Settings", "settings", "  privacy: {}\n"), []string{`5:12: "copy" is missing`}, false},
 		{"confirm by a mail that cannot", form("  inputs: [{field: email}]\n  confirm: {email: hello}\n  result: {message: ok}\n"), []string{
 			`7:20: the email "hello" has no {{ confirm_url }} in it: nobody could confirm`, `7:20: the email "hello" must be transactional: nobody has consented before it is confirmed`,
 		}, true},

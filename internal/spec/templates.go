@@ -343,11 +343,11 @@ func (c *checker) remake(doc *Document, layout *Layout) {
 }
 
 // uses says whether any text of the email takes a variable.
-func (e *Email) uses(name string) bool {
+func (e *Email) uses(name ...string) bool {
 	for _, edition := range e.Editions() {
 		c := e.Content(edition)
 		for _, s := range []Source{c.HTML, c.Markdown, c.MJML, c.Text} {
-			if t, _ := liquid.Parse(string(s), liquid.Text); t != nil && t.Uses(name) {
+			if t, _ := liquid.Parse(string(s), liquid.Text); t != nil && t.Uses(name...) {
 				return true
 			}
 		}

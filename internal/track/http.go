@@ -85,6 +85,9 @@ func (t *Tracker) Handler() (http.Handler, error) {
 	mux.HandleFunc("POST /u/{token}", s.proven(token.Unsubscribe, s.unsubscribeNow))
 	mux.HandleFunc("GET /p/{token}", s.proven(token.Preferences, s.preferencesPage))
 	mux.HandleFunc("POST /p/{token}", s.proven(token.Preferences, s.preferencesSave))
+	mux.HandleFunc("GET /p/{token}/stored", s.proven(token.Preferences, s.storedPage))
+	mux.HandleFunc("POST /p/{token}/stored", s.proven(token.Preferences, s.storedAsk))
+	mux.HandleFunc("GET /p/{token}/copy", s.proven(token.Preferences, s.storedCopy))
 	mux.HandleFunc("GET /w/{token}", s.proven(token.WebView, s.webView))
 	mux.Handle("GET /onda.js", script)
 	mux.HandleFunc("POST /e", s.api(s.event))
@@ -374,6 +377,7 @@ type preferencesView struct {
 	Frequency                  string // what is chosen
 	Frequencies                []contact.Frequency
 	Saved                      saved
+	Stored                     string // where it leads to what is stored
 }
 
 // privacy are the purposes of the preference centre that are not topics.
@@ -403,7 +407,7 @@ func (s *server) showPreferences(w http.ResponseWriter, r *http.Request, tenant 
 	if how == savedNone {
 		a.fill(&p)
 	}
-	v := preferencesView{Address: p.address, Topics: p.topics, Privacy: p.privacy, Saved: how, Wishes: p.wishes != nil}
+	v := preferencesView{Address: p.address, Topics: p.topics, Privacy: p.privacy, Saved: how, Wishes: p.wishes != nil, Stored: "/p/" + r.PathValue("token") + "/stored"}
 	if v.Wishes {
 		today := now.In(p.zone)
 		v.Tomorrow, v.LastPause = today.AddDate(0, 0, 1).Format(time.DateOnly), today.AddDate(0, 0, longestPause).Format(time.DateOnly)
@@ -448,6 +452,150 @@ func (s *server) preferencesSave(w http.ResponseWriter, r *http.Request, tenant 
 	}
 	return s.showPreferences(w, r, tenant, c, how, a)
 }
+
+// storedView is what the page tells of what is stored.
+type storedView struct {
+	Address                        string
+	About, Fields, Consents, Mails []told
+	ByMail                         bool // the full copy comes by mail; else a masked one is here
+	Asked                          asked
+	Back                           string // where it leads to the preferences
+}
+
+// How asking for a copy ended.
+type asked string
+
+const (
+	askedSent    asked = "sent"
+	askedLimit   asked = "limit"
+	askedExpired asked = "expired" // the link to a copy is over, or nobody's
+)
+
+func (s *server) storedPage(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims) error {
+	return s.showStored(w, r, tenant, c, "", http.StatusOK)
+}
+
+func (s *server) showStored(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims, how asked, status int) error {
+	var p summary
+	topics := map[string]string{}
+	lang := s.pages.Lang(r)
+	err := within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		if p, err = readStored(ctx, tx, c); err != nil || p.contact == 0 {
+			return err
+		}
+		all, err := readTopics(ctx, tx, p.contact)
+		for _, t := range all {
+			topics[t.name] = t.title(lang, p.locale)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if p.contact == 0 {
+		return errNotFound
+	}
+	day := func(t time.Time) string { return t.In(p.zone).Format(time.DateOnly) }
+	text := func(key string, pairs ...any) string { return s.pages.Text(lang, key, pairs...) }
+	v := storedView{Address: p.address, Fields: p.fields, ByMail: p.byMail, Asked: how, Back: "/p/" + r.PathValue("token")}
+	v.About = []told{
+		{text("stored.since"), day(p.since)}, {text("stored.sentmails"), strconv.Itoa(p.sent)}, {text("stored.opens"), strconv.Itoa(p.hits[kindOpen])},
+		{text("stored.clicks"), strconv.Itoa(p.hits[kindClick])}, {text("stored.pages"), strconv.Itoa(p.facts["page.viewed"])}, {text("stored.events"), strconv.Itoa(p.facts["event.tracked"])},
+		{text("stored.visitors"), strconv.Itoa(p.visitors)}, {text("stored.forms"), strconv.Itoa(p.forms)}, {text("stored.segments"), strconv.Itoa(p.segments)},
+	}
+	if p.until != nil {
+		until := text("stored.ever")
+		if p.until.Year() < 9000 {
+			until = text("stored.until", "date", day(*p.until))
+		}
+		v.About = append(v.About, told{text("stored.suppressed"), until})
+	}
+	for _, c := range p.consents {
+		name := topics[c.purpose]
+		switch c.purpose {
+		case contact.TrackingEmail:
+			name = text("stored.tracking.email")
+		case contact.TrackingWeb:
+			name = text("stored.tracking.web")
+		}
+		by := text("stored.how." + c.basis)
+		if strings.HasPrefix(by, "stored.how.") { // there is no text for it
+			by = text("stored.how.other")
+		}
+		v.Consents = append(v.Consents, told{cmp.Or(name, c.purpose), text("stored.state."+string(c.state), "date", day(c.at), "how", by)})
+	}
+	for _, m := range p.mails {
+		v.Mails = append(v.Mails, told{m.title, day(m.at)})
+	}
+	return s.pages.Write(w, r, page.View{Status: status, Lang: lang, Brand: p.brand, Theme: p.theme, Title: text("stored.title"), Block: "stored", Data: v})
+}
+
+// storedAsk mails the link to a full copy to whom it is about.
+func (s *server) storedAsk(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims) error {
+	err := within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		return s.askForCopy(ctx, tx, c, strings.ToLower(r.PathValue("token")))
+	})
+	switch {
+	case errors.Is(err, errCopies):
+		return s.showStored(w, r, tenant, c, askedLimit, http.StatusTooManyRequests)
+	case err != nil:
+		return err
+	}
+	return s.showStored(w, r, tenant, c, askedSent, http.StatusOK)
+}
+
+// storedCopy is everything as a file: in full by a link that was mailed, masked without. What breaks off in the middle is seen to be broken.
+func (s *server) storedCopy(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims) error {
+	proof := r.URL.Query().Get("s")
+	until := time.Now().Add(copyTime)
+	ctx, cancel := context.WithDeadline(r.Context(), until)
+	defer cancel()
+	_ = http.NewResponseController(w).SetWriteDeadline(until) // where it cannot be set, whoever serves has a bound of its own
+	began := false
+	err := s.db.InTenantSnapshot(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		p, err := readPerson(ctx, tx, c.Contact)
+		if err != nil {
+			return err
+		}
+		keys, err := tx.Keys(ctx)
+		switch {
+		case err != nil:
+			return err
+		case p.contact == 0:
+			return errNotFound
+		case proof != "" && !copyProven(proof, keys.Tokens, tx.Tenant.Number, p.contact, tx.Now()):
+			return errProof
+		}
+		mask, _, err := readMask(ctx, tx, p)
+		if err != nil {
+			return err
+		}
+		only := &mask
+		if proof != "" {
+			only = nil
+		}
+		h := w.Header()
+		page.Harden(h)
+		h.Set("Content-Type", "application/json")
+		h.Set("Content-Disposition", `attachment; filename="stored.json"`)
+		h.Set("Cache-Control", "no-store, private")
+		if began = true; r.Method == http.MethodHead {
+			return nil
+		}
+		return contact.Stored(ctx, tx, p.contact, only, w)
+	})
+	switch {
+	case errors.Is(err, errProof):
+		return s.showStored(w, r, tenant, c, askedExpired, http.StatusGone)
+	case err != nil && began:
+		fn.LogError(r.Context(), err)
+		panic(http.ErrAbortHandler)
+	}
+	return err
+}
+
+// errProof says that the link to a copy is over, or nobody's.
+var errProof = errors.New("the link to a copy is not good")
 
 // mailPolicy lets a mail show its images and its own style, and nothing else: whatever is in it, no script runs, and no form is sent.
 const mailPolicy = "default-src 'none'; img-src https: http: data:; style-src 'unsafe-inline' https:; font-src https:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; " +

@@ -22,7 +22,7 @@ import (
 func TestEveryPageInEveryState(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	files := documents()
+	files := withCopies()
 	files["long.yaml"] = &fstest.MapFile{Data: []byte(`
 apiVersion: onda/v1
 kind: Topic
@@ -45,6 +45,11 @@ spec: {public: true, description: {en: "What is at https://www.example.com/an/ad
 		}
 		return "/u/" + w.token("acme", c)
 	}
+	pgtest.Exec(t, w.db, "acme", `UPDATE contact SET fields = '{"birthplace": "Donaudampfschifffahrtsgesellschaftshafen", "logins": 7}' WHERE id = $1`, id)
+	unreached, _ := w.sent("acme", "zoe@example.com", time.Hour)
+	pgtest.Exec(t, w.db, "acme", "UPDATE contact SET email = NULL WHERE id = $1", unreached)
+	limited, _ := w.sent("acme", "max@example.com", time.Hour)
+	pgtest.Exec(t, w.db, "acme", "INSERT INTO allowance (kind, contact, period, n) VALUES ('copy', $1, date_trunc('day', onda.now(), 'UTC'), 9)", limited)
 	preferences := func(who int64) string {
 		return "/p/" + w.token("acme", token.Claims{Purpose: token.Preferences, Contact: who})
 	}
@@ -62,6 +67,12 @@ spec: {public: true, description: {en: "What is at https://www.example.com/an/ad
 		{"preferences with a problem", "preferences", "POST", preferences(id), url.Values{"pause": {"2099-01-01"}, "frequency": {""}}, 422},
 		{"preferences with a pause that is no date", "preferences", "POST", preferences(id), wrong, 422},
 		{"everything off", "preferences", "POST", preferences(id), url.Values{"shown": all["shown"], "everything": {"off"}}, 200},
+		{"stored", "stored", "GET", preferences(id) + "/stored", nil, 200},
+		{"stored, of whom no mail reaches", "stored", "GET", preferences(unreached) + "/stored", nil, 200},
+		{"stored, of who complained", "stored", "GET", preferences(spam) + "/stored", nil, 200},
+		{"stored, asked for", "stored", "POST", preferences(id) + "/stored", nil, 200},
+		{"stored, asked for too often", "stored", "POST", preferences(limited) + "/stored", nil, 429},
+		{"stored, by an old link", "stored", "GET", preferences(id) + "/copy?s=1-a", nil, 410},
 		{"unsubscribe", "unsubscribe", "GET", unsubscribe(id, "newsletter"), nil, 200},
 		{"unsubscribed", "unsubscribed", "POST", unsubscribe(id, "newsletter"), nil, 200},
 		{"unsubscribe from a long topic", "unsubscribe", "GET", unsubscribe(id, "long"), nil, 200},
