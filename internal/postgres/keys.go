@@ -96,7 +96,7 @@ func (db *DB) Keys(ctx context.Context, tenant string) (k Keys, err error) {
 	if ok && time.Since(c.read) < keysFor && db.Serves(tenant) {
 		return c.keys, nil
 	}
-	err = db.InTenant(ctx, tenant, func(ctx context.Context, tx *Tx) error {
+	err = db.Visit(ctx, tenant, func(ctx context.Context, tx *Tx) error {
 		k, err = tx.Keys(ctx)
 		return err
 	})

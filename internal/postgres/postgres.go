@@ -80,6 +80,8 @@ type DB struct {
 	keys    map[string]cachedKeys
 	numbers map[int32]string
 	unknown unknownNumbers
+
+	doors doors
 }
 
 // server is a Postgres that is no standby, and onda.identity() of it.
@@ -108,6 +110,10 @@ func Open(cfg Config) (*DB, error) {
 		db.tick = time.Minute
 	}
 	pc.MaxConns = max(cfg.MaxConns, 1)
+	db.doors = doors{each: int(pc.MaxConns), of: map[string]*door{}}
+	if db.only == "" {
+		db.doors.each = max(1, db.doors.each/2)
+	}
 	pc.MinConns = 0
 	pc.MaxConnIdleTime = 30 * time.Second
 	if pc.ConnConfig.ConnectTimeout == 0 {

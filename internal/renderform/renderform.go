@@ -171,9 +171,9 @@ func readForm(ctx context.Context, tx *postgres.Tx, name string, document int64)
 	return f, nil
 }
 
-// within is InTenant for requests of visitors: it waits no longer than a second for a lock.
+// within is a visit; there is no page of a tenant that is unknown here.
 func within(ctx context.Context, db *postgres.DB, tenant string, f func(ctx context.Context, tx *postgres.Tx) error) error {
-	err := db.InTenantUnlocked(ctx, tenant, time.Second, f)
+	err := db.Visit(ctx, tenant, f)
 	if errors.Is(err, postgres.ErrUnknownTenant) || errors.Is(err, postgres.ErrForeignTenant) {
 		return errNotFound
 	}

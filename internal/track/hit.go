@@ -74,7 +74,7 @@ func (t *Tracker) linkURL(ctx context.Context, tenant string, link int64) (strin
 		return "", false, nil
 	}
 	var urls []string
-	err := within(ctx, t.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+	err := t.db.Visit(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		return tx.QueryRow(ctx, "SELECT coalesce(array_agg(url), '{}') FROM link WHERE id = $1", link).Scan(&urls)
 	})
 	if err != nil {

@@ -147,7 +147,7 @@ func (s *server) brandOf(ctx context.Context, tenant string, ask bool) brand {
 		return b
 	}
 	var b brand
-	err := within(ctx, s.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+	err := s.db.Visit(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		settings, err := readSettings(ctx, tx)
 		if err != nil {
 			return err
@@ -308,7 +308,7 @@ type leavingView struct{ Topic, Address, Preferences string }
 func (s *server) showLeaving(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims, done bool) error {
 	lang := s.pages.Lang(r)
 	var l leaving
-	err := within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+	err := s.db.Visit(r.Context(), tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
 		l, err = readLeaving(ctx, tx, c, lang)
 		return err
 	})
@@ -340,7 +340,7 @@ func (s *server) unsubscribeNow(w http.ResponseWriter, r *http.Request, tenant s
 	if err != nil {
 		return err
 	}
-	err = within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+	err = s.db.Visit(r.Context(), tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		return s.unsubscribe(ctx, tx, c, origin)
 	})
 	if err != nil {
@@ -393,7 +393,7 @@ func (s *server) showPreferences(w http.ResponseWriter, r *http.Request, tenant 
 	lang := s.pages.Lang(r)
 	var p preferences
 	var now time.Time
-	err := within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+	err := s.db.Visit(r.Context(), tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
 		now = tx.Now()
 		p, err = readPreferences(ctx, tx, c, lang, s.privacy(lang))
 		return err
@@ -443,7 +443,7 @@ func (s *server) preferencesSave(w http.ResponseWriter, r *http.Request, tenant 
 		return err
 	}
 	var how saved
-	err = within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+	err = s.db.Visit(r.Context(), tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
 		how, err = s.choose(ctx, tx, c, a)
 		return err
 	})
@@ -605,7 +605,7 @@ const mailPolicy = "default-src 'none'; img-src https: http: data:; style-src 'u
 func (s *server) webView(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims) error {
 	var content compose.Content
 	var settings *spec.Settings
-	err := within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+	err := s.db.Visit(r.Context(), tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
 		if settings, err = readSettings(ctx, tx); err != nil {
 			return err
 		}
@@ -699,7 +699,7 @@ var (
 // hasProgramKey tells whether a tenant has the key, and as what it says that it is.
 func (t *Tracker) hasProgramKey(ctx context.Context, tenant string, key token.ProgramKey) (ok bool, err error) {
 	sum := key.Hash()
-	err = within(ctx, t.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+	err = t.db.Visit(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		secret, found, err := tx.ProgramKey(ctx, sum[:])
 		ok = found && secret == (key.Kind == token.SecretKey)
 		return err
@@ -857,7 +857,7 @@ func (s *server) segmentSettings(w http.ResponseWriter, r *http.Request) error {
 		return errSecretInPage
 	}
 	var link string
-	err = within(r.Context(), s.db, tenant, func(_ context.Context, tx *postgres.Tx) error {
+	err = s.db.Visit(r.Context(), tenant, func(_ context.Context, tx *postgres.Tx) error {
 		link = tx.Tenant.LinkURL(s.cfg.Compose.LinkURL)
 		return nil
 	})

@@ -61,7 +61,6 @@ const workFor = 20 * time.Second
 
 const (
 	commitMost    = 500              // hits, or events, of one commit
-	lockWait      = time.Second      // for a lock, while a visitor waits
 	unknownFor    = 10 * time.Second // what was asked for and is not there is not looked for again
 	partitionsFor = 30 * time.Second // half a partition of facts takes far longer to be written
 )
@@ -220,9 +219,4 @@ func (t *Tracker) due(ctx context.Context, tx *postgres.Tx) (time.Time, error) {
 		at = forget
 	}
 	return at, nil
-}
-
-// within is InTenant for requests of visitors: it waits no longer than a second for a lock, so that a migration of one tenant stops nobody else.
-func within(ctx context.Context, db *postgres.DB, tenant string, f func(ctx context.Context, tx *postgres.Tx) error) error {
-	return db.InTenantUnlocked(ctx, tenant, lockWait, f)
 }

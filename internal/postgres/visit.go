@@ -1,0 +1,128 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+const (
+	visitWait   = time.Second           // for a connection of the tenant's share, and then for each lock
+	probeWait   = 50 * time.Millisecond // for a lock of a tenant that had one in the way not long ago
+	lockedBreak = time.Second           // nothing of a tenant is tried for so long after a lock stood in the way
+	lockMemory  = 10 * time.Second      // how long it is known that one did
+)
+
+// Errors of visits that will be served when they come again.
+const (
+	ErrLocked   = notYet("the tenant's tables are locked, by a migration for instance")
+	ErrCrowded  = notYet("too many visitors of this tenant wait for Postgres")
+	lockTimeout = "55P03" // SQLSTATE lock_not_available
+)
+
+// Visit is InTenant for one request of a visitor, of whom anybody may send many. Of a process that serves many tenants, one tenant's visitors hold at most half of the connections, and
+// a tenant whose tables are locked is not tried again for a second, and then for a moment: so that it stops nobody else. Past the bounds the error is ErrCrowded or ErrLocked, for a 503.
+func (db *DB) Visit(ctx context.Context, tenant string, f func(ctx context.Context, tx *Tx) error) error {
+	lock, leave, err := db.doors.enter(ctx, tenant)
+	if err != nil {
+		return fmt.Errorf("tenant %.60q: %w", tenant, err)
+	}
+	err = db.InTenantUnlocked(ctx, tenant, lock, f)
+	var pe *pgconn.PgError
+	leave(errors.As(err, &pe) && pe.Code == lockTimeout)
+	return err
+}
+
+// doors are where visitors of tenants come in.
+type doors struct {
+	each int // of one tenant, at once
+
+	mu sync.Mutex
+	of map[string]*door // of tenants that have visitors, and of those that are locked
+}
+
+// door is one tenant's.
+type door struct {
+	inside  chan struct{}
+	here    int       // inside, or waiting
+	locked  time.Time // when a lock stood in the way last
+	waiting bool      // forget is set
+}
+
+// enter waits until a visitor may come in, and gives how long it may wait for a lock. leave is called when it goes, with whether a lock stood in its way.
+func (ds *doors) enter(ctx context.Context, tenant string) (lock time.Duration, leave func(locked bool), err error) {
+	ds.mu.Lock()
+	d := ds.of[tenant]
+	if d == nil {
+		d = &door{inside: make(chan struct{}, ds.each)}
+		ds.of[tenant] = d
+	}
+	shut := time.Since(d.locked) < lockedBreak
+	if !shut {
+		d.here++
+	}
+	ds.mu.Unlock()
+	if shut {
+		return 0, nil, ErrLocked
+	}
+	select {
+	case d.inside <- struct{}{}:
+	default:
+		wait := time.NewTimer(visitWait)
+		defer wait.Stop()
+		select {
+		case d.inside <- struct{}{}:
+		case <-wait.C:
+			err = ErrCrowded
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		if err != nil {
+			ds.gone(tenant, d, false)
+			return 0, nil, err
+		}
+	}
+	ds.mu.Lock()
+	since := time.Since(d.locked)
+	ds.mu.Unlock()
+	leave = func(locked bool) {
+		<-d.inside
+		ds.gone(tenant, d, locked)
+	}
+	switch {
+	case since < lockedBreak: // meanwhile
+		leave(false)
+		return 0, nil, ErrLocked
+	case since < lockMemory:
+		return probeWait, leave, nil
+	}
+	return visitWait, leave, nil
+}
+
+// gone counts a visitor off, and forgets a door that nobody needs.
+func (ds *doors) gone(tenant string, d *door, locked bool) {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	d.here--
+	if locked {
+		d.locked = time.Now()
+	}
+	switch left := lockMemory - time.Since(d.locked); {
+	case d.here > 0 || d.waiting:
+	case left <= 0:
+		delete(ds.of, tenant)
+	default:
+		d.waiting = true
+		time.AfterFunc(left, func() {
+			ds.mu.Lock()
+			d.waiting = false
+			d.here++
+			ds.mu.Unlock()
+			ds.gone(tenant, d, false)
+		})
+	}
+}
