@@ -26,15 +26,16 @@ const (
 
 // Visit is InTenant for one request of a visitor, of whom anybody may send many. Of a process that serves many tenants, one tenant's visitors hold at most half of the connections, and
 // a tenant whose tables are locked is not tried again for a second, and then for a moment: so that it stops nobody else. Past the bounds the error is ErrCrowded or ErrLocked, for a 503.
-func (db *DB) Visit(ctx context.Context, tenant string, f func(ctx context.Context, tx *Tx) error) error {
+func (db *DB) Visit(ctx context.Context, tenant string, f func(ctx context.Context, tx *Tx) error) (err error) {
 	lock, leave, err := db.doors.enter(ctx, tenant)
 	if err != nil {
 		return fmt.Errorf("tenant %.60q: %w", tenant, err)
 	}
-	err = db.InTenantUnlocked(ctx, tenant, lock, f)
-	var pe *pgconn.PgError
-	leave(errors.As(err, &pe) && pe.Code == lockTimeout)
-	return err
+	defer func() { // also of a panic
+		var pe *pgconn.PgError
+		leave(errors.As(err, &pe) && pe.Code == lockTimeout)
+	}()
+	return db.InTenantUnlocked(ctx, tenant, lock, f)
 }
 
 // doors are where visitors of tenants come in.
