@@ -34,6 +34,9 @@ func serve(ctx context.Context, in *Instance) error {
 		ErrorLog:          zap.NewStdLog(in.rt.Log),
 		BaseContext:       func(net.Listener) context.Context { return base },
 	}
+	if in.cfg.GOMEMLIMIT == "" {
+		server.ConnState = newConnections().changed
+	}
 	in.rt.Log.Info("serving", zap.Stringer("address", listener.Addr()))
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }()

@@ -1,0 +1,45 @@
+package fn
+
+import (
+	"net"
+	"net/http"
+	"runtime/debug"
+	"sync"
+)
+
+const (
+	connectionMemory = 16 << 10 // that a connection holds while it is open: buffers and stacks
+	connectionStep   = 64       // connections, for which the limit is set anew
+)
+
+// connections lets the limit of memory grow with what is connected: where most of what it allows is held by connections, the collector takes half of the processor to find nothing.
+type connections struct {
+	setLimit func(bytes int64) int64 // debug.SetMemoryLimit
+
+	mu      sync.Mutex
+	open    int
+	counted int // for how many the limit is set
+}
+
+func newConnections() *connections { return &connections{setLimit: debug.SetMemoryLimit} }
+
+// changed is the hook of http.Server.
+func (c *connections) changed(_ net.Conn, s http.ConnState) {
+	change := 0
+	switch s {
+	case http.StateNew:
+		change = 1
+	case http.StateClosed, http.StateHijacked:
+		change = -1
+	case http.StateActive, http.StateIdle: // twice a request
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open += change
+	if c.open <= c.counted && c.open >= c.counted/2-connectionStep { // not to and fro: the program stands still for a moment each time
+		return
+	}
+	c.counted = (c.open + connectionStep - 1) / connectionStep * connectionStep
+	c.setLimit(MemoryLimit + int64(c.counted)*connectionMemory)
+}

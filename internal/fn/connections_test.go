@@ -1,0 +1,32 @@
+package fn
+
+import (
+	"net/http"
+	"slices"
+	"testing"
+)
+
+// The limit follows the connections in steps, upwards at once and downwards only when half of them are gone, and is back where it was in the end.
+func TestMemoryLimitFollowsConnections(t *testing.T) {
+	t.Parallel()
+	var limits []int64
+	c := &connections{setLimit: func(bytes int64) int64 {
+		limits = append(limits, (bytes-MemoryLimit)/connectionMemory)
+		return 0
+	}}
+	change := func(n int, s http.ConnState) {
+		for range n {
+			c.changed(nil, s)
+		}
+	}
+	change(1, http.StateNew)
+	change(1, http.StateActive)
+	change(64, http.StateNew)
+	change(10, http.StateClosed)
+	change(10, http.StateNew)
+	change(191, http.StateNew)
+	change(256, http.StateClosed)
+	if want := []int64{64, 128, 192, 256, 64}; !slices.Equal(limits, want) {
+		t.Errorf("the limit is for %v connections, want %v", limits, want)
+	}
+}
