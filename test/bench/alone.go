@@ -63,7 +63,7 @@ func (a *alone) start(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("find this program: %w", err)
 	}
-	a.cmd = exec.CommandContext(context.WithoutCancel(ctx), self) // until it is killed
+	a.cmd = exec.CommandContext(context.WithoutCancel(ctx), self)       // until it is killed
 	a.cmd.Env, a.cmd.Stdout, a.cmd.Stderr = a.env, os.Stderr, os.Stderr // what it logs is errors
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := a.cmd.Start(); err != nil {

@@ -216,12 +216,21 @@ func floodingTwice(ctx context.Context, c *hitsUnderHavoc) error {
 		return err
 	}
 	f := &flood{tenant: tenant, mails: mails, rate: 2 * capacity, conns: manyConns}
+	before, err := cpuOf(c.track.cmd.Process.Pid, false)
+	if err != nil {
+		return err
+	}
 	if err := c.flood(ctx, []*flood{f}, func(ctx context.Context) error { return pause(ctx, c.lasts) }); err != nil {
+		return err
+	}
+	after, err := cpuOf(c.track.cmd.Process.Pid, false)
+	if err != nil {
 		return err
 	}
 	yes, no := f.those(answered, 0, f.ended), f.those(refused, 0, f.ended)
 	c.tell(true, "sent later than due", "p99 %.0f ms", f.lateness())
 	c.tell(no.ms(99) <= atOnce, "refusals at once", "p99 %.0f ms of at most %d", no.ms(99), atOnce)
+	c.tell(true, "CPU of track", "%.3f ms a request", (after-before)*1e3/float64(len(yes.took)+len(no.took)))
 	c.tell(true, "answered of what it can take", "%.2f of %.0f hits/s", yes.rate()/capacity, capacity)
 	return nil
 }
