@@ -359,7 +359,7 @@ func beside(h stored, all []stored, links int) (unseen, burst, probed bool) {
 		if len(fast) < min(max(links, 2), 3) && len(followed) < 4 {
 			continue
 		}
-		burst = burst || same(o, h) && within(o, h, probeSpan) || near && within(o, h, burstSpan) && !(h.Kind == kindClick && o.At.After(h.At))
+		burst = burst || same(o, h) && within(o, h, probeSpan) || near && within(o, h, burstSpan) && (h.Kind != kindClick || !o.At.After(h.At))
 	}
 	return unseen, burst, probed
 }
