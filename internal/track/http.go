@@ -479,7 +479,7 @@ func (s *server) showStored(w http.ResponseWriter, r *http.Request, tenant strin
 	var p summary
 	topics := map[string]string{}
 	lang := s.pages.Lang(r)
-	err := within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+	err := s.db.Visit(r.Context(), tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
 		if p, err = readStored(ctx, tx, c); err != nil || p.contact == 0 {
 			return err
 		}
@@ -532,7 +532,7 @@ func (s *server) showStored(w http.ResponseWriter, r *http.Request, tenant strin
 
 // storedAsk mails the link to a full copy to whom it is about.
 func (s *server) storedAsk(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims) error {
-	err := within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+	err := s.db.Visit(r.Context(), tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		return s.askForCopy(ctx, tx, c, strings.ToLower(r.PathValue("token")))
 	})
 	switch {
