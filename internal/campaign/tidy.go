@@ -20,6 +20,9 @@ const (
 	keepAllowances = 62 * 24 * time.Hour
 )
 
+// keptUntil is when a submission is over some of whose values are before: what its data says of it (see renderform).
+const keptUntil = "coalesce(to_timestamp((s.data->>'keep')::bigint), 'infinity')"
+
 // tidy deletes a little of what is over: origins of consent after their time, submissions that were to be kept for a time, old caps. more tells that there may be
 // more.
 func tidy(ctx context.Context, tx *postgres.Tx) (more bool, err error) {
@@ -27,11 +30,21 @@ func tidy(ctx context.Context, tx *postgres.Tx) (more bool, err error) {
 		// the ledger's row stays; where it came from is not kept longer than promised
 		`UPDATE consent SET origin = NULL, origin_until = NULL WHERE id IN (
 			SELECT id FROM consent WHERE origin IS NOT NULL AND origin_until <= onda.now() ORDER BY origin_until LIMIT $1 FOR UPDATE SKIP LOCKED)`,
-		`UPDATE submission SET state = 'expired', data = '{}' WHERE id IN (
+		`UPDATE submission s SET state = 'expired', data = '{}', keep_until = CASE WHEN data ? 'until' THEN ` + keptUntil + ` ELSE keep_until END WHERE id IN (
 			SELECT id FROM submission WHERE state = 'pending' AND expires_at <= onda.now() ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED)`,
 		// one that can still be confirmed is kept for that, however short a time it was to be kept
 		`DELETE FROM submission WHERE id IN (
-			SELECT id FROM submission WHERE keep_until <= onda.now() AND state <> 'pending' ORDER BY keep_until LIMIT $1 FOR UPDATE SKIP LOCKED)`,
+			SELECT id FROM submission WHERE keep_until <= onda.now() AND state <> 'pending'
+			   AND NOT (data ? 'until' AND coalesce((data->>'keep')::bigint > extract(epoch FROM onda.now()), true)) ORDER BY keep_until LIMIT $1 FOR UPDATE SKIP LOCKED)`,
+		// values that are kept for less than their submission; then it is kept until the next of them, or all of it, is over
+		`UPDATE submission s SET keep_until = least(to_timestamp(l.next), ` + keptUntil + `), data = (s.data - 'until') || jsonb_build_object('values', l.kept) ||
+			CASE WHEN l.next IS NULL THEN '{}' ELSE jsonb_build_object('until', l.until) END
+		  FROM (SELECT id FROM submission WHERE keep_until <= onda.now() AND data ? 'until' ORDER BY keep_until LIMIT $1 FOR UPDATE SKIP LOCKED) due
+		  JOIN submission d ON d.id = due.id CROSS JOIN LATERAL (
+			SELECT (SELECT min(value::bigint) FROM jsonb_each(d.data->'until') WHERE value::bigint > extract(epoch FROM onda.now())) AS next,
+			       (SELECT jsonb_object_agg(key, value) FROM jsonb_each(d.data->'until') WHERE value::bigint > extract(epoch FROM onda.now())) AS until,
+			       (SELECT coalesce(jsonb_object_agg(key, value), '{}') FROM jsonb_each(d.data->'values') WHERE coalesce((d.data->'until'->key)::bigint > extract(epoch FROM onda.now()), true)) AS kept) l
+		 WHERE s.id = d.id`,
 	} {
 		tag, err := tx.Exec(ctx, sql, tidiedAtOnce)
 		if err != nil {
@@ -75,7 +88,7 @@ func tidyDue(ctx context.Context, tx *postgres.Tx) (time.Time, error) {
 		(SELECT min(origin_until) FROM consent WHERE origin IS NOT NULL),
 		(SELECT min(expires_at) FROM contact WHERE expires_at IS NOT NULL),
 		(SELECT min(expires_at) FROM submission WHERE state = 'pending' AND expires_at < 'infinity'),
-		(SELECT min(keep_until) FROM submission WHERE keep_until < 'infinity' AND state <> 'pending'),
+		(SELECT min(keep_until) FROM submission WHERE keep_until < 'infinity' AND (state <> 'pending' OR data ? 'until')),
 		(SELECT min(period) FROM allowance WHERE period > '-infinity') + $1::interval)`, keepAllowances).Scan(&at)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return postgres.Never, fmt.Errorf("look for what is to be tidied: %w", err)

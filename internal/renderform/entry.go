@@ -32,6 +32,9 @@ type entry struct {
 	Fields   map[string]any    `json:"fields,omitempty"`
 	Values   map[string]string `json:"values,omitempty"`
 	Consents []given           `json:"consents,omitempty"`
+	// Until are the seconds (of Unix) after which a value is forgotten, and Keep the one after which all is; 0 for never, and where there are no others.
+	Until map[string]int64 `json:"until,omitempty"`
+	Keep  int64            `json:"keep,omitempty"`
 	// Visitor is the key by which the page of another site knows its visitor.
 	Visitor string `json:"visitor,omitempty"`
 
@@ -75,8 +78,33 @@ func (f *form) check(values url.Values, lang string, now time.Time, who *recogni
 		if text, limit := f.checkInput(in, values, &e); text != "" {
 			problems = append(problems, failed{in.Key(), text, limit})
 		}
+		if _, given := e.Values[in.Key()]; given && !in.Keep.IsZero() {
+			if e.Until == nil {
+				e.Until = map[string]int64{}
+			}
+			e.Until[in.Key()] = in.Keep.AddTo(now, f.settings.Location()).Unix()
+		}
 	}
 	return e, problems
+}
+
+// forgetting is when something of an entry that is kept until a time is to be forgotten first, be it all of it; nil for never.
+func (e *entry) forgetting(keep *time.Time) *time.Time {
+	first := keep
+	for key, second := range e.Until {
+		t := time.Unix(second, 0)
+		if keep != nil && !t.Before(*keep) {
+			delete(e.Until, key) // it goes with the rest
+			continue
+		}
+		if first == nil || t.Before(*first) {
+			first = &t
+		}
+	}
+	if keep != nil && len(e.Until) > 0 {
+		e.Keep = keep.Unix()
+	}
+	return first
 }
 
 // checkInput reads one input into the entry, or gives the key of what is wrong.

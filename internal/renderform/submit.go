@@ -413,7 +413,7 @@ func insert(ctx context.Context, tx *postgres.Tx, list []*submission) ([]*submis
 	once, origin, expires, keep := make([][]byte, n), make([][]byte, n), make([]*time.Time, n), make([]*time.Time, n)
 	for i, s := range list {
 		id[i], form[i], document[i], who[i], reason[i], once[i], origin[i], mail[i] = s.id, s.entity, s.document, s.who, s.reason, s.once, s.origin, s.delivery
-		var kept any = s.entry
+		var kept any = &s.entry
 		switch {
 		case s.reason != "":
 			kept, state[i] = struct{}{}, "rejected"
@@ -425,11 +425,6 @@ func insert(ctx context.Context, tx *postgres.Tx, list []*submission) ([]*submis
 		if s.reason == blocked {
 			once[i] = nil
 		}
-		body, err := json.Marshal(kept)
-		if err != nil {
-			return nil, fmt.Errorf("encode a submission: %w", err)
-		}
-		data[i] = string(body)
 		if !s.expires.IsZero() {
 			expires[i] = &s.expires
 		}
@@ -441,6 +436,14 @@ func insert(ctx context.Context, tx *postgres.Tx, list []*submission) ([]*submis
 			t := days.AddTo(tx.Now(), s.settings.Location())
 			keep[i] = &t
 		}
+		if s.reason == "" {
+			keep[i] = s.entry.forgetting(keep[i])
+		}
+		body, err := json.Marshal(kept)
+		if err != nil {
+			return nil, fmt.Errorf("encode a submission: %w", err)
+		}
+		data[i] = string(body)
 	}
 	rows, err := tx.Query(ctx, `INSERT INTO submission (id, form, document, contact, state, reason, once, data, origin, delivery, expires_at, keep_until) OVERRIDING SYSTEM VALUE
 		SELECT id, form, document, nullif(contact, 0), state, reason, once, data::jsonb, origin, nullif(delivery, 0), coalesce(expires, 'infinity'), coalesce(keep, 'infinity')

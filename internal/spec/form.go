@@ -80,7 +80,8 @@ type Input struct {
 	Required  bool
 	ShowIf    *Predicate
 	MaxLength int
-	From      string // of Hidden: query (the parameter of that name) or referrer
+	From      string   // of Hidden: query (the parameter of that name) or referrer
+	Keep      Duration // of Name and Hidden: what was given is forgotten after it, before the submission is; zero: with it
 }
 
 // Key gives the name under which the input is posted and its problems are shown.
@@ -206,7 +207,7 @@ func inputRule() rule[Input] {
 		variant[Input]{"hidden", func(o *object, i *Input) {
 			get(o, "hidden", textKey(), &i.Hidden, required)
 			get(o, "from", choice("query", "referrer"), &i.From, required)
-			o.notYet("keep")
+			get(o, "keep", durationRule(), &i.Keep, optional)
 		}},
 		variant[Input]{"name", func(o *object, i *Input) {
 			get(o, "name", scalar("a name of small letters, digits and _", fieldNamePattern, asText), &i.Name, required)
@@ -214,7 +215,7 @@ func inputRule() rule[Input] {
 			get(o, "type", choice(shown...), &i.As, optional)
 			get(o, "options", list(optionRule(), 1), &i.Options, optional)
 			get(o, "maxLength", whole(1, 100_000), &i.MaxLength, optional)
-			o.notYet("keep")
+			get(o, "keep", durationRule(), &i.Keep, optional)
 			common(o, i)
 			o.check(func(d *decoder, n *node) {
 				selects := i.As == InputSelect || i.As == InputRadio

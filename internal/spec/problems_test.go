@@ -407,10 +407,10 @@ func goodDocs() []string {
     - {field: email, required: true, as: email, label: email, help: ok}
     - {field: country, as: select, hideWhenKnown: true, showIf: {not: {field: email, endsWith: .no}}}
     - {name: size, type: radio, options: [s, m], label: ok}
-    - {name: msg, type: textarea, maxLength: 10, label: ok}
+    - {name: msg, type: textarea, maxLength: 10, label: ok, keep: 90d}
     - {consent: tracking.web, label: ok, required: false}
     - {consent: tips, label: ok}
-    - {hidden: utm, from: query}
+    - {hidden: utm, from: query, keep: 1d12h}
   protect: {honeypot: false, perAddress: 10/15m, blockDomains: [x.example]}
   confirm: {email: confirm, expires: 7d}
   submitted: [{tag: {add: [web]}}, {update: {plan: free}}]
