@@ -36,6 +36,7 @@ type cache struct {
 	db    *postgres.DB
 	now   func() time.Time
 	reads singleflight.Group
+	lists lists
 
 	mu    sync.Mutex
 	forms map[formName]*known
@@ -116,6 +117,9 @@ func (c *cache) read(ctx context.Context, key formName) (*known, error) {
 	})
 	if k.err != nil && !errors.Is(k.err, errNotFound) {
 		return nil, k.err
+	}
+	if k.err == nil {
+		k.form.lists = &c.lists
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

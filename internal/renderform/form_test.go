@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/onda-run/onda/internal/contact"
+	"github.com/onda-run/onda/internal/fieldvalue"
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
@@ -164,6 +166,113 @@ func TestConfirmationsThatDoNotCount(t *testing.T) {
 	}
 	if got := w.state("acme"); got != "newsletter=pending tracking.email=pending" {
 		t.Errorf("after all: %s", got)
+	}
+}
+
+// What was given to an input with a time of its own is forgotten before the rest, also after it was confirmed.
+func TestKeepOfAValue(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.post(newsletter, w.fill(good()))
+	stored := func() string {
+		return pgtest.One[string](t, w.db, "acme", `SELECT state || ' ' || (data->'values')::text || ' ' || (keep_until - at BETWEEN interval '89 days' AND interval '91 days') || ' ' ||
+			(to_timestamp((data #>> '{until,message}')::bigint) - at BETWEEN interval '89 days' AND interval '91 days') || ' ' || (data->'until' ? 'utm') FROM submission`)
+	}
+	const values = ` {"utm": "spring", "message": "Hello\nthere"} true true false`
+	if got := stored(); got != "pending"+values {
+		t.Errorf("sent: %s", got)
+	}
+	w.post(w.confirmURL("acme"), nil)
+	if got := stored(); got != "confirmed"+values {
+		t.Errorf("confirmed: %s", got)
+	}
+	if n := pgtest.One[int](t, w.db, "acme", "SELECT count(*) FROM onda.wakeup WHERE function = 'campaign' AND tenant = 'acme'"); n == 0 {
+		t.Error("nobody is woken to forget it")
+	}
+}
+
+// Each type of field and input takes what fits it, in the one form in which it is stored, and says of the rest what is wrong.
+func TestAnswersOfEveryType(t *testing.T) {
+	t.Parallel()
+	f := questions(t, nil)
+	for name, typ := range map[string]spec.FieldType{"website": spec.TypeURL, "phone": spec.TypePhone, "language": spec.TypeLanguage, "timezone": spec.TypeTimezone} {
+		f.fields[name] = &spec.Field{Type: typ}
+		f.Inputs = append(f.Inputs, spec.Input{Field: name})
+	}
+	for as := range map[spec.InputType]bool{spec.InputNumber: true, spec.InputDate: true, spec.InputURL: true, spec.InputPhone: true, spec.InputEmail: true} {
+		f.Inputs = append(f.Inputs, spec.Input{Name: "own_" + string(as), As: as})
+	}
+	f.Inputs = append(f.Inputs, spec.Input{Name: "own_radio", As: spec.InputRadio, Options: []string{"a", "b"}})
+	for _, c := range []struct{ input, good, bad, problem string }{
+		{"age", "42", "old", "number"},
+		{"age", "1e3", "NaN", "number"},
+		{"birthday", "2024-02-29", "2023-02-29", "date"},
+		{"arrival", "2026-11-24T14:30", "2026-11-24T25:30", "date"},
+		{"website", "https://example.com/", "javascript:alert(1)", "url"},
+		{"website", "http://x.example", "https://user:secret@x.example/", "url"},
+		{"phone", "+47 21 00 00 00", "0612345678", "phone"},
+		{"country", "no", "XX", "option"},
+		{"language", "pt-BR", "xx-", "option"},
+		{"timezone", "Europe/Oslo", "../../etc/passwd", "option"},
+		{"plan", "free", "FREE", "option"},
+		{"interests", "Sail", "sail", "option"},
+		{"member", "on", "perhaps", "option"},
+		{"company", "Øst & Vest", "a\x07b", "text"},
+		{"own_number", "7", "seven", "number"},
+		{"own_date", "2026-01-31", "31.1.2026", "date"},
+		{"own_url", "https://example.com", "example", "url"},
+		{"own_tel", "+4721000000", "+47", "phone"},
+		{"own_email", "bob@example.com", "bob@", "email"},
+		{"own_radio", "a", "c", "option"},
+	} {
+		e, problems := f.check(url.Values{"email": {"ada@example.com"}, c.input: {c.good}}, "en", time.Now(), nil)
+		if len(problems) > 0 || e.Fields[c.input] == nil && e.Values[c.input] == "" {
+			t.Errorf("%s %q: %v, stored %v %v", c.input, c.good, problems, e.Fields, e.Values)
+		}
+		if _, problems = f.check(url.Values{"email": {"ada@example.com"}, c.input: {c.bad}}, "en", time.Now(), nil); len(problems) != 1 || problems[0] != (failed{Key: c.input, Text: "form.problem." + c.problem}) {
+			t.Errorf("%s %q: %v, want %s", c.input, c.bad, problems, c.problem)
+		}
+	}
+}
+
+// Every zone to choose from is one that can be stored.
+func TestTimeZonesToChooseFrom(t *testing.T) {
+	t.Parallel()
+	for _, o := range zones() {
+		if v, err := fieldvalue.Parse(&spec.Field{Type: spec.TypeTimezone}, o.Value); err != nil || v != o.Value {
+			t.Errorf("%s: %v", o.Value, err)
+		}
+	}
+	f := &form{fields: map[string]*spec.Field{"timezone": {Type: spec.TypeTimezone}}, Form: &spec.Form{}}
+	text := func(key string, _ ...any) string { return key }
+	for chosen, want := range map[string]string{"Europe/Oslo": "Europe/Oslo", "Etc/GMT+1": "Etc/GMT+1", "<script>": ""} {
+		i := f.input(spec.Input{Field: "timezone"}, "en", url.Values{"timezone": {chosen}}, text)
+		got := ""
+		for _, o := range i.Options {
+			if o.Selected {
+				got += o.Value
+			}
+		}
+		if i.Kind != "select" || got != want || len(i.Options) < 400 {
+			t.Errorf("%s: shown as %s of %d, chosen %q", chosen, i.Kind, len(i.Options), got)
+		}
+	}
+}
+
+// The list of a language is made once, and a choice in one page is not in the next.
+func TestListsAreKept(t *testing.T) {
+	t.Parallel()
+	var l lists
+	first := l.of(spec.TypeCountry, "fr")
+	first[0].Selected = true
+	if again := l.of(spec.TypeCountry, "fr"); again[0].Selected || len(again) != len(first) || len(l.made) != 1 {
+		t.Errorf("%v of %d, %d kept", again[0], len(again), len(l.made))
+	}
+	for n := range 3 * maxLists {
+		l.of(spec.TypeLanguage, "x-"+strconv.Itoa(n))
+	}
+	if len(l.made) > maxLists {
+		t.Errorf("%d lists are kept", len(l.made))
 	}
 }
 

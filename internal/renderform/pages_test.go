@@ -103,6 +103,7 @@ func TestEveryPageInEveryState(t *testing.T) {
 			return w.post(newsletter, v, from...)
 		}
 		show("form", "form", 200, w.get(newsletter, from...))
+		show("form in a frame", "form", 200, w.get(newsletter+inFrame, from...))
 		show("every input", "form", 200, w.get(every, from...))
 		show("nothing filled in", "form", 422, w.post(newsletter, url.Values{"onda_lang": {lang}}, from...))
 		show("nothing filled in of every input", "form", 422, w.post(every, nil, from...))

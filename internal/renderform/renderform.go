@@ -108,7 +108,8 @@ type form struct {
 	tenant   postgres.Tenant
 	fields   map[string]*spec.Field
 	settings *spec.Settings
-	topic    int32   // that a confirmation is about; 0 for none
+	topic    int32 // that a confirmation is about; 0 for none
+	lists    *lists
 	read     []int64 // the documents of fields, settings and topic
 }
 

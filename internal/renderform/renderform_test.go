@@ -103,7 +103,7 @@ spec:
     - {field: country, as: select}
     - {field: company, required: true, showIf: {field: country, in: [FR, BE]}}
     - {field: interests}
-    - {name: message, type: textarea, maxLength: 200}
+    - {name: message, type: textarea, maxLength: 200, keep: 90d}
     - {consent: newsletter, label: news, required: true}
     - {consent: tracking.email, label: tracking}
     - {hidden: utm, from: query}

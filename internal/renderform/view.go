@@ -8,10 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/text/collate"
-	"golang.org/x/text/language"
-	"golang.org/x/text/language/display"
-
+	"github.com/onda-run/onda/internal/fieldvalue"
 	"github.com/onda-run/onda/internal/spec"
 )
 
@@ -131,10 +128,13 @@ func (f *form) input(in spec.Input, lang string, values url.Values, text func(ke
 	case fd.Type == spec.TypeBoolean:
 		add("true", text("form.yes"))
 		add("false", text("form.no"))
-	case fd.Type == spec.TypeCountry:
-		i.Options = countries(lang, i.Value)
-	case fd.Type == spec.TypeLanguage:
-		i.Options = languages(lang, i.Value)
+	case fd.Type == spec.TypeCountry, fd.Type == spec.TypeLanguage, fd.Type == spec.TypeTimezone:
+		i.Options = f.lists.of(fd.Type, lang)
+		if k := slices.IndexFunc(i.Options, func(o optionView) bool { return o.Value == i.Value }); k >= 0 {
+			i.Options[k].Selected = true
+		} else if v, err := fieldvalue.Parse(fd, i.Value); err == nil && v != nil { // one that fits, and is not among them, is not lost
+			i.Options = append(i.Options, optionView{Value: i.Value, Label: i.Value, Selected: true})
+		}
 	default:
 		for _, o := range options {
 			label := f.Text(lang, in.Label+"."+o)
@@ -154,8 +154,6 @@ func kindOf(in spec.Input, fd *spec.Field) string {
 		return "checkboxes"
 	case fd.Type == spec.TypeDatetime:
 		return "datetime-local"
-	case fd.Type == spec.TypeTimezone:
-		return "text"
 	case in.As != "":
 		return string(in.As)
 	case in.Field == "email":
@@ -168,7 +166,7 @@ func kindOf(in spec.Input, fd *spec.Field) string {
 		return "tel"
 	case spec.TypeBoolean:
 		return "checkbox"
-	case spec.TypeCountry, spec.TypeLanguage:
+	case spec.TypeCountry, spec.TypeLanguage, spec.TypeTimezone:
 		return "select"
 	default:
 		return "text"
@@ -182,50 +180,6 @@ func autocomplete(field string) string {
 		"phone": "tel", "mobile": "tel", "country": "country", "city": "address-level2", "postcode": "postal-code", "zip": "postal-code",
 		"birthday": "bday", "website": "url", "job_title": "organization-title", "language": "language", "locale": "language",
 	}[field]
-}
-
-// countries are those of ISO 3166-1 by their names in a language, in its order.
-func countries(lang, chosen string) []optionView {
-	tag := language.Make(lang)
-	names := display.Regions(tag)
-	var out []optionView
-	for a := 'A'; a <= 'Z'; a++ {
-		for b := 'A'; b <= 'Z'; b++ {
-			code := string([]rune{a, b})
-			r, err := language.ParseRegion(code)
-			if err != nil || !r.IsCountry() || r.IsGroup() || r.Canonicalize() != r || r.String() != code || noCountry(code) {
-				continue
-			}
-			if name := names.Name(r); name != "" {
-				out = append(out, optionView{Value: code, Label: name, Selected: code == chosen})
-			}
-		}
-	}
-	inOrder(tag, out)
-	return out
-}
-
-// noCountry are codes that are reserved for something else, or for what is no more.
-func noCountry(code string) bool {
-	return slices.Contains([]string{"AC", "AN", "CP", "CQ", "DG", "EA", "EU", "EZ", "IC", "QO", "TA", "UN", "XA", "XB", "XK", "ZZ"}, code)
-}
-
-// languages are those that a company is likely to write in, by their own names.
-func languages(lang, chosen string) []optionView {
-	var out []optionView
-	for _, code := range []string{
-		"ar", "bg", "ca", "cs", "da", "de", "el", "en", "es", "et", "eu", "fi", "fr", "ga", "gl", "he", "hi", "hr", "hu", "id", "is", "it", "ja", "ko", "lt", "lv", "mt", "nl", "no",
-		"pl", "pt", "pt-BR", "ro", "ru", "sk", "sl", "sr", "sv", "sw", "tr", "uk", "vi", "zh",
-	} {
-		out = append(out, optionView{Value: code, Label: display.Self.Name(language.Make(code)), Selected: code == chosen})
-	}
-	inOrder(language.Make(lang), out)
-	return out
-}
-
-func inOrder(tag language.Tag, list []optionView) {
-	c := collate.New(tag)
-	slices.SortFunc(list, func(a, b optionView) int { return c.CompareString(a.Label, b.Label) })
 }
 
 // newOnce names one showing of a form.
