@@ -224,6 +224,14 @@ func (tab *Tab) Tick(selector string, keyboard bool) {
 	tab.Do(chromedp.Click(chromedp.CSS(selector)))
 }
 
+// Keys presses keys one after the other, wherever the focus is: also in a frame.
+func (tab *Tab) Keys(keys ...string) {
+	tab.t.Helper()
+	for _, k := range keys {
+		tab.Do(chromedp.KeyEvent(k))
+	}
+}
+
 // Requests gives the URLs that the page asked for since the last call, its own first.
 func (tab *Tab) Requests() []string {
 	tab.mu.Lock()

@@ -122,3 +122,18 @@ func TestWhatIsPostedBesideTheForm(t *testing.T) {
 		t.Errorf("it leads to %s", a.header.Get("Location"))
 	}
 }
+
+// In a frame of a site that the form names it is filled in by the keyboard alone and sent, and what comes of it is shown in the frame.
+func TestFormInAFrameInABrowser(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	shop := w.shop(`<iframe title="Sign up" width="600" height="900" src="` + w.url + newsletter + inFrame + `" onload="window.loads = (window.loads || 0) + 1"></iframe>`)
+	tab := browsertest.Start(t).Open(t, browsertest.Visitors()[1], shop)
+	tab.Until("window.loads === 1")
+	tab.Keys("\t", "ada@example.com", "\t", "Ada", "\t", "\t", "\t", "\t", "\t", " ", "\r") // name, country, two interests, message, consent
+	tab.Until("window.loads === 2")
+	if got := w.state("acme"); got != "newsletter=pending" {
+		t.Errorf("consent: %q", got)
+	}
+	tab.Look("form in a frame, sent")
+}
