@@ -26,7 +26,16 @@ const (
 
 // Visit is InTenant for one request of a visitor, of whom anybody may send many. Of a process that serves many tenants, one tenant's visitors hold at most half of the connections, and
 // a tenant whose tables are locked is not tried again for a second, and then for a moment: so that it stops nobody else. Past the bounds the error is ErrCrowded or ErrLocked, for a 503.
-func (db *DB) Visit(ctx context.Context, tenant string, f func(ctx context.Context, tx *Tx) error) (err error) {
+func (db *DB) Visit(ctx context.Context, tenant string, f func(ctx context.Context, tx *Tx) error) error {
+	return db.visitor(ctx, tenant, mode{}, f)
+}
+
+// VisitSnapshot is Visit as InTenantSnapshot is InTenant.
+func (db *DB) VisitSnapshot(ctx context.Context, tenant string, f func(ctx context.Context, tx *Tx) error) error {
+	return db.visitor(ctx, tenant, mode{snapshot: true}, f)
+}
+
+func (db *DB) visitor(ctx context.Context, tenant string, m mode, f func(ctx context.Context, tx *Tx) error) (err error) {
 	lock, leave, err := db.doors.enter(ctx, tenant)
 	if err != nil {
 		return fmt.Errorf("tenant %.60q: %w", tenant, err)
@@ -35,7 +44,8 @@ func (db *DB) Visit(ctx context.Context, tenant string, f func(ctx context.Conte
 		var pe *pgconn.PgError
 		leave(errors.As(err, &pe) && pe.Code == lockTimeout)
 	}()
-	return db.InTenantUnlocked(ctx, tenant, lock, f)
+	m.lock = lock
+	return db.inTenant(ctx, tenant, m, f)
 }
 
 // doors are where visitors of tenants come in.

@@ -552,7 +552,7 @@ func (s *server) storedCopy(w http.ResponseWriter, r *http.Request, tenant strin
 	defer cancel()
 	_ = http.NewResponseController(w).SetWriteDeadline(until) // where it cannot be set, whoever serves has a bound of its own
 	began := false
-	err := s.db.InTenantSnapshot(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+	err := s.db.VisitSnapshot(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		p, err := readPerson(ctx, tx, c.Contact)
 		if err != nil {
 			return err
