@@ -271,7 +271,7 @@ func (c openCampaign) entrants(ctx context.Context, tx *postgres.Tx, way spec.En
 	if err != nil {
 		return nil, err
 	}
-	passes, err := havingProperties(ctx, tx, env, way.Event, way.Where, ids)
+	passes, err := predicate.Having(ctx, tx, env, way.Event, way.Where, ids)
 	if err != nil {
 		return nil, fmt.Errorf("campaign %s, enter by %s: %w", c.name, way.Event, err)
 	}

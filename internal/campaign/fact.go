@@ -17,7 +17,7 @@ const factsAtOnce, factItemsAtOnce = 5000, 20_000
 // factKinds are the facts that let contacts in or that journeys may wait for. Of mails, those that name no contact are looked up by the mail.
 func factKinds() []string {
 	return []string{
-		"email.", "consent.", "suppression.", "page.", "event.", "contact.", "form.", "tag.", "segment.", "campaign.enter",
+		"email.", "consent.", "suppression.", "page.", "event.", "contact.", "form.", "tag.", "score.", "segment.", "campaign.enter",
 	}
 }
 

@@ -172,6 +172,10 @@ func label(n *spec.Node) string {
 			parts = append(parts, "-"+t)
 		}
 		return "tag " + strings.Join(parts, " ")
+	case s.Score != nil && s.Score.Group != spec.MainScore:
+		return fmt.Sprintf("score %s %+d", s.Score.Group, s.Score.Add)
+	case s.Score != nil:
+		return fmt.Sprintf("score %+d", s.Score.Add)
 	case s.Goto != nil:
 		return "goto " + s.Goto.Step
 	case s.Exit != nil:

@@ -102,7 +102,7 @@ func (p *pass) walk(ctx context.Context, js []*journey) error {
 				if err := p.history.write(ctx, p.tx); err != nil { // at once, since later steps of this pass read it
 					return err
 				}
-				changed = changed || node.Kind == "tag" || node.Kind == "update"
+				changed = changed || node.Kind == "tag" || node.Kind == "update" || node.Kind == "score"
 			}
 		}
 	}
@@ -163,7 +163,7 @@ func (p *pass) do(ctx context.Context, v *version, n *spec.Node, js []*journey) 
 		return p.wait(ctx, v, n, js)
 	case "if":
 		return p.branch(ctx, v, n, js)
-	case "tag", "update":
+	case "tag", "update", "score":
 		return p.change(ctx, v, n, js)
 	case "goto":
 		return p.jump(ctx, n, js)
@@ -207,24 +207,34 @@ func (p *pass) branch(ctx context.Context, v *version, n *spec.Node, js []*journ
 	return nil
 }
 
-// change tags contacts or sets their fields.
+// change tags contacts, sets their fields or gives them points.
 func (p *pass) change(ctx context.Context, v *version, n *spec.Node, js []*journey) error {
-	var c contact.Change
-	if n.Step.Tag != nil {
-		c.AddTags, c.RemoveTags = n.Step.Tag.Add, n.Step.Tag.Remove
-	} else {
-		c.Fields = map[string]any{}
-		for _, a := range n.Step.Set {
-			c.Fields[a.Field] = a.Value
-		}
-	}
 	if !p.locked { // one step after the other would lock them in another order than a pass of another campaign does
 		if err := contact.Lock(ctx, p.tx, p.all); err != nil {
 			return err
 		}
 		p.locked = true
 	}
-	if err := contact.Update(ctx, p.tx, drainer, contactsOf(js), c, cause(v, n)); err != nil {
+	var err error
+	if s := n.Step.Score; s != nil {
+		points := make([]contact.Points, len(js)) // one for each journey: a contact may be in several by their keys
+		for i, j := range js {
+			points[i] = contact.Points{Contact: j.contact, Group: s.Group, Add: int64(s.Add)}
+		}
+		err = contact.AddPoints(ctx, p.tx, drainer, points, cause(v, n))
+	} else {
+		var c contact.Change
+		if n.Step.Tag != nil {
+			c.AddTags, c.RemoveTags = n.Step.Tag.Add, n.Step.Tag.Remove
+		} else {
+			c.Fields = map[string]any{}
+			for _, a := range n.Step.Set {
+				c.Fields[a.Field] = a.Value
+			}
+		}
+		err = contact.Update(ctx, p.tx, drainer, contactsOf(js), c, cause(v, n))
+	}
+	if err != nil {
 		return err
 	}
 	for _, j := range js {

@@ -1,10 +1,13 @@
 package campaign
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
 
+	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
@@ -38,6 +41,72 @@ func TestSteps(t *testing.T) {
 	if n := w.count("SELECT count(*) FROM fact WHERE kind IN ('contact.changed', 'tag.changed')"); n < 2 {
 		t.Errorf("%d facts tell of it", n)
 	}
+}
+
+func TestPoints(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	c := w.people(pgtest.Acme, 3)
+	w.exec(`UPDATE contact SET scores = '{"fit": 1, "score": 45}' WHERE id = $1`, c)
+	w.campaign("points", `
+		enter: {segment: everyone}
+		steps:
+		  - {id: five, score: {add: 5}}
+		  - {id: fit, score: {add: -2, group: fit}}
+		  - id: hot
+		    if: {field: score, gte: 50}
+		    then: [{exit: hot}]
+		  - id: wait
+		    wait: {match: {all: [{field: score, gte: 50}, {field: score.fit, lt: 0}]}, timeout: 2d}
+		    then: [{exit: warm}]
+		  - {exit: cold}
+	`)
+	w.start("points")
+	w.everything()
+	w.wants(w.places(), "done(hot) 1, wait 2")
+	w.pass(time.Hour)
+	w.in(pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error { // as rules do
+		return contact.AddPoints(ctx, tx, "track", []contact.Points{{Contact: c + 1, Group: "score", Add: 40}, {Contact: c + 1, Group: "score", Add: 5}, {Contact: c + 2, Group: "fit", Add: 5}}, "")
+	})
+	w.everything()
+	w.wants(w.places(), "done(hot) 1, done(warm) 1, wait 1")
+	w.wants(w.path(1), "five fit hot/then 2.then.0")
+	got := w.columnsOf(pgtest.Acme, "SELECT scores::text FROM contact ORDER BY id")
+	if want := []string{`{"fit": -1, "score": 50}`, `{"fit": -2, "score": 50}`, `{"fit": 3, "score": 5}`}; fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("scores are %q, want %q", got, want)
+	}
+	got = w.columnsOf(pgtest.Acme, "SELECT name || ' ' || cardinality(contacts) FROM fact WHERE kind = 'score.changed' ORDER BY id")
+	if want := []string{"score 3", "fit 3", "fit 1", "score 1"}; fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("facts are %q, want %q", got, want)
+	}
+}
+
+// On the schema before, journeys wait at a step that gives points, and go on from there.
+func TestPointsWaitForTheirSchema(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.people(pgtest.Acme, 1)
+	w.campaign("points", `
+		enter: {segment: everyone}
+		steps:
+		  - if: {field: score, is: 0}
+		    then: [{id: five, score: {add: 5}}]
+		  - {exit: done}
+	`)
+	w.start("points")
+	at := func(schema int) {
+		w.data.Own(t, pgtest.Acme, fmt.Sprintf("UPDATE onda.tenant SET schema = %d WHERE name = 'acme'", schema))
+	}
+	at(contact.ScoresSchema - 1)
+	_, err := w.engine.work(t.Context(), pgtest.Acme, scope{facts: true, plan: true, walk: true, sweep: true})
+	if err != nil && !errors.Is(err, postgres.ErrSchemaTooOld) {
+		t.Fatal(err)
+	}
+	w.wants(w.places(), "0 1")
+	at(contact.ScoresSchema)
+	w.everything()
+	w.wants(w.places(), "done(done) 1")
+	w.wants(fmt.Sprint(w.columnsOf(pgtest.Acme, "SELECT scores::text FROM contact")), `[{"score": 5}]`)
 }
 
 func TestGotoGoesRoundAtMostSoOften(t *testing.T) {

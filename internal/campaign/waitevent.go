@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/predicate"
 	"github.com/onda-run/onda/internal/spec"
 )
 
@@ -284,7 +285,7 @@ func (p *pass) happenedWith(ctx context.Context, e *spec.WaitEvent, all []*await
 	for i, c := range candidates {
 		facts[i] = c.Fact
 	}
-	passes, err := havingProperties(ctx, p.tx, p.env, e.Event, e.Where, facts)
+	passes, err := predicate.Having(ctx, p.tx, p.env, e.Event, e.Where, facts)
 	if err != nil {
 		return fmt.Errorf("event %s: %w", e.Event, err)
 	}

@@ -26,6 +26,7 @@ func TestMain(m *testing.M) { pgtest.Main(m) }
 // world is a test's database with an engine that works on it.
 type world struct {
 	t      testing.TB
+	data   *pgtest.Database
 	db     *postgres.DB
 	admin  *postgres.Admin
 	engine *engine
@@ -35,7 +36,7 @@ func newWorld(tb testing.TB) *world {
 	tb.Helper()
 	d := pgtest.New(tb)
 	db := d.DB(tb)
-	w := &world{t: tb, db: db, admin: d.Admin(tb), engine: &engine{db: db, docs: &documents{}, share: 4, log: zaptest.NewLogger(tb), stop: make(chan struct{})}}
+	w := &world{t: tb, data: d, db: db, admin: d.Admin(tb), engine: &engine{db: db, docs: &documents{}, share: 4, log: zaptest.NewLogger(tb), stop: make(chan struct{})}}
 	w.apply(common)
 	tb.Cleanup(w.validate)
 	return w

@@ -486,7 +486,7 @@ spec:
   topic: newsletter
   from: "Acme <news@acme.example>"
   subject: "Since {{ contact.created | date: '%Y' }}"
-  html: '<p>{{ contact.tags | join: ", " }} <a href="{{ unsubscribe_url }}">Leave</a></p>'
+  html: '<p>{{ contact.tags | join: ", " }} {{ contact.score }} <a href="{{ unsubscribe_url }}">Leave</a></p>'
 `)
 	granted, never := b.contact("granted@x.example", "{}"), b.contact("never@x.example", "{}")
 	pgtest.Exec(t, b.db, pgtest.Acme, "INSERT INTO subscription (contact, purpose, state, consent, at) VALUES ($1, 'newsletter', 'granted', 0, onda.now())", granted)
@@ -515,4 +515,11 @@ spec:
 		}
 		return nil
 	})
+	pgtest.Exec(t, b.db, pgtest.Acme, `UPDATE contact SET scores = '{"score": 7}', tags = '{vip}' WHERE id = $1`, granted)
+	for id, want := range map[int64]string{granted: "<p>vip 7 ", never: "<p> 0 "} {
+		c, err := b.mail("since", id, delivery.ID(9, 1)).Render()
+		if err != nil || !strings.Contains(c.HTML, want) {
+			t.Errorf("contact %d: %v, %q without %q", id, err, c.HTML, want)
+		}
+	}
 }

@@ -55,7 +55,7 @@ func (e *Email) readNames() {
 		switch n := names[text]; {
 		case n.Path[0] == spec.VarContact && len(n.Path) == 1:
 			e.whole = true
-		case n.Path[0] == spec.VarContact && slices.Contains([]string{"external_id", "tags", "created"}, n.Path[1]):
+		case n.Path[0] == spec.VarContact && slices.Contains([]string{"external_id", "tags", "created", spec.MainScore}, n.Path[1]):
 			e.own = true
 		case n.Path[0] == spec.VarContact && (n.Path[1] == "id" || n.Path[1] == "email"): // always there
 		case n.Path[0] == spec.VarContact:

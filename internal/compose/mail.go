@@ -87,16 +87,19 @@ func (e *Email) QueueAudience(ctx context.Context, tx *postgres.Tx, b *pgx.Batch
 		}
 		wanted = "jsonb_build_array(" + strings.Join(list, ", ") + ")"
 	}
-	own := "'', '{}'::text[], now()"
+	own, score := "'', '{}'::text[], now()", "0::bigint"
 	if e.whole || e.own {
 		own = "coalesce(c.external_id, ''), c.tags, coalesce(c.created_at, now())" // of who is gone, nothing
+		if tx.Tenant.Schema >= contact.ScoresSchema {
+			score = contact.ScoreSQL("c", "'"+spec.MainScore+"'")
+		}
 	}
 	wishes := "NULL::timestamptz, NULL::text"
 	if e.Topic != "" && tx.Tenant.Schema >= contact.WishesSchema {
 		wishes = contact.WishesSQL("c")
 	}
 	// What the gate says, whether its mails may be tracked and what the texts need of a contact is in one statement: its row is read once.
-	b.Queue(`SELECT u.id, c.id IS NOT NULL, coalesce(CASE WHEN c.id IS NULL THEN 'erased' ELSE `+contact.GateSQL("c", topic)+` END, ''), coalesce(t.state, ''), coalesce(c.email, ''), `+wishes+`, `+own+`, `+wanted+`
+	b.Queue(`SELECT u.id, c.id IS NOT NULL, coalesce(CASE WHEN c.id IS NULL THEN 'erased' ELSE `+contact.GateSQL("c", topic)+` END, ''), coalesce(t.state, ''), coalesce(c.email, ''), `+wishes+`, `+own+`, `+score+`, `+wanted+`
 		FROM unnest($1::bigint[]) u(id) LEFT JOIN contact c ON c.id = u.id LEFT JOIN subscription t ON t.contact = u.id AND t.purpose = '`+contact.TrackingEmail+`'`, args...).Query(a.read)
 	return a, nil
 }
@@ -108,12 +111,13 @@ func (a *Audience) read(rows pgx.Rows) error {
 	var why, external string
 	var tags []string
 	var created time.Time
+	var score int64
 	var fields []byte
 	var state contact.State
 	var pausedUntil *time.Time
 	var frequency *string
 	var p person
-	_, err := pgx.ForEachRow(rows, []any{&id, &there, &why, &state, &p.address, &pausedUntil, &frequency, &external, &tags, &created, &fields}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&id, &there, &why, &state, &p.address, &pausedUntil, &frequency, &external, &tags, &created, &score, &fields}, func() error {
 		if why != "" {
 			if a.refused == nil {
 				a.refused = map[int64]string{}
@@ -137,7 +141,7 @@ func (a *Audience) read(rows pgx.Rows) error {
 			for i, t := range tags {
 				list[i] = t
 			}
-			p.vars["external_id"], p.vars["tags"], p.vars["created"] = external, list, created
+			p.vars["external_id"], p.vars["tags"], p.vars["created"], p.vars[spec.MainScore] = external, list, created, score
 		}
 		a.people[id] = p
 		if pausedUntil != nil || frequency != nil {

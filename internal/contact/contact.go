@@ -3,7 +3,7 @@
 //
 // Invariants: the ledger only grows; the projection (subscription) is a function of the ledger's rows and of complaints, whatever the order they came in;
 // an address that was suppressed stays so when its contact is made anew; each call writes the facts of what really changed, and nothing when
-// nothing did. Only this package writes facts contact.*, tag.*, consent.* and suppression.*.
+// nothing did. Only this package writes facts contact.*, tag.*, score.*, consent.* and suppression.*.
 package contact
 
 import (

@@ -80,8 +80,10 @@ func (w *writer) flush(ctx context.Context, tx *postgres.Tx) error {
 		if err != nil {
 			return fmt.Errorf("write facts: %w", err)
 		}
-		for _, r := range postgres.Readers(w.kind[0]) {
-			tx.Wake(r, tx.Now().Add(tx.Tick()))
+		for _, kind := range slices.Compact(w.kind) {
+			for _, r := range postgres.Readers(kind) {
+				tx.Wake(r, tx.Now().Add(tx.Tick()))
+			}
 		}
 	}
 	for i, d := range w.ring {

@@ -23,7 +23,7 @@ func newDB(tb testing.TB) *postgres.DB {
 	tb.Helper()
 	db := pgtest.New(tb).DB(tb)
 	for name, spec := range map[string]string{
-		"first_name": `{"type": "text"}`, "score": `{"type": "number"}`, "birthday": `{"type": "date"}`, "country": `{"type": "country"}`,
+		"first_name": `{"type": "text"}`, "level": `{"type": "number"}`, "birthday": `{"type": "date"}`, "country": `{"type": "country"}`,
 		"interests": `{"type": "multiselect", "options": ["ski", "sail"]}`, "note": `{"type": "text"}`,
 	} {
 		apply(tb, db, "Field", name, spec)
@@ -72,7 +72,7 @@ func count(tb testing.TB, db *postgres.DB, tenant string) map[string]int {
 func TestImport(t *testing.T) {
 	t.Parallel()
 	db := newDB(t)
-	file := "\ufeffEmail,First Name,score,interests,tags,country\r\n" +
+	file := "\ufeffEmail,First Name,level,interests,tags,country\r\n" +
 		"Ada@Example.com,Ada,12.5,\"ski, sail\",\"vip,web\",no\r\n" +
 		"\r\n" +
 		"bob@example.com,\"Bob \"\"The Boss\"\"\nSmith\",,,,\r\n" +
@@ -83,9 +83,9 @@ func TestImport(t *testing.T) {
 		t.Errorf("%s; rejects %q", d, rejects)
 	}
 	want := []string{
-		`ada@example.com {"score": 12.5, "country": "NO", "interests": ["sail", "ski"], "first_name": "Ada"} {fair,vip,web}`,
+		`ada@example.com {"level": 12.5, "country": "NO", "interests": ["sail", "ski"], "first_name": "Ada"} {fair,vip,web}`,
 		`bob@example.com {"first_name": "Bob \"The Boss\"\nSmith"} {fair}`,
-		`zoe@xn--bcher-kva.example {"score": 0, "country": "FR", "first_name": "Zoë 5\" tall"} {fair}`,
+		`zoe@xn--bcher-kva.example {"level": 0, "country": "FR", "first_name": "Zoë 5\" tall"} {fair}`,
 	}
 	if d := cmp.Diff(want, contacts(t, db)); d != "" {
 		t.Error(d)
@@ -108,11 +108,11 @@ func TestImport(t *testing.T) {
 		t.Error(d)
 	}
 	// What the file says anew is written, what it leaves empty stays.
-	res, _ = run(t, db, "email,score,first_name\nada@example.com,13,\nbob@example.com,,\n", csvimport.Options{})
+	res, _ = run(t, db, "email,level,first_name\nada@example.com,13,\nbob@example.com,,\n", csvimport.Options{})
 	if d := cmp.Diff(csvimport.Result{Rows: 2, Updated: 1, Unchanged: 1}, res); d != "" {
 		t.Error(d)
 	}
-	if got := pgtest.One[string](t, db, "acme", "SELECT fields ->> 'first_name' || (fields ->> 'score') FROM contact WHERE email = 'ada@example.com'"); got != "Ada13" {
+	if got := pgtest.One[string](t, db, "acme", "SELECT fields ->> 'first_name' || (fields ->> 'level') FROM contact WHERE email = 'ada@example.com'"); got != "Ada13" {
 		t.Errorf("ada is %s", got)
 	}
 	if d := cmp.Diff(map[string]int{"contact": 0, "consent": 0, "subscription": 0, "fact": 0, "outbox": 0}, count(t, db, "brava")); d != "" {
@@ -133,15 +133,15 @@ func TestHeaderErrorsComeBeforeAnything(t *testing.T) {
 	}{
 		"empty":             {"", csvimport.Options{}, "the file is empty"},
 		"only a mark":       {"\ufeff", csvimport.Options{}, "the file is empty"},
-		"no identity":       {"first_name,score\nAda,1\n", csvimport.Options{}, "the column email is missing"},
+		"no identity":       {"first_name,level\nAda,1\n", csvimport.Options{}, "the column email is missing"},
 		"unknown":           {"email,frist_name\n", csvimport.Options{}, `column 2: there is no field "frist_name", did you mean "first_name"?`},
-		"twice":             {"email,score,Score\n", csvimport.Options{}, `column 3: "Score" is column 2 already`},
-		"nameless":          {"email,,score\n", csvimport.Options{}, "column 2 has no name"},
+		"twice":             {"email,level,Level\n", csvimport.Options{}, `column 3: "Level" is column 2 already`},
+		"nameless":          {"email,,level\n", csvimport.Options{}, "column 2 has no name"},
 		"created":           {"email,created\n", csvimport.Options{}, "Onda sets it"},
-		"all at once":       {"mail,scroe\n", csvimport.Options{}, `did you mean "score"?`},
+		"all at once":       {"mail,leevl\n", csvimport.Options{}, `did you mean "level"?`},
 		"UTF-16":            {"\xff\xfee\x00m\x00", csvimport.Options{}, "UTF-16"},
 		"spreadsheet":       {"PK\x03\x04", csvimport.Options{}, "spreadsheet"},
-		"open quote":        {"email,\"score\nada@example.com,1\n", csvimport.Options{}, "row 1, which names the columns: a quote is left open in cell 2"},
+		"open quote":        {"email,\"level\nada@example.com,1\n", csvimport.Options{}, "row 1, which names the columns: a quote is left open in cell 2"},
 		"unknown topic":     {"email\n", csvimport.Options{Consent: []string{"newsleter"}, Proof: "x"}, `there is no topic "newsleter", did you mean "newsletter"?`},
 		"consent, no proof": {"email\n", csvimport.Options{Consent: []string{"newsletter"}}, "needs a proof"},
 		"bad tag":           {"email\n", csvimport.Options{Tags: []string{"a,b"}}, `"a,b" is not a tag`},
@@ -164,7 +164,7 @@ func TestRejectedRowsCanBeCorrectedAndImportedAgain(t *testing.T) {
 	t.Parallel()
 	db := newDB(t)
 	pgtest.Exec(t, db, "acme", "INSERT INTO contact (email, external_id) VALUES ('one@example.com', 'one'), ('two@example.com', 'two')")
-	file := "email,external_id,first_name,score,birthday,interests,tags\n" +
+	file := "email,external_id,first_name,level,birthday,interests,tags\n" +
 		"good@example.com,,Good,1,,,\n" +
 		"bad.example.com,,Bad,1,,,\n" + // 3
 		"Good@Example.com,,Twice,1,,,\n" + // 4
@@ -183,7 +183,7 @@ func TestRejectedRowsCanBeCorrectedAndImportedAgain(t *testing.T) {
 		{3, "column email: not an email address: there is no @ in it: correct it, or take the row out"},
 		{4, "the address is on row 2 already: keep one of the two rows"},
 		{5, "neither an email nor an external_id is there: give one of them"},
-		{6, `column score: must be a number such as 12 or 12.5: "many" is not`},
+		{6, `column level: must be a number such as 12 or 12.5: "many" is not`},
 		{7, `column birthday: must be a date such as 2026-11-24: "2026-02-30" is not`},
 		{8, `column interests: must be of ski, sail: "ski,golf" is not`},
 		{9, "the row has 3 cells, the header has 7: a separator is missing, or a cell that has one in it is not in quotes"},
@@ -195,7 +195,7 @@ func TestRejectedRowsCanBeCorrectedAndImportedAgain(t *testing.T) {
 	if d := cmp.Diff(csvimport.Result{Rows: 13, Made: 2, Rejected: 11, Granted: 2, Problems: want}, res); d != "" {
 		t.Error(d)
 	}
-	if !strings.HasPrefix(rejects, "email,external_id,first_name,score,birthday,interests,tags,error\n") || !strings.Contains(rejects, "latin@example.com,,Zoë,1,,,,\"column first_name") ||
+	if !strings.HasPrefix(rejects, "email,external_id,first_name,level,birthday,interests,tags,error\n") || !strings.Contains(rejects, "latin@example.com,,Zoë,1,,,,\"column first_name") ||
 		!strings.Contains(rejects, "open@example.com,,\"\"\"Open\",1,,,") || !strings.Contains(rejects, ",x,y\n") {
 		t.Errorf("rejects:\n%s", rejects)
 	}
@@ -321,7 +321,7 @@ func TestWhatIsInStaysIn(t *testing.T) {
 func BenchmarkImport50000(b *testing.B) {
 	db := newDB(b)
 	var f strings.Builder
-	f.WriteString("email,first_name,score,country,interests\n")
+	f.WriteString("email,first_name,level,country,interests\n")
 	for i := range 50_000 {
 		fmt.Fprintf(&f, "person%d@example.com,Ada %d,%d,NO,\"ski,sail\"\n", i, i, i)
 	}

@@ -361,7 +361,7 @@ type SegmentChanged struct {
 
 // ScoreChanged says that contacts' scores changed.
 type ScoreChanged struct {
-	// Items are the new scores, at most 500.
+	// Items are the new scores, at most 500, each of a group.
 	Items []Score `json:"items"`
 }
 
@@ -369,6 +369,8 @@ type ScoreChanged struct {
 type Score struct {
 	// Contact is the contact's id.
 	Contact int64 `json:"contact" is:"id"`
+	// Group is the group of points; score is the one that is meant where none is named.
+	Group string `json:"group" is:"name"`
 	// Score is the score after the change; it may be below zero.
 	Score int64 `json:"score" is:"number"`
 }

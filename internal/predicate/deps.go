@@ -12,6 +12,7 @@ import (
 // Deps are what a predicate's answer for a contact depends on.
 type Deps struct {
 	Fields    []string // names of fields, built-in ones too
+	Scores    []string // groups
 	Tags      bool
 	Topics    []string // whose subscriptions
 	Gate      bool     // suppressions, and whether the contact has an address
@@ -27,6 +28,9 @@ func DepsOf(p *spec.Predicate) Deps {
 		switch {
 		case q.Field != nil:
 			d.Fields = append(d.Fields, q.Field.Field)
+			if group, ok := spec.ScoreGroup(q.Field.Field); ok {
+				d.Scores = append(d.Scores, group)
+			}
 			d.Tags = d.Tags || q.Field.Field == "tags"
 		case q.Tag != "":
 			d.Tags = true
@@ -43,7 +47,7 @@ func DepsOf(p *spec.Predicate) Deps {
 			d.Campaigns = append(d.Campaigns, q.Campaign.Campaign)
 		}
 	})
-	for _, names := range []*[]string{&d.Fields, &d.Topics, &d.Segments, &d.Campaigns} {
+	for _, names := range []*[]string{&d.Fields, &d.Scores, &d.Topics, &d.Segments, &d.Campaigns} {
 		slices.Sort(*names)
 		*names = slices.Compact(*names)
 	}
@@ -60,6 +64,10 @@ func (d Deps) Touched(f postgres.Fact) bool {
 		}
 	case "tag":
 		if d.Tags {
+			return true
+		}
+	case "score":
+		if slices.Contains(d.Scores, f.Name) {
 			return true
 		}
 	case "consent":

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/spec"
 )
 
@@ -40,6 +41,12 @@ func (c *compiler) typed(t *spec.FieldTest, typ spec.FieldType) (string, error) 
 		return c.instants("c.created_at", t.Test)
 	case "tags":
 		return c.set("(SELECT lower(e.v) FROM unnest(c.tags) e(v))", t.Test)
+	}
+	if group, ok := spec.ScoreGroup(t.Field); ok {
+		if c.env.NoScores {
+			return c.numbers("0", t.Test)
+		}
+		return c.numbers(contact.ScoreSQL("c", c.text(group)), t.Test)
 	}
 	name := c.text(t.Field)
 	switch typ {

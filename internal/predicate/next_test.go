@@ -202,12 +202,16 @@ func TestTouched(t *testing.T) {
 		want   bool
 	}{
 		{`{field: plan, is: x}`, postgres.Fact{Kind: "contact.changed", Data: []byte(`{"fields": ["plan"]}`)}, true},
-		{`{field: plan, is: x}`, postgres.Fact{Kind: "contact.changed", Data: []byte(`{"fields": ["score"]}`)}, false},
+		{`{field: plan, is: x}`, postgres.Fact{Kind: "contact.changed", Data: []byte(`{"fields": ["level"]}`)}, false},
 		{`{field: plan, is: x}`, postgres.Fact{Kind: "contact.changed"}, true},
 		{`{field: plan, is: x}`, postgres.Fact{Kind: "contact.erased"}, true},
 		{`{field: plan, is: x}`, postgres.Fact{Kind: "tag.changed", Name: "plan"}, false},
 		{`{not: {tag: vip}}`, postgres.Fact{Kind: "tag.changed", Name: "vip"}, true},
 		{`{field: tags, hasAny: [vip]}`, postgres.Fact{Kind: "tag.changed", Name: "vip"}, true},
+		{`{field: score, gte: 50}`, postgres.Fact{Kind: "score.changed", Name: "score"}, true},
+		{`{field: score, gte: 50}`, postgres.Fact{Kind: "score.changed", Name: "fit"}, false},
+		{`{not: {field: score.fit, gte: 50}}`, postgres.Fact{Kind: "score.changed", Name: "fit"}, true},
+		{`{event: email.clicked}`, postgres.Fact{Kind: "score.changed", Name: "score"}, false},
 		{`{topic: news, state: never}`, postgres.Fact{Kind: "consent.granted", Name: "news"}, true},
 		{`{topic: news, state: never}`, postgres.Fact{Kind: "consent.granted", Name: "offers"}, false},
 		{`{reachable: news}`, postgres.Fact{Kind: "suppression.added"}, true},

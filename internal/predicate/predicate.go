@@ -29,13 +29,15 @@ type Env struct {
 	Now time.Time
 	// First is the number of the first parameter, when the statement has others before; 0 and 1 are the same.
 	First int
+	// NoScores is set of a tenant whose schema has none yet: all are 0.
+	NoScores bool
 
 	zoneRead *bool // set when Zone is asked for; nil for nobody wants to know
 }
 
 // Load reads the tenant's Env: its fields, the zone of its settings, its clock.
 func Load(ctx context.Context, tx *postgres.Tx) (Env, error) {
-	env := Env{Fields: map[string]spec.FieldType{}, Zone: time.UTC, Now: tx.Now()}
+	env := Env{Fields: map[string]spec.FieldType{}, Zone: time.UTC, Now: tx.Now(), NoScores: tx.Tenant.Schema < contact.ScoresSchema}
 	rows, err := tx.Query(ctx, `SELECT e.kind, d.spec FROM entity e JOIN document d ON d.id = e.current WHERE e.kind IN ('Field', 'Settings')`)
 	if err != nil {
 		return env, fmt.Errorf("read fields: %w", err)
@@ -62,6 +64,9 @@ func Load(ctx context.Context, tx *postgres.Tx) (Env, error) {
 }
 
 func (env Env) fieldType(name string) (spec.FieldType, bool) {
+	if _, ok := spec.ScoreGroup(name); ok {
+		return spec.TypeNumber, true
+	}
 	for _, f := range spec.BuiltinFields() {
 		if f.Name == name {
 			return f.Type, true

@@ -41,6 +41,7 @@ type person struct {
 	journeys  map[string]string
 	erased    bool
 	forwarded bool
+	scores    map[string]int64
 }
 
 type happening struct {
@@ -57,7 +58,7 @@ type mail struct {
 
 func fieldTypes() map[string]spec.FieldType {
 	return map[string]spec.FieldType{
-		"plan": spec.TypeText, "score": spec.TypeNumber, "vip": spec.TypeBoolean, "birthday": spec.TypeDate, "seen": spec.TypeDatetime,
+		"plan": spec.TypeText, "level": spec.TypeNumber, "vip": spec.TypeBoolean, "birthday": spec.TypeDate, "seen": spec.TypeDatetime,
 		"likes": spec.TypeMultiselect, "country": spec.TypeCountry,
 	}
 }
@@ -94,8 +95,8 @@ func drawPerson(t *rapid.T) *person {
 	if has("has plan") {
 		p.fields["plan"] = rapid.SampledFrom(append(words(), "")).Draw(t, "plan")
 	}
-	if has("has score") {
-		p.fields["score"] = rapid.SampledFrom([]any{0, 1, 5, 5.5, -3, "5", true}).Draw(t, "score")
+	if has("has level") {
+		p.fields["level"] = rapid.SampledFrom([]any{0, 1, 5, 5.5, -3, "5", true}).Draw(t, "level")
 	}
 	if has("has vip") {
 		p.fields["vip"] = rapid.SampledFrom([]any{true, false, "true"}).Draw(t, "vip")
@@ -115,6 +116,7 @@ func drawPerson(t *rapid.T) *person {
 	if has("has country") {
 		p.fields["country"] = rapid.SampledFrom([]string{"NO", "FR"}).Draw(t, "country")
 	}
+	p.scores = rapid.MapOf(rapid.SampledFrom([]string{"score", "fit", "other"}), rapid.Int64Range(-3, 6)).Draw(t, "scores")
 	p.tags = rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"VIP", "web"}), 0, 2, rapid.ID).Draw(t, "tags")
 	for _, topic := range []string{"news", "offers"} {
 		if s := rapid.SampledFrom([]string{"", "pending", "granted", "withdrawn"}).Draw(t, topic); s != "" {
@@ -186,6 +188,7 @@ func drawPredicate(t *rapid.T, depth int) any {
 	}
 	types := fieldTypes()
 	types["email"], types["external_id"], types["created"], types["tags"] = spec.TypeText, spec.TypeText, spec.TypeDatetime, spec.TypeMultiselect
+	types["score"], types["score.fit"] = spec.TypeNumber, spec.TypeNumber
 	names := make([]string, 0, len(types))
 	for n := range types {
 		names = append(names, n)
@@ -463,6 +466,10 @@ func (n naive) field(f *spec.FieldTest, c *person) bool {
 		return n.instant(c.created.Format(time.RFC3339), f.Test)
 	case "tags":
 		return n.set(c.tags, f.Test)
+	case "score": // what was never given is 0, and not missing
+		return n.number(int(c.scores["score"]), f.Test)
+	case "score.fit":
+		return n.number(int(c.scores["fit"]), f.Test)
 	}
 	v := c.fields[f.Field]
 	switch fieldTypes()[f.Field] {
@@ -718,8 +725,8 @@ func store(ctx context.Context, tx *postgres.Tx, people []*person) error {
 			e := *p.email
 			email = &e
 		}
-		b.Queue(`INSERT INTO contact (id, email, external_id, fields, tags, created_at, erased_at, merged_into) OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, $4, $5, $6,
-			CASE WHEN $7 THEN now() END, CASE WHEN $8 THEN 1::bigint END)`, p.id, email, fmt.Sprintf("x%d", p.id), fields, p.tags, p.created, p.erased, p.forwarded)
+		b.Queue(`INSERT INTO contact (id, email, external_id, fields, tags, created_at, erased_at, merged_into, scores) OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, $4, $5, $6,
+			CASE WHEN $7 THEN now() END, CASE WHEN $8 THEN 1::bigint END, $9)`, p.id, email, fmt.Sprintf("x%d", p.id), fields, p.tags, p.created, p.erased, p.forwarded, p.scores)
 		for topic, state := range p.topics {
 			b.Queue("INSERT INTO subscription (contact, purpose, state, consent, at) VALUES ($1, $2, $3, 0, now())", p.id, topic, state)
 		}
@@ -866,8 +873,8 @@ func TestCompileRefuses(t *testing.T) {
 		`{field: gone, is: x}`:                                               `there is no field "gone"`,
 		`{field: plan, matches: "(a{200}){5}"}`:                              "too large",
 		`{field: plan, matches: "a{300}"}`:                                   "at most 255",
-		`{field: score, contains: x}`:                                        "does not fit",
-		`{not: {any: [{field: score, is: 1}, {field: gone, exists: true}]}}`: "no field",
+		`{field: level, contains: x}`:                                        "does not fit",
+		`{not: {any: [{field: level, is: 1}, {field: gone, exists: true}]}}`: "no field",
 	} {
 		p, err := spec.ParsePredicate(source)
 		if err != nil {

@@ -110,7 +110,7 @@ spec:
   protect: {honeypot: true, perAddress: 30/h, blockDomains: [mailinator.com]}
   confirm: {email: confirm-newsletter, expires: 7d}
   submitted: [{tag: {add: [web]}}]
-  confirmed: [{campaign: {enter: onboarding}}, {tag: {add: [confirmed], remove: [web]}}]
+  confirmed: [{campaign: {enter: onboarding}}, {tag: {add: [confirmed], remove: [web]}}, {score: {add: 5}}]
   result: {message: thanks}
   origins: ["https://shop.example"]
 ---

@@ -586,6 +586,12 @@ func actOne(ctx context.Context, tx *postgres.Tx, list []*submission, step spec.
 	switch {
 	case step.Tag != nil:
 		return contact.Update(ctx, tx, drainer, who, contact.Change{AddTags: step.Tag.Add, RemoveTags: step.Tag.Remove}, cause(list))
+	case step.Score != nil:
+		points := make([]contact.Points, len(list)) // one for each submission
+		for i, s := range list {
+			points[i] = contact.Points{Contact: s.who, Group: step.Score.Group, Add: int64(step.Score.Add)}
+		}
+		return contact.AddPoints(ctx, tx, drainer, points, cause(list))
 	case step.Set != nil:
 		fields := map[string]any{}
 		for _, a := range step.Set {

@@ -11,12 +11,12 @@ import (
 func BenchmarkRebuild1000000(b *testing.B) {
 	const contacts = 1_000_000
 	w := newWorld(b)
-	const insert = `INSERT INTO contact (email, fields) SELECT 'p' || n || '@example.com', jsonb_build_object('plan', CASE WHEN n % 3 = 0 THEN 'paid' ELSE 'free' END, 'score', n % 100,
+	const insert = `INSERT INTO contact (email, fields) SELECT 'p' || n || '@example.com', jsonb_build_object('plan', CASE WHEN n % 3 = 0 THEN 'paid' ELSE 'free' END, 'level', n % 100,
 		'first_name', 'Ada', 'last_name', 'Lovelace', 'city', 'London') FROM generate_series($1::int, $2::int) n`
 	for from := 1; from < contacts; from += 50_000 {
 		pgtest.Exec(b, w.db, "acme", insert, from, from+49_999)
 	}
-	w.segment("paying", `{"all": [{"field": "plan", "is": "paid"}, {"field": "score", "gte": 10}, {"not": {"event": "email.clicked", "within": "30d"}}]}`)
+	w.segment("paying", `{"all": [{"field": "plan", "is": "paid"}, {"field": "level", "gte": 10}, {"not": {"event": "email.clicked", "within": "30d"}}]}`)
 	b.ResetTimer()
 	for b.Loop() {
 		if err := w.request("paying"); err != nil {

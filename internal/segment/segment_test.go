@@ -43,7 +43,7 @@ func newWorld(tb testing.TB) *world {
 	w.keeper = &keeper{db: w.db, docs: &documents{}, log: zap.NewNop()}
 	for _, tenant := range []string{"acme", "brava"} {
 		w.apply(tenant, "Field", "plan", `{"type": "text"}`)
-		w.apply(tenant, "Field", "score", `{"type": "number"}`)
+		w.apply(tenant, "Field", "level", `{"type": "number"}`)
 		w.apply(tenant, "Field", "seen", `{"type": "datetime"}`)
 		w.apply(tenant, "Topic", "news", `{}`)
 	}
@@ -69,7 +69,7 @@ func (w *world) segment(name, where string) {
 func (w *world) people(n int) (ids []int64) {
 	w.Helper()
 	return pgtest.All[int64](w, w.db, "acme", `INSERT INTO contact (email, external_id, fields)
-		SELECT 'p' || n || '@example.com', 'x' || n, jsonb_build_object('score', n, 'plan', CASE WHEN n % 2 = 0 THEN 'paid' ELSE 'free' END) FROM generate_series(1, $1) n RETURNING id`, n)
+		SELECT 'p' || n || '@example.com', 'x' || n, jsonb_build_object('level', n, 'plan', CASE WHEN n % 2 = 0 THEN 'paid' ELSE 'free' END) FROM generate_series(1, $1) n RETURNING id`, n)
 }
 
 func (w *world) update(ids []int64, c contact.Change) {
@@ -161,12 +161,34 @@ func (w *world) told(name string) {
 	}
 }
 
+// Who gets or loses points joins and leaves.
+func TestFollowsScores(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ids := w.people(3)
+	w.segment("hot", `{"field": "score", "gte": 50}`)
+	w.segment("unfit", `{"field": "score.fit", "lte": 0}`)
+	give := func(points ...contact.Points) {
+		pgtest.In(w, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+			return contact.AddPoints(ctx, tx, "track", points, "")
+		})
+		w.work()
+	}
+	give(contact.Points{Contact: ids[0], Group: "score", Add: 50})
+	w.want("hot", ids[0])
+	w.want("unfit", ids...)
+	give(contact.Points{Contact: ids[1], Group: "score", Add: 60}, contact.Points{Contact: ids[0], Group: "score", Add: -1}, contact.Points{Contact: ids[2], Group: "fit", Add: 1})
+	w.want("hot", ids[1])
+	w.want("unfit", ids[0], ids[1])
+	w.told("hot")
+}
+
 func TestRebuildAndFollow(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	ids := w.people(6)
 	w.segment("paying", `{"field": "plan", "is": "paid"}`)
-	w.segment("rich", `{"all": [{"segment": "paying"}, {"field": "score", "gte": 4}]}`)
+	w.segment("rich", `{"all": [{"segment": "paying"}, {"field": "level", "gte": 4}]}`)
 	w.segment("poor", `{"not": {"segment": "rich"}}`)
 	if w.count("paying").Current {
 		t.Error("a segment that was never made is current")
@@ -318,7 +340,7 @@ func TestKilledBetweenChunks(t *testing.T) {
 			w.update([]int64{ids[3], ids[897]}, contact.Change{Fields: map[string]any{"plan": "free"}})
 		}
 		if i == 5 { // another version while it is on its way
-			w.segment("paying", `{"all": [{"field": "plan", "is": "paid"}, {"field": "score", "lte": 600}]}`)
+			w.segment("paying", `{"all": [{"field": "plan", "is": "paid"}, {"field": "level", "lte": 600}]}`)
 		}
 		if i%2 == 1 {
 			if _, err := k.facts(ctx, "acme", map[string]bool{}); err != nil {
@@ -338,7 +360,7 @@ func TestKilledBetweenChunks(t *testing.T) {
 		}
 	}
 	w.work()
-	want := pgtest.All[int64](t, w.db, "acme", "SELECT id FROM contact WHERE fields->>'plan' = 'paid' AND (fields->>'score')::int <= 600 ORDER BY 1")
+	want := pgtest.All[int64](t, w.db, "acme", "SELECT id FROM contact WHERE fields->>'plan' = 'paid' AND (fields->>'level')::int <= 600 ORDER BY 1")
 	w.want("paying", want...)
 	w.want("rest", pgtest.All[int64](t, w.db, "acme", "SELECT id FROM contact WHERE NOT id = ANY ($1) ORDER BY 1", want)...)
 	w.told("paying")
@@ -351,7 +373,7 @@ func TestManyAtOnce(t *testing.T) {
 	w := newWorld(t)
 	ids := w.people(400)
 	w.segment("paying", `{"field": "plan", "is": "paid"}`)
-	w.segment("rich", `{"all": [{"segment": "paying"}, {"field": "score", "gte": 200}]}`)
+	w.segment("rich", `{"all": [{"segment": "paying"}, {"field": "level", "gte": 200}]}`)
 	var wg sync.WaitGroup
 	errs := make(chan error, 100)
 	for range 3 {
@@ -385,7 +407,7 @@ func TestManyAtOnce(t *testing.T) {
 	}
 	w.work()
 	w.want("paying", pgtest.All[int64](t, w.db, "acme", "SELECT id FROM contact WHERE fields->>'plan' = 'paid' ORDER BY 1")...)
-	w.want("rich", pgtest.All[int64](t, w.db, "acme", "SELECT id FROM contact WHERE fields->>'plan' = 'paid' AND (fields->>'score')::int >= 200 ORDER BY 1")...)
+	w.want("rich", pgtest.All[int64](t, w.db, "acme", "SELECT id FROM contact WHERE fields->>'plan' = 'paid' AND (fields->>'level')::int >= 200 ORDER BY 1")...)
 	w.told("paying")
 	w.told("rich")
 }
@@ -462,7 +484,7 @@ func TestSameEndWhateverIsDelivered(t *testing.T) {
 	w := newWorld(t)
 	w.people(40)
 	w.segment("a", `{"any": [{"tag": "vip"}, {"field": "plan", "is": "paid"}]}`)
-	w.segment("b", `{"all": [{"segment": "a"}, {"not": {"field": "score", "lt": 20}}]}`)
+	w.segment("b", `{"all": [{"segment": "a"}, {"not": {"field": "level", "lt": 20}}]}`)
 	w.work()
 	rapid.Check(t, func(t *rapid.T) {
 		for range rapid.IntRange(1, 4).Draw(t, "rounds") {
@@ -494,7 +516,7 @@ func TestSameEndWhateverIsDelivered(t *testing.T) {
 		}
 		w.work()
 		a := pgtest.All[int64](w, w.db, "acme", "SELECT id FROM contact WHERE fields->>'plan' = 'paid' OR tags @> '{vip}' ORDER BY 1")
-		b := pgtest.All[int64](w, w.db, "acme", "SELECT id FROM contact WHERE (fields->>'plan' = 'paid' OR tags @> '{vip}') AND (fields->>'score')::int >= 20 ORDER BY 1")
+		b := pgtest.All[int64](w, w.db, "acme", "SELECT id FROM contact WHERE (fields->>'plan' = 'paid' OR tags @> '{vip}') AND (fields->>'level')::int >= 20 ORDER BY 1")
 		for name, want := range map[string][]int64{"a": a, "b": b} {
 			if got := w.members(name); len(got)+len(want) > 0 && !slices.Equal(got, want) {
 				t.Fatalf("segment %s has %v, want %v", name, got, want)

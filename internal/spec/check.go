@@ -152,7 +152,7 @@ func segmentReference() rule[string] { return reference(KindSegment) }
 
 // fieldReference is the name of a field, a document's or a built-in one.
 func fieldReference() rule[string] {
-	name := scalar("the name of a field", fieldNamePattern, asText)
+	name := scalar("the name of a field", fieldTestPattern, asText)
 	return mapped(name, func(d *decoder, n *node, name string) (string, bool) {
 		d.later(func(c *checker) { c.field(n.position, name) })
 		return name, true

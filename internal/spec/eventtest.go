@@ -28,7 +28,10 @@ func ReservedEntities() []string {
 }
 
 // eventName is the name of a built-in event or of one of the tenant's own.
-func eventName() rule[string] {
+func eventName() rule[string] { return eventNameOf(BuiltinEvents()) }
+
+// eventNameOf is eventName with only some of the built-in ones.
+func eventNameOf(builtin []string) rule[string] {
 	return rule[string]{
 		read: func(d *decoder, n *node) (string, bool) {
 			s, ok := scalar("the name of an event such as email.clicked or order.placed", eventPattern, asText).read(d, n)
@@ -36,8 +39,8 @@ func eventName() rule[string] {
 				return "", false
 			}
 			entity, _, _ := strings.Cut(s, ".")
-			if slices.Contains(ReservedEntities(), entity) && !slices.Contains(BuiltinEvents(), s) {
-				d.fail(n.position, "%s", unknown("event", s, BuiltinEvents()))
+			if slices.Contains(ReservedEntities(), entity) && !slices.Contains(builtin, s) {
+				d.fail(n.position, "%s", unknown("event", s, builtin))
 				return "", false
 			}
 			return s, true
@@ -45,7 +48,7 @@ func eventName() rule[string] {
 		schema: func(*schemaBuilder) schema {
 			reserved := strings.Join(ReservedEntities(), "|")
 			return schema{"anyOf": []any{
-				schema{"enum": BuiltinEvents()},
+				schema{"enum": builtin},
 				schema{"type": "string", "pattern": eventPattern, "not": schema{"pattern": `^(` + reserved + `)(\.|$)`}},
 			}}
 		},

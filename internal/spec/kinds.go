@@ -24,13 +24,15 @@ type Field struct {
 func (*Field) Kind() string { return KindField }
 
 // BuiltinFields are the fields that every contact has without a document:
-// columns of the contact, and its tags.
+// columns of the contact, its tags and its score. Scores of other groups are
+// fields such as score.fit.
 func BuiltinFields() []*Field {
 	return []*Field{
 		{Meta: Meta{Name: "email", Title: "Email"}, Type: TypeText, Unique: true, Personal: true, VisitorWritable: true},
 		{Meta: Meta{Name: "external_id", Title: "External id"}, Type: TypeText, Unique: true},
 		{Meta: Meta{Name: "created", Title: "Created"}, Type: TypeDatetime},
 		{Meta: Meta{Name: "tags", Title: "Tags"}, Type: TypeMultiselect},
+		{Meta: Meta{Name: MainScore, Title: "Score"}, Type: TypeNumber},
 	}
 }
 
@@ -46,6 +48,9 @@ func builtinField(name string) (*Field, bool) {
 		if f.Name == name {
 			return f, true
 		}
+	}
+	if _, ok := ScoreGroup(name); ok {
+		return &Field{Meta: Meta{Name: name, Title: name}, Type: TypeNumber}, true
 	}
 	return nil, false
 }
@@ -251,6 +256,7 @@ type Settings struct {
 	Duplicates *Duration // the same version of an email goes to a contact once in this time; nil: as often as it is asked for
 	Theme      Theme     // of visitors' pages
 	Copy       string    // the transactional Email by which a person gets a copy of all that is stored of it; empty for none
+	Scores     []ScoreRule
 }
 
 // Pace is how fast marketing mail goes out at most. A zero rate is no limit.
@@ -358,6 +364,7 @@ func settingsKeys(o *object, s *Settings) {
 	get(o, "privacy", shape("privacy", func(o *object, email *string) {
 		get(o, "copy", reference(KindEmail), email, required)
 	}), &s.Copy, optional)
+	get(o, "scores", list(scoreRule(), 0), &s.Scores, optional)
 	o.check(func(d *decoder, n *node) {
 		if s.Duplicates != nil && s.Duplicates.Approx() > maxDuplicates {
 			d.fail(n.get("duplicates").position, "what was sent is remembered for at most 60 days")

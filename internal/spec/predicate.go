@@ -15,7 +15,7 @@ type Predicate struct {
 	All       []Predicate   // at least one
 	Any       []Predicate   // at least one
 	Not       *Predicate    //
-	Field     *FieldTest    // of a Field, or email, external_id, created, tags
+	Field     *FieldTest    // of a Field, or a built-in one: email, external_id, created, tags, score
 	Tag       string        // has this tag
 	Topic     *TopicTest    //
 	Reachable string        // the gate would let a mail of this topic through
@@ -185,7 +185,7 @@ func predicateRule() rule[Predicate] {
 		read:   func(d *decoder, n *node) (Predicate, bool) { return predicateRule().read(d, n) },
 		schema: func(b *schemaBuilder) schema { return predicateRule().schema(b) },
 	}
-	return variants("predicate", "predicate", []string{"score", "stage", "device", "location"},
+	return variants("predicate", "predicate", []string{"stage", "device", "location"},
 		variant[Predicate]{"all", func(o *object, p *Predicate) { get(o, "all", list(self, 1), &p.All, optional) }},
 		variant[Predicate]{"any", func(o *object, p *Predicate) { get(o, "any", list(self, 1), &p.Any, optional) }},
 		variant[Predicate]{"not", func(o *object, p *Predicate) { get(o, "not", pointer(self), &p.Not, optional) }},

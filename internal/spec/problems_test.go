@@ -39,7 +39,7 @@ spec: {type: select, options: [free, paid]}
 ---
 apiVersion: onda/v1
 kind: Field
-metadata: {name: score}
+metadata: {name: level}
 spec: {type: number}
 ---
 apiVersion: onda/v1
@@ -122,21 +122,21 @@ func badCases() []badCase {
 		{"anchor", head("Topic", "t", "  public: &x true\n"), []string{`5:11: anchors and aliases are not part of the language: write it out`}, true},
 		{"tab", "apiVersion: onda/v1\n\tkind: x\n", []string{"2:1: not readable as YAML: found character '\t' that cannot start any token"}, true},
 
-		{"unknown operator", where("{field: score, gtee: 50}"), []string{`5:25: unknown operator "gtee", did you mean "gte"?`}, false},
-		{"no operator", where("{field: score}"), []string{`5:10: an operator is missing, such as is, in or exists`}, false},
-		{"two operators", where("{field: score, gte: 5, lt: 9}"), []string{`5:33: there is "gte" already: one operator at a time, the others in all: [...]`}, false},
-		{"unknown predicate", where("{feild: score, is: 1}"), []string{`5:11: unknown predicate "feild", did you mean "field"?`}, false},
+		{"unknown operator", where("{field: level, gtee: 50}"), []string{`5:25: unknown operator "gtee", did you mean "gte"?`}, false},
+		{"no operator", where("{field: level}"), []string{`5:10: an operator is missing, such as is, in or exists`}, false},
+		{"two operators", where("{field: level, gte: 5, lt: 9}"), []string{`5:33: there is "gte" already: one operator at a time, the others in all: [...]`}, false},
+		{"unknown predicate", where("{feild: level, is: 1}"), []string{`5:11: unknown predicate "feild", did you mean "field"?`}, false},
 		{"a predicate that comes later", where("{stage: hot}"), []string{`5:11: this version does not have the predicate "stage" yet`}, false},
 		{"two predicates", where("{tag: a, segment: vips}"), []string{`5:19: there is "tag" already: one predicate at a time`}, false},
 		{"empty all", where("{all: []}"), []string{`5:16: the list must not be empty`}, false},
 		{"unknown field", where("{field: contry, in: [FR]}"), []string{`5:18: unknown field "contry", did you mean "country"?`}, true},
 		{"operator that does not fit", where("{field: country, gte: 5}"), []string{`5:27: gte does not fit the field "country", a country: use one of is, isNot, in, notIn, exists`}, true},
-		{"value that does not fit", where("{field: score, is: high}"), []string{`5:29: the field "score" is a number: "high" is none`}, true},
+		{"value that does not fit", where("{field: level, is: high}"), []string{`5:29: the field "level" is a number: "high" is none`}, true},
 		{"option that is not there", where("{field: plan, in: [free, paidd]}"), []string{`5:35: unknown option "paidd", did you mean "paid"? of the field "plan"`}, true},
 		{"country that is none", where("{field: country, is: Norway}"), []string{`5:31: the field "country" is a country: "Norway" is no code such as NO or FR`}, true},
 		{"regular expression", where(`{field: email, matches: "a("}`), []string{"5:34: not a regular expression: missing closing ): `(?i:a()`"}, true},
-		{"between upside down", where("{field: score, between: [9, 1]}"), []string{`5:34: the lowest comes first: 9 is above 1`}, true},
-		{"between of three", where("{field: score, between: [9, 1, 3]}"), []string{`5:34: must be a list of two, the lowest and the highest, such as [50, 100]`}, false},
+		{"between upside down", where("{field: level, between: [9, 1]}"), []string{`5:34: the lowest comes first: 9 is above 1`}, true},
+		{"between of three", where("{field: level, between: [9, 1, 3]}"), []string{`5:34: must be a list of two, the lowest and the highest, such as [50, 100]`}, false},
 		{"date that is none", where("{field: ends, before: 2026-02-30}"), []string{`5:32: not a date: "2026-02-30": write it as 2026-06-30, 2026-06-30T09:00, today, now or -30d`}, true},
 		{"duration", where("{field: ends, inLast: 3 days}"), []string{`5:32: must be a duration such as 30m, 12h, 3d, 2w, 6mo or 1y, not "3 days"`}, false},
 		{"unknown event", where("{event: email.cliked}"), []string{`5:18: unknown event "email.cliked", did you mean "email.clicked"?`}, false},
@@ -164,7 +164,14 @@ func badCases() []badCase {
 		{"of a step that sends nothing", steps("    - {id: a, tag: {add: [x]}}\n    - {wait: {event: email.opened, of: a, timeout: 1d}}\n"), []string{`8:40: the step "a" sends no mail`}, true},
 		{"of an unknown step", steps("    - {id: first, send: {email: hello}}\n    - {wait: {event: email.opened, of: frist, timeout: 1d}}\n"), []string{`8:40: unknown step or email "frist", did you mean "first"?`}, true},
 		{"until a field that is no date", steps("    - {wait: {until: {field: plan, offset: -3d}}}\n"), []string{`7:30: the field "plan" is a select: it must be a date or a datetime`}, true},
-		{"update of a wrong value", steps("    - {update: {plan: gold, likes: ski, score: null}}\n"), []string{`7:23: unknown option "gold": it is one of free, paid of the field "plan"`, `7:36: the field "likes" is a multiselect: it takes a list`}, true},
+		{"update of a wrong value", steps("    - {update: {plan: gold, likes: ski, level: null}}\n"), []string{`7:23: unknown option "gold": it is one of free, paid of the field "plan"`, `7:36: the field "likes" is a multiselect: it takes a list`}, true},
+		{"points", steps("    - {score: {add: 0}}\n    - {score: {add: 1.5, group: Fit}}\n    - {score: 10}\n"), []string{
+			`7:21: must be points such as 10 or -5, at most 1000000, not 0`, `8:21: must be points such as 10 or -5, at most 1000000, not 1.5`,
+			`8:33: must be a group of small letters, digits and _, not "Fit"`, `9:15: must be an object, not 10`,
+		}, false},
+		{"update of a score", steps("    - {update: {score: 10}}\n"), []string{`7:17: the field "score" cannot be updated by a step`}, true},
+		{"score of no group", where("{field: scores.fit, gte: 1}"), []string{`5:18: unknown field "scores.fit": it is one of country, created, email, ends, external_id, level, likes, plan, score, tags`}, true},
+		{"score as a text", where("{field: score.fit, contains: 1}"), []string{`5:29: contains does not fit the field "score.fit", a number: use one of is, isNot, in, notIn, gt, gte, lt, lte, between, exists`}, true},
 		{"update of a column", steps("    - {update: {email: x}}\n"), []string{`7:17: the field "email" cannot be updated by a step`}, true},
 		{"mail of another topic", head("Campaign", "c", "  topic: news\n  enter: {segment: vips}\n  steps: [{send: {email: tip}}]\n"), []string{`7:26: the email "tip" is of the topic "tips", the campaign of "news": leave the campaign's topic out to mix them`}, true},
 		{"unknown zone", head("Campaign", "c", "  enter: {segment: vips}\n  zone: Europe/Pariis\n  steps: [{exit: x}]\n"), []string{`6:9: unknown time zone "Europe/Pariis": it must be one such as Europe/Paris`}, true},
@@ -257,6 +264,15 @@ func badCases() []badCase {
 			`5:54: unknown value "Arial": it is one of sans, serif`,
 			`5:67: must be {file: name}, of an SVG, PNG, JPEG, GIF or WebP, not "https://x.example/logo.png"`,
 		}, false},
+		{"scores", head("Settings", "s", "  scores:\n    - {event: email.clicked}\n    - {event: email.sent, add: 5}\n    - {event: order.placed, of: x, add: 2000000}\n    - {event: a.b, within: 3d, add: 1}\n"), []string{
+			`6:7: "add" is missing`,
+			`7:15: unknown event "email.sent", did you mean "email.opened"?`,
+			`8:33: the event "order.placed" has no of: use where, for its properties`,
+			`8:41: must be points such as 10 or -5, at most 1000000, not 2000000`,
+			`9:20: unknown key "within": it is one of event, of, where, add, group`,
+		}, false},
+		{"name of a score", head("Field", "score", "  {type: number}\n"), []string{`5:3: the name "score" is taken: every contact has it, or templates do`}, true},
+		{"score of a group in a mail", head("Email", "e", "  transactional: true\n  from: a@x.example\n  subject: s\n  html: \"{{ contact.score }} {{ contact.score.fit }}\"\n"), []string{`8:33: contact.score.fit: of scores templates know contact.score alone`}, true},
 		{"logo without a title", head("Settings", "s", "  theme: {logo: \"data:image/png;base64,AAAA\"}\n"), []string{`5:10: with a logo the settings need a title in their metadata, for who does not see it`}, true},
 		{"spread over too long", head("Broadcast", "b", "  email: hello\n  to: {segment: vips}\n  over: 15d\n"), []string{`7:9: a broadcast is spread over at most 14 days`}, true},
 		{"warm-up with a hole", warmup(`{days: 1-3, mails: 100}, {days: 6, mails: 500}`), []string{`7:62: days 4 to 5 are missing before day 6: a warm-up has every day from 1 to its last`}, true},
@@ -361,16 +377,18 @@ func goodDocs() []string {
     - wait: {until: 2026-12-24T09:00, past: exit}
     - wait: {until: {days: [tue], from: "09:00", to: "24:00"}}
     - wait: {until: {field: ends, offset: -3d, at: "09:00"}, missing: exit, past: continue}
-    - if: {all: [{field: country, in: ["NO", FR]}, {field: score, gte: 50}]}
-      then: [{update: {plan: paid, likes: [ski], score: 1.5, ends: null}}]
-    - wait: {match: {field: score, gte: 5}, timeout: 2d}
+    - if: {all: [{field: country, in: ["NO", FR]}, {field: level, gte: 50}]}
+      then: [{update: {plan: paid, likes: [ski], level: 1.5, ends: null}}, {score: {add: 10}}, {id: cold, score: {add: -5, group: fit}}]
+    - wait: {match: {field: level, gte: 5}, timeout: 2d}
       else: [{goto: {step: hello, atMost: 2}}]
     - exit: finished
 `),
 		where(`
     all:
       - {field: country, notIn: [FR]}
-      - {field: score, between: [50, 100]}
+      - {field: level, between: [50, 100]}
+      - {field: score, gte: 50}
+      - {field: score.fit, between: [-5, 5]}
       - {field: email, endsWith: ".no"}
       - {field: email, matches: "^a.*b$"}
       - {field: email, contains: 7}
@@ -397,7 +415,7 @@ func goodDocs() []string {
   keep: {in: [a@x.example], out: []}`),
 		head("Segment", "m", "  members: manual\n"),
 		head("Field", "l", "  {type: language, unique: false, personal: true, visitorWritable: true}\n"),
-		head("Settings", "s", "  {zone: Europe/Oslo, locale: pt-BR, tracking: none, frequency: [{count: 3, per: 7d}], quietHours: {from: \"21:00\", to: \"07:00\"}, retention: {facts: 1y}, pace: {rate: 50/s, domains: {google: 1000/m, mail.x.example: {rate: 10/15m, connections: 4}, y.example: {connections: 1}}}, duplicates: 24h, theme: {accent: \"#0B5E6B\", corners: square, font: serif}}\n"),
+		head("Settings", "s", "  {zone: Europe/Oslo, locale: pt-BR, tracking: none, frequency: [{count: 3, per: 7d}], quietHours: {from: \"21:00\", to: \"07:00\"}, retention: {facts: 1y}, pace: {rate: 50/s, domains: {google: 1000/m, mail.x.example: {rate: 10/15m, connections: 4}, y.example: {connections: 1}}}, duplicates: 24h, theme: {accent: \"#0B5E6B\", corners: square, font: serif}, scores: [{event: email.clicked, of: hello, add: 5}, {event: page.viewed, where: {url: {startsWith: \"https://\"}}, add: -2, group: fit}, {event: order.placed, add: 20}]}\n"),
 		head("Domain", "own", "  {domain: News.Bücher.example, signer: onda, returnPath: bounce.bücher.example, linkHost: l.x.example, spf: [\"include:_spf.x.example\", \"ip4:192.0.2.0/24\", \"ip6:2001:db8::/32\"], warmup: {from: 2026-12-01, days: [{days: 1-2, mails: 500}, {days: 3, mails: 1000}]}}\n"),
 		head("Domain", "relayed", "  {domain: x.example, dkim: {selectors: [s1, s2.key]}, spf: \"a:out.x.example\"}\n"),
 		head("Broadcast", "b", "  {email: hello, to: {segment: vips}, exclude: {tag: a}, at: 2026-05-01T09:00, zone: contact, over: 4h}\n"),
@@ -414,7 +432,7 @@ func goodDocs() []string {
   protect: {honeypot: false, perAddress: 10/15m, blockDomains: [x.example]}
   confirm: {email: confirm, expires: 7d}
   submitted: [{tag: {add: [web]}}, {update: {plan: free}}]
-  confirmed: [{campaign: {enter: c}}]
+  confirmed: [{campaign: {enter: c}}, {score: {add: 5}}]
   result: {redirect: "https://x.example/"}
   origins: ["https://x.example:8443"]
   keep: 365d

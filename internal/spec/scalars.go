@@ -121,6 +121,7 @@ func choice[T ~string](words ...T) rule[T] {
 const (
 	namePattern      = `^[a-z0-9][a-z0-9-]{0,62}$`
 	fieldNamePattern = `^[a-z][a-z0-9_]{0,62}$`
+	fieldTestPattern = `^[a-z][a-z0-9_]{0,62}(\.[a-z][a-z0-9_]{0,62})?$` // score.fit too
 	stepIDPattern    = `^[a-z][a-z0-9-]{0,62}$`
 	eventPattern     = `^[a-z][a-z0-9_]*(\.[a-z0-9_]+)*$`
 	localePattern    = `^[a-z]{2,3}(-[A-Za-z0-9]{2,8})*$`

@@ -16,6 +16,7 @@ type Step struct {
 	Wait  *Wait
 	If    *Predicate
 	Tag   *TagChange
+	Score *ScoreChange
 	Set   []Assignment // of update, sorted by field
 	Goto  *Goto
 	Exit  *Exit
@@ -32,7 +33,7 @@ func (s *Step) Node() string {
 	return s.Path
 }
 
-// Action names the step's action: send, wait, if, tag, update, goto, exit or campaign.
+// Action names the step's action: send, wait, if, tag, score, update, goto, score, exit or campaign.
 func (s *Step) Action() string {
 	switch {
 	case s.Send != nil:
@@ -43,6 +44,8 @@ func (s *Step) Action() string {
 		return "if"
 	case s.Tag != nil:
 		return "tag"
+	case s.Score != nil:
+		return "score"
 	case s.Goto != nil:
 		return "goto"
 	case s.Exit != nil:
@@ -62,6 +65,12 @@ type Send struct {
 type TagChange struct {
 	Add    []string
 	Remove []string
+}
+
+// ScoreChange adds points to the contact's score of a group.
+type ScoreChange struct {
+	Group string // MainScore unless given
+	Add   int    // may be below zero
 }
 
 // Assignment gives a field a value. Value is nil to empty it, else a string,
@@ -155,7 +164,7 @@ func (u Until) OfField(value time.Time, loc *time.Location) time.Time {
 
 func laterSteps() []string {
 	return []string{
-		"split", "webhook", "call", "score", "stage", "subscribe", "unsubscribe", "segment", "notify",
+		"split", "webhook", "call", "stage", "subscribe", "unsubscribe", "segment", "notify",
 		"deleteContact", "owner", "first",
 	}
 }
@@ -182,9 +191,18 @@ func stepRule(inForm bool) rule[Step] {
 		id(o, s)
 		get(o, "update", updateRule(), &s.Set, required)
 	}}
+	score := variant[Step]{"score", func(o *object, s *Step) {
+		id(o, s)
+		s.Score = &ScoreChange{}
+		get(o, "score", shape("scoreChange", func(o *object, c *ScoreChange) {
+			c.Group = MainScore
+			get(o, "add", pointsRule(), &c.Add, required)
+			get(o, "group", scoreGroupRule(), &c.Group, optional)
+		}), s.Score, required)
+	}}
 	if inForm {
 		return variants("action", "action", append(laterSteps(), "send", "wait", "if", "goto", "exit"),
-			tag, update,
+			tag, update, score,
 			variant[Step]{"campaign", func(o *object, s *Step) {
 				id(o, s)
 				s.Enter = &Enter{}
@@ -221,7 +239,7 @@ func stepRule(inForm bool) rule[Step] {
 			branches(o, s)
 			o.atLeastOne("then", "else")
 		}},
-		tag, update,
+		tag, update, score,
 		variant[Step]{"goto", func(o *object, s *Step) {
 			id(o, s)
 			s.Goto = &Goto{}

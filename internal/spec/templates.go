@@ -198,6 +198,10 @@ func (c *checker) contactName(at position, name liquid.Name) {
 		return
 	}
 	field := name.Path[1]
+	if field == MainScore && len(name.Path) > 2 {
+		c.fail(at, "%s: of scores templates know contact.%s alone", name, MainScore)
+		return
+	}
 	if _, builtin := builtinField(field); builtin {
 		return
 	}
