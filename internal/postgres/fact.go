@@ -33,10 +33,15 @@ type Fact struct {
 	At time.Time
 }
 
-// Readers are the functions whose cursors read facts of the kind.
+// Readers are the functions whose cursors read facts of the kind. track gives points for what a contact does: spec.ScoredEvents.
 func Readers(kind string) []string {
 	if strings.HasPrefix(kind, "segment.") {
 		return []string{"campaign"}
+	}
+	switch kind {
+	case "email.opened", "email.clicked", "email.bounced", "email.complained", "hit.reclassified", "consent.granted", "consent.withdrawn", "page.viewed", "event.tracked",
+		"contact.identified", "form.submitted", "form.confirmed":
+		return []string{"campaign", "segment", "track"}
 	}
 	return []string{"campaign", "segment"}
 }

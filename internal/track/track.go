@@ -9,6 +9,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -124,20 +126,23 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 	return h, nil
 }
 
-// onEvent does the work that is due for the event's tenant. Other events than schedule.due are doorbells of facts, of which track needs none.
+// onEvent does the work that is due for the event's tenant. Other events than schedule.due are doorbells of facts, some of which may give points.
 func (t *Tracker) onEvent(ctx context.Context, e cloudevents.Event, draining <-chan struct{}, publish postgres.Post) error {
 	data, err := event.Decode(e)
 	if err != nil {
 		return fn.Permanent(err)
 	}
-	if _, due := data.(event.ScheduleDue); !due {
-		return nil
-	}
 	tenant, err := event.Tenant(e)
 	if err != nil {
 		return fn.Permanent(err)
 	}
-	err = t.Sweep(ctx, tenant, draining, publish)
+	_, due := data.(event.ScheduleDue)
+	switch {
+	case due:
+		err = t.Sweep(ctx, tenant, draining, publish)
+	case slices.Contains(scored(), strings.TrimSuffix(strings.TrimPrefix(e.Type(), "onda."), ".v1")):
+		_, err = t.work(ctx, tenant, draining, t.foldScores)
+	}
 	if errors.Is(err, postgres.ErrUnknownTenant) || errors.Is(err, postgres.ErrForeignTenant) {
 		return fn.Permanent(err)
 	}
@@ -147,41 +152,46 @@ func (t *Tracker) onEvent(ctx context.Context, e cloudevents.Event, draining <-c
 // Sweep does all the work that is due for the tenant, chunk after chunk, for at most 20 s, then says when there is more. publish posts what waits in the
 // outbox; an error of it leaves that there.
 func (t *Tracker) Sweep(ctx context.Context, tenant string, draining <-chan struct{}, publish postgres.Post) error {
-	until := time.Now().Add(workFor)
-	more := func() bool {
-		select {
-		case <-draining:
-			return false
-		default:
-			return time.Now().Before(until)
-		}
-	}
-	for _, work := range []func(ctx context.Context, tx *postgres.Tx) (again bool, err error){
-		func(ctx context.Context, tx *postgres.Tx) (bool, error) {
-			if err := t.ensurePartitions(ctx, tx); err != nil {
-				return false, err
-			}
-			n, err := t.judgeHits(ctx, tx)
-			return n == judgeChunk, err
-		},
-		t.dropPartition,
-		t.forget,
-	} {
-		for again := true; again; {
-			if !more() {
-				return nil // the wake-up stands at a time that is over: schedule comes again
-			}
-			err := t.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
-				again, err = work(ctx, tx)
-				return err
-			})
-			if err != nil {
-				return err
-			}
-		}
+	all, err := t.work(ctx, tenant, draining, t.judge, t.foldScores, t.dropPartition, t.forget)
+	if err != nil || !all {
+		return err // the wake-up stands at a time that is over: schedule comes again
 	}
 	t.drain(ctx, tenant, publish)
 	return t.db.Recompute(ctx, tenant, "track", t.due)
+}
+
+// judge judges hits, with partitions made for their facts.
+func (t *Tracker) judge(ctx context.Context, tx *postgres.Tx) (again bool, err error) {
+	if err := t.ensurePartitions(ctx, tx); err != nil {
+		return false, err
+	}
+	n, err := t.judgeHits(ctx, tx)
+	return n == judgeChunk, err
+}
+
+// work does each kind of work in chunks, a transaction each, for at most 20 s: all tells that nothing is left.
+func (t *Tracker) work(ctx context.Context, tenant string, draining <-chan struct{}, kinds ...func(context.Context, *postgres.Tx) (again bool, err error)) (all bool, err error) {
+	until := time.Now().Add(workFor)
+	for _, do := range kinds {
+		for again := true; again; {
+			select {
+			case <-draining:
+				return false, nil
+			default:
+			}
+			if time.Now().After(until) {
+				return false, nil
+			}
+			err := t.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+				again, err = do(ctx, tx)
+				return err
+			})
+			if err != nil {
+				return false, err
+			}
+		}
+	}
+	return true, nil
 }
 
 // drain empties the outbox as far as it goes.
@@ -201,7 +211,7 @@ func (t *Tracker) drain(ctx context.Context, tenant string, publish postgres.Pos
 	}
 }
 
-// due is when the tenant's next hit is to be judged, or something is to be forgotten.
+// due is when the tenant's next hit is to be judged, points are to be given, or something is to be forgotten.
 func (t *Tracker) due(ctx context.Context, tx *postgres.Tx) (time.Time, error) {
 	at := postgres.Never
 	var hit *time.Time
@@ -215,8 +225,14 @@ func (t *Tracker) due(ctx context.Context, tx *postgres.Tx) (time.Time, error) {
 	if err != nil {
 		return at, err
 	}
-	if forget.Before(at) {
-		at = forget
+	scores, err := t.scoresDue(ctx, tx)
+	if err != nil {
+		return at, err
+	}
+	for _, due := range []time.Time{forget, scores} {
+		if due.Before(at) {
+			at = due
+		}
 	}
 	return at, nil
 }
