@@ -12,7 +12,7 @@ import (
 )
 
 // ScoresSchema is the tenant migration from which on contacts have scores; before it, all are 0.
-const ScoresSchema = 13
+const ScoresSchema = 14
 
 // Points are added to a contact's score of a group; they may be below zero.
 type Points struct {

@@ -315,7 +315,7 @@ func TestNoScoresOnTheSchemaBefore(t *testing.T) {
 	err := w.db.InTenant(t.Context(), "acme", func(ctx context.Context, tx *postgres.Tx) error {
 		return contact.AddPoints(ctx, tx, "track", []contact.Points{{Contact: ada, Group: "score", Add: 1}}, "")
 	})
-	if !errors.Is(err, postgres.ErrSchemaTooOld) || !strings.Contains(err.Error(), "needs schema 13") {
+	if !errors.Is(err, postgres.ErrSchemaTooOld) || !strings.Contains(err.Error(), "needs schema 14") {
 		t.Errorf("points: %v", err)
 	}
 }
