@@ -27,7 +27,7 @@ func drawFieldPredicate(t *rapid.T, depth int) any {
 	case "not":
 		return map[string]any{"not": drawFieldPredicate(t, depth-1)}
 	}
-	name := rapid.SampledFrom([]string{"plan", "score", "vip", "birthday", "seen", "likes", "country"}).Draw(t, "field")
+	name := rapid.SampledFrom([]string{"plan", "level", "vip", "birthday", "seen", "likes", "country"}).Draw(t, "field")
 	p := drawTest(t, fieldTypes()[name])
 	p["field"] = name
 	return p
