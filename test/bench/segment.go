@@ -11,13 +11,13 @@ const (
 
 	// makeContacts makes them; every third pays.
 	makeContacts = `INSERT INTO contact (email, fields) SELECT 'p' || n || '@example.com', jsonb_build_object('plan', CASE WHEN n % 3 = 0 THEN 'paid' ELSE 'free' END,
-		'score', n % 100, 'first_name', 'Ada', 'last_name', 'Lovelace', 'city', 'London') FROM generate_series(1, 200000) n`
+		'level', n % 100, 'first_name', 'Ada', 'last_name', 'Lovelace', 'city', 'London') FROM generate_series(1, 200000) n`
 )
 
 // prepareSegment measures how long a segment takes to be computed in full, with the facts of who joined. The reference is one plain INSERT ... SELECT of the same
 // members into a table like theirs.
 func prepareSegment(ctx context.Context, l *lab) (r rounds, err error) {
-	err = l.apply(ctx, "apiVersion: onda/v1\nkind: Field\nmetadata: {name: plan}\nspec: {type: text}\n---\napiVersion: onda/v1\nkind: Field\nmetadata: {name: score}\nspec: {type: number}\n")
+	err = l.apply(ctx, "apiVersion: onda/v1\nkind: Field\nmetadata: {name: plan}\nspec: {type: text}\n---\napiVersion: onda/v1\nkind: Field\nmetadata: {name: level}\nspec: {type: number}\n")
 	if err != nil {
 		return r, err
 	}
@@ -36,7 +36,7 @@ func prepareSegment(ctx context.Context, l *lab) (r rounds, err error) {
 		if err := l.own(ctx, "TRUNCATE member"); err != nil {
 			return 0, err
 		}
-		err := l.apply(ctx, fmt.Sprintf("apiVersion: onda/v1\nkind: Segment\nmetadata: {name: paying%d}\nspec: {where: {all: [{field: plan, is: paid}, {field: score, gte: 10}]}}\n", round))
+		err := l.apply(ctx, fmt.Sprintf("apiVersion: onda/v1\nkind: Segment\nmetadata: {name: paying%d}\nspec: {where: {all: [{field: plan, is: paid}, {field: level, gte: 10}]}}\n", round))
 		if err != nil {
 			return 0, err
 		}
@@ -52,7 +52,7 @@ func prepareSegment(ctx context.Context, l *lab) (r rounds, err error) {
 			return 0, err
 		}
 		n, took, err := l.timed(ctx, `INSERT INTO plain_member (segment, contact) SELECT 1, id FROM contact
-			WHERE fields ->> 'plan' = 'paid' AND (fields ->> 'score')::numeric >= 10 AND erased_at IS NULL AND merged_into IS NULL`)
+			WHERE fields ->> 'plan' = 'paid' AND (fields ->> 'level')::numeric >= 10 AND erased_at IS NULL AND merged_into IS NULL`)
 		if err == nil && n != members {
 			err = fmt.Errorf("it has %d members, ours %d", n, members)
 		}
