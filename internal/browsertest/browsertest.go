@@ -32,6 +32,8 @@ type Visitor struct {
 	NoScripts bool
 	// Dark is one that asks for dark pages.
 	Dark bool
+	// Agent is what it says that it is, where it must not say that it is a test.
+	Agent string
 }
 
 // Visitors are those whom every page must serve.
@@ -104,8 +106,11 @@ func (b *Browser) Open(tb testing.TB, v Visitor, url string) *Tab {
 		chromedp.EmulateViewport(v.Width, v.Height, view...),
 		call(emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}}),
 		call(emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: v.NoScripts}),
-		chromedp.Navigate(url),
 	)
+	if v.Agent != "" {
+		tab.Do(call(emulation.SetUserAgentOverride, emulation.SetUserAgentOverrideParams{UserAgent: v.Agent}))
+	}
+	tab.Do(chromedp.Navigate(url))
 	return tab
 }
 

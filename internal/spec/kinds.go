@@ -257,6 +257,7 @@ type Settings struct {
 	Theme      Theme     // of visitors' pages
 	Copy       string    // the transactional Email by which a person gets a copy of all that is stored of it; empty for none
 	Scores     []ScoreRule
+	WebOrigins []string // of the tenant's own site: links of mails that lead there say whose click it was
 }
 
 // Pace is how fast marketing mail goes out at most. A zero rate is no limit.
@@ -365,6 +366,9 @@ func settingsKeys(o *object, s *Settings) {
 		get(o, "copy", reference(KindEmail), email, required)
 	}), &s.Copy, optional)
 	get(o, "scores", list(scoreRule(), 0), &s.Scores, optional)
+	get(o, "web", shape("web", func(o *object, origins *[]string) {
+		get(o, "origins", list(siteRule(), 1), origins, required)
+	}), &s.WebOrigins, optional)
 	o.check(func(d *decoder, n *node) {
 		if s.Duplicates != nil && s.Duplicates.Approx() > maxDuplicates {
 			d.fail(n.get("duplicates").position, "what was sent is remembered for at most 60 days")

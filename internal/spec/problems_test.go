@@ -257,6 +257,13 @@ func badCases() []badCase {
 		{"pace of nobody", head("Settings", "s", "  pace: {domains: {gogle: 5/s}}\n"), []string{
 			`5:20: not where mail goes: "gogle": write a domain in lower case such as gmail.com (xn-- for other alphabets), or a provider such as google`,
 		}, true},
+		{"site", head("Settings", "s", "  web: {origins: [\"http://a.example\", \"https://a.example/\", \"https://a.example:0\", a.example]}\n"), []string{
+			`5:19: must be an origin such as https://example.com, or http://localhost:8000 on your own machine, not "http://a.example"`,
+			`5:39: must be an origin such as https://example.com, or http://localhost:8000 on your own machine, not "https://a.example/"`,
+			`5:61: must be an origin such as https://example.com, or http://localhost:8000 on your own machine, not "https://a.example:0"`,
+			`5:84: must be an origin such as https://example.com, or http://localhost:8000 on your own machine, not "a.example"`,
+		}, false},
+		{"site without origins", head("Settings", "s", "  web: {}\n"), []string{`5:8: "origins" is missing`}, false},
 		{"duplicates for too long", head("Settings", "s", "  duplicates: 61d\n"), []string{`5:15: what was sent is remembered for at most 60 days`}, true},
 		{"theme", head("Settings", "s", "  theme: {accent: \"#ffcc00\", corners: rounded, font: Arial, logo: https://x.example/logo.png}\n"), []string{
 			`5:19: white on #ffcc00, and #ffcc00 on white, has a contrast of 1.5:1, and text needs 4.5:1 to be read by everybody: write a darker one, such as "#8f7200"`,
@@ -415,7 +422,7 @@ func goodDocs() []string {
   keep: {in: [a@x.example], out: []}`),
 		head("Segment", "m", "  members: manual\n"),
 		head("Field", "l", "  {type: language, unique: false, personal: true, visitorWritable: true}\n"),
-		head("Settings", "s", "  {zone: Europe/Oslo, locale: pt-BR, tracking: none, frequency: [{count: 3, per: 7d}], quietHours: {from: \"21:00\", to: \"07:00\"}, retention: {facts: 1y}, pace: {rate: 50/s, domains: {google: 1000/m, mail.x.example: {rate: 10/15m, connections: 4}, y.example: {connections: 1}}}, duplicates: 24h, theme: {accent: \"#0B5E6B\", corners: square, font: serif}, scores: [{event: email.clicked, of: hello, add: 5}, {event: page.viewed, where: {url: {startsWith: \"https://\"}}, add: -2, group: fit}, {event: order.placed, add: 20}]}\n"),
+		head("Settings", "s", "  {zone: Europe/Oslo, locale: pt-BR, tracking: none, frequency: [{count: 3, per: 7d}], quietHours: {from: \"21:00\", to: \"07:00\"}, retention: {facts: 1y}, pace: {rate: 50/s, domains: {google: 1000/m, mail.x.example: {rate: 10/15m, connections: 4}, y.example: {connections: 1}}}, duplicates: 24h, theme: {accent: \"#0B5E6B\", corners: square, font: serif}, scores: [{event: email.clicked, of: hello, add: 5}, {event: page.viewed, where: {url: {startsWith: \"https://\"}}, add: -2, group: fit}, {event: order.placed, add: 20}], web: {origins: [\"https://X.example:443\", \"http://localhost:8000\"]}}\n"),
 		head("Domain", "own", "  {domain: News.Bücher.example, signer: onda, returnPath: bounce.bücher.example, linkHost: l.x.example, spf: [\"include:_spf.x.example\", \"ip4:192.0.2.0/24\", \"ip6:2001:db8::/32\"], warmup: {from: 2026-12-01, days: [{days: 1-2, mails: 500}, {days: 3, mails: 1000}]}}\n"),
 		head("Domain", "relayed", "  {domain: x.example, dkim: {selectors: [s1, s2.key]}, spf: \"a:out.x.example\"}\n"),
 		head("Broadcast", "b", "  {email: hello, to: {segment: vips}, exclude: {tag: a}, at: 2026-05-01T09:00, zone: contact, over: 4h}\n"),

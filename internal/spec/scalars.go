@@ -183,6 +183,29 @@ func originRule() rule[string] {
 	})
 }
 
+// siteRule is the origin of a site whose addresses may tell who comes: nobody on the way may read them, but on a developer's own machine.
+func siteRule() rule[string] {
+	return scalar("an origin such as https://example.com, or http://localhost:8000 on your own machine", `^(https://[A-Za-z0-9.-]+|http://localhost)(:[1-9][0-9]*)?$`, func(s string) (string, error) {
+		u, err := url.Parse(s)
+		if err != nil {
+			return "", Problem{Msg: `not an origin: "` + s + `"`}
+		}
+		return Origin(u), nil
+	})
+}
+
+// Origin gives the origin of an address as a browser writes it: in small letters, and without the port that goes with https and http.
+func Origin(u *url.URL) string {
+	scheme, host := strings.ToLower(u.Scheme), strings.ToLower(u.Host)
+	switch scheme {
+	case "https":
+		host = strings.TrimSuffix(host, ":443")
+	case "http":
+		host = strings.TrimSuffix(host, ":80")
+	}
+	return scheme + "://" + host
+}
+
 // address is one mailbox, with or without a name.
 func addressRule() rule[string] {
 	return scalar("a mail address", `^[^\r\n]*@[^\r\n]+$`, func(s string) (string, error) {

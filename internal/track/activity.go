@@ -43,7 +43,11 @@ func (t *Tracker) writeActivities(ctx context.Context, tx *postgres.Tx, all []ac
 		return err
 	}
 	fresh = slices.DeleteFunc(fresh, func(a activity) bool { return a.err != nil })
-	visitors, err := writeVisitors(ctx, tx, fresh, users)
+	clickers, err := readClickers(ctx, tx, fresh)
+	if err != nil {
+		return err
+	}
+	visitors, err := writeVisitors(ctx, tx, fresh, users, clickers)
 	if err != nil {
 		return err
 	}
@@ -285,12 +289,12 @@ func snake(s string) string {
 	return b.String()
 }
 
-// writeVisitors finds or makes the visitors, notes that they were here, and attaches those to contacts of whom a program says so.
-func writeVisitors(ctx context.Context, tx *postgres.Tx, all []activity, users map[string]int64) (map[string]visitor, error) {
+// writeVisitors finds or makes the visitors, notes that they were here, and attaches those to contacts of whom a program says so, or who came by a contact's click.
+func writeVisitors(ctx context.Context, tx *postgres.Tx, all []activity, users map[string]int64, clickers map[click]int64) (map[string]visitor, error) {
 	attach := map[string]int64{}
 	for _, a := range all {
 		if a.visitor != "" {
-			attach[a.visitor] = max(attach[a.visitor], 0)
+			attach[a.visitor] = max(attach[a.visitor], clickers[click{a.delivery, a.link}])
 		}
 		if a.kind == typeIdentify && a.visitor != "" {
 			attach[a.visitor] = users[a.user]

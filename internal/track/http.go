@@ -51,9 +51,9 @@ var errNotFound = errors.New("not found")
 // server answers the public HTTP of design section 7.
 type server struct {
 	*Tracker
-	pages  *page.Pages
-	keys   *programKeys
-	brands *cache[string, brand] // of tenants
+	pages    *page.Pages
+	keys     *programKeys
+	settings *cache[string, *spec.Settings] // of tenants
 }
 
 // brand is whose pages they are, and how they look.
@@ -77,7 +77,7 @@ func (t *Tracker) Handler() (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &server{Tracker: t, pages: pages, keys: newProgramKeys(t.hasProgramKey), brands: newCache[string, brand](1_000, time.Minute)}
+	s := &server{Tracker: t, pages: pages, keys: newProgramKeys(t.hasProgramKey), settings: newCache[string, *spec.Settings](1_000, time.Minute)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /o/{file}", s.open)
 	mux.HandleFunc("GET /c/{token}", s.proven(token.Click, s.click))
@@ -143,22 +143,30 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, tenant string, err
 
 // brandOf gives a tenant's brand for a page that says that something went wrong; none where it is not known and cannot be asked for.
 func (s *server) brandOf(ctx context.Context, tenant string, ask bool) brand {
-	if b, ok := s.brands.get(tenant); ok || tenant == "" || !ask {
-		return b
+	settings, ok := s.settings.get(tenant)
+	if !ok && ask && tenant != "" {
+		settings, _ = s.settingsOf(ctx, tenant)
 	}
-	var b brand
-	err := s.db.Visit(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		settings, err := readSettings(ctx, tx)
-		if err != nil {
-			return err
-		}
-		b = brand{settings.Title, settings.Theme}
-		return nil
+	if settings == nil {
+		return brand{}
+	}
+	return brand{settings.Title, settings.Theme}
+}
+
+// settingsOf gives a tenant's Settings, as they were within a minute; nil with an error.
+func (s *server) settingsOf(ctx context.Context, tenant string) (settings *spec.Settings, err error) {
+	if settings, ok := s.settings.get(tenant); ok {
+		return settings, nil
+	}
+	err = s.db.Visit(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		settings, err = readSettings(ctx, tx)
+		return err
 	})
-	if err == nil {
-		s.brands.put(tenant, b)
+	if err != nil {
+		return nil, err
 	}
-	return b
+	s.settings.put(tenant, settings)
+	return settings, nil
 }
 
 // nothing answers what is not there, and methods that a path does not have.
@@ -295,11 +303,29 @@ func (s *server) click(w http.ResponseWriter, r *http.Request, tenant string, c 
 	if err := s.store(r, tenant, hit{kind: kindClick, delivery: c.Delivery, link: c.Link}); err != nil {
 		return err
 	}
+	if c.Delivery > 0 && r.Method == http.MethodGet && !private(r) && !prefetched(r.Header) {
+		to = s.followed(r.Context(), tenant, to, r.PathValue("token"), c)
+	}
 	page.Harden(w.Header())
 	w.Header().Set("Cache-Control", "no-store, private")
 	w.Header().Set("Location", to)
 	w.WriteHeader(http.StatusFound)
 	return nil
+}
+
+// followed gives where a link leads: on the tenant's own site with the click's token, where the contact lets itself be known there. Nothing that goes wrong keeps anybody from getting there.
+func (s *server) followed(ctx context.Context, tenant, to, tok string, c token.Claims) string {
+	settings, err := s.settingsOf(ctx, tenant)
+	if err == nil && leadsTo(to, settings.WebOrigins) {
+		var known bool
+		if known, err = s.knownOnTheSite(ctx, tenant, c.Delivery); known {
+			to = withClick(to, tok)
+		}
+	}
+	if err != nil {
+		fn.LogError(ctx, fmt.Errorf("look whether a click may tell whose it is: %w", err))
+	}
+	return to
 }
 
 // leavingView is what the unsubscribe pages show.
@@ -940,13 +966,14 @@ func (s *server) event(w http.ResponseWriter, r *http.Request) error {
 		URL      string `json:"url"`
 		Title    string `json:"title"`
 		Referrer string `json:"referrer"`
+		Click    string `json:"click"`
 	}
 	read, err := readMessage(body, typeTrack) // what holds for every message
 	if err != nil {
 		return err
 	}
 	if err := json.Unmarshal(body, &in); err != nil {
-		return bad("not an event in JSON: key, type, visitor, url, title and referrer must be texts")
+		return bad("not an event in JSON: key, type, visitor, url, title, referrer and click must be texts")
 	}
 	tenant, secret, err := s.program(r, in.Key)
 	if err != nil {
@@ -981,6 +1008,8 @@ func (s *server) event(w http.ResponseWriter, r *http.Request) error {
 	}
 	if nameless {
 		a.visitor = ""
+	} else if a.delivery, a.link, err = s.clicked(r.Context(), tenant, in.Key, in.Click); err != nil {
+		return err
 	}
 	if err := s.activities.Add(r.Context(), tenant, a); err != nil {
 		return err

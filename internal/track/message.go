@@ -63,6 +63,8 @@ type activity struct {
 	visitor    string // anonymousId
 	user       string // external id of a contact; only with a secret key
 	previous   string // a visitor that turned out to be the contact
+	delivery   int64  // of the click that the visitor came by, 0: none that is proven
+	link       int64
 	name       string
 	properties string // JSON
 	traits     map[string]any

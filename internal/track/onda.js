@@ -7,6 +7,9 @@
  *                                                 unless the script has data-page="off"
  *   onda("consent", true)                         the visitor agrees to be known again; false: forget
  *
+ * Who comes by a link of a mail has onda_c in the address, which is taken out of it at once. It is told with what a visitor
+ * does who agreed to be known, and Onda knows by it whose click it was.
+ *
  * Nothing is stored in the browser before consent: data-consent="granted" on the script says that the site has it. A visitor's
  * id is a cookie of this site alone, kept for 30 days; it is never made where the browser says Global Privacy Control. */
 (function () {
@@ -17,6 +20,11 @@
   var to = new URL("e", script.src).href;
   var before = window.onda && window.onda.q || [];
   var denied = navigator.globalPrivacyControl === true;
+  var click = "", found = /^([^#]*)([?&])onda_c=([^&#]*)(&?)/.exec(location.href);
+  if (found) {
+    click = found[3];
+    history.replaceState(history.state, "", found[1] + (found[4] && found[2]) + location.href.slice(found[0].length));
+  }
 
   function page() { return location.href.split("#")[0]; }
   function visitor() {
@@ -37,10 +45,10 @@
     return fetch(to, {
       method: "POST", keepalive: true, credentials: "omit", referrerPolicy: "no-referrer",
       body: JSON.stringify({
-        key: key, type: type, name: name, visitor: id, messageId: random(), properties: properties || {},
+        key: key, type: type, name: name, visitor: id, click: id && click, messageId: random(), properties: properties || {},
         url: page(), title: document.title, referrer: document.referrer
       })
-    }).catch(function () { /* the page goes on without */ });
+    }).then(function (a) { if (id && a.ok) { click = ""; } }).catch(function () { /* the page goes on without */ });
   }
   function onda(what, a, b) {
     if (what === "track") { return send("track", String(a), b); }
