@@ -124,6 +124,7 @@ func TestADeletedTenantIsUnknown(t *testing.T) {
 		"/p/" + w.token("acme", token.Claims{Purpose: token.Preferences, Contact: id, Topic: topic}),
 		"/w/" + w.token("acme", token.Claims{Purpose: token.WebView, Delivery: delivery}),
 	}
+	paths = append(paths, paths[3]+"/stored", paths[3]+"/copy")
 	get := func(when string, want ...int) {
 		for _, path := range paths {
 			if a := w.get(path); !slices.Contains(want, a.status) {
@@ -140,7 +141,7 @@ func TestADeletedTenantIsUnknown(t *testing.T) {
 		t.Fatal(err)
 	}
 	get("deleted", 404)
-	for _, path := range paths[2:4] {
+	for _, path := range []string{paths[2], paths[3], paths[5]} {
 		if a := w.do("POST", path, "203.0.113.1", browser, url.Values{}); a.status != 404 {
 			t.Errorf("POST of a deleted one's %s: %d", path[:3], a.status)
 		}
