@@ -127,6 +127,7 @@ spec:
 // world is a database with the same forms in both tenants, and the function before it.
 type world struct {
 	t     *testing.T
+	d     *pgtest.Database
 	db    *postgres.DB
 	admin *postgres.Admin
 	url   string
@@ -148,7 +149,14 @@ func newWorld(t *testing.T) *world {
 			return err
 		})
 	}
-	w := &world{t: t, db: db, admin: d.Admin(t)}
+	return (&world{t: t, d: d, admin: d.Admin(t)}).anew()
+}
+
+// anew is the same world with the function started anew.
+func (w *world) anew() *world {
+	t := w.t
+	t.Helper()
+	w = &world{t: t, d: w.d, db: w.d.DB(t), admin: w.admin}
 	w.clock.Store(time.Now().UnixNano())
 	w.pause.Store(int64(3 * time.Second))
 	var h http.Handler
