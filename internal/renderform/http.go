@@ -23,7 +23,10 @@ import (
 //go:embed pages embed.js form.js
 var assets embed.FS
 
-const maxBody = 256 << 10
+const (
+	maxBody   = 256 << 10
+	maxBodies = 24 << 20 // bytes of bodies in hand, of all that is sent in together
+)
 
 // errOrigin is of a page that may not post the form.
 var errOrigin = errors.New("this site may not post the form: name it in the form's origins")
@@ -389,9 +392,9 @@ func (s *server) preflight(w http.ResponseWriter, r *http.Request) error {
 }
 
 // readValues reads what was sent: a form in either encoding, or a JSON object of the same names.
-func readValues(w http.ResponseWriter, r *http.Request) (url.Values, error) {
-	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+func readValues(r *http.Request) (url.Values, error) {
 	var large *http.MaxBytesError
+	unread := func(err error) bool { return errors.As(err, &large) || errors.Is(err, fn.ErrBody) }
 	if !strings.HasPrefix(r.Header.Get("Content-Type"), "application/json") {
 		err := r.ParseForm()
 		if err == nil {
@@ -399,14 +402,14 @@ func readValues(w http.ResponseWriter, r *http.Request) (url.Values, error) {
 				err = nil
 			}
 		}
-		if err != nil && !errors.As(err, &large) {
+		if err != nil && !unread(err) {
 			err = fn.Permanent(errors.New("the form cannot be read"))
 		}
 		return r.PostForm, err
 	}
 	var in map[string]any
 	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
-		if errors.As(err, &large) {
+		if unread(err) {
 			return nil, err
 		}
 		return nil, fn.Permanent(errors.New("the body is not a JSON object"))
@@ -441,7 +444,10 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	tenant := f.tenant.Name
-	values, err := readValues(w, r)
+	body := s.bodies.Open(w, r, maxBody)
+	defer func() { _ = body.Close() }()
+	r.Body = body
+	values, err := readValues(r)
 	if err != nil {
 		return err
 	}

@@ -3,13 +3,18 @@ package renderform
 import (
 	"encoding/json"
 	"errors"
+	"io"
+	"net/http"
 	"net/url"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/onda-run/onda/internal/browsertest"
+	"github.com/onda-run/onda/internal/fn"
 	"github.com/onda-run/onda/internal/pgtest"
 )
 
@@ -239,5 +244,51 @@ func TestAFormThatChangedMeanwhile(t *testing.T) {
 	}
 	if got := pgtest.One[string](t, w.db, "acme", "SELECT concat_ws(' ', proof->>'version', proof->>'text') FROM consent WHERE purpose = 'newsletter'"); got != "2 Yes, and give my address to others." {
 		t.Errorf("proof: %s", got)
+	}
+}
+
+// Bodies that come slowly are bounded together: there may be as many as there are connections.
+func TestBodiesInHandAreBounded(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const room = 10_000
+	w.served.bodies = fn.NewBodies(room)
+	values := good().Encode() + "&x="
+	long := strings.Repeat("x", 200)
+	for kind, late := range map[string]string{
+		"application/x-www-form-urlencoded": "email=" + long, "application/json": `{"email": "` + long + `"}`,
+		"multipart/form-data; boundary=x": "--x\r\nContent-Disposition: form-data; name=email\r\n\r\n" + long + "\r\n--x--\r\n",
+	} {
+		slow, write := io.Pipe()
+		r, err := http.NewRequest(http.MethodPost, w.url+newsletter, slow)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		var first sync.WaitGroup
+		first.Go(func() {
+			if a := w.send(r); a.status != 200 {
+				t.Errorf("the slow one: %d %s", a.status, a.body)
+			}
+		})
+		if _, err := io.WriteString(write, values+strings.Repeat("x", room-50-len(values))); err != nil {
+			t.Fatal(err)
+		}
+		for w.served.bodies.Left() > 50 { // until it was read
+			runtime.Gosched()
+		}
+		if a := w.send(w.request(http.MethodPost, newsletter, late, "Content-Type", kind)); a.status != 503 || a.header.Get("Retry-After") == "" {
+			t.Errorf("a body too many, %s: %d %s", kind, a.status, a.body)
+		}
+		if err := write.Close(); err != nil {
+			t.Fatal(err)
+		}
+		first.Wait()
+		if a := w.post(newsletter, w.fill(good())); a.status != 200 {
+			t.Errorf("after it: %d %s", a.status, a.body)
+		}
+		for w.served.bodies.Left() != room { // an answer may come before its request has ended
+			runtime.Gosched()
+		}
 	}
 }

@@ -57,6 +57,8 @@ type Forms struct {
 	now   func() time.Time
 	cache *cache
 	limit *limiter
+	// bodies bounds what is being read.
+	bodies *fn.Bodies
 	// together stores what comes at the same time; alone what has to wait for somebody, on a connection of its own.
 	together, alone *groupcommit.Committer[*submission]
 }
@@ -72,7 +74,7 @@ func New(cfg Config, db *postgres.DB) *Forms {
 // newForms is New with a clock: what is kept is as old as that says.
 func newForms(cfg Config, db *postgres.DB, now func() time.Time) *Forms {
 	cfg.FormURL = strings.TrimRight(cfg.FormURL, "/")
-	fs := &Forms{cfg: cfg, db: db, now: now, cache: newCache(db, now), limit: newLimiter(db, now, cfg.PerMinute)}
+	fs := &Forms{cfg: cfg, db: db, now: now, cache: newCache(db, now), limit: newLimiter(db, now, cfg.PerMinute), bodies: fn.NewBodies(maxBodies)}
 	fs.together = groupcommit.New(db, groupcommit.NewRoom(slots), commitMost, (*submission).size, fs.writeTogether)
 	fs.alone = groupcommit.New(db, groupcommit.NewRoom(1), 1, (*submission).size, fs.writeAlone)
 	return fs

@@ -133,6 +133,7 @@ type world struct {
 	url   string
 	// clock is the function's. Each request comes pause after the one before.
 	clock, pause atomic.Int64
+	served       *Forms
 }
 
 func newWorld(t *testing.T) *world {
@@ -167,7 +168,8 @@ func (w *world) anew() *world {
 	t.Cleanup(s.Close)
 	w.url = s.URL
 	var err error
-	if h, err = w.forms(60_000).Handler(); err != nil {
+	w.served = w.forms(60_000)
+	if h, err = w.served.Handler(); err != nil {
 		t.Fatal(err)
 	}
 	return w

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/onda-run/onda/internal/contact"
+	"github.com/onda-run/onda/internal/fn"
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/token"
@@ -423,7 +424,7 @@ func TestBodiesInHandAreBounded(t *testing.T) {
 	w := newWorld(t)
 	sk := w.programKey("acme", token.SecretKey)
 	const room = 10_000
-	w.bodies.Store(room)
+	w.bodies = fn.NewBodies(room)
 	message := `{"userId": "u1", "event": "order.placed"}`
 	slow, write := io.Pipe()
 	r, err := http.NewRequest(http.MethodPost, w.url+"/v1/track", slow)
@@ -440,7 +441,7 @@ func TestBodiesInHandAreBounded(t *testing.T) {
 	if _, err := io.WriteString(write, message+strings.Repeat(" ", room-50)); err != nil {
 		t.Fatal(err)
 	}
-	for w.bodies.Load() >= 50 { // until it was read
+	for w.bodies.Left() >= 50 { // until it was read
 		runtime.Gosched()
 	}
 	if a := w.call("/v1/track", sk, message+strings.Repeat(" ", 50)); a.status != 503 || a.header.Get("Retry-After") == "" {
@@ -453,7 +454,7 @@ func TestBodiesInHandAreBounded(t *testing.T) {
 	if a := w.call("/v1/track", sk, message); a.status != 200 {
 		t.Errorf("after it: %d %s", a.status, a.body)
 	}
-	if n := w.bodies.Load(); n != room {
+	if n := w.bodies.Left(); n != room {
 		t.Errorf("there is room for %d bytes, want %d", n, room)
 	}
 }

@@ -12,11 +12,9 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/onda-run/onda/internal/compose"
@@ -33,14 +31,8 @@ var assets embed.FS
 
 const maxForm = 64 << 10 // bytes of a form that a person or a mail program posts
 
-// Of calls of the tracking API, of which anybody with a public key may begin as many as there are connections.
-const (
-	maxBodies = 24 << 20 // bytes of bodies in hand, of all calls together
-	bodyTime  = 10 * time.Second
-)
-
-// errBodies answers 503.
-var errBodies = errors.New("too many bodies are being read")
+// maxBodies bounds the bytes of bodies in hand, of all calls of the tracking API together, of which anybody with a public key may begin as many as there are connections.
+const maxBodies = 24 << 20
 
 // pixel is a transparent GIF of one dot.
 var pixel = []byte("GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff!\xf9\x04\x01\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;")
@@ -912,39 +904,21 @@ func noMetrics(w http.ResponseWriter, _ *http.Request) error {
 	return nil
 }
 
-// metered counts what is read of a body against what the process may have in hand.
-type metered struct {
-	io.Reader
-	left  *atomic.Int64
-	taken int64
-}
-
-func (m *metered) Read(p []byte) (int, error) {
-	n, err := m.Reader.Read(p)
-	m.taken += int64(n)
-	if m.left.Add(-int64(n)) < 0 {
-		return n, fn.Unavailable(errBodies)
-	}
-	return n, err
-}
-
-// readBody reads a body, of which stock programs compress some. done is called when it is not needed any more.
+// readBody reads a body, of which stock programs compress some. It is in hand until done is called.
 func (s *server) readBody(w http.ResponseWriter, r *http.Request) (b []byte, done func(), err error) {
-	body := &metered{Reader: http.MaxBytesReader(w, r.Body, maxBatch), left: &s.bodies}
-	done = func() { s.bodies.Add(body.taken) }
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime)) // else the server's own ends it
+	body := s.bodies.Open(w, r, maxBatch)
+	done = func() { _ = body.Close() }
+	in := io.Reader(body)
 	if r.Header.Get("Content-Encoding") == "gzip" {
-		if body.Reader, err = gzip.NewReader(body.Reader); err != nil {
+		if in, err = gzip.NewReader(body); err != nil {
 			return nil, done, bad("the body is not gzip, as Content-Encoding says")
 		}
 	}
-	b, err = io.ReadAll(io.LimitReader(body, maxBatch+1))
+	b, err = io.ReadAll(io.LimitReader(in, maxBatch+1))
 	var large *http.MaxBytesError
 	switch {
-	case errors.As(err, &large), errors.Is(err, errBodies):
+	case errors.As(err, &large), errors.Is(err, fn.ErrBody):
 		return nil, done, err
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return nil, done, fn.Unavailable(err)
 	case err != nil:
 		return nil, done, bad("the body cannot be read")
 	case len(b) > maxBatch:

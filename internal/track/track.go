@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2"
@@ -79,7 +78,7 @@ type Tracker struct {
 	partitions *cache[string, struct{}] // tenants whose partitions were looked after
 	composer   *compose.Composer
 	scanners   *scanners
-	bodies     atomic.Int64 // how many bytes of bodies may still be read
+	bodies     *fn.Bodies
 }
 
 // New makes a Tracker on a database; nothing is connected to yet.
@@ -88,8 +87,8 @@ func New(cfg Config, db *postgres.DB, log *zap.Logger) *Tracker {
 		cfg: cfg, db: db, log: log, composer: compose.New(cfg.Compose), scanners: newScanners(cfg.Scanners, log),
 		links: newCache[linkKey, string](20_000, 0), noLinks: newCache[linkKey, struct{}](1_000, unknownFor),
 		partitions: newCache[string, struct{}](10_000, partitionsFor),
+		bodies:     fn.NewBodies(maxBodies),
 	}
-	t.bodies.Store(maxBodies)
 	r := groupcommit.NewRoom(cfg.Slots)
 	t.hits = groupcommit.New(db, r, commitMost, hit.size, t.writeHits)
 	t.activities = groupcommit.New(db, r, commitMost, activity.size, t.writeActivities)

@@ -1,0 +1,60 @@
+package fn
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"time"
+)
+
+// bodyTime is how long a body may take to come; the server's own limit is for those that nobody bounds.
+const bodyTime = 10 * time.Second
+
+// ErrBody is of a body that was not read since too many are in hand, or since it came too slowly. It is Unavailable.
+var ErrBody = Unavailable(errors.New("too many bodies are being read, or this one comes too slowly"))
+
+// Bodies bounds how much of the bodies of requests a process has in hand: anybody may begin as many as there are connections, and send them slowly.
+type Bodies struct{ left atomic.Int64 }
+
+// NewBodies is room for so many bytes, of all requests together.
+func NewBodies(most int64) *Bodies {
+	b := &Bodies{}
+	b.left.Store(most)
+	return b
+}
+
+// Left is how many bytes there still is room for.
+func (b *Bodies) Left() int64 { return b.left.Load() }
+
+// Body is a request's body, whose bytes count as in hand from when they are read until it is closed.
+type Body struct {
+	io.Reader
+	bodies *Bodies
+	taken  int64
+}
+
+// Open begins to read a body of at most so many bytes, which has ten seconds from now to come. To read gives ErrBody where that was not enough, and at once where the process has
+// too much in hand; and a *http.MaxBytesError where the body is too large.
+func (b *Bodies) Open(w http.ResponseWriter, r *http.Request, most int64) *Body {
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime)) // else the server's own ends it
+	return &Body{Reader: http.MaxBytesReader(w, r.Body, most), bodies: b}
+}
+
+// Read reads of the body.
+func (b *Body) Read(p []byte) (int, error) {
+	n, err := b.Reader.Read(p)
+	b.taken += int64(n)
+	if b.bodies.left.Add(-int64(n)) < 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+		return 0, ErrBody // nobody is to make do with what came
+	}
+	return n, err
+}
+
+// Close gives the room back, when what was read is not needed any more. It gives no error.
+func (b *Body) Close() error {
+	b.bodies.left.Add(b.taken)
+	b.taken = 0
+	return nil
+}
