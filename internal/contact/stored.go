@@ -40,7 +40,8 @@ type listing struct {
 var listings = []listing{
 	{
 		"subscriptions", "SELECT to_jsonb(s) FROM subscription s WHERE s.contact = $1 ORDER BY s.purpose",
-		[]string{"subscription"}, nil,
+		[]string{"subscription"},
+		nil,
 	},
 	{
 		"consents", "SELECT to_jsonb(c) FROM consent c WHERE c.contact = $1 ORDER BY c.contact, c.purpose, c.id",
@@ -54,18 +55,21 @@ var listings = []listing{
 	},
 	{
 		"segments", "SELECT to_jsonb(m) || jsonb_build_object('name', e.name) FROM member m JOIN entity e ON e.id = m.segment WHERE m.contact = $1 ORDER BY e.name",
-		[]string{"member"}, nil,
+		[]string{"member"},
+		nil,
 	},
 	{
 		"planned", `SELECT jsonb_build_object('email', e.name, 'run', b.run, 'step', b.step, 'planned_at', b.planned_at, 'not_before', b.not_before) FROM batch b JOIN document d ON d.id = b.email JOIN entity e ON e.id = d.entity
 			WHERE b.state = 'open' AND b.attempt = 1 AND b.contacts @> ARRAY[$1::bigint]
 			AND NOT EXISTS (SELECT FROM delivery o WHERE o.contact = $1 AND o.id >> 9 = b.id) ORDER BY b.id`,
-		[]string{"batch"}, nil,
+		[]string{"batch"},
+		nil,
 	},
 	{
 		"mails", `SELECT to_jsonb(m) || jsonb_build_object('email', e.name, 'run', b.run, 'step', b.step) FROM delivery m LEFT JOIN batch b ON b.id = m.id >> 9 LEFT JOIN document d ON d.id = b.email
 			LEFT JOIN entity e ON e.id = d.entity WHERE m.contact = $1 ORDER BY m.contact, m.id`,
-		[]string{"delivery"}, nil,
+		[]string{"delivery"},
+		nil,
 	},
 	{
 		"requests", `SELECT to_jsonb(r) - 'hash' FROM (SELECT m.id FROM delivery m WHERE m.contact = $1
@@ -75,7 +79,8 @@ var listings = []listing{
 	},
 	{
 		"feedback", "SELECT to_jsonb(f) FROM feedback f JOIN delivery m ON m.id = f.delivery WHERE m.contact = $1 ORDER BY f.id",
-		[]string{"feedback"}, nil,
+		[]string{"feedback"},
+		nil,
 	},
 	{
 		"hits", `SELECT to_jsonb(h) || jsonb_build_object('url', l.url) FROM delivery m JOIN hit h ON h.delivery = m.id AND h.delivery > 0 LEFT JOIN link l ON l.id = h.link

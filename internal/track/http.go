@@ -517,9 +517,15 @@ func (s *server) showStored(w http.ResponseWriter, r *http.Request, tenant strin
 	text := func(key string, pairs ...any) string { return s.pages.Text(lang, key, pairs...) }
 	v := storedView{Address: p.address, Fields: p.fields, ByMail: p.byMail, Asked: how, Back: "/p/" + r.PathValue("token")}
 	v.About = []told{
-		{text("stored.since"), day(p.since)}, {text("stored.sentmails"), strconv.Itoa(p.sent)}, {text("stored.opens"), strconv.Itoa(p.hits[kindOpen])},
-		{text("stored.clicks"), strconv.Itoa(p.hits[kindClick])}, {text("stored.pages"), strconv.Itoa(p.facts["page.viewed"])}, {text("stored.events"), strconv.Itoa(p.facts["event.tracked"])},
-		{text("stored.visitors"), strconv.Itoa(p.visitors)}, {text("stored.forms"), strconv.Itoa(p.forms)}, {text("stored.segments"), strconv.Itoa(p.segments)},
+		{text("stored.since"), day(p.since)},
+		{text("stored.sentmails"), strconv.Itoa(p.sent)},
+		{text("stored.opens"), strconv.Itoa(p.hits[kindOpen])},
+		{text("stored.clicks"), strconv.Itoa(p.hits[kindClick])},
+		{text("stored.pages"), strconv.Itoa(p.facts["page.viewed"])},
+		{text("stored.events"), strconv.Itoa(p.facts["event.tracked"])},
+		{text("stored.visitors"), strconv.Itoa(p.visitors)},
+		{text("stored.forms"), strconv.Itoa(p.forms)},
+		{text("stored.segments"), strconv.Itoa(p.segments)},
 	}
 	if p.until != nil {
 		until := text("stored.ever")
