@@ -64,7 +64,7 @@ func TestBroadcast(t *testing.T) {
 	w.everything()
 	s := w.status("news")
 	want := Status{Run: Run{ID: s.ID, Kind: "broadcast", Name: "news", State: "running"}, Audience: 1200, Planned: 1200, Complete: true, Queued: 1200}
-	ignore := cmpopts.IgnoreFields(Status{}, "Run.StartsAt", "Run.Document", "StartedAt", "EndedAt", "Rate", "Lag") // TestLag looks at the lag
+	ignore := cmpopts.IgnoreFields(Status{}, "Run.StartsAt", "Run.Document", "StartedAt", "EndedAt", "Rate", "Lag") // TestLagIsTold in track looks at the lag
 	if diff := cmp.Diff(want, s, ignore); diff != "" {
 		t.Error(diff)
 	}
