@@ -114,6 +114,7 @@ func readBatch(body []byte) (messages [][]byte, sentAt *time.Time, err error) {
 			}
 			for s.open('['); s.more(']'); {
 				messages = append(messages, s.value())
+				s.deep = false // which is for the message to say
 			}
 		case "sentAt":
 			if sentAt, err = moment(s.value()); err != nil {

@@ -28,6 +28,8 @@ type scan struct {
 	b   []byte
 	i   int
 	err error
+	// deep is set by a value that is nested deeper than maxDepth, of which only the end is looked for.
+	deep bool
 	// odd is set by a value that json.Unmarshal would take and Postgres would refuse or keep as something else: half a character (\ud83d alone), a number with an exponent or of very
 	// many digits.
 	odd   bool
@@ -119,6 +121,9 @@ func (s *scan) end() error {
 	if s.peek(); s.i < len(s.b) {
 		s.fail()
 	}
+	if s.deep {
+		return errDeep
+	}
 	return s.err
 }
 
@@ -135,7 +140,8 @@ func (s *scan) value() []byte {
 
 func (s *scan) skip(depth int) {
 	if depth > maxDepth {
-		s.err, s.i = errDeep, len(s.b)
+		s.deep = true
+		s.leap()
 		return
 	}
 	switch c := s.peek(); c {
@@ -162,6 +168,30 @@ func (s *scan) skip(depth int) {
 	default:
 		s.number()
 	}
+}
+
+// leap goes behind a value by its brackets and texts alone: not by recursion, which would take memory for every level.
+func (s *scan) leap() {
+	for open := 0; s.i < len(s.b); {
+		switch s.b[s.i] {
+		case '"':
+			s.text()
+			continue
+		case '{', '[':
+			open++
+		case '}', ']':
+			open--
+		case ',':
+		default: // of a word or a number, or a space
+			s.i++
+			continue
+		}
+		if open < 0 || open == 0 && s.b[s.i] == ',' { // of what it is in
+			return
+		}
+		s.i++
+	}
+	s.fail()
 }
 
 func (s *scan) word(w string) {
@@ -292,11 +322,40 @@ func (s *scan) object() ([]byte, error) {
 	case !s.odd:
 		return bytes.Clone(text), nil
 	}
-	var v map[string]any
-	if err := json.Unmarshal(text, &v); err != nil {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	var v any
+	if err := d.Decode(&v); err != nil {
+		return nil, err
+	}
+	v, err := even(v)
+	if err != nil {
 		return nil, errors.New("has a number that is out of range")
 	}
 	return json.Marshal(v)
+}
+
+// even makes float64s of the numbers that are odd; the others stay as they are.
+func even(v any) (_ any, err error) {
+	switch v := v.(type) {
+	case json.Number:
+		if s := (&scan{b: []byte(v)}); s.value() != nil && s.odd {
+			return v.Float64()
+		}
+	case []any:
+		for i := range v {
+			if v[i], err = even(v[i]); err != nil {
+				return nil, err
+			}
+		}
+	case map[string]any:
+		for k := range v {
+			if v[k], err = even(v[k]); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return v, nil
 }
 
 // article names a kind of value by its first byte.

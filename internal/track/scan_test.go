@@ -70,6 +70,30 @@ func TestScanSaysWhereItIsWrong(t *testing.T) {
 	}
 }
 
+// One message of a batch that is nested too deeply is refused, and no other.
+func TestADeepMessageOfABatch(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	event := func(name, properties string) string {
+		return `{"type": "track", "anonymousId": "v1", "event": "` + name + `", "properties": ` + properties + `}`
+	}
+	deep := func(n int) string {
+		return strings.Repeat(`{"a": [1, "]", `, n) + `"\"}"` + strings.Repeat("]}", n)
+	}
+	a := w.call("/v1/batch", w.programKey("acme", token.PublicKey), `{"batch": [`+event("good", "{}")+","+event("deep", deep(10_000/20))+","+event("other", deep(40))+`], "sentAt": null}`)
+	if a.status != 200 || !strings.Contains(a.body, `"errors":[{"index":1,`) || strings.Count(a.body, `"index"`) != 1 || !strings.Contains(a.body, errDeep.Error()) {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+	if diff := cmp.Diff([]string{"event.tracked good", "event.tracked other"}, w.facts("acme", "event.%")); diff != "" {
+		t.Error(diff)
+	}
+	for _, body := range []string{`{"batch": [` + strings.Repeat("[", 300), `{"batch": [` + strings.Repeat("[", 300) + strings.Repeat("}", 300) + "]}"} {
+		if _, _, err := readBatch([]byte(body)); err == nil {
+			t.Errorf("%.40s is taken", body)
+		}
+	}
+}
+
 // Whatever JSON lets be in properties ends up in Postgres, in a batch with others.
 func TestOddProperties(t *testing.T) {
 	t.Parallel()
@@ -77,7 +101,7 @@ func TestOddProperties(t *testing.T) {
 	sk := w.programKey("acme", token.SecretKey)
 	var batch []string
 	for _, p := range []string{
-		`{"half": "\ud83d", "whole": "\ud83d\ude00"}`, `{"small": 1e-5000}`, `{"large": 1.5e300}`, `{"exact": 12345678901234567890}`, `{"a": 1, "a": 2}`, `{ "deep": ` + strings.Repeat("[", 90) + strings.Repeat("]", 90) + ` }`, `null`, `{}`,
+		`{"half": "\ud83d", "whole": "\ud83d\ude00"}`, `{"small": 1e-5000}`, `{"large": 1.5e300}`, `{"exact": 12345678901234567890}`, `{"half": "\ud83d", "exact": [9007199254740993], "small": 1e-5000}`, `{"a": 1, "a": 2}`, `{ "deep": ` + strings.Repeat("[", 90) + strings.Repeat("]", 90) + ` }`, `null`, `{}`,
 	} {
 		batch = append(batch, `{"type": "track", "userId": "u1", "event": "odd", "properties": `+p+`}`)
 	}
@@ -88,7 +112,7 @@ func TestOddProperties(t *testing.T) {
 		t.Fatalf("%d %s", a.status, a.body)
 	}
 	want := []string{
-		`{"half": "�", "whole": "😀"}`, `{"small": 0}`, "", `{"exact": 12345678901234567890}`, `{"a": 2}`, `{"deep": ` + strings.Repeat("[", 90) + strings.Repeat("]", 90) + `}`, `{}`, `{}`,
+		`{"half": "�", "whole": "😀"}`, `{"small": 0}`, "", `{"exact": 12345678901234567890}`, `{"half": "�", "exact": [9007199254740993], "small": 0}`, `{"a": 2}`, `{"deep": ` + strings.Repeat("[", 90) + strings.Repeat("]", 90) + `}`, `{}`, `{}`,
 		`{"name": "Own \"name\"", "path": "/b", "title": "A", "category": "docs"}`, `{}`,
 	}
 	got := pgtest.All[string](t, w.db, "acme", "SELECT CASE WHEN data ? 'large' THEN '' ELSE data::text END FROM fact WHERE kind IN ('event.tracked', 'page.viewed') ORDER BY id")
