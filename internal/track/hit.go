@@ -35,9 +35,10 @@ func (h hit) size() int { return 250 + len(h.agent) }
 
 // insertHits stores hits with what they belong to. A hit of a mail whose recipient has withdrawn tracking.email since, or is gone, or whose browser asks not to be followed keeps nothing but
 // what the aggregate counts need; so does one of a web view whose mail was not tracked in full: every mail has a token for it, while those of pixels and of named clicks are in no others.
+// An origin that is not known is empty, not NULL: by that what is to be blanked in time is found.
 const insertHits = `INSERT INTO hit (kind, delivery, contact, link, run, step, agent, method, origin, reason)
 SELECT u.kind, CASE WHEN k.named THEN u.delivery ELSE 0 END, CASE WHEN k.named THEN k.contact END, u.link, b.run, coalesce(b.step, ''),
-       CASE WHEN k.named THEN u.agent ELSE '' END, u.method, CASE WHEN k.named THEN u.origin END, u.reason
+       CASE WHEN k.named THEN u.agent ELSE '' END, u.method, CASE WHEN k.named THEN coalesce(u.origin, '') END, u.reason
   FROM unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::bytea[], $7::text[], $8::boolean[]) WITH ORDINALITY
        u(kind, delivery, link, method, agent, origin, reason, nameless, n)
   LEFT JOIN batch b ON u.delivery > 0 AND b.id = u.delivery >> 9

@@ -58,7 +58,7 @@ func (t *Tracker) limits(ctx context.Context, tx *postgres.Tx) ([]limit, error) 
 		},
 		{
 			"hits", ago(r.Hits),
-			"DELETE FROM hit WHERE id IN (SELECT id FROM hit ORDER BY id LIMIT $2) AND at <= $1 AND verdict IS NOT NULL",
+			forgetHits,
 			"SELECT at FROM hit ORDER BY id LIMIT 1",
 		},
 		messages,
@@ -89,6 +89,11 @@ func (t *Tracker) limits(ctx context.Context, tx *postgres.Tx) ([]limit, error) 
 		limit{"partitions of facts", ago(r.Facts), "", fmt.Sprintf(lastOfOldest, "fact")},
 	), nil
 }
+
+// forgetHits forgets all hits of a delivery with its first one, the last ones first: statistics count the first of a delivery, and which that is must not change.
+const forgetHits = `WITH over AS (SELECT id, delivery FROM (SELECT id, delivery, at FROM hit ORDER BY id LIMIT $2) f WHERE at <= $1)
+	DELETE FROM hit WHERE verdict IS NOT NULL AND id = ANY (ARRAY(
+		(SELECT id FROM hit WHERE delivery > 0 AND delivery IN (SELECT delivery FROM over) ORDER BY delivery, at DESC, id DESC LIMIT $2) UNION ALL SELECT id FROM over WHERE delivery <= 0))`
 
 // lastOfOldest is when the oldest partition is dropped: a day after the time of its last row.
 const lastOfOldest = "SELECT at + interval '1 day' FROM %[1]s WHERE id < (SELECT hi FROM oldest_partition('%[1]s')) ORDER BY id DESC LIMIT 1"

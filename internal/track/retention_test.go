@@ -211,3 +211,52 @@ func TestOldRowsOfOnePartition(t *testing.T) {
 		t.Error("somebody will be woken for nothing")
 	}
 }
+
+// Hits go a delivery at a time: what is counted of its first one stays so, whatever comes later.
+func TestHitsAreForgottenWithTheFirstOfTheirDelivery(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	applyTo(t, w.db, "acme", fstest.MapFS{"settings.yaml": {Data: []byte("apiVersion: onda/v1\nkind: Settings\nmetadata: {name: settings}\nspec: {retention: {hits: 7d}}\n")}})
+	_, d := w.sent("acme", "ada@example.com", time.Hour)
+	_, other := w.sent("acme", "bob@example.com", time.Hour)
+	open := func(delivery int64, agent string) {
+		w.do(http.MethodGet, "/o/"+w.token("acme", token.Claims{Purpose: token.Open, Delivery: delivery})+".gif", "203.0.113.1", agent, nil)
+	}
+	open(d, browser)
+	w.sweep("acme")
+	w.move("acme", 4*day)
+	open(d, browser)
+	open(other, browser)
+	w.sweep("acme")
+	w.move("acme", 4*day)
+	w.sweep("acme")
+	if n := pgtest.All[int64](t, w.db, "acme", "SELECT delivery FROM hit"); len(n) != 1 || n[0] != other {
+		t.Errorf("hits of the deliveries %v are kept, want of %d", n, other)
+	}
+	pgtest.Exec(t, w.db, "acme", "UPDATE hit SET agent = 'Googlebot/2.1'") // as after a list was brought up to date
+	open(d, browser)
+	open(other, browser)
+	w.sweep("acme")
+	if n := pgtest.One[int](t, w.db, "acme", "SELECT count(*) FROM stat WHERE n < firsts OR firsts < 0"); n > 0 {
+		t.Errorf("statistics: %v", w.stats("acme"))
+	}
+}
+
+// Where a hit came from is blanked in time, and so is its agent where that is not known.
+func TestOriginsOfHitsAreBlanked(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	_, d := w.sent("acme", "ada@example.com", time.Hour)
+	for _, from := range []string{"203.0.113.1", "nowhere"} {
+		w.do(http.MethodGet, "/o/"+w.token("acme", token.Claims{Purpose: token.Open, Delivery: d})+".gif", from, browser, nil)
+	}
+	w.sweep("acme")
+	if n := pgtest.One[int](t, w.db, "acme", "SELECT count(*) FROM hit WHERE agent <> '' AND verdict = 'human'"); n != 2 {
+		t.Errorf("%d hits have their agent, want 2", n)
+	}
+	w.move("acme", 31*day)
+	w.sweep("acme")
+	if n := pgtest.One[int](t, w.db, "acme", "SELECT count(*) FROM hit WHERE agent = '' AND origin IS NULL AND verdict = 'human'"); n != 2 {
+		t.Errorf("%d hits are blank, want 2", n)
+	}
+}
