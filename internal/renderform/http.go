@@ -391,8 +391,10 @@ func (s *server) preflight(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// readValues reads what was sent: a form in either encoding, or a JSON object of the same names.
-func readValues(r *http.Request) (url.Values, error) {
+// readValues reads what was sent: a form in either encoding, or a JSON object of the same names. The body is closed when the values are not needed any more, also after an error.
+func (s *server) readValues(w http.ResponseWriter, r *http.Request) (url.Values, *fn.Body, error) {
+	body := s.bodies.Open(w, r, maxBody)
+	r.Body = body
 	var large *http.MaxBytesError
 	unread := func(err error) bool { return errors.As(err, &large) || errors.Is(err, fn.ErrBody) }
 	if !strings.HasPrefix(r.Header.Get("Content-Type"), "application/json") {
@@ -405,14 +407,14 @@ func readValues(r *http.Request) (url.Values, error) {
 		if err != nil && !unread(err) {
 			err = fn.Permanent(errors.New("the form cannot be read"))
 		}
-		return r.PostForm, err
+		return r.PostForm, body, err
 	}
 	var in map[string]any
 	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
 		if unread(err) {
-			return nil, err
+			return nil, body, err
 		}
-		return nil, fn.Permanent(errors.New("the body is not a JSON object"))
+		return nil, body, fn.Permanent(errors.New("the body is not a JSON object"))
 	}
 	values := url.Values{}
 	for k, v := range in {
@@ -425,12 +427,12 @@ func readValues(r *http.Request) (url.Values, error) {
 		case float64:
 			values.Set(k, strconv.FormatFloat(v, 'f', -1, 64))
 		case map[string]any:
-			return nil, fn.Permanent(errors.New("the values must be texts, numbers, booleans or lists of them"))
+			return nil, body, fn.Permanent(errors.New("the values must be texts, numbers, booleans or lists of them"))
 		default:
 			values.Set(k, fmt.Sprint(v))
 		}
 	}
-	return values, nil
+	return values, body, nil
 }
 
 // post takes in what was sent.
@@ -444,10 +446,8 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	tenant := f.tenant.Name
-	body := s.bodies.Open(w, r, maxBody)
+	values, body, err := s.readValues(w, r)
 	defer func() { _ = body.Close() }()
-	r.Body = body
-	values, err := readValues(r)
 	if err != nil {
 		return err
 	}
