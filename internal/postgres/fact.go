@@ -147,7 +147,14 @@ var ErrBusy = errors.New("another holder is doing this")
 // may be read, since a fact is not parted), so that neither memory nor the time of a transaction grows with an audience.
 type FactLimit struct{ Facts, Items int }
 
-// ReadFacts reads facts after the consumer's cursor up to a limit, of which it gives those of the kinds asked for (a kind, or a
+// maxFactBytes is about how many bytes of data facts may have that are read in one transaction: one of a program's event has at most 32 KB as it came in, and 50 times as many once
+// its numbers are written out (1e308).
+const maxFactBytes = 8 << 20
+
+// dataBytes is how long the text of a fact's data is, or, where it is short, about that.
+const dataBytes = "CASE WHEN pg_column_size(data) < 500 THEN pg_column_size(data) ELSE octet_length(data::text) END"
+
+// ReadFacts reads facts after the consumer's cursor up to a limit, and to 8 MB of data, of which it gives those of the kinds asked for (a kind, or a
 // prefix that ends in a dot), and moves the cursor in this transaction: so the caller writes the effect in the same one. more says that
 // there may be further ones. ErrBusy when another holds the cursor.
 //
@@ -161,18 +168,19 @@ func (tx *Tx) ReadFacts(ctx context.Context, consumer string, limit FactLimit, k
 	if err != nil {
 		return nil, false, fmt.Errorf("read cursor %s: %w", consumer, err)
 	}
-	rows, err := tx.Query(ctx, `SELECT xid::text::bigint, id, kind, name, coalesce(contact, 0), coalesce(visitor, 0), coalesce(run, 0), contacts, deliveries, data, at
-		FROM (SELECT xid, id, kind, name, contact, visitor, run, contacts, deliveries, data, at, sum(items) OVER (ORDER BY xid, id) - items AS before
-			FROM (SELECT xid, id, kind, name, contact, visitor, run, contacts, deliveries, data, at, coalesce(cardinality(contacts), cardinality(deliveries), 1) AS items
-				FROM fact WHERE (xid, id) > ($1::text::xid8, $2) AND xid < (pg_snapshot_xmin(pg_current_snapshot())::text::bigint + $5)::text::xid8 ORDER BY xid, id LIMIT $3) f) f
-		WHERE before < $4 ORDER BY xid, id`, fmt.Sprint(xid), id, limit.Facts, limit.Items, base)
+	rows, err := tx.Query(ctx, `SELECT xid::text::bigint, id, kind, name, coalesce(contact, 0), coalesce(visitor, 0), coalesce(run, 0), contacts, deliveries, data, at, size
+		FROM (SELECT xid, id, kind, name, contact, visitor, run, contacts, deliveries, data, at, sum(items) OVER w - items AS before, bytes, sum(bytes) OVER w AS size
+			FROM (SELECT xid, id, kind, name, contact, visitor, run, contacts, deliveries, data, at, coalesce(cardinality(contacts), cardinality(deliveries), 1) AS items, coalesce(`+dataBytes+`, 0) AS bytes
+				FROM fact WHERE (xid, id) > ($1::text::xid8, $2) AND xid < (pg_snapshot_xmin(pg_current_snapshot())::text::bigint + $5)::text::xid8 ORDER BY xid, id LIMIT $3) f
+			WINDOW w AS (ORDER BY xid, id)) f
+		WHERE before < $4 AND size - bytes < $6 ORDER BY xid, id`, fmt.Sprint(xid), id, limit.Facts, limit.Items, base, maxFactBytes)
 	if err != nil {
 		return nil, false, fmt.Errorf("read facts: %w", err)
 	}
 	var f Fact
-	var n, items int
+	var n, items, size int // size as Postgres sums it up
 	oldest, late := tx.now, toldLate()
-	_, err = pgx.ForEachRow(rows, []any{&f.XID, &f.ID, &f.Kind, &f.Name, &f.Contact, &f.Visitor, &f.Run, &f.Contacts, &f.Deliveries, &f.Data, &f.At}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&f.XID, &f.ID, &f.Kind, &f.Name, &f.Contact, &f.Visitor, &f.Run, &f.Contacts, &f.Deliveries, &f.Data, &f.At, &size}, func() error {
 		n++
 		items += max(len(f.Contacts), len(f.Deliveries), 1)
 		xid, id = f.XID, f.ID
@@ -198,7 +206,7 @@ func (tx *Tx) ReadFacts(ctx context.Context, consumer string, limit FactLimit, k
 		return nil, false, fmt.Errorf("move cursor %s: %w", consumer, err)
 	}
 	tx.Found(ctx, "facts", consumer, oldest, n)
-	return facts, n == limit.Facts || items >= limit.Items, nil
+	return facts, n == limit.Facts || items >= limit.Items || size >= maxFactBytes, nil
 }
 
 // FactsDue is when the consumer should look again: soon, when facts are unread (also those that a transaction under way still

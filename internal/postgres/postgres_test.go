@@ -637,3 +637,28 @@ func TestARefusedOutboxIsLookedAtLessAndLess(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// Numbers that are short as they come in are long when they are read: facts full of them are read in parts.
+func TestFactsWithMuchDataAreReadInParts(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	pgtest.Exec(t, db, "acme", `INSERT INTO fact (kind, data) SELECT 'event.tracked', jsonb_build_object('n', (SELECT jsonb_agg(1e308) FROM generate_series(1, 5400))) FROM generate_series(1, 20)`)
+	readable(t, db)
+	read, longest := 0, 0
+	for more := true; more; {
+		size := 0
+		pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+			facts, further, err := tx.ReadFacts(ctx, "segment", postgres.FactLimit{Facts: 100, Items: 1000}, "event.")
+			for _, f := range facts {
+				size += len(f.Data)
+			}
+			read += len(facts)
+			more = further
+			return err
+		})
+		longest = max(longest, size)
+	}
+	if read != 20 || longest > 12<<20 {
+		t.Errorf("read %d facts, up to %d bytes at once", read, longest)
+	}
+}
