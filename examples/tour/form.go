@@ -27,15 +27,11 @@ func (s *stack) visitor(n int) *stack {
 	return &v
 }
 
-// signUp fills in the form as a browser does.
-func (s *stack) signUp(ctx context.Context, form string, fields url.Values) error {
-	page := fmt.Sprintf("%s/f/%s/%s", s.url, tenant, form)
-	body, err := s.fetch(ctx, http.MethodGet, page, nil, http.Header{"User-Agent": {browser}})
-	if err != nil {
-		return err
-	}
-	_, err = s.post(ctx, page, body, fields)
-	return err
+// form opens the page of a form as a browser does.
+func (s *stack) form(ctx context.Context, form string) (at string, page []byte, err error) {
+	at = fmt.Sprintf("%s/f/%s/%s", s.url, tenant, form)
+	page, err = s.fetch(ctx, http.MethodGet, at, nil, http.Header{"User-Agent": {browser}})
+	return at, page, err
 }
 
 // post sends the form of a page, with the hidden inputs that it has.
