@@ -21,8 +21,9 @@ const keysFor = time.Minute
 type Keys struct {
 	// Tokens are the HMAC keys of tokens, retired ones too. One at least may sign.
 	Tokens token.Keys
-	// Signer signs with the one that does.
-	Signer *token.Signer
+	// Signing is the one that signs, and Signer signs with it.
+	Signing token.Key
+	Signer  *token.Signer
 	// Pepper keys the hashes of addresses.
 	Pepper []byte
 }
@@ -75,11 +76,10 @@ func (tx *Tx) Keys(ctx context.Context) (Keys, error) {
 	if err != nil {
 		return Keys{}, fmt.Errorf("read keys: %w", err)
 	}
-	current, ok := k.Tokens.Current()
-	if !ok || k.Pepper == nil {
+	if k.Signing, ok = k.Tokens.Current(); !ok || k.Pepper == nil {
 		return Keys{}, fmt.Errorf("tenant %s has no keys: run onda tenant create %s again", tx.Tenant.Name, tx.Tenant.Name)
 	}
-	if k.Signer, err = token.NewSigner(current); err != nil {
+	if k.Signer, err = token.NewSigner(k.Signing); err != nil {
 		return Keys{}, fmt.Errorf("read keys: %w", err)
 	}
 	db.mu.Lock()

@@ -260,14 +260,7 @@ func framed(r *http.Request) bool {
 // key is what the moments of a form are signed with.
 func (s *server) key(ctx context.Context, f *form) (token.Key, error) {
 	keys, err := s.db.Keys(ctx, f.tenant.Name)
-	if err != nil {
-		return token.Key{}, err
-	}
-	key, ok := keys.Tokens.Current()
-	if !ok {
-		return key, errors.New("the tenant has no key to sign with")
-	}
-	return key, nil
+	return keys.Signing, err
 }
 
 // render makes how a form looks to whoever opens it.

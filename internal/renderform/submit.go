@@ -654,13 +654,9 @@ func (fs *Forms) ask(ctx context.Context, tx *postgres.Tx, list []*submission) e
 	if err != nil {
 		return err
 	}
-	key, ok := keys.Tokens.Current()
-	if !ok {
-		return errors.New("the tenant has no key to sign with")
-	}
 	mails := make([]delivery.Reserved, len(list))
 	for i, s := range list {
-		tok, err := token.Sign(key, token.Claims{
+		tok, err := token.Sign(keys.Signing, token.Claims{
 			Purpose: token.Confirm, Tenant: tx.Tenant.Number, Contact: s.who, Topic: s.topic, Form: int32(s.document), Expires: s.expires,
 		})
 		if err != nil {

@@ -334,7 +334,7 @@ func (s *server) showLeaving(w http.ResponseWriter, r *http.Request, tenant stri
 		return err
 	}
 	v := page.View{Lang: lang, Brand: l.brand, Theme: l.theme, Block: "unsubscribe", Data: leavingView{l.topic, l.address, ""}}
-	if l.p != "" && l.contact != 0 {
+	if l.contact != 0 {
 		v.Data = leavingView{l.topic, l.address, "/p/" + l.p}
 	}
 	switch {

@@ -129,11 +129,8 @@ func readLeaving(ctx context.Context, tx *postgres.Tx, c token.Claims, lang stri
 	if err != nil {
 		return leaving{}, err
 	}
-	if key, ok := keys.Tokens.Current(); ok {
-		l.p, err = token.Sign(key, token.Claims{Purpose: token.Preferences, Tenant: tx.Tenant.Number, Contact: c.Contact, Topic: c.Topic})
-		if err != nil {
-			return leaving{}, err
-		}
+	if l.p, err = token.Sign(keys.Signing, token.Claims{Purpose: token.Preferences, Tenant: tx.Tenant.Number, Contact: c.Contact, Topic: c.Topic}); err != nil {
+		return leaving{}, err
 	}
 	return l, nil
 }

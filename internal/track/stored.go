@@ -87,12 +87,8 @@ func (t *Tracker) askForCopy(ctx context.Context, tx *postgres.Tx, c token.Claim
 	if err != nil {
 		return err
 	}
-	key, ok := keys.Tokens.Current()
-	if !ok {
-		return errors.New("the tenant has no key to sign with")
-	}
 	minute := tx.Now().Truncate(time.Minute)
-	url := fmt.Sprintf("%s/p/%s/copy?s=%s", tx.Tenant.LinkURL(t.cfg.Compose.LinkURL), tok, copyProof(key, tx.Tenant.Number, p.contact, minute))
+	url := fmt.Sprintf("%s/p/%s/copy?s=%s", tx.Tenant.LinkURL(t.cfg.Compose.LinkURL), tok, copyProof(keys.Signing, tx.Tenant.Number, p.contact, minute))
 	_, repeated, err := delivery.Request(ctx, tx, "track", delivery.TransactionalMail{
 		Email: settings.Copy, Contact: p.contact, Key: fmt.Sprintf("copy:%d:%d", p.contact, minute.Unix()), Cause: "preferences", Data: map[string]any{"url": url},
 	})

@@ -139,22 +139,18 @@ func (l *lab) moreMails(ctx context.Context, purpose token.Purpose, n int) (s se
 		if err != nil {
 			return err
 		}
-		key, ok := keys.Tokens.Current()
-		if !ok {
-			return fmt.Errorf("tenant %s has no key", l.tenant)
-		}
 		rows, err := tx.Query(ctx, "SELECT d.id, (SELECT min(id) FROM link)::bigint FROM delivery d WHERE d.id >= ($1::bigint + 1) << 9 ORDER BY d.id", last)
 		if err != nil {
 			return fmt.Errorf("read deliveries: %w", err)
 		}
 		var delivery, link int64
 		_, err = pgx.ForEachRow(rows, []any{&delivery, &link}, func() error {
-			c := token.Claims{Purpose: purpose, Key: key.ID, Tenant: tx.Tenant.Number, Delivery: delivery}
+			c := token.Claims{Purpose: purpose, Key: keys.Signing.ID, Tenant: tx.Tenant.Number, Delivery: delivery}
 			path := "/o/%s.gif"
 			if purpose == token.Click {
 				c.Link, path = link, "/c/%s"
 			}
-			tok, err := token.Sign(key, c)
+			tok, err := token.Sign(keys.Signing, c)
 			s.deliveries, s.targets = append(s.deliveries, delivery), append(s.targets, fmt.Sprintf(path, tok))
 			return err
 		})
