@@ -2,9 +2,6 @@ package csvimport
 
 import (
 	"context"
-	"errors"
-
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/onda-run/onda/internal/postgres"
 )
@@ -22,8 +19,7 @@ func (im *importer) analyze(ctx context.Context) error {
 		}
 		return tx.UpdateStatistics(ctx)
 	})
-	var pe *pgconn.PgError
-	if errors.As(err, &pe) && pe.Code == "55P03" { // another is at it
+	if postgres.IsLocked(err) { // another is at it
 		return nil
 	}
 	return err

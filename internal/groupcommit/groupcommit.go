@@ -31,19 +31,14 @@ const (
 	mostRequests = 384
 	roomRequests = 512
 
-	mostWait      = time.Second           // an item begins to be stored by then, or is told to come back
-	commitTimeout = 2 * time.Second       // of one commit
-	lockWait      = time.Second           // for a lock, in a commit
-	probeWait     = 50 * time.Millisecond // for a lock, where the commit before got none
-	lockBreak     = time.Second           // nothing is tried for so long after that
-	lockMemory    = 10 * time.Second      // how long it is known that there was none
+	mostWait      = time.Second     // an item begins to be stored by then, or is told to come back
+	commitTimeout = 2 * time.Second // of one commit
 )
 
 var (
-	errBusy   = errors.New("too much waits to be stored for this tenant")
-	errFull   = errors.New("too much waits to be stored")
-	errLate   = errors.New("it waited too long to be stored")
-	errLocked = errors.New("the tenant's tables are locked, by a migration for instance")
+	errBusy = errors.New("too much waits to be stored for this tenant")
+	errFull = errors.New("too much waits to be stored")
+	errLate = errors.New("it waited too long to be stored")
 )
 
 // Room bounds what waits in the whole process.
@@ -179,7 +174,7 @@ func (c *Committer[T]) enqueue(tenant string, items []T, done chan<- error) (*qu
 	}
 	switch {
 	case now.Before(q.shut):
-		return nil, errLocked
+		return nil, postgres.ErrLocked
 	case q.requests == mostRequests || len(q.waiting)+len(items) > mostPending:
 		return nil, errBusy
 	case !c.room.take(len(items), bytes):
@@ -256,9 +251,9 @@ func (c *Committer[T]) next(q *queue[T]) ([]pending[T], time.Duration) {
 	batch := q.waiting[:n:n]
 	q.waiting = q.waiting[n:]
 	if q.locked {
-		return batch, probeWait
+		return batch, postgres.ProbeWait
 	}
-	return batch, lockWait
+	return batch, postgres.LockWait
 }
 
 // done notes how a commit went, and tells whether there is to be another.
@@ -271,7 +266,7 @@ func (c *Committer[T]) done(tenant string, q *queue[T], locked bool) bool {
 	}
 	q.writing = false
 	if locked {
-		c.wakeIn(lockMemory, tenant, q)
+		c.wakeIn(postgres.LockMemory, tenant, q)
 		return false
 	}
 	q.timer.Stop()
@@ -289,15 +284,15 @@ func (c *Committer[T]) commit(tenant string, q *queue[T], batch []pending[T], lo
 	if err != nil && len(batch) > 1 && isItems(err) {
 		half := len(batch) / 2
 		if c.commit(tenant, q, batch[:half], lock) {
-			c.answer(batch[half:], fn.Unavailable(errLocked))
+			c.answer(batch[half:], fn.Unavailable(postgres.ErrLocked))
 			return true
 		}
 		return c.commit(tenant, q, batch[half:], lock)
 	}
-	if locked = sqlState(err) == "55P03"; locked { // lock not available
+	if locked = postgres.IsLocked(err); locked {
 		c.mu.Lock()
-		q.shut = time.Now().Add(lockBreak)
-		c.answer(q.waiting, fn.Unavailable(errLocked))
+		q.shut = time.Now().Add(postgres.LockBreak)
+		c.answer(q.waiting, fn.Unavailable(postgres.ErrLocked))
 		q.waiting = nil
 		c.mu.Unlock()
 	}
@@ -325,15 +320,6 @@ func isItems(err error) bool {
 	if errors.As(err, &itemError{}) {
 		return true
 	}
-	code := sqlState(err)
-	return strings.HasPrefix(code, "22") || strings.HasPrefix(code, "23")
-}
-
-// sqlState is Postgres's code of an error; empty for others.
-func sqlState(err error) string {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
-		return pg.Code
-	}
-	return ""
+	var pe *pgconn.PgError
+	return errors.As(err, &pe) && (strings.HasPrefix(pe.Code, "22") || strings.HasPrefix(pe.Code, "23"))
 }

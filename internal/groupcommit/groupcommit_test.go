@@ -268,11 +268,11 @@ func TestALockedTenantHoldsNoSlot(t *testing.T) {
 		})
 	})
 	<-locked
-	if err := c.Add(context.Background(), "acme", 1); sqlState(err) != "55P03" || !unavailable(err) {
+	if err := c.Add(context.Background(), "acme", 1); !postgres.IsLocked(err) || !unavailable(err) {
 		t.Errorf("acme, locked: %v", err)
 	}
 	c.room.slots <- struct{}{} // whatever would be tried now would wait
-	if err := c.Add(context.Background(), "acme", 2); !errors.Is(err, errLocked) || !unavailable(err) {
+	if err := c.Add(context.Background(), "acme", 2); !errors.Is(err, postgres.ErrLocked) || !unavailable(err) {
 		t.Errorf("acme, just found locked: %v", err)
 	}
 	<-c.room.slots
@@ -287,10 +287,10 @@ func TestALockedTenantHoldsNoSlot(t *testing.T) {
 	c.mu.Lock()
 	q.shut = time.Time{} // as if its second were over
 	c.mu.Unlock()
-	if _, wait := c.next(q); wait != probeWait {
+	if _, wait := c.next(q); wait != postgres.ProbeWait {
 		t.Errorf("it is tried for %s", wait)
 	}
-	if err := c.Add(context.Background(), "acme", 3); sqlState(err) != "55P03" {
+	if err := c.Add(context.Background(), "acme", 3); !postgres.IsLocked(err) {
 		t.Errorf("acme, still locked: %v", err)
 	}
 	if err := c.Add(context.Background(), "brava", 1); err != nil {

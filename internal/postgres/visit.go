@@ -10,19 +10,28 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
+// visitWait is how long a visitor waits for a connection of the tenant's share.
+const visitWait = time.Second
+
+// How a tenant whose tables are locked is kept from holding up the others, by visits and by package groupcommit.
 const (
-	visitWait   = time.Second           // for a connection of the tenant's share, and then for each lock
-	probeWait   = 50 * time.Millisecond // for a lock of a tenant that had one in the way not long ago
-	lockedBreak = time.Second           // nothing of a tenant is tried for so long after a lock stood in the way
-	lockMemory  = 10 * time.Second      // how long it is known that one did
+	LockWait   = time.Second           // for a lock
+	ProbeWait  = 50 * time.Millisecond // for a lock, where one stood in the way not long ago
+	LockBreak  = time.Second           // nothing is tried for so long after that
+	LockMemory = 10 * time.Second      // how long it is known that one did
 )
 
 // Errors of visits that will be served when they come again.
 const (
-	ErrLocked   = notYet("the tenant's tables are locked, by a migration for instance")
-	ErrCrowded  = notYet("too many visitors of this tenant wait for Postgres")
-	lockTimeout = "55P03" // SQLSTATE lock_not_available
+	ErrLocked  = notYet("the tenant's tables are locked, by a migration for instance")
+	ErrCrowded = notYet("too many visitors of this tenant wait for Postgres")
 )
+
+// IsLocked tells whether an error is that a lock was not to be had in the time that there was for it (SQLSTATE 55P03, lock_not_available).
+func IsLocked(err error) bool {
+	var pe *pgconn.PgError
+	return errors.As(err, &pe) && pe.Code == "55P03"
+}
 
 // Visit is InTenant for one request of a visitor, of whom anybody may send many. Of a process that serves many tenants, one tenant's visitors hold at most half of the connections, and
 // a tenant whose tables are locked is not tried again for a second, and then for a moment: so that it stops nobody else. Past the bounds the error is ErrCrowded or ErrLocked, for a 503.
@@ -40,10 +49,7 @@ func (db *DB) visitor(ctx context.Context, tenant string, m mode, f func(ctx con
 	if err != nil {
 		return fmt.Errorf("tenant %.60q: %w", tenant, err)
 	}
-	defer func() { // also of a panic
-		var pe *pgconn.PgError
-		leave(errors.As(err, &pe) && pe.Code == lockTimeout)
-	}()
+	defer func() { leave(IsLocked(err)) }() // also of a panic
 	m.lock = lock
 	return db.inTenant(ctx, tenant, m, f)
 }
@@ -61,7 +67,7 @@ type door struct {
 	inside  chan struct{}
 	here    int       // inside, or waiting
 	locked  time.Time // when a lock stood in the way last
-	waiting bool      // forget is set
+	waiting bool      // it is to be forgotten when that is long ago
 }
 
 // enter waits until a visitor may come in, and gives how long it may wait for a lock. leave is called when it goes, with whether a lock stood in its way.
@@ -72,7 +78,7 @@ func (ds *doors) enter(ctx context.Context, tenant string) (lock time.Duration, 
 		d = &door{inside: make(chan struct{}, ds.each)}
 		ds.of[tenant] = d
 	}
-	shut := time.Since(d.locked) < lockedBreak
+	shut := time.Since(d.locked) < LockBreak
 	if !shut {
 		d.here++
 	}
@@ -105,13 +111,13 @@ func (ds *doors) enter(ctx context.Context, tenant string) (lock time.Duration, 
 		ds.gone(tenant, d, locked)
 	}
 	switch {
-	case since < lockedBreak: // meanwhile
+	case since < LockBreak: // meanwhile
 		leave(false)
 		return 0, nil, ErrLocked
-	case since < lockMemory:
-		return probeWait, leave, nil
+	case since < LockMemory:
+		return ProbeWait, leave, nil
 	}
-	return visitWait, leave, nil
+	return LockWait, leave, nil
 }
 
 // gone counts a visitor off, and forgets a door that nobody needs.
@@ -122,7 +128,7 @@ func (ds *doors) gone(tenant string, d *door, locked bool) {
 	if locked {
 		d.locked = time.Now()
 	}
-	switch left := lockMemory - time.Since(d.locked); {
+	switch left := LockMemory - time.Since(d.locked); {
 	case d.here > 0 || d.waiting:
 	case left <= 0:
 		delete(ds.of, tenant)

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/delivery"
@@ -131,8 +130,7 @@ func (fs *Forms) write(ctx context.Context, tx *postgres.Tx, all []*submission, 
 		return fmt.Errorf("wait for the tables of forms: %w", err)
 	}
 	err := fs.store(ctx, tx, all, skip)
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && pg.Code == "55P03" { // lock not available: whose row it is, nobody can tell
+	if postgres.IsLocked(err) { // whose row it is, nobody can tell
 		return errHeld
 	}
 	return err

@@ -102,8 +102,7 @@ func (k *keeper) in(ctx context.Context, tenant string, failed map[string]bool, 
 			return fmt.Errorf("set limits: %w", err)
 		}
 		_, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1, $2)", lockClass, tx.Tenant.Number)
-		var pe *pgconn.PgError
-		if errors.As(err, &pe) && pe.Code == "55P03" {
+		if postgres.IsLocked(err) {
 			return errBusy
 		}
 		if err != nil {
