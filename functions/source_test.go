@@ -251,7 +251,7 @@ func bounds(f *ast.FuncDecl) (limit, memory string) {
 		last, named := call.Args[len(call.Args)-1].(*ast.Ident)
 		switch {
 		case !ok || !named:
-		case sel.Sel.Name == "MaxBytesReader", sel.Sel.Name == "Open": // of fn.Bodies
+		case sel.Sel.Name == "MaxBytesReader":
 			limit = last.Name
 		case sel.Sel.Name == "ParseMultipartForm":
 			memory = last.Name

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"sync/atomic"
 	"time"
@@ -57,4 +58,23 @@ func (b *Body) Close() error {
 	b.bodies.left.Add(b.taken)
 	b.taken = 0
 	return nil
+}
+
+// ReadForm reads a form in either encoding, of at most so many bytes, and nothing of other bodies. Errors are *http.MaxBytesError, ErrBody, or Permanent.
+func ReadForm(w http.ResponseWriter, r *http.Request, most int64) (url.Values, error) {
+	r.Body = http.MaxBytesReader(w, r.Body, most)
+	err := r.ParseForm()
+	if err == nil {
+		if err = r.ParseMultipartForm(most); errors.Is(err, http.ErrNotMultipart) {
+			err = nil
+		}
+	}
+	var large *http.MaxBytesError
+	switch {
+	case err == nil:
+		return r.PostForm, nil
+	case errors.As(err, &large), errors.Is(err, ErrBody):
+		return nil, err
+	}
+	return nil, Permanent(errors.New("the form cannot be read"))
 }

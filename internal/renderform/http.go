@@ -384,30 +384,18 @@ func (s *server) preflight(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// readValues reads what was sent: a form in either encoding, or a JSON object of the same names. The body is closed when the values are not needed any more, also after an error.
-func (s *server) readValues(w http.ResponseWriter, r *http.Request) (url.Values, *fn.Body, error) {
-	body := s.bodies.Open(w, r, maxBody)
-	r.Body = body
-	var large *http.MaxBytesError
-	unread := func(err error) bool { return errors.As(err, &large) || errors.Is(err, fn.ErrBody) }
+// readValues reads what was sent: a form in either encoding, or a JSON object of the same names.
+func readValues(w http.ResponseWriter, r *http.Request) (url.Values, error) {
 	if !strings.HasPrefix(r.Header.Get("Content-Type"), "application/json") {
-		err := r.ParseForm()
-		if err == nil {
-			if err = r.ParseMultipartForm(maxBody); errors.Is(err, http.ErrNotMultipart) {
-				err = nil
-			}
-		}
-		if err != nil && !unread(err) {
-			err = fn.Permanent(errors.New("the form cannot be read"))
-		}
-		return r.PostForm, body, err
+		return fn.ReadForm(w, r, maxBody)
 	}
 	var in map[string]any
 	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
-		if unread(err) {
-			return nil, body, err
+		var large *http.MaxBytesError
+		if errors.As(err, &large) || errors.Is(err, fn.ErrBody) {
+			return nil, err
 		}
-		return nil, body, fn.Permanent(errors.New("the body is not a JSON object"))
+		return nil, fn.Permanent(errors.New("the body is not a JSON object"))
 	}
 	values := url.Values{}
 	for k, v := range in {
@@ -420,12 +408,12 @@ func (s *server) readValues(w http.ResponseWriter, r *http.Request) (url.Values,
 		case float64:
 			values.Set(k, strconv.FormatFloat(v, 'f', -1, 64))
 		case map[string]any:
-			return nil, body, fn.Permanent(errors.New("the values must be texts, numbers, booleans or lists of them"))
+			return nil, fn.Permanent(errors.New("the values must be texts, numbers, booleans or lists of them"))
 		default:
 			values.Set(k, fmt.Sprint(v))
 		}
 	}
-	return values, body, nil
+	return values, nil
 }
 
 // post takes in what was sent.
@@ -439,8 +427,10 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	tenant := f.tenant.Name
-	values, body, err := s.readValues(w, r)
+	body := s.bodies.Open(w, r, maxBody)
 	defer func() { _ = body.Close() }()
+	r.Body = body
+	values, err := readValues(w, r)
 	if err != nil {
 		return err
 	}

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -367,25 +366,6 @@ func (s *server) unsubscribeNow(w http.ResponseWriter, r *http.Request, tenant s
 	return s.showLeaving(w, r, tenant, c, true)
 }
 
-// readForm reads a form in either encoding, and nothing of other bodies.
-func readForm(w http.ResponseWriter, r *http.Request) (url.Values, error) {
-	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
-	err := r.ParseForm()
-	if err == nil {
-		if err = r.ParseMultipartForm(maxForm); errors.Is(err, http.ErrNotMultipart) {
-			err = nil
-		}
-	}
-	var large *http.MaxBytesError
-	if err != nil {
-		if errors.As(err, &large) {
-			return nil, err
-		}
-		return nil, fn.Permanent(errors.New("the form cannot be read"))
-	}
-	return r.PostForm, nil
-}
-
 // preferencesView is what the preference centre shows.
 type preferencesView struct {
 	Address                    string
@@ -450,7 +430,7 @@ func (s *server) preferencesPage(w http.ResponseWriter, r *http.Request, tenant 
 }
 
 func (s *server) preferencesSave(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims) error {
-	form, err := readForm(w, r)
+	form, err := fn.ReadForm(w, r, maxForm)
 	if err != nil {
 		return err
 	}
