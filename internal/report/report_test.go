@@ -125,10 +125,7 @@ func TestVariants(t *testing.T) {
 	if low, high := 0.45, 0.55; float64(want[1].Sent)/580 < low || float64(want[1].Sent)/580 > high {
 		t.Errorf("of 580 mails %d are of the variant that half of them should be", want[1].Sent)
 	}
-	var text, page bytes.Buffer
-	if err := errors.Join(r.Text(&text), r.HTML(&page)); err != nil {
-		t.Fatal(err)
-	}
+	text, page := shown(t, r)
 	if !strings.Contains(text.String(), "news long") || !strings.Contains(page.String(), "news long") {
 		t.Errorf("no variants in the report:\n%s", text.String())
 	}
@@ -209,6 +206,16 @@ func golden(t *testing.T, name string, got []byte) {
 	}
 }
 
+// shown gives a report as text and as a page.
+func shown(t *testing.T, r *report.Report) (text, page *bytes.Buffer) {
+	t.Helper()
+	text, page = &bytes.Buffer{}, &bytes.Buffer{}
+	if err := errors.Join(r.Text(text), r.HTML(page)); err != nil {
+		t.Fatal(err)
+	}
+	return text, page
+}
+
 func TestReportsSayWhatIsHeld(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)
@@ -223,13 +230,7 @@ func TestReportsSayWhatIsHeld(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var text, page bytes.Buffer
-		if err := r.Text(&text); err != nil {
-			t.Fatal(err)
-		}
-		if err := r.HTML(&page); err != nil {
-			t.Fatal(err)
-		}
+		text, page := shown(t, r)
 		const held = "marketing mail from acme.example to google waits until 2100-01-02 03:04 UTC: 5 of 1000 complained."
 		if got := strings.Contains(text.String(), held); got != want {
 			t.Errorf("%s: the text says what is held: %v\n%s", tenant, got, text.String())
@@ -254,13 +255,7 @@ func TestReportsSayHowFarBehind(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var text, page bytes.Buffer
-		if err := r.Text(&text); err != nil {
-			t.Fatal(err)
-		}
-		if err := r.HTML(&page); err != nil {
-			t.Fatal(err)
-		}
+		text, page := shown(t, r)
 		data, err := json.Marshal(r)
 		if err != nil {
 			t.Fatal(err)

@@ -23,7 +23,6 @@ type flood struct {
 	conns  int     // at most
 
 	next  atomic.Int64
-	asked atomic.Int64 // how many have ended
 	began time.Time
 	ended time.Duration // when it asked for no more
 	hits  []asked       // by mail
@@ -140,7 +139,6 @@ func (f *flood) client(ctx context.Context, due <-chan int) error {
 			return err
 		}
 		h.took = time.Since(f.began) - h.due - h.late
-		f.asked.Add(1)
 		if h.came == cutOff {
 			_ = conn.Close()
 			conn = nil
