@@ -111,6 +111,7 @@ func (f *flood) pace(ctx context.Context, due chan<- int, more func()) error {
 
 // client asks on one connection, and makes another when that broke.
 func (f *flood) client(ctx context.Context, due <-chan int) error {
+	dialer := net.Dialer{Timeout: flooding}
 	var conn net.Conn
 	var in *bufio.Reader
 	defer func() {
@@ -121,9 +122,12 @@ func (f *flood) client(ctx context.Context, due <-chan int) error {
 	for {
 		for conn == nil && ctx.Err() == nil {
 			var err error
-			if conn, err = net.DialTimeout("tcp", f.to, flooding); err != nil {
+			if conn, err = dialer.DialContext(ctx, "tcp", f.to); err != nil {
 				conn = nil
-				time.Sleep(5 * time.Millisecond) // it is about to start again
+				select {
+				case <-time.After(5 * time.Millisecond): // it is about to start again
+				case <-ctx.Done():
+				}
 				continue
 			}
 			in = bufio.NewReaderSize(conn, 4<<10)

@@ -237,11 +237,11 @@ func floodingTwice(ctx context.Context, c *hitsUnderHavoc) error {
 
 // killingTrack kills track again and again under as much as it can take, and starts it again where it was.
 func killingTrack(ctx context.Context, c *hitsUnderHavoc) error {
-	mails, err := c.sentMails(ctx, token.Open)
-	if err != nil {
+	if _, err := c.sentMails(ctx, token.Open); err != nil { // of a campaign, which the others are added to
 		return err
 	}
-	if mails, err = c.moreMails(ctx, token.Open, hitsMost); err != nil {
+	mails, err := c.moreMails(ctx, token.Open, hitsMost)
+	if err != nil {
 		return err
 	}
 	f := &flood{tenant: tenant, mails: mails, conns: clients}
