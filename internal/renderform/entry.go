@@ -3,7 +3,9 @@ package renderform
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"net/url"
 	"slices"
 	"strings"
@@ -39,6 +41,15 @@ type entry struct {
 	Visitor string `json:"visitor,omitempty"`
 
 	email string
+}
+
+// answers are what an entry says, without whose it is and where that was asked.
+func (e *entry) answers() ([]byte, error) {
+	b, err := json.Marshal(entry{Fields: e.Fields, Values: e.Values, Consents: e.Consents})
+	if err != nil {
+		return nil, fmt.Errorf("encode answers: %w", err)
+	}
+	return b, nil
 }
 
 // failed is a problem with one input, or with none where Key is empty: the key of a text, and what fills it in.
@@ -194,8 +205,12 @@ func (f *form) checkEmail(value string, e *entry) string {
 	return ""
 }
 
-// blockedDomain is the one problem that is kept as a rejection.
-const blockedDomain = "form.problem.domain"
+const (
+	// blockedDomain is the one problem that is kept as a rejection.
+	blockedDomain = "form.problem.domain"
+	// otherAnswers is of a page that was sent before with others.
+	otherAnswers = "form.problem.sent"
+)
 
 func (f *form) checkField(in spec.Input, values []string, e *entry) string {
 	fd := f.fields[in.Field]

@@ -461,12 +461,15 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if len(in.problems) > 0 {
+		if in.used {
+			values.Del(onceInput)
+		}
 		return s.again(w, r, f, who, lang, values, in.problems)
 	}
 	return s.showResult(w, r, f, lang)
 }
 
-// again shows a form with what was sent and what is wrong with it, as who was recognised sees it. It is the same showing, unless that has become too old.
+// again shows a form with what was sent and what is wrong with it, as who was recognised sees it. It is the same showing, unless that has become too old or was used.
 func (s *server) again(w http.ResponseWriter, r *http.Request, f *form, who *recognised, lang string, values url.Values, problems []failed) error {
 	if readOnce(values.Get(onceInput)) == nil {
 		values.Set(onceInput, newOnce())

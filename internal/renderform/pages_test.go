@@ -114,6 +114,12 @@ func TestEveryPageInEveryState(t *testing.T) {
 		show("address of a provider that is refused", "form", 422, signUp("ada@mailinator.com"))
 		show("sent", "result", 200, signUp("ada-"+lang+"@example.com"))
 		confirm := w.confirmURL("acme")
+		twice := w.fill(good())
+		twice.Set("onda_lang", lang)
+		twice.Set("email", "twice-"+lang+"@example.com")
+		w.post(newsletter, twice, from...)
+		twice.Set("first_name", "Eve")
+		show("sent before with other answers", "form", 422, w.post(newsletter, twice, from...))
 		show("sent, without a confirmation", "result", 200, w.post(every, url.Values{
 			"email": {"eve@example.com"}, "first_name": {"Eve"}, "birthday": {"2001-02-03"}, "shirt": {"large"}, "interests": {"ski"}, "plan": {"one"}, "message": {"Hello"}, "consent.offers": {"on"},
 		}, from...))

@@ -140,6 +140,30 @@ func TestWhoIsKnownIsNotAskedAgain(t *testing.T) {
 	}
 }
 
+// What somebody answers is known when the same page comes again: it is a repeat all the same.
+func TestARepeatOfWhoIsKnownMeanwhile(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := w.introduce("acme")
+	pgtest.Exec(t, w.db, "acme", "UPDATE contact SET fields = fields - 'country' - 'full_name'")
+	values := w.hidden(profilePath + "?p=" + w.token("acme", token.Claims{Contact: id}))
+	for name, value := range map[string]string{"email": "ada@example.com", "full_name": "Ada", "country": "NO", "company": "Babbage AS", "nick": "ada"} {
+		values.Set(name, value)
+	}
+	for range 2 {
+		if a := w.post(profilePath, values); a.status != 200 {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+	}
+	values.Set("company", "Another")
+	if a := w.post(profilePath, values); a.status != 422 {
+		t.Errorf("with another answer: %d %s", a.status, a.body)
+	}
+	if n := w.count("acme", "submission"); n != 1 {
+		t.Errorf("%d submissions, want one", n)
+	}
+}
+
 // Whatever is wrong with a token, its form is that of a stranger.
 func TestTokensThatRecogniseNobody(t *testing.T) {
 	t.Parallel()

@@ -56,11 +56,14 @@ type submission struct {
 	check func(now time.Time) (entry, []failed)
 	// trapped: a program fell for the honeypot.
 	trapped bool
+	// known is who was recognised to send it; nil for nobody.
+	known *recognised
 
 	// What becomes of it.
 	reason   string // why it is kept out, in one word; of such a one nothing is kept but that
 	entry    entry
 	problems []failed // to be shown; nothing of it is kept
+	used     bool     // its page is of a submission that is stored: what is shown again is another page
 	err      error    // of this one alone
 	id       int64
 	who      int64
@@ -72,7 +75,7 @@ type submission struct {
 // sentIn is a form with what was sent, by whom it was recognised to be, nil for nobody.
 func (f *form) sentIn(values url.Values, lang string, who *recognised) *submission {
 	return &submission{
-		form: f, values: values, once: readOnce(values.Get(onceInput)), trapped: f.Protect.Honeypot && values.Get(honeypot) != "",
+		form: f, values: values, once: readOnce(values.Get(onceInput)), trapped: f.Protect.Honeypot && values.Get(honeypot) != "", known: who,
 		check: func(now time.Time) (entry, []failed) { return f.check(values, lang, now, who) },
 	}
 }
@@ -137,10 +140,10 @@ func (fs *Forms) write(ctx context.Context, tx *postgres.Tx, all []*submission, 
 }
 
 // store writes submissions in as many statements as one takes. With a confirmation one is pending, and whoever has the address is asked; else it takes effect at once. A repeat
-// changes nothing.
+// changes nothing; the same page with other answers is to be shown again.
 func (fs *Forms) store(ctx context.Context, tx *postgres.Tx, all []*submission, skip string) error {
 	for _, s := range all {
-		s.reason, s.entry, s.problems, s.err, s.id, s.who, s.made, s.expires, s.delivery = "", entry{}, nil, nil, 0, 0, false, time.Time{}, 0
+		s.reason, s.entry, s.problems, s.used, s.err, s.id, s.who, s.made, s.expires, s.delivery = "", entry{}, nil, false, nil, 0, 0, false, time.Time{}, 0
 	}
 	list, err := fs.admit(ctx, tx, all)
 	if err != nil || len(list) == 0 {
@@ -211,10 +214,19 @@ func (fs *Forms) admit(ctx context.Context, tx *postgres.Tx, all []*submission) 
 		slices.Sort(locks) // so that two who wait for each other's are none
 		b.Queue("SELECT pg_advisory_xact_lock($1, k) FROM unnest($2::integer[]) k", rateLock, slices.Compact(locks))
 	}
-	seen := map[string]bool{}
-	b.Queue("SELECT once FROM submission WHERE once = ANY ($1)", onces).Query(func(rows pgx.Rows) error {
-		var once []byte
-		_, err := pgx.ForEachRow(rows, []any{&once}, func() error { seen[string(once)] = true; return nil })
+	earlier := map[string]*entry{} // what a page was sent with: empty when it was rejected, nil when that is not known any more
+	b.Queue("SELECT s.once, s.state, s.data, coalesce(c.email, '') FROM submission s LEFT JOIN contact c ON c.id = s.contact WHERE s.once = ANY ($1)", onces).Query(func(rows pgx.Rows) error {
+		var once, data []byte
+		var state, email string
+		_, err := pgx.ForEachRow(rows, []any{&once, &state, &data, &email}, func() error {
+			if state != "rejected" && (email == "" || string(data) == "{}") {
+				earlier[string(once)] = nil
+				return nil
+			}
+			before := entry{email: email}
+			earlier[string(once)] = &before
+			return json.Unmarshal(data, &before)
+		})
 		return err
 	})
 	counts := make([]int, len(all))
@@ -236,10 +248,8 @@ func (fs *Forms) admit(ctx context.Context, tx *postgres.Tx, all []*submission) 
 	}
 	came := map[int32]map[string]int{} // of a form, from an origin, in this commit
 	for i, s := range all {
-		if s.once != nil && seen[string(s.once)] {
-			continue
-		}
-		if limit := s.Protect.PerAddress; limit.Count > 0 && s.origin != nil && counts[i]+came[s.entity][string(s.origin)] >= limit.Count {
+		before, used := earlier[string(s.once)]
+		if limit := s.Protect.PerAddress; !used && limit.Count > 0 && s.origin != nil && counts[i]+came[s.entity][string(s.origin)] >= limit.Count {
 			s.err = errLimit
 			continue
 		}
@@ -248,13 +258,26 @@ func (fs *Forms) admit(ctx context.Context, tx *postgres.Tx, all []*submission) 
 		} else {
 			s.entry, s.problems = s.check(tx.Now())
 		}
+		if used {
+			if s.used = true; s.reason == "" && len(s.problems) == 0 {
+				s.problems, err = s.compare(before)
+			}
+			if err != nil {
+				return nil, err
+			}
+			continue
+		}
 		switch {
 		case slices.ContainsFunc(s.problems, func(p failed) bool { return p.Text == blockedDomain }):
-			s.reason = blocked
+			s.reason, s.used = blocked, true
 		case len(s.problems) > 0:
 			continue
-		case s.once != nil:
-			seen[string(s.once)] = true // also within one commit
+		}
+		if s.once != nil { // also within one commit
+			earlier[string(s.once)] = &entry{}
+			if s.reason == "" {
+				earlier[string(s.once)] = &s.entry
+			}
 		}
 		if came[s.entity] == nil {
 			came[s.entity] = map[string]int{}
@@ -266,8 +289,30 @@ func (fs *Forms) admit(ctx context.Context, tx *postgres.Tx, all []*submission) 
 	return list, nil
 }
 
-// blocked is the reason of a submission with an address whose domain its form does not take. It is shown what is wrong, and may be sent again.
+// blocked is the reason of a submission with an address whose domain its form does not take. It is shown what is wrong, on another page.
 const blocked = "domain"
+
+// compare looks whether a submission says what was said before with its page, where that is known still: then it is a repeat. Of who is recognised, more may be known meanwhile
+// than had to be asked then.
+func (s *submission) compare(before *entry) ([]failed, error) {
+	if before == nil {
+		return nil, nil
+	}
+	for _, in := range s.Inputs {
+		if s.known.hides(in) {
+			delete(before.Fields, in.Field)
+		}
+	}
+	now, err := s.entry.answers()
+	if err != nil {
+		return nil, err
+	}
+	then, err := before.answers()
+	if err != nil || s.entry.email == before.email && bytes.Equal(now, then) {
+		return nil, err
+	}
+	return []failed{{Text: otherAnswers}}, nil
+}
 
 func originLock(tenant string, form int32, origin []byte) int32 {
 	h := fnv.New32a()
@@ -419,9 +464,6 @@ func insert(ctx context.Context, tx *postgres.Tx, list []*submission) ([]*submis
 			state[i] = "pending"
 		default:
 			state[i] = "done"
-		}
-		if s.reason == blocked {
-			once[i] = nil
 		}
 		if !s.expires.IsZero() {
 			expires[i] = &s.expires

@@ -293,3 +293,97 @@ func TestALockedTenantStopsNobodyElse(t *testing.T) {
 		t.Errorf("brava has %d of 5", n)
 	}
 }
+
+// A page is one submission: what is sent with it again is a repeat where it says the same, and is shown on another page where it does not. Of an address that is refused, one row is kept.
+func TestAPageSentAgain(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const sentBefore = "This form was sent before, with other answers."
+	form := func(values url.Values, set ...string) url.Values {
+		out := maps.Clone(values)
+		for i := 0; i < len(set); i += 2 {
+			out.Set(set[i], set[i+1])
+		}
+		return out
+	}
+	shown := func(values url.Values, a answer) url.Values {
+		out := maps.Clone(values)
+		for _, m := range hiddenInput.FindAllStringSubmatch(a.body, -1) {
+			out.Set(m[1], m[2])
+		}
+		return out
+	}
+	rows := func(want string) {
+		t.Helper()
+		got := strings.Join(pgtest.All[string](t, w.db, "acme", "SELECT state || ' ' || count(*) FROM submission GROUP BY state ORDER BY state"), ", ")
+		if facts := w.count("acme", "fact WHERE kind LIKE 'form.%'"); got != want || facts != w.count("acme", "submission") {
+			t.Errorf("%s and %d facts, want %s", got, facts, want)
+		}
+	}
+	page := w.fill(good())
+	for _, again := range []url.Values{page, form(page, "email", "ADA@example.com", visitorInput, "v1"), form(page, "unheard", "of")} {
+		if a := w.post(newsletter, again); a.status != 200 {
+			t.Errorf("the same: %d %s", a.status, a.body)
+		}
+	}
+	rows("pending 1")
+	for _, set := range [][]string{{"email", "eve@example.com"}, {"first_name", "Eve"}, {"message", ""}, {"consent.tracking.email", ""}, {"utm", "autumn"}} {
+		other := form(page, set...)
+		a := w.post(newsletter, other)
+		if a.status != 422 || !strings.Contains(a.body, sentBefore) || !strings.Contains(a.body, set[1]) {
+			t.Fatalf("with other %s: %d %s", set[0], a.status, a.body)
+		}
+		rows("pending 1")
+		next := shown(other, a)
+		if next.Get(onceInput) == page.Get(onceInput) {
+			t.Error("it is the same page again")
+		}
+		if set[0] != "email" {
+			continue
+		}
+		for range 2 {
+			if a := w.post(newsletter, next); a.status != 200 {
+				t.Errorf("sent from the page that was shown then: %d %s", a.status, a.body)
+			}
+		}
+		rows("pending 2")
+		pgtest.Exec(t, w.db, "acme", "DELETE FROM submission s USING contact c WHERE c.id = s.contact AND c.email = 'eve@example.com'; DELETE FROM fact WHERE contact = (SELECT id FROM contact WHERE email = 'eve@example.com')")
+	}
+	if a := w.post(newsletter, form(page, "email", "nobody@")); a.status != 422 || strings.Contains(a.body, sentBefore) || shown(url.Values{}, a).Get(onceInput) == page.Get(onceInput) {
+		t.Errorf("with a mistake: %d %s", a.status, a.body)
+	}
+	if a := w.post(newsletter, form(page, honeypot, "x")); a.status != 200 {
+		t.Errorf("filled in by a program: %d", a.status)
+	}
+	rows("pending 1")
+	pgtest.Exec(t, w.db, "acme", "UPDATE submission SET data = '{}'")
+	if a := w.post(newsletter, form(page, "first_name", "Eve")); a.status != 200 {
+		t.Errorf("once nobody knows what it said: %d", a.status)
+	}
+	pgtest.Exec(t, w.db, "acme", "DELETE FROM submission; DELETE FROM fact")
+
+	refused := form(w.fill(good()), "email", "ada@mailinator.com")
+	var a answer
+	for range 3 {
+		if a = w.post(newsletter, refused); a.status != 422 || !strings.Contains(a.body, "Addresses of this provider") {
+			t.Fatalf("an address that is refused: %d %s", a.status, a.body)
+		}
+	}
+	rows("rejected 1")
+	if a := w.post(newsletter, form(refused, "email", "ada@example.com")); a.status != 422 || !strings.Contains(a.body, sentBefore) {
+		t.Errorf("mended, on the page of before: %d %s", a.status, a.body)
+	}
+	rows("rejected 1")
+	if a := w.post(newsletter, form(shown(refused, a), "email", "ada@example.com")); a.status != 200 {
+		t.Errorf("mended, on the page that was shown: %d %s", a.status, a.body)
+	}
+	rows("pending 1, rejected 1")
+
+	fs := w.forms(60_000)
+	two := w.stored(fs, "acme", "newsletter", page, form(page, "first_name", "Eve"), page)
+	pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error { return fs.writeTogether(ctx, tx, two) })
+	if len(two[0].problems) > 0 || len(two[1].problems) != 1 || two[1].problems[0].Text != otherAnswers || len(two[2].problems) > 0 {
+		t.Errorf("in one commit: %v, %v and %v", two[0].problems, two[1].problems, two[2].problems)
+	}
+	rows("pending 2, rejected 1")
+}
