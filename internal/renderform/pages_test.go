@@ -59,7 +59,7 @@ spec:
     - {field: country, label: email}
     - {field: locale, label: email}
     - {field: interests, label: email, help: help, required: true}
-    - {name: plan, type: radio, options: [one, another-that-is-much-longer-than-a-telephone-is-wide], label: email, required: true}
+    - {name: plan, type: radio, options: [one, one more, another-that-is-much-longer-than-a-telephone-is-wide], label: email, required: true}
     - {name: message, type: textarea, maxLength: 10, label: email, help: help, required: true}
     - {consent: offers, label: intro, required: true}
     - {consent: tracking.email, label: email}

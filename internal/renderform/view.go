@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/onda-run/onda/internal/fieldvalue"
@@ -68,7 +69,7 @@ func (f *form) view(lang string, values url.Values, problems []failed, text func
 		i := f.input(in, lang, values, text)
 		i.ID = v.Prefix + strings.NewReplacer(".", "-").Replace(in.Key())
 		for k := range i.Options {
-			i.Options[k].ID = i.ID + "-" + i.Options[k].Value
+			i.Options[k].ID = i.ID + "-" + strconv.Itoa(k+1) // an option may have spaces in it, an id may not
 		}
 		if i.Problem = wrong[in.Key()]; i.Problem != "" {
 			i.ShowIf = "" // what is said of it is not hidden
