@@ -12,14 +12,14 @@ import (
 // list is a CSV file of contacts with the consent that they gave.
 type list struct {
 	file     string
-	rows     int
+	rows     int64
 	consents []string
 	what     string
 }
 
 // writeContacts writes the contacts of the tour: the same ones at every run, for whoever asks. Addresses are in .example, which nobody has (RFC 2606), and
 // some of them begin with a word that makes the mailbox server refuse them.
-func writeContacts(dir string, total int) ([]list, error) {
+func writeContacts(dir string, total int64) ([]list, error) {
 	tracked, silent := total*2/5, total/100
 	lists := []list{
 		{file: "readers-tracked.csv", rows: tracked, consents: []string{"newsletter", "tracking.email"}, what: "agreed to the newsletter, and to tracking"},

@@ -1,10 +1,13 @@
 // Command tour is what make run does: a campaign from contacts to delivered and tracked mails, on real Postgres, SMTP and HTTP, while the broker drops events
 // and the sender is killed, with simulated recipients. With CI=true it ends after the report, with status 1 if any count is not as promised.
+//
+// It runs in a directory with bin, eventing and examples of a checkout. Its options are for the test of it, which takes fewer contacts and ports of its own.
 package main
 
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"net/url"
 	"os"
@@ -17,7 +20,6 @@ import (
 )
 
 const (
-	contacts  = 50_000
 	campaign  = "spring-news"
 	journey   = "onboarding"
 	formName  = "newsletter"
@@ -29,9 +31,21 @@ const (
 	sendLimit = 10 * time.Minute
 )
 
+// options are how many contacts there are, and the ports of 127.0.0.1 that are taken.
+type options struct {
+	contacts                    int64
+	port, smtpPort, mailboxPort int
+}
+
 func main() {
+	var o options
+	flag.Int64Var(&o.contacts, "contacts", 50_000, "how many contacts there are")
+	flag.IntVar(&o.port, "port", 8080, "port of onda dev")
+	flag.IntVar(&o.smtpPort, "smtp-port", 1025, "port of the mailbox server's SMTP")
+	flag.IntVar(&o.mailboxPort, "mailbox-port", 8025, "port of the mailbox server's pages")
+	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx)
+	err := run(ctx, o)
 	interrupted := ctx.Err() != nil
 	stop()
 	switch {
@@ -44,14 +58,14 @@ func main() {
 	}
 }
 
-func run(ctx context.Context) error {
-	t := &tour{terminal: newTerminal()}
+func run(ctx context.Context, o options) error {
+	t := &tour{terminal: newTerminal(), contacts: o.contacts}
 	var err error
-	if t.stack, err = startStack(ctx); err != nil {
+	if t.stack, err = startStack(ctx, o); err != nil {
 		return err
 	}
 	defer t.stop()
-	for _, step := range []func(context.Context) error{t.contacts, t.preflight, t.send, t.recipients, t.signUps, t.explain, t.report} {
+	for _, step := range []func(context.Context) error{t.load, t.preflight, t.send, t.recipients, t.signUps, t.explain, t.report} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -75,9 +89,10 @@ func run(ctx context.Context) error {
 type tour struct {
 	*terminal
 	*stack
-	ran    bool // the campaign was sent in an earlier run of the tour
-	to     string
-	broken []string
+	contacts int64
+	ran      bool // the campaign was sent in an earlier run of the tour
+	to       string
+	broken   []string
 }
 
 // promise notes what is not as it should be.
@@ -87,8 +102,9 @@ func (t *tour) promise(ok bool, format string, args ...any) {
 	}
 }
 
-func (t *tour) contacts(ctx context.Context) error {
-	t.title("Documents are applied, and %s contacts imported: each row with the consent that its list stands for", comma(contacts))
+// load applies the documents and imports the contacts.
+func (t *tour) load(ctx context.Context) error {
+	t.title("Documents are applied, and %s contacts imported: each row with the consent that its list stands for", comma(t.contacts))
 	if _, err := t.onda("apply", "-f", "examples/company"); err != nil {
 		return err
 	}
@@ -96,7 +112,7 @@ func (t *tour) contacts(ctx context.Context) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	lists, err := writeContacts(dir, contacts)
+	lists, err := writeContacts(dir, t.contacts)
 	if err != nil {
 		return err
 	}
@@ -105,7 +121,7 @@ func (t *tour) contacts(ctx context.Context) error {
 		for _, c := range l.consents {
 			args = append(args, "--consent", c)
 		}
-		t.say("%s", t.paint("2", fmt.Sprintf("%s people who %s", comma(int64(l.rows)), l.what)))
+		t.say("%s", t.paint("2", fmt.Sprintf("%s people who %s", comma(l.rows), l.what)))
 		if _, err := t.onda(append(args, "--proof", "the tour's list "+filepath.Base(l.file))...); err != nil {
 			return err
 		}
@@ -116,7 +132,7 @@ func (t *tour) contacts(ctx context.Context) error {
 			Current bool  `json:"current"`
 		}
 		err := t.json(&s, "segment", segment)
-		return s.Members >= contacts && s.Current, err
+		return s.Members >= t.contacts && s.Current, err
 	})
 	if err != nil {
 		return err
@@ -200,7 +216,7 @@ func (t *tour) watch(ctx context.Context) error {
 		if err := t.get(ctx, t.mailbox+"/api/counts", &box); err != nil {
 			return false, err
 		}
-		if killed < kills && time.Since(lastKill) > 700*time.Millisecond && box.Distinct > int64(killed+1)*contacts/(kills+4) {
+		if killed < kills && time.Since(lastKill) > 700*time.Millisecond && box.Distinct > int64(killed+1)*t.contacts/(kills+4) {
 			if err := t.control(ctx, "/dev/kill", map[string]string{"service": "send", "signal": "KILL"}); err != nil {
 				return false, err
 			}
@@ -235,10 +251,10 @@ func (t *tour) count(ctx context.Context) error {
 	}
 	c := status.Counts
 	outcomes := c.Sent + c.Deferred + c.Failed + c.Suppressed + c.Unknown
-	lost := max(c.Sent-box.Distinct, 0) + (contacts - outcomes)
+	lost := max(c.Sent-box.Distinct, 0) + (t.contacts - outcomes)
 	t.say("the mailbox server received %s mails, %s different ones", comma(box.Received), comma(box.Distinct))
 	t.say("%s", t.paint("1", fmt.Sprintf("lost %d, repeated %d, unknown %d", lost, box.Repeated, c.Unknown)))
-	t.promise(outcomes == contacts, "%d outcomes of %d mails", outcomes, contacts)
+	t.promise(outcomes == t.contacts, "%d outcomes of %d mails", outcomes, t.contacts)
 	t.promise(lost == 0, "%d mails were lost", lost)
 	t.promise(box.Repeated == 0, "%d mails were repeated", box.Repeated)
 	t.promise(box.Distinct <= c.Sent+c.Unknown, "%d mails arrived of %d that were sent and %d that may have been", box.Distinct, c.Sent, c.Unknown)

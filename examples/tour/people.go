@@ -90,13 +90,13 @@ func (p *people) one(ctx context.Context, summary summary) error {
 		return err
 	case n == 48: // by mail
 		p.unsubscribed.Add(1)
-		return send(m.to, m.unsubMail, "Subject: unsubscribe\r\n\r\n")
+		return p.s.mailBack(m.to, m.unsubMail, "Subject: unsubscribe\r\n\r\n")
 	case n == 49: // the mailbox is gone, which its server finds out later
 		p.bounced.Add(1)
-		return send("", m.returnPath, report(m.to))
+		return p.s.mailBack("", m.returnPath, report(m.to))
 	case n == 50: // "this is spam"
 		p.complained.Add(1)
-		return send("", m.returnPath, complaint(m))
+		return p.s.mailBack("", m.returnPath, complaint(m))
 	}
 	return nil
 }
@@ -129,12 +129,12 @@ func number(s string) int {
 	return int(h.Sum32() % 1_000_003)
 }
 
-// send sends a mail back over SMTP.
-func send(from, to, message string) error {
+// mailBack sends a mail back over SMTP.
+func (s *stack) mailBack(from, to, message string) error {
 	if to == "" {
 		return nil
 	}
-	c, err := smtp.Dial(fmt.Sprintf("127.0.0.1:%d", smtpPort))
+	c, err := smtp.Dial(s.smtp)
 	if err != nil {
 		return err
 	}

@@ -18,27 +18,23 @@ import (
 // stack is the running onda dev.
 type stack struct {
 	url, mailbox string
+	smtp         string // the mailbox server's address
 	client       *http.Client
 	cmd          *exec.Cmd
 	ended        chan error
 }
 
-const (
-	port        = 8080
-	smtpPort    = 1025
-	mailboxPort = 8025
-	tenant      = "nordlys"
-)
+const tenant = "nordlys"
 
 // startStack starts onda dev and waits until it answers.
-func startStack(ctx context.Context) (*stack, error) {
-	for _, p := range []int{port, smtpPort, mailboxPort} {
+func startStack(ctx context.Context, o options) (*stack, error) {
+	for _, p := range []int{o.port, o.smtpPort, o.mailboxPort} {
 		if err := free(ctx, p); err != nil {
 			return nil, err
 		}
 	}
 	s := &stack{
-		url: fmt.Sprintf("http://127.0.0.1:%d", port), mailbox: fmt.Sprintf("http://127.0.0.1:%d", mailboxPort),
+		url: fmt.Sprintf("http://127.0.0.1:%d", o.port), mailbox: fmt.Sprintf("http://127.0.0.1:%d", o.mailboxPort), smtp: fmt.Sprintf("127.0.0.1:%d", o.smtpPort),
 		client: &http.Client{
 			Timeout:       30 * time.Second,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // a click's target is nobody's
@@ -46,7 +42,8 @@ func startStack(ctx context.Context) (*stack, error) {
 		},
 		ended: make(chan error, 1),
 	}
-	s.cmd = exec.Command("bin/onda", "--tenant", tenant, "dev", "--binaries", "bin", "--docs", "examples/company") //nolint:noctx // stop ends it
+	s.cmd = exec.Command("bin/onda", "--tenant", tenant, "dev", "--binaries", "bin", "--docs", "examples/company", //nolint:noctx // stop ends it
+		fmt.Sprintf("--port=%d", o.port), fmt.Sprintf("--smtp-port=%d", o.smtpPort), fmt.Sprintf("--mailbox-port=%d", o.mailboxPort))
 	s.cmd.Stderr = os.Stderr
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM} // an interrupt is for the tour, which ends it
 	if err := s.cmd.Start(); err != nil {

@@ -24,17 +24,17 @@ import (
 	"github.com/onda-run/onda/internal/postgres"
 )
 
-// binaries builds all functions as scripts/build.sh does, once a run of the tests. They stay where they are: what has not changed is not linked again.
+// binaries builds what scripts/build.sh builds, as it does, once a run of the tests. They stay where they are: what has not changed is not linked again.
 var binaries = sync.OnceValues(func() (string, error) {
 	dir, err := filepath.Abs(filepath.Join(root, ".onda", "test-bin"))
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir+"/", "./functions/...")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir+"/", "./cmd/onda", "./functions/...", "./examples/tour")
 	cmd.Dir = root
 	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the functions: %w: %s", err, out)
+		return "", fmt.Errorf("build: %w: %s", err, out)
 	}
 	return dir, nil
 })
