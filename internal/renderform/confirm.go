@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/page"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
@@ -24,7 +25,8 @@ type opting struct {
 }
 
 // find reads what a link of a confirmation mail is about. submission is from the link, too: the token says whose it is, and of which version of which form. 0 is the last one.
-func find(ctx context.Context, tx *postgres.Tx, c token.Claims, submission int64, lang string) (o opting, id, who int64, e entry, err error) {
+// lock is how its row is locked; empty for not at all.
+func find(ctx context.Context, tx *postgres.Tx, c token.Claims, submission int64, lang, lock string) (o opting, id, who int64, e entry, err error) {
 	if o.form, err = readForm(ctx, tx, "", int64(c.Form)); err != nil {
 		return o, 0, 0, e, err
 	}
@@ -32,7 +34,7 @@ func find(ctx context.Context, tx *postgres.Tx, c token.Claims, submission int64
 	var email string
 	var data []byte
 	err = tx.QueryRow(ctx, `SELECT s.id, s.state, s.data, t.id, coalesce(t.email, '') FROM submission s JOIN contact c ON c.id = s.contact JOIN contact t ON t.id = coalesce(c.merged_into, c.id)
-		WHERE s.contact = $1 AND s.document = $2 AND ($3 = 0 OR s.id = $3) AND s.state IN ('pending', 'confirmed') AND t.erased_at IS NULL ORDER BY s.id DESC LIMIT 1 FOR UPDATE OF s`,
+		WHERE s.contact = $1 AND s.document = $2 AND ($3 = 0 OR s.id = $3) AND s.state IN ('pending', 'confirmed') AND t.erased_at IS NULL ORDER BY s.id DESC LIMIT 1`+lock,
 		c.Contact, int64(c.Form), submission).Scan(&id, &o.state, &data, &who, &email)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return o, 0, 0, e, nil
@@ -62,7 +64,11 @@ func find(ctx context.Context, tx *postgres.Tx, c token.Claims, submission int64
 
 // confirm puts a pending submission in force: all of it in one transaction. One that is confirmed already stays as it is.
 func confirm(ctx context.Context, tx *postgres.Tx, c token.Claims, number int64, lang string, origin []byte) (opting, error) {
-	o, id, who, e, err := find(ctx, tx, c, number, lang)
+	// Before it is looked for: whose time to confirm is over may be deleted at this moment, and the ledger would be of nobody.
+	if err := contact.Lock(ctx, tx, []int64{c.Contact}); err != nil {
+		return opting{}, err
+	}
+	o, id, who, e, err := find(ctx, tx, c, number, lang, " FOR UPDATE OF s")
 	if err != nil || o.state != "pending" {
 		return o, err
 	}

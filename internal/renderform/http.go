@@ -624,7 +624,7 @@ func (s *server) confirmPage(w http.ResponseWriter, r *http.Request) error {
 	}
 	var o opting
 	err = within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
-		o, _, _, _, err = find(ctx, tx, c, submission, s.pages.Lang(r))
+		o, _, _, _, err = find(ctx, tx, c, submission, s.pages.Lang(r), "")
 		return err
 	})
 	if err != nil {
