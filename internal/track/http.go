@@ -735,6 +735,15 @@ func (s *server) program(r *http.Request, text string) (tenant string, secret bo
 	return tenant, key.Kind == token.SecretKey, nil
 }
 
+// counted counts what comes with a public key, from where it comes. Past the bound it is for a 429.
+func (s *server) counted(r *http.Request, tenant string, n int) error {
+	wait := s.rates.take(tenant, page.Origin(r, s.cfg.Proxies), n)
+	if wait > 0 {
+		return fn.Throttled(errOften, wait)
+	}
+	return nil
+}
+
 // segment is one call of the Segment HTTP tracking API. Of a batch, what can be stored is, and the answer says what is wrong with the rest: its clients look at the status alone, and
 // throw away all of a batch that is refused.
 func (s *server) segment(w http.ResponseWriter, r *http.Request, call string) error {
@@ -767,6 +776,11 @@ func (s *server) segment(w http.ResponseWriter, r *http.Request, call string) er
 			return err
 		}
 		call = ""
+	}
+	if !secret {
+		if err := s.counted(r, tenant, len(raw)); err != nil {
+			return err
+		}
 	}
 	now := time.Now()
 	var answer segmentAnswer
@@ -941,6 +955,9 @@ func (s *server) event(w http.ResponseWriter, r *http.Request) error {
 	}
 	if secret {
 		return errSecretInPage
+	}
+	if err := s.counted(r, tenant, 1); err != nil {
+		return err
 	}
 	if in.Type != typeTrack && in.Type != typePage {
 		return bad("type must be track or page")

@@ -228,7 +228,7 @@ func (w *world) served() *counter {
 	c := &counter{all: make(chan struct{}), left: map[string]bool{"page": true, "identify": true, "group": true, "alias": true, "screen": true, "track": true}}
 	s := httptest.NewUnstartedServer(nil)
 	w.url = "http://" + s.Listener.Addr().String()
-	tracker := New(Config{Slots: 2, Compose: compose.Config{LinkURL: w.url}}, w.db, zaptest.NewLogger(w.t))
+	tracker := New(Config{Slots: 2, EventsPerSecond: 100, Compose: compose.Config{LinkURL: w.url}}, w.db, zaptest.NewLogger(w.t))
 	h, err := tracker.Handler()
 	if err != nil {
 		w.t.Fatal(err)

@@ -35,6 +35,8 @@ type Config struct {
 	Scanners string `env:"ONDA_SCANNERS"`
 	// Slots is how many commits of hits and events are in flight, each of another tenant. What is left of ONDA_DATABASE_MAX_CONNS is for pages, links and keys.
 	Slots int `env:"ONDA_HIT_SLOTS, default=2"`
+	// EventsPerSecond is how many events with a public key a process takes from one origin for one tenant in a second, and ten times as many at once.
+	EventsPerSecond int `env:"ONDA_EVENTS_PER_SECOND, default=20"`
 	// Proxies is how many proxies stand before the function; each adds an entry to X-Forwarded-For.
 	Proxies int `env:"ONDA_PROXIES, default=1"`
 }
@@ -51,6 +53,8 @@ func (c *Config) Check() error {
 		return fmt.Errorf("ONDA_ORIGIN_KEEP: %s is not a time to keep, such as 720h", c.OriginKeep)
 	case c.Slots < 1:
 		return fmt.Errorf("ONDA_HIT_SLOTS: %d is not at least 1", c.Slots)
+	case c.EventsPerSecond < 1:
+		return fmt.Errorf("ONDA_EVENTS_PER_SECOND: %d is not at least 1", c.EventsPerSecond)
 	case c.Proxies < 0:
 		return fmt.Errorf("ONDA_PROXIES: %d is below 0", c.Proxies)
 	}
@@ -79,6 +83,7 @@ type Tracker struct {
 	composer   *compose.Composer
 	scanners   *scanners
 	bodies     *fn.Bodies
+	rates      *rates // of events with public keys
 }
 
 // New makes a Tracker on a database; nothing is connected to yet.
@@ -87,7 +92,7 @@ func New(cfg Config, db *postgres.DB, log *zap.Logger) *Tracker {
 		cfg: cfg, db: db, log: log, composer: compose.New(cfg.Compose), scanners: newScanners(cfg.Scanners, log),
 		links: newCache[linkKey, string](20_000, 0), noLinks: newCache[linkKey, struct{}](1_000, unknownFor),
 		partitions: newCache[string, struct{}](10_000, partitionsFor),
-		bodies:     fn.NewBodies(maxBodies),
+		bodies:     fn.NewBodies(maxBodies), rates: newRates(cfg.EventsPerSecond, time.Now),
 	}
 	r := groupcommit.NewRoom(cfg.Slots)
 	t.hits = groupcommit.New(db, r, commitMost, hit.size, t.writeHits)

@@ -98,7 +98,7 @@ func newWorld(t *testing.T) *world {
 func (w *world) again() *world {
 	w.t.Helper()
 	db := w.d.DB(w.t)
-	tracker := New(Config{OriginKeep: 30 * 24 * time.Hour, Slots: 2, Proxies: 1, Compose: compose.Config{LinkURL: "https://links.example"}}, db, zaptest.NewLogger(w.t))
+	tracker := New(Config{OriginKeep: 30 * 24 * time.Hour, Slots: 2, EventsPerSecond: 100, Proxies: 1, Compose: compose.Config{LinkURL: "https://links.example"}}, db, zaptest.NewLogger(w.t))
 	h, err := tracker.Handler()
 	if err != nil {
 		w.t.Fatal(err)
