@@ -30,7 +30,7 @@ var assets embed.FS
 
 const maxForm = 64 << 10 // bytes of a form that a person or a mail program posts
 
-// maxBodies bounds the bytes of bodies in hand, of all calls of the tracking API together, of which anybody with a public key may begin as many as there are connections.
+// maxBodies bounds the bytes of bodies in hand, of all requests together, of which anybody may begin as many as there are connections.
 const maxBodies = 24 << 20
 
 // pixel is a transparent GIF of one dot.
@@ -430,6 +430,9 @@ func (s *server) preferencesPage(w http.ResponseWriter, r *http.Request, tenant 
 }
 
 func (s *server) preferencesSave(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims) error {
+	body := s.bodies.Open(w, r, maxForm)
+	defer func() { _ = body.Close() }()
+	r.Body = body
 	form, err := fn.ReadForm(w, r, maxForm)
 	if err != nil {
 		return err
@@ -760,7 +763,7 @@ func (s *server) segment(w http.ResponseWriter, r *http.Request, call string) er
 			return err
 		}
 	}
-	body, done, err := s.readBody(w, r)
+	body, done, err := s.readBody(w, r, maxBatch)
 	defer done()
 	if err != nil {
 		return err
@@ -904,9 +907,9 @@ func noMetrics(w http.ResponseWriter, _ *http.Request) error {
 	return nil
 }
 
-// readBody reads a body, of which stock programs compress some. It is in hand until done is called.
-func (s *server) readBody(w http.ResponseWriter, r *http.Request) (b []byte, done func(), err error) {
-	body := s.bodies.Open(w, r, maxBatch)
+// readBody reads a body of at most so many bytes, of which stock programs compress some. It is in hand until done is called.
+func (s *server) readBody(w http.ResponseWriter, r *http.Request, most int64) (b []byte, done func(), err error) {
+	body := s.bodies.Open(w, r, most)
 	done = func() { _ = body.Close() }
 	in := io.Reader(body)
 	if r.Header.Get("Content-Encoding") == "gzip" {
@@ -914,14 +917,14 @@ func (s *server) readBody(w http.ResponseWriter, r *http.Request) (b []byte, don
 			return nil, done, bad("the body is not gzip, as Content-Encoding says")
 		}
 	}
-	b, err = io.ReadAll(io.LimitReader(in, maxBatch+1))
+	b, err = io.ReadAll(io.LimitReader(in, most+1))
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large), errors.Is(err, fn.ErrBody):
 		return nil, done, err
 	case err != nil:
 		return nil, done, bad("the body cannot be read")
-	case len(b) > maxBatch:
+	case int64(len(b)) > most:
 		return nil, done, errTooLarge
 	}
 	return b, done, nil
@@ -929,27 +932,16 @@ func (s *server) readBody(w http.ResponseWriter, r *http.Request) (b []byte, don
 
 // event is a call of onda.js. Its body is plain text to the browser, so that it need not ask first.
 func (s *server) event(w http.ResponseWriter, r *http.Request) error {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxMessage))
+	body, done, err := s.readBody(w, r, maxMessage)
+	defer done()
 	if err != nil {
 		return err
 	}
-	var in struct {
-		Key      string `json:"key"`
-		Type     string `json:"type"`
-		Visitor  string `json:"visitor"`
-		URL      string `json:"url"`
-		Title    string `json:"title"`
-		Referrer string `json:"referrer"`
-		Click    string `json:"click"`
-	}
-	read, err := readMessage(body, typeTrack) // what holds for every message
-	if err != nil {
+	var e pageEvent
+	if err := readMembers(body, e.member); err != nil {
 		return err
 	}
-	if err := json.Unmarshal(body, &in); err != nil {
-		return bad("not an event in JSON: key, type, visitor, url, title, referrer and click must be texts")
-	}
-	tenant, secret, err := s.program(r, in.Key)
+	tenant, secret, err := s.program(r, e.key)
 	if err != nil {
 		return err
 	}
@@ -959,23 +951,24 @@ func (s *server) event(w http.ResponseWriter, r *http.Request) error {
 	if err := s.counted(r, tenant, 1); err != nil {
 		return err
 	}
-	if in.Type != typeTrack && in.Type != typePage {
+	if e.kind != typeTrack && e.kind != typePage {
 		return bad("type must be track or page")
 	}
-	m := message{kind: in.Type, id: read.id, anonymous: in.Visitor, event: read.name, name: read.name, properties: read.properties}
+	m := e.message
+	m.anonymous, m.event = e.visitor, m.name
 	about := map[string]string{}
-	for name, v := range map[string]string{"url": in.URL, "title": in.Title, "referrer": in.Referrer} {
-		if v != "" && (in.Type == typePage || name == "url") {
+	for name, v := range map[string]string{"url": e.url, "title": e.title, "referrer": e.referrer} {
+		if v != "" && (m.kind == typePage || name == "url") {
 			about[name] = v
 		}
 	}
 	if m.page, err = json.Marshal(about); err != nil {
 		return fmt.Errorf("encode a page: %w", err)
 	}
-	if in.Type == typeTrack {
+	if m.kind == typeTrack {
 		m.properties = []byte(join(m.page, m.properties))
 	}
-	nameless := in.Visitor == "" || private(r)
+	nameless := e.visitor == "" || private(r)
 	if nameless { // without consent a visitor has no id: it is counted, and nobody knows whose it is
 		m.anonymous = "-"
 	}
@@ -985,7 +978,7 @@ func (s *server) event(w http.ResponseWriter, r *http.Request) error {
 	}
 	if nameless {
 		a.visitor = ""
-	} else if a.delivery, a.link, err = s.clicked(r.Context(), tenant, in.Key, in.Click); err != nil {
+	} else if a.delivery, a.link, err = s.clicked(r.Context(), tenant, e.key, e.click); err != nil {
 		return err
 	}
 	if err := s.activities.Add(r.Context(), tenant, a); err != nil {

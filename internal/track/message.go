@@ -159,27 +159,63 @@ func checkBody(body []byte) error {
 
 // readMessage reads one message. kind is the call's name, or empty in a batch, where the message says it.
 func readMessage(body []byte, kind string) (m message, err error) {
+	err = readMembers(body, m.member)
+	if kind != "" {
+		m.kind = kind
+	}
+	return m, err
+}
+
+// readMembers has the members of a message read, one after the other.
+func readMembers(body []byte, read func(s *scan, name string) error) error {
 	if err := checkBody(body); err != nil {
-		return m, err
+		return err
 	}
 	s := &scan{b: body}
 	if c := s.peek(); c != '{' && c != 0 {
-		return m, bad("not a message in JSON: it must not be %s", article(c))
+		return bad("not a message in JSON: it must not be %s", article(c))
 	}
 	var wrong error // the first member that is
 	for s.open('{'); s.more('}'); {
 		name := string(s.name())
-		if err := m.member(s, name); err != nil && wrong == nil {
+		if err := read(s, name); err != nil && wrong == nil {
 			wrong = fmt.Errorf("%s %w", name, err)
 		}
 	}
 	if err := cmp.Or(s.end(), wrong); err != nil {
-		return m, bad("not a message in JSON: %w", err)
+		return bad("not a message in JSON: %w", err)
 	}
-	if kind != "" {
-		m.kind = kind
+	return nil
+}
+
+// pageEvent is what onda.js says: a message, and of which page. name is its event, or the page's name.
+type pageEvent struct {
+	message
+
+	key, visitor, url, title, referrer, click string
+}
+
+// member reads one.
+func (e *pageEvent) member(s *scan, name string) (err error) {
+	switch name {
+	case "key":
+		e.key, err = s.string()
+	case "visitor":
+		e.visitor, err = s.string()
+	case "url":
+		e.url, err = s.string()
+	case "title":
+		e.title, err = s.string()
+	case "referrer":
+		e.referrer, err = s.string()
+	case "click":
+		e.click, err = s.string()
+	case "type", "messageId", "name", "properties":
+		err = e.message.member(s, name)
+	default:
+		s.value()
 	}
-	return m, nil
+	return err
 }
 
 // member reads one, and nothing else where the text itself is wrong.
