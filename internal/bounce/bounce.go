@@ -240,7 +240,7 @@ func (s *service) verify(ctx context.Context, tx *postgres.Tx, tok string, purpo
 	if err != nil {
 		return token.Claims{}, err
 	}
-	c, err := keys.Tokens.Verify(tok, purpose, tx.Now())
+	c, err := keys.Verifier.Verify(tok, purpose, tx.Now())
 	if err != nil || c.Tenant != tx.Tenant.Number {
 		return token.Claims{}, errNotOurs
 	}

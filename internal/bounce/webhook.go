@@ -159,7 +159,7 @@ func (s *service) webhook(ctx context.Context, tenant, name string, h hook) (too
 		var events []feedback.Event
 		for _, t := range r.told {
 			var ours bool
-			if t.event.Delivery, ours = about(t, keys.Tokens, tx); ours {
+			if t.event.Delivery, ours = about(t, keys.Verifier, tx); ours {
 				events = append(events, t.event)
 			}
 		}
@@ -177,7 +177,7 @@ func (s *service) webhook(ctx context.Context, tenant, name string, h hook) (too
 }
 
 // about tells which mail of the tenant it is. The provider has proven itself, so that a Message-ID that it names will do, where it does not keep the return path.
-func about(t told, keys token.Keys, tx *postgres.Tx) (delivery int64, ours bool) {
+func about(t told, keys *token.Verifier, tx *postgres.Tx) (delivery int64, ours bool) {
 	for _, text := range slices.Concat([]string{t.sender, t.messageID}, t.metadata) {
 		if tok, ok := mail.ReturnPathToken(text); ok {
 			if c, err := keys.Verify(tok, token.ReturnPath, tx.Now()); err == nil && c.Tenant == tx.Tenant.Number {

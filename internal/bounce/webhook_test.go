@@ -550,7 +550,7 @@ func FuzzWebhooks(f *testing.F) {
 				if e.event.Kind == "" || (e.event.Kind == feedback.Bounced) != (e.event.Class != "") {
 					t.Fatalf("%s: %+v", name, e)
 				}
-				about(e, token.Keys{}, &postgres.Tx{})
+				about(e, token.NewVerifier(nil), &postgres.Tx{})
 			}
 		}
 	})

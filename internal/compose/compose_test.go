@@ -198,7 +198,7 @@ func TestLinksSayWhoOnlyWhereThatIsAllowed(t *testing.T) {
 			return token.Claims{}, false
 		}
 		text := rest[:strings.IndexAny(rest, `".`)]
-		c, err := keys.Tokens.Verify(text, p, time.Now())
+		c, err := keys.Verifier.Verify(text, p, time.Now())
 		if err != nil {
 			t.Errorf("%s%s: %v", path, text, err)
 		}

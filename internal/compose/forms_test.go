@@ -105,7 +105,7 @@ func TestLinksToForms(t *testing.T) {
 			t.Errorf("%s: %d links, want %d: %s\n%s", c.email, len(found), c.links, html, text)
 		}
 		for _, f := range found {
-			claims, err := keys.Tokens.Verify(f[2], token.Preferences, time.Now())
+			claims, err := keys.Verifier.Verify(f[2], token.Preferences, time.Now())
 			if err != nil || claims.Contact != to || f[1] != c.want {
 				t.Errorf("%s: %s is of %d, at %s: %v", c.email, f[0], claims.Contact, f[1], err)
 			}

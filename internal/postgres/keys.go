@@ -21,6 +21,8 @@ const keysFor = time.Minute
 type Keys struct {
 	// Tokens are the HMAC keys of tokens, retired ones too. One at least may sign.
 	Tokens token.Keys
+	// Verifier proves tokens with them.
+	Verifier *token.Verifier
 	// Signing is the one that signs, and Signer signs with it.
 	Signing token.Key
 	Signer  *token.Signer
@@ -82,6 +84,7 @@ func (tx *Tx) Keys(ctx context.Context) (Keys, error) {
 	if k.Signer, err = token.NewSigner(k.Signing); err != nil {
 		return Keys{}, fmt.Errorf("read keys: %w", err)
 	}
+	k.Verifier = token.NewVerifier(k.Tokens)
 	db.mu.Lock()
 	db.keys[tx.Tenant.Name] = cachedKeys{k, time.Now()}
 	db.mu.Unlock()

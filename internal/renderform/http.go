@@ -604,7 +604,7 @@ func (s *server) claims(r *http.Request) (tenant string, c token.Claims, submiss
 	if err != nil {
 		return "", c, 0, err
 	}
-	if c, err = keys.Tokens.Verify(tok, token.Confirm, time.Now()); err != nil {
+	if c, err = keys.Verifier.Verify(tok, token.Confirm, time.Now()); err != nil {
 		return "", c, 0, errNotFound
 	}
 	fn.LogTenant(r.Context(), tenant)

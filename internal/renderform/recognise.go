@@ -41,7 +41,7 @@ func (s *server) recognise(ctx context.Context, f *form, tok string) (*recognise
 	if err != nil {
 		return nil, err
 	}
-	if c, err = keys.Tokens.Verify(tok, token.Preferences, s.now()); err != nil {
+	if c, err = keys.Verifier.Verify(tok, token.Preferences, s.now()); err != nil {
 		return nil, nil
 	}
 	who := &recognised{fields: map[string]any{}}

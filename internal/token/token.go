@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -117,24 +118,45 @@ func (ks Keys) Current() (Key, bool) {
 	return best, found
 }
 
+// proving is the number in ks of the key that must prove claims; -1 when there is none, or it does not count any more.
+func (ks Keys) proving(c Claims, now time.Time) int {
+	n := slices.IndexFunc(ks, func(k Key) bool { return k.ID == c.Key })
+	if forever := c.Purpose == Unsubscribe || c.Purpose == Preferences; n >= 0 && !forever && !ks[n].Retired.IsZero() && now.After(ks[n].Retired.AddDate(0, RetiredKeysVerify, 0)) {
+		return -1
+	}
+	return n
+}
+
+// Verifier proves many tokens with the keys of a tenant: their part of the MAC is half of what that costs, and is worked out once. Safe for concurrent use.
+type Verifier struct {
+	keys Keys
+	macs []sync.Pool // of each key; of hash.Hash
+}
+
+// NewVerifier makes a verifier; a key whose secret has fewer than MinSecret bytes proves nothing.
+func NewVerifier(keys Keys) *Verifier {
+	v := &Verifier{keys, make([]sync.Pool, len(keys))}
+	for n, k := range keys {
+		v.macs[n].New = func() any { return hmac.New(sha256.New, k.Secret) }
+	}
+	return v
+}
+
 // Verify proves a token of the wanted purpose with the key that it names. The caller has found the tenant with Peek and loaded
 // that tenant's keys; now decides whether a retired key still counts.
-func (ks Keys) Verify(tok string, want Purpose, now time.Time) (Claims, error) {
-	c, err := Peek(tok, want)
+func (v *Verifier) Verify(tok string, want Purpose, now time.Time) (Claims, error) {
+	c, raw, err := parseFor(tok, want)
 	if err != nil {
 		return Claims{}, err
 	}
-	for _, k := range ks {
-		if k.ID != c.Key {
-			continue
-		}
-		forever := want == Unsubscribe || want == Preferences
-		if !forever && !k.Retired.IsZero() && now.After(k.Retired.AddDate(0, RetiredKeysVerify, 0)) {
-			return Claims{}, ErrKey
-		}
-		return Verify(k.Secret, tok, want)
+	n := v.keys.proving(c, now)
+	if n < 0 || len(v.keys[n].Secret) < MinSecret {
+		return Claims{}, ErrKey
 	}
-	return Claims{}, ErrKey
+	mac, _ := v.macs[n].Get().(hash.Hash)
+	defer v.macs[n].Put(mac)
+	mac.Reset()
+	return prove(c, raw, mac)
 }
 
 const alphabet = "abcdefghijklmnopqrstuvwxyz234567" // RFC 4648 section 6, in lower case
@@ -152,7 +174,7 @@ func Sign(key Key, c Claims) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("sign token: %w", err)
 	}
-	return encoding.EncodeToString(appendMAC(body, key.Secret)), nil
+	return encoding.EncodeToString(appendSum(body, hmac.New(sha256.New, key.Secret))), nil
 }
 
 // Signer signs many tokens with one key: its part of the MAC is half of what a token costs, and is worked out once. Safe for concurrent use.
@@ -204,39 +226,31 @@ func tooShort(key Key) error {
 
 // Peek reads a token of the wanted purpose without proving it: only to find the tenant and the key that must prove it.
 func Peek(tok string, want Purpose) (Claims, error) {
-	c, _, err := parse(tok)
-	if err != nil {
-		return Claims{}, err
-	}
-	if c.Purpose != want {
-		return Claims{}, ErrPurpose
-	}
-	return c, nil
+	c, _, err := parseFor(tok, want)
+	return c, err
 }
 
-// Verify proves a token of the wanted purpose with a secret, in time that does not depend on where a signature differs.
-func Verify(secret []byte, tok string, want Purpose) (Claims, error) {
-	c, raw, err := parse(tok)
-	if err != nil {
-		return Claims{}, err
-	}
-	if c.Purpose != want {
-		return Claims{}, ErrPurpose
-	}
-	if len(secret) < MinSecret {
-		return Claims{}, ErrKey
-	}
+// prove compares a token's MAC with the one that it should have, in time that does not depend on where they differ.
+func prove(c Claims, raw []byte, mac hash.Hash) (Claims, error) {
 	body := raw[:len(raw)-macSize]
-	var buf [MaxLength]byte
-	wanted := appendMAC(append(buf[:0], body...), secret)
+	var buf [MaxLength + sha256.Size]byte
+	wanted := appendSum(append(buf[:0], body...), mac)
 	if !hmac.Equal(wanted[len(body):], raw[len(body):]) {
 		return Claims{}, ErrForged
 	}
 	return c, nil
 }
 
-func appendMAC(body, secret []byte) []byte {
-	return appendSum(body, hmac.New(sha256.New, secret))
+// parseFor reads a token of the wanted purpose.
+func parseFor(tok string, want Purpose) (Claims, []byte, error) {
+	c, raw, err := parse(tok)
+	if err != nil {
+		return Claims{}, nil, err
+	}
+	if c.Purpose != want {
+		return Claims{}, nil, ErrPurpose
+	}
+	return c, raw, nil
 }
 
 func appendSum(body []byte, h hash.Hash) []byte {

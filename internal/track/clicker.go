@@ -82,7 +82,7 @@ func (t *Tracker) clicked(ctx context.Context, tenant, programKey, tok string) (
 	if err != nil {
 		return 0, 0, err
 	}
-	if c, err = keys.Tokens.Verify(tok, token.Click, time.Now()); err != nil {
+	if c, err = keys.Verifier.Verify(tok, token.Click, time.Now()); err != nil {
 		return 0, 0, nil
 	}
 	return c.Delivery, c.Link, nil

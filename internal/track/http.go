@@ -200,7 +200,7 @@ func (s *server) claims(r *http.Request, tok string, want token.Purpose) (string
 	if err != nil {
 		return "", c, err
 	}
-	c, err = keys.Tokens.Verify(tok, want, time.Now())
+	c, err = keys.Verifier.Verify(tok, want, time.Now())
 	if err != nil {
 		return "", c, errNotFound
 	}
