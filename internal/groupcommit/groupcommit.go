@@ -84,12 +84,11 @@ func (r *Room) leave() {
 //
 // A tenant whose tables are locked holds a slot for no longer than lock_timeout and fails alone; after that it is tried once a second, for a moment.
 type Committer[T any] struct {
-	db    *postgres.DB
 	room  *Room
 	most  int           // items of one commit
 	size  func(T) int   // in bytes, in memory
 	wait  time.Duration // mostWait
-	write func(ctx context.Context, tx *postgres.Tx, items []T) error
+	store Store[T]
 
 	mu      sync.Mutex
 	tenants map[string]*queue[T] // a tenant is here while somebody writes for it, and while it is locked
@@ -117,7 +116,7 @@ type itemError struct{ error }
 
 func (e itemError) Unwrap() error { return e.error }
 
-// OfItem marks an error of write that may be one item's alone, as those of Postgres about values are: halves are tried, so that it fails alone. Nil stays nil.
+// OfItem marks an error of a Store that may be one item's alone, as those of Postgres about values are: halves are tried, so that it fails alone. Nil stays nil.
 func OfItem(err error) error {
 	if err == nil {
 		return nil
@@ -125,10 +124,19 @@ func OfItem(err error) error {
 	return itemError{err}
 }
 
-// New makes a Committer on a database. most is how many items one commit stores, size how many bytes of memory one takes. write stores items within a transaction; it may be called
-// again with some of them when that fails.
-func New[T any](db *postgres.DB, r *Room, most int, size func(T) int, write func(ctx context.Context, tx *postgres.Tx, items []T) error) *Committer[T] {
-	return &Committer[T]{db: db, room: r, most: most, size: size, wait: mostWait, write: write, tenants: map[string]*queue[T]{}}
+// Store commits items of a tenant in one transaction, which waits for each lock no longer than is given. It may be called again with some of them when it fails.
+type Store[T any] func(ctx context.Context, tenant string, lock time.Duration, items []T) error
+
+// In is a Store that writes items within a transaction of a database.
+func In[T any](db *postgres.DB, write func(ctx context.Context, tx *postgres.Tx, items []T) error) Store[T] {
+	return func(ctx context.Context, tenant string, lock time.Duration, items []T) error {
+		return db.InTenantUnlocked(ctx, tenant, lock, func(ctx context.Context, tx *postgres.Tx) error { return write(ctx, tx, items) })
+	}
+}
+
+// New makes a Committer. most is how many items one commit stores, size how many bytes of memory one takes.
+func New[T any](r *Room, most int, size func(T) int, store Store[T]) *Committer[T] {
+	return &Committer[T]{room: r, most: most, size: size, wait: mostWait, store: store, tenants: map[string]*queue[T]{}}
 }
 
 // Add stores items of a tenant and returns once they are committed, or tells the sender to come back (fn.Unavailable): at once when there is no room or the tenant's tables are
@@ -312,7 +320,7 @@ func (c *Committer[T]) try(tenant string, batch []pending[T], lock time.Duration
 	for i := range batch {
 		items[i] = batch[i].item
 	}
-	return c.db.InTenantUnlocked(ctx, tenant, lock, func(ctx context.Context, tx *postgres.Tx) error { return c.write(ctx, tx, items) })
+	return c.store(ctx, tenant, lock, items)
 }
 
 // isItems tells whether an error is marked so, or about the values themselves (SQLSTATE 22 data exception, 23 integrity constraint violation).

@@ -26,13 +26,13 @@ func TestCommitsTogether(t *testing.T) {
 	db := d.DB(t)
 	var commits atomic.Int32
 	writing, gate := make(chan struct{}, 1_000), make(chan struct{})
-	c := New(db, NewRoom(1), 500, func(int32) int { return 4 }, func(ctx context.Context, tx *postgres.Tx, items []int32) error {
+	c := New(NewRoom(1), 500, func(int32) int { return 4 }, In(db, func(ctx context.Context, tx *postgres.Tx, items []int32) error {
 		commits.Add(1)
 		writing <- struct{}{}
 		<-gate
 		_, err := tx.Exec(ctx, "INSERT INTO thing SELECT unnest($1::integer[])", items)
 		return err
-	})
+	}))
 	var wg sync.WaitGroup
 	add := func(n int32, bad bool) {
 		wg.Go(func() {
@@ -88,7 +88,7 @@ func TestTooMuchIsRefusedAndNotKept(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t).DB(t)
 	for name, size := range map[string]int{"items": 1, "bytes": roomBytes/100 + 1} {
-		c := New(db, NewRoom(1), 500, func(int) int { return size }, func(context.Context, *postgres.Tx, []int) error { return nil })
+		c := New(NewRoom(1), 500, func(int) int { return size }, In(db, func(context.Context, *postgres.Tx, []int) error { return nil }))
 		n := 100
 		if size == 1 {
 			n = mostPending + 1
@@ -108,7 +108,7 @@ func TestTooManyRequestsAreRefused(t *testing.T) {
 	db := pgtest.New(t).DB(t)
 	r := NewRoom(1)
 	r.slots <- struct{}{} // nothing is stored for now
-	c := New(db, r, 500, func(int) int { return 1 }, func(context.Context, *postgres.Tx, []int) error { return nil })
+	c := New(r, 500, func(int) int { return 1 }, In(db, func(context.Context, *postgres.Tx, []int) error { return nil }))
 	c.wait = time.Hour
 	var all sync.WaitGroup
 	wait := func(tenant string, n int) {
@@ -149,13 +149,13 @@ func TestOneItemFailsAlone(t *testing.T) {
 	for name, choke := range map[string]func() error{"an error that is marked": func() error { return OfItem(broken) }, "a panic": func() error { panic("broken") }} {
 		r := NewRoom(1)
 		r.slots <- struct{}{} // until all wait
-		c := New(db, r, 500, func(int32) int { return 4 }, func(ctx context.Context, tx *postgres.Tx, items []int32) error {
+		c := New(r, 500, func(int32) int { return 4 }, In(db, func(ctx context.Context, tx *postgres.Tx, items []int32) error {
 			if slices.Contains(items, 3) {
 				return choke()
 			}
 			_, err := tx.Exec(ctx, "INSERT INTO thing SELECT unnest($1::integer[])", items)
 			return err
-		})
+		}))
 		var failed atomic.Int32
 		var all sync.WaitGroup
 		for n := range int32(7) {
@@ -185,7 +185,7 @@ func TestAThousandTenantsAtOnceTakeBoundedMemory(t *testing.T) {
 	db := pgtest.New(t).DB(t)
 	r := NewRoom(1)
 	r.slots <- struct{}{} // nothing is stored for now
-	c := New(db, r, 500, func(int) int { return 1_000 }, func(context.Context, *postgres.Tx, []int) error { return nil })
+	c := New(r, 500, func(int) int { return 1_000 }, In(db, func(context.Context, *postgres.Tx, []int) error { return nil }))
 	c.wait = time.Hour
 	const fit = roomBytes / 1_000 / each // of tenants
 	var refused atomic.Int32
@@ -227,10 +227,10 @@ func TestWhatWaitsTooLongIsSentAway(t *testing.T) {
 	r := NewRoom(1)
 	r.slots <- struct{}{} // as if another tenant's commit did not end
 	var stored atomic.Int32
-	c := New(db, r, 500, func(int) int { return 1 }, func(_ context.Context, _ *postgres.Tx, items []int) error {
+	c := New(r, 500, func(int) int { return 1 }, In(db, func(_ context.Context, _ *postgres.Tx, items []int) error {
 		stored.Add(int32(len(items)))
 		return nil
-	})
+	}))
 	began := time.Now()
 	err := c.Add(context.Background(), "acme", 1, 2, 3)
 	if took := time.Since(began); !unavailable(err) || !errors.Is(err, errLate) || took < mostWait {
@@ -253,10 +253,10 @@ func TestALockedTenantHoldsNoSlot(t *testing.T) {
 		d.Own(t, tenant, "CREATE TABLE thing (n integer)")
 	}
 	db := d.DB(t)
-	c := New(db, NewRoom(1), 500, func(int32) int { return 4 }, func(ctx context.Context, tx *postgres.Tx, items []int32) error {
+	c := New(NewRoom(1), 500, func(int32) int { return 4 }, In(db, func(ctx context.Context, tx *postgres.Tx, items []int32) error {
 		_, err := tx.Exec(ctx, "INSERT INTO thing SELECT unnest($1::integer[])", items)
 		return err
-	})
+	}))
 	locked, free := make(chan struct{}), make(chan struct{})
 	var holder sync.WaitGroup
 	holder.Go(func() {
@@ -334,11 +334,11 @@ func until(t *testing.T, ok func() bool) {
 func TestALateTimer(t *testing.T) {
 	t.Parallel()
 	writing, gate := make(chan struct{}), make(chan struct{})
-	c := New(pgtest.New(t).DB(t), NewRoom(2), 500, func(int) int { return 8 }, func(context.Context, *postgres.Tx, []int) error {
+	c := New(NewRoom(2), 500, func(int) int { return 8 }, In(pgtest.New(t).DB(t), func(context.Context, *postgres.Tx, []int) error {
 		writing <- struct{}{}
 		<-gate
 		return nil
-	})
+	}))
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if err := c.Add(context.Background(), "acme", 1); err != nil {

@@ -74,9 +74,9 @@ type DB struct {
 	stage  atomic.Value // the Stage that was seen last; none before the first
 
 	mu      sync.Mutex
-	visits  map[*pgx.Conn]map[string]struct{}
-	pending map[drain]struct{}  // what this process published to and has not drained
-	rungAt  map[drain]time.Time // when it last posted a doorbell from there
+	visits  map[*pgx.Conn]map[string]entered // tenants that were entered on it
+	pending map[drain]struct{}               // what this process published to and has not drained
+	rungAt  map[drain]time.Time              // when it last posted a doorbell from there
 	keys    map[string]cachedKeys
 	numbers map[int32]string
 	unknown unknownNumbers
@@ -99,7 +99,7 @@ func Open(cfg Config) (*DB, error) {
 	}
 	db := &DB{
 		only: cfg.Tenant, tick: cfg.Tick,
-		visits:  map[*pgx.Conn]map[string]struct{}{},
+		visits:  map[*pgx.Conn]map[string]entered{},
 		pending: map[drain]struct{}{},
 		rungAt:  map[drain]time.Time{},
 		keys:    map[string]cachedKeys{},
@@ -152,15 +152,32 @@ func (db *DB) keep(_ context.Context, c *pgx.Conn) (bool, error) {
 	return len(db.visits[c]) < visitsPerConn, nil
 }
 
-func (db *DB) visit(c *pgx.Conn, tenant string) {
+// entered is what was so when a tenant was entered, on a server that was no standby.
+type entered struct {
+	started       time.Time // that server
+	name          string
+	number        int32
+	state, armed  string
+	schema        int
+	preproduction bool
+}
+
+func (db *DB) visit(c *pgx.Conn, e entered) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	v := db.visits[c]
 	if v == nil {
-		v = map[string]struct{}{}
+		v = map[string]entered{}
 		db.visits[c] = v
 	}
-	v[tenant] = struct{}{}
+	v[e.name] = e
+}
+
+func (db *DB) enteredOn(c *pgx.Conn, tenant string) (entered, bool) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	e, ok := db.visits[c][tenant]
+	return e, ok
 }
 
 // Preproduction tells whether the database was marked as pre-production when a tenant was last entered: for what is shown to people who came to no tenant. Before any was, the
@@ -304,29 +321,42 @@ type mode struct {
 }
 
 func (db *DB) inTenant(ctx context.Context, tenant string, m mode, f func(ctx context.Context, tx *Tx) error) error {
+	conn, err := db.acquire(ctx, tenant)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	return db.on(ctx, conn, tenant, m, f)
+}
+
+// acquire gives a connection for a tenant; it is released, and closed by that if it is still in a transaction.
+func (db *DB) acquire(ctx context.Context, tenant string) (*pgxpool.Conn, error) {
 	if !db.Serves(tenant) {
-		return fmt.Errorf("tenant %s: %w", tenant, ErrForeignTenant)
+		return nil, fmt.Errorf("tenant %s: %w", tenant, ErrForeignTenant)
 	}
 	if tenantname.Check(tenant) != nil { // no role that is no tenant's is entered, and no text that Postgres would choke on is sent
-		return fmt.Errorf("tenant %.60q: %w", tenant, ErrUnknownTenant)
+		return nil, fmt.Errorf("tenant %.60q: %w", tenant, ErrUnknownTenant)
 	}
 	conn, err := db.pool.Acquire(ctx)
 	if err != nil {
-		return fmt.Errorf("connect to postgres%s: %w", remedy(err), err)
+		return nil, fmt.Errorf("connect to postgres%s: %w", remedy(err), err)
 	}
-	defer conn.Release() // a connection that is still in a transaction is closed by this
+	return conn, nil
+}
+
+// on is inTenant on a connection.
+func (db *DB) on(ctx context.Context, conn *pgxpool.Conn, tenant string, m mode, f func(ctx context.Context, tx *Tx) error) error {
 	tx := &Tx{db: db, conn: conn, wakes: map[string]time.Time{}, rang: map[drain]struct{}{}}
 	if err := tx.begin(ctx, tenant, m); err != nil {
-		tx.rollback()
+		rollback(conn)
 		return err
 	}
-	db.visit(conn.Conn(), tenant)
 	if err := tx.run(ctx, f); err != nil {
-		tx.rollback()
+		rollback(conn)
 		return err
 	}
 	if err := tx.commit(ctx); err != nil {
-		tx.rollback()
+		rollback(conn)
 		return err
 	}
 	db.published(tx.rang)
@@ -347,7 +377,7 @@ func (tx *Tx) run(ctx context.Context, f func(ctx context.Context, tx *Tx) error
 	done := false
 	defer func() {
 		if !done {
-			tx.rollback()
+			rollback(tx.conn)
 		}
 	}()
 	err := f(ctx, tx)
@@ -372,8 +402,8 @@ const enter = `SELECT t.number, t.name, t.state, t.schema, t.armed,
        LATERAL (SELECT number, name, state, schema, armed, namespace, link_hosts, form_hosts, mails_per_second, mails_per_day, mails_per_month, smtp_secret, "offset"
                FROM onda.tenant WHERE name = $1) AS t`
 
-func (tx *Tx) begin(ctx context.Context, tenant string, m mode) error {
-	b := &pgx.Batch{}
+// queueBegin queues what begins a transaction under the tenant's role.
+func queueBegin(b *pgx.Batch, tenant string, m mode) {
 	if m.snapshot {
 		b.Queue("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 	} else {
@@ -384,6 +414,11 @@ func (tx *Tx) begin(ctx context.Context, tenant string, m mode) error {
 	} else {
 		b.Queue("SELECT set_config('role', $1, true), set_config('lock_timeout', $2, true)", tenant, strconv.FormatInt(m.lock.Milliseconds(), 10))
 	}
+}
+
+func (tx *Tx) begin(ctx context.Context, tenant string, m mode) error {
+	b := &pgx.Batch{}
+	queueBegin(b, tenant, m)
 	var armed, here string
 	var started time.Time
 	var standby, moved bool
@@ -415,6 +450,10 @@ func (tx *Tx) begin(ctx context.Context, tenant string, m mode) error {
 		return fmt.Errorf("tenant %s is at schema %d, %d is needed: %w", tenant, tx.Tenant.Schema, Schema, ErrSchemaTooOld)
 	}
 	tx.Tenant.Armed = armed == here
+	if standby {
+		started = time.Time{} // of no server
+	}
+	tx.db.visit(tx.conn.Conn(), entered{started, tx.Tenant.Name, tx.Tenant.Number, tx.Tenant.State, armed, tx.Tenant.Schema, tx.Tenant.Preproduction})
 	tx.db.stage.Store(stageOf(tx.Tenant.Preproduction))
 	return nil
 }
@@ -430,25 +469,30 @@ func (tx *Tx) commit(ctx context.Context) error {
 	b := &tx.last
 	tx.queueOutbox(b)
 	tx.queueWakes(b)
-	b.Queue("COMMIT").Exec(func(ct pgconn.CommandTag) error {
-		if ct.String() != "COMMIT" { // an error that was swallowed turns a commit into a rollback
-			return errors.New("an earlier statement had failed, nothing was kept")
-		}
-		return nil
-	})
+	queueCommit(b)
 	if err := tx.conn.SendBatch(ctx, b).Close(); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
 	return nil
 }
 
-func (tx *Tx) rollback() {
-	if tx.conn.Conn().IsClosed() || tx.conn.Conn().PgConn().TxStatus() == 'I' {
+// queueCommit queues the commit.
+func queueCommit(b *pgx.Batch) {
+	b.Queue("COMMIT").Exec(func(ct pgconn.CommandTag) error {
+		if ct.String() != "COMMIT" { // an error that was swallowed turns a commit into a rollback
+			return errors.New("an earlier statement had failed, nothing was kept")
+		}
+		return nil
+	})
+}
+
+func rollback(conn *pgxpool.Conn) {
+	if conn.Conn().IsClosed() || conn.Conn().PgConn().TxStatus() == 'I' {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	_, _ = tx.conn.Exec(ctx, "ROLLBACK") // on an error Release closes the connection
+	_, _ = conn.Exec(ctx, "ROLLBACK") // on an error Release closes the connection
 }
 
 // RelaySlots takes the time of mails at a relay, at a rate a second that all processes and tenants share, unless it is further from now than ahead: then taken is false. wait is how

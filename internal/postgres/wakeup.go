@@ -12,7 +12,10 @@ import (
 
 // wakeLock is the class of the advisory lock, per tenant, between those who set wake-ups (shared) and the one who computes
 // them anew (exclusive). Without it a recomputation ended at never while work was due.
-const wakeLock = 0x6f6e6461
+const (
+	wakeLock  = 0x6f6e6461
+	lockWakes = "SELECT pg_advisory_xact_lock_shared($1, $2)"
+)
 
 // Functions that can be woken: each has a row in onda.wakeup for every tenant.
 func Functions() []string { return []string{"campaign", "segment", "send", "send-api", "track"} }
@@ -29,7 +32,7 @@ func (tx *Tx) queueWakes(b *pgx.Batch) {
 	if len(tx.wakes) == 0 {
 		return
 	}
-	b.Queue("SELECT pg_advisory_xact_lock_shared($1, $2)", wakeLock, tx.Tenant.Number)
+	b.Queue(lockWakes, wakeLock, tx.Tenant.Number)
 	for _, f := range slices.Sorted(maps.Keys(tx.wakes)) {
 		b.Queue("UPDATE onda.wakeup SET at = $3 WHERE tenant = $1 AND function = $2 AND at > $3", tx.Tenant.Name, f, tx.wakes[f])
 	}

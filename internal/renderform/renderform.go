@@ -75,8 +75,8 @@ func New(cfg Config, db *postgres.DB) *Forms {
 func newForms(cfg Config, db *postgres.DB, now func() time.Time) *Forms {
 	cfg.FormURL = strings.TrimRight(cfg.FormURL, "/")
 	fs := &Forms{cfg: cfg, db: db, now: now, cache: newCache(db, now), limit: newLimiter(db, now, cfg.PerMinute), bodies: fn.NewBodies(maxBodies)}
-	fs.together = groupcommit.New(db, groupcommit.NewRoom(slots), commitMost, (*submission).size, fs.writeTogether)
-	fs.alone = groupcommit.New(db, groupcommit.NewRoom(1), 1, (*submission).size, fs.writeAlone)
+	fs.together = groupcommit.New(groupcommit.NewRoom(slots), commitMost, (*submission).size, groupcommit.In(db, fs.writeTogether))
+	fs.alone = groupcommit.New(groupcommit.NewRoom(1), 1, (*submission).size, groupcommit.In(db, fs.writeAlone))
 	return fs
 }
 

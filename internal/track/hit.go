@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/onda-run/onda/internal/postgres"
@@ -50,8 +51,8 @@ SELECT u.kind, CASE WHEN k.named THEN u.delivery ELSE 0 END, CASE WHEN k.named T
               NOT u.nameless AND (u.kind <> 'view' OR d.tracking = 'full') AND c.id IS NOT NULL AND c.erased_at IS NULL AND s.contact IS NULL AS named) k ON true
  ORDER BY u.n`
 
-// writeHits stores hits.
-func (t *Tracker) writeHits(_ context.Context, tx *postgres.Tx, hits []hit) error {
+// storeHits stores hits.
+func (t *Tracker) storeHits(ctx context.Context, tenant string, lock time.Duration, hits []hit) error {
 	n := len(hits)
 	kind, method, agent, reason := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
 	delivery, link, origin, nameless := make([]int64, n), make([]int32, n), make([][]byte, n), make([]bool, n)
@@ -60,9 +61,10 @@ func (t *Tracker) writeHits(_ context.Context, tx *postgres.Tx, hits []hit) erro
 		delivery[i], link[i], nameless[i] = h.delivery, int32(h.link), h.nameless
 		reason[i] = h.reason
 	}
-	tx.Finally(insertHits, kind, delivery, link, method, agent, origin, reason, nameless)
-	tx.Wake("track", tx.Now().Add(t.cfg.Hold))
-	return nil
+	return t.db.Append(ctx, tenant, lock, postgres.Append{
+		SQL: insertHits, Args: []any{kind, delivery, link, method, agent, origin, reason, nameless},
+		Wake: "track", In: t.cfg.Hold,
+	})
 }
 
 // linkURL gives where a link leads. A link never changes, so it is read once.

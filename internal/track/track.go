@@ -95,8 +95,8 @@ func New(cfg Config, db *postgres.DB, log *zap.Logger) *Tracker {
 		bodies:     fn.NewBodies(maxBodies), rates: newRates(cfg.EventsPerSecond, time.Now),
 	}
 	r := groupcommit.NewRoom(cfg.Slots)
-	t.hits = groupcommit.New(db, r, commitMost, hit.size, t.writeHits)
-	t.activities = groupcommit.New(db, r, commitMost, activity.size, t.writeActivities)
+	t.hits = groupcommit.New(r, commitMost, hit.size, t.storeHits)
+	t.activities = groupcommit.New(r, commitMost, activity.size, groupcommit.In(db, t.writeActivities))
 	return t
 }
 
