@@ -94,9 +94,8 @@ func New(tenant, function, subject, id string, data Data, opts ...Option) (ce.Ev
 	for _, opt := range opts {
 		opt(&e)
 	}
-	if err := e.SetData(ce.ApplicationJSON, json.RawMessage(body)); err != nil {
-		return ce.Event{}, fmt.Errorf("event %s: %w", entry.Type, err)
-	}
+	e.SetDataContentType(ce.ApplicationJSON)
+	e.DataEncoded = body // SetData would read it all once more
 	if err := e.Validate(); err != nil {
 		return ce.Event{}, fmt.Errorf("event %s: %w", entry.Type, err)
 	}

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -179,7 +180,7 @@ func (db *DB) Drain(ctx context.Context, tenant, drainer string, post Post) (n i
 			if failed = post(ctx, namespace, g.event); failed != nil {
 				refused = g.rows
 			}
-			if g.items != nil {
+			if g.doorbell {
 				db.rung(drain{tenant, drainer})
 			}
 		}
@@ -218,10 +219,38 @@ func ids(rows []outboxRow) []int64 {
 
 // posting is an event to post and the outbox rows that it stands for.
 type posting struct {
-	event cloudevents.Event
-	rows  []int64
-	items []json.RawMessage
-	size  int // bytes, no less than it has
+	event    cloudevents.Event
+	rows     []int64
+	doorbell bool              // its data begins as a doorbell's
+	items    []json.RawMessage // once another joined it
+	most     int               // as many items it may have
+	size     int               // bytes, no less than it has
+}
+
+// isDoorbell tells whether data begins as that of a doorbell does in jsonb.
+func isDoorbell(data []byte) bool {
+	return bytes.HasPrefix(bytes.TrimSpace(data), []byte(`{"items": [`))
+}
+
+// mostItems is as many items as data may have: they are objects.
+func mostItems(data []byte) int { return bytes.Count(data, []byte("{")) - 1 }
+
+// join adds the items of a row to those of a doorbell; false where there is no room, or one of them is none. Most large ones have no room for another, and to read their items to find
+// that out would take longer than all else that is done about them.
+func (p *posting) join(row int64, data []byte) bool {
+	most := mostItems(data)
+	if p.most+most > doorbellMax || p.size+len(data) > event.MaxSize {
+		return false
+	}
+	if p.items == nil {
+		p.items = doorbellItems(p.event.Data())
+	}
+	items := doorbellItems(data)
+	if p.items == nil || items == nil {
+		return false
+	}
+	p.items, p.rows, p.most, p.size = append(p.items, items...), append(p.rows, row), p.most+most, p.size+len(data)
+	return true
 }
 
 // merge joins the doorbells of one type: events whose data is nothing but items. It sorts out rows that are no event of the tenant's.
@@ -230,7 +259,7 @@ func merge(tenant string, rows []outboxRow) (out []*posting, strays []int64, why
 	strays = []int64{}
 	for _, r := range rows {
 		e := cloudevents.NewEvent()
-		err := json.Unmarshal(r.Event, &e)
+		err := e.UnmarshalJSON(r.Event) // json.Unmarshal would read it all once more
 		if err == nil {
 			err = of(tenant, e)
 		}
@@ -238,15 +267,11 @@ func merge(tenant string, rows []outboxRow) (out []*posting, strays []int64, why
 			strays, why = append(strays, r.ID), errors.Join(why, fmt.Errorf("row %d of the outbox: %w", r.ID, err))
 			continue
 		}
-		items := doorbellItems(e.Data())
-		if p := open[r.Type]; items != nil && p != nil && len(p.items)+len(items) <= doorbellMax && p.size+len(e.Data()) <= event.MaxSize {
-			p.items = append(p.items, items...)
-			p.rows = append(p.rows, r.ID)
-			p.size += len(e.Data())
+		if p := open[r.Type]; p != nil && p.join(r.ID, e.Data()) {
 			continue
 		}
-		p := &posting{event: e, rows: []int64{r.ID}, items: items, size: event.Size(e) + mergedID}
-		if items != nil {
+		p := &posting{event: e, rows: []int64{r.ID}, doorbell: isDoorbell(e.Data()), most: mostItems(e.Data()), size: event.Size(e) + mergedID}
+		if p.doorbell {
 			open[r.Type] = p
 		}
 		out = append(out, p)
