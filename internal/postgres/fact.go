@@ -52,7 +52,7 @@ func toldLate() []string { return []string{"event.tracked", "page.viewed", "cont
 // StillHuman is the condition that a fact f of an open or a click stands: its hit was not found to be a machine's since (hit.reclassified). A hit that is forgotten stays as it was told.
 const StillHuman = "NOT EXISTS (SELECT FROM hit h WHERE h.id = (f.data->>'hit')::bigint AND h.verdict = 'machine')"
 
-// copied is from how many facts on COPY takes less than one statement, although it asks for the columns first.
+// copied is from how many facts on COPY takes less than one statement.
 const copied = 50
 
 // AddFacts writes facts, in one go and their order, and sees to it that their readers come by within a tick, should every doorbell be lost.
@@ -81,23 +81,22 @@ func (tx *Tx) AddFacts(ctx context.Context, facts ...Fact) error {
 }
 
 func (tx *Tx) copyFacts(ctx context.Context, facts []Fact) error {
-	orNull := func(id int64) any {
-		if id == 0 {
-			return nil
-		}
-		return id
-	}
-	row := make([]any, 9)
-	_, err := tx.CopyFrom(ctx, pgx.Identifier{"fact"}, []string{"kind", "name", "contact", "visitor", "run", "contacts", "deliveries", "data", "at"}, pgx.CopyFromSlice(len(facts), func(i int) ([]any, error) {
+	return tx.Copy(ctx, "fact", []string{"kind", "name", "contact", "visitor", "run", "contacts", "deliveries", "data", "at"}, len(facts), func(i int, r *CopyRow) {
 		f := &facts[i]
 		at := f.At
 		if at.IsZero() {
 			at = tx.now
 		}
-		row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8] = f.Kind, f.Name, orNull(f.Contact), orNull(f.Visitor), orNull(f.Run), f.Contacts, f.Deliveries, f.Data, at
-		return row, nil
-	}))
-	return err
+		r.Text(f.Kind)
+		r.Text(f.Name)
+		r.ID(f.Contact)
+		r.ID(f.Visitor)
+		r.ID(f.Run)
+		r.IDs(f.Contacts)
+		r.IDs(f.Deliveries)
+		r.JSON(f.Data)
+		r.Time(at)
+	})
 }
 
 func (tx *Tx) insertFacts(ctx context.Context, facts []Fact) error {

@@ -293,11 +293,6 @@ func (tx *Tx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	return tx.conn.SendBatch(ctx, b)
 }
 
-// CopyFrom copies rows into a table.
-func (tx *Tx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, rows pgx.CopyFromSource) (int64, error) {
-	return tx.conn.CopyFrom(ctx, table, columns, rows)
-}
-
 // InTenant runs f in a transaction of the tenant and commits what it did, with the wake-ups that it set, when it returns nil.
 // On any error nothing is kept. Those above are told apart with errors.Is; errors of Postgres come through wrapped.
 func (db *DB) InTenant(ctx context.Context, tenant string, f func(ctx context.Context, tx *Tx) error) error {

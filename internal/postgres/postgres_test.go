@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -11,6 +12,7 @@ import (
 
 	cloudevents "github.com/cloudevents/sdk-go/v2"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -243,6 +245,38 @@ func TestOnlyOneReadsWithACursor(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// Few facts are written by a statement, many by COPY: what is read is the same.
+func TestFactsAreReadAsTheyWereWritten(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	at := time.Date(1999, 12, 31, 23, 59, 59, 123456000, time.Local)
+	facts := []postgres.Fact{
+		{Kind: "email.sent", Run: 1 << 40, Deliveries: []int64{1, -2, 1 << 62}, At: at},
+		{Kind: "segment.joined", Name: `Ærlig "talt"`, Contacts: []int64{5}, Deliveries: []int64{}, At: at},
+		{Kind: "event.tracked", Name: "large", Contact: 7, Visitor: 8, Data: []byte(`{"text": "` + strings.Repeat("long ", 40_000) + `"}`), At: at.AddDate(30, 0, 0)},
+		{Kind: "page.viewed", Data: []byte(`{}`), At: at},
+	}
+	want := slices.Clone(facts)
+	for len(facts) < 300 {
+		facts = append(facts, postgres.Fact{Kind: "event.tracked", Name: fmt.Sprint(len(facts)), Contact: int64(len(facts)), Data: fmt.Appendf(nil, `{"n": %d}`, len(facts)), At: at})
+	}
+	want = append(want, facts...)
+	for _, some := range [][]postgres.Fact{facts[:4], facts} {
+		pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error { return tx.AddFacts(ctx, some...) })
+	}
+	var got []postgres.Fact
+	for len(got) < len(want) { // writers of other tests hold readers back for a moment
+		pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+			some, _, err := tx.ReadFacts(ctx, "segment", postgres.FactLimit{Facts: 1000, Items: 10_000}, "email.", "segment.", "event.", "page.")
+			got = append(got, some...)
+			return err
+		})
+	}
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(postgres.Fact{}, "XID", "ID")); diff != "" {
+		t.Error(diff)
+	}
 }
 
 func TestReadersAreToldHowFarBehindTheyAre(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"unicode"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/event"
@@ -98,6 +100,9 @@ func unrepeated(ctx context.Context, tx *postgres.Tx, all []activity) ([]activit
 	if err != nil {
 		return nil, fmt.Errorf("look for repeated messages: %w", err)
 	}
+	if len(granted) > 0 {
+		tx.Wake("track", tx.Now().Add(keepMessages))
+	}
 	left := make(map[[16]byte]bool, len(granted))
 	for _, key := range granted {
 		left[key] = true
@@ -109,9 +114,6 @@ func unrepeated(ctx context.Context, tx *postgres.Tx, all []activity) ([]activit
 			left[keys[i]] = false // also within one commit
 		}
 	}
-	if len(granted) > 0 {
-		tx.Wake("track", tx.Now().Add(keepMessages))
-	}
 	return out, nil
 }
 
@@ -119,6 +121,11 @@ func unrepeated(ctx context.Context, tx *postgres.Tx, all []activity) ([]activit
 func reserve(ctx context.Context, tx *postgres.Tx, keys [][16]byte) ([][16]byte, error) {
 	if tx.Tenant.Schema < MessageSchema {
 		return reserveAllowances(ctx, tx, keys)
+	}
+	if len(keys) >= copied {
+		if ok, err := copyMessages(ctx, tx, keys); ok || err != nil {
+			return keys, err
+		}
 	}
 	// Those in allowance came before the migration, or to a process that is older: once there are none, one look tells so of all.
 	rows, err := tx.Query(ctx, `INSERT INTO message (id, at) SELECT m, onda.now() FROM unnest($1::uuid[]) m
@@ -129,6 +136,30 @@ func reserve(ctx context.Context, tx *postgres.Tx, keys [][16]byte) ([][16]byte,
 		return nil, err
 	}
 	return pgx.CollectRows(rows, pgx.RowTo[[16]byte])
+}
+
+// copied is from how many messages on COPY takes less than the statement that looks for repeated ones.
+const copied = 50
+
+// copyMessages notes messages none of which came before, as most are; ok is false where one did, or may have, and then nothing is noted.
+func copyMessages(ctx context.Context, tx *postgres.Tx, keys [][16]byte) (ok bool, err error) {
+	var old bool
+	b := &pgx.Batch{}
+	b.Queue("SELECT EXISTS (SELECT FROM allowance WHERE kind > 'message:' AND kind < 'message;')").QueryRow(func(row pgx.Row) error { return row.Scan(&old) })
+	b.Queue("SAVEPOINT messages") // which ends with the transaction
+	if err := tx.SendBatch(ctx, b).Close(); err != nil || old {
+		return false, err
+	}
+	err = tx.Copy(ctx, "message", []string{"id", "at"}, len(keys), func(i int, r *postgres.CopyRow) {
+		r.UUID(keys[i])
+		r.Time(tx.Now())
+	})
+	var pe *pgconn.PgError
+	if errors.As(err, &pe) && pe.Code == "23505" { // unique_violation
+		_, err = tx.Exec(ctx, "ROLLBACK TO SAVEPOINT messages")
+		return false, err
+	}
+	return err == nil, err
 }
 
 func reserveAllowances(ctx context.Context, tx *postgres.Tx, keys [][16]byte) ([][16]byte, error) {

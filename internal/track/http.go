@@ -917,7 +917,9 @@ func (s *server) readBody(w http.ResponseWriter, r *http.Request, most int64) (b
 			return nil, done, bad("the body is not gzip, as Content-Encoding says")
 		}
 	}
-	b, err = io.ReadAll(io.LimitReader(in, most+1))
+	buf := bytes.NewBuffer(make([]byte, 0, min(max(r.ContentLength, 0), maxMessage)+bytes.MinRead)) // no more before it comes: anybody may say that a body is large
+	_, err = buf.ReadFrom(io.LimitReader(in, most+1))
+	b = buf.Bytes()
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large), errors.Is(err, fn.ErrBody):
