@@ -245,10 +245,12 @@ func (a Activities) plain() (body []byte, ok bool) {
 	}
 	escaped := func(c rune) bool { return c < ' ' || c > '~' || strings.ContainsRune(`"\<>&`, c) }
 	body = append(make([]byte, 0, 64*len(a.Items)+16), `{"items":[`...)
+	last := "" // most have the same name
 	for i, item := range a.Items {
-		if item.Contact < 0 || len(item.Name) > 256 || strings.ContainsFunc(item.Name, escaped) {
+		if item.Contact < 0 || item.Name != last && (len(item.Name) > 256 || strings.ContainsFunc(item.Name, escaped)) {
 			return nil, false
 		}
+		last = item.Name
 		if i > 0 {
 			body = append(body, ',')
 		}

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -49,7 +50,7 @@ type Room struct {
 	requests, items, bytes int
 }
 
-// NewRoom is room for at most so many commits at once, each of another tenant and on a connection of its own.
+// NewRoom is room for at most so many commits at once, each on a connection of its own.
 func NewRoom(slots int) *Room { return &Room{slots: make(chan struct{}, slots)} }
 
 // take reserves room for a request and what it brings; false when there is not so much.
@@ -79,7 +80,7 @@ func (r *Room) leave() {
 	r.requests--
 }
 
-// Committer stores items of one kind: one commit is in flight a tenant, and what comes meanwhile goes into the next. At most as many tenants as the Room has slots
+// Committer stores items of one kind: one commit is in flight a tenant (see Twice), and what comes meanwhile goes into the next. At most as many tenants as the Room has slots
 // commit at once, in turn.
 //
 // A tenant whose tables are locked holds a slot for no longer than lock_timeout and fails alone; after that it is tried once a second, for a moment.
@@ -89,6 +90,7 @@ type Committer[T any] struct {
 	size  func(T) int   // in bytes, in memory
 	wait  time.Duration // mostWait
 	store Store[T]
+	twice bool // see Twice
 
 	mu      sync.Mutex
 	tenants map[string]*queue[T] // a tenant is here while somebody writes for it, and while it is locked
@@ -100,6 +102,8 @@ type queue[T any] struct {
 	requests int         // that are to be answered
 	timer    *time.Timer // for the oldest that waits; or to forget that the tenant was locked
 	writing  bool
+	second   bool      // a second commit is in flight
+	alone    bool      // the last second one was in vain: the next commit is to be the only one
 	locked   bool      // the last commit got no lock
 	shut     time.Time // until then nothing is tried
 }
@@ -137,6 +141,13 @@ func In[T any](db *postgres.DB, write func(ctx context.Context, tx *postgres.Tx,
 // New makes a Committer. most is how many items one commit stores, size how many bytes of memory one takes.
 func New[T any](r *Room, most int, size func(T) int, store Store[T]) *Committer[T] {
 	return &Committer[T]{room: r, most: most, size: size, wait: mostWait, store: store, tenants: map[string]*queue[T]{}}
+}
+
+// Twice lets a tenant have a second commit in flight, for items that two processes may store at once just as well: when half a commit's items wait, and a slot that nobody waits for
+// is free. It waits for a lock for a moment only, so that it keeps no slot from other tenants; what it could not store waits on. It is called before Add.
+func (c *Committer[T]) Twice() *Committer[T] {
+	c.twice = true
+	return c
 }
 
 // Add stores items of a tenant and returns once they are committed, or tells the sender to come back (fn.Unavailable): at once when there is no room or the tenant's tables are
@@ -199,6 +210,8 @@ func (c *Committer[T]) enqueue(tenant string, items []T, done chan<- error) (*qu
 	if !q.writing {
 		q.writing = true
 		go c.run(tenant, q)
+	} else {
+		c.beside(tenant, q)
 	}
 	return q, nil
 }
@@ -224,7 +237,7 @@ func (c *Committer[T]) wake(tenant string, q *queue[T]) {
 	q.waiting = q.waiting[n:]
 	if len(q.waiting) > 0 {
 		c.wakeIn(c.wait-now.Sub(q.waiting[0].at), tenant, q)
-	} else if !q.writing && c.tenants[tenant] == q { // its timer may go off when another has its place
+	} else if !q.writing && !q.second && c.tenants[tenant] == q { // its timer may go off when another has its place
 		delete(c.tenants, tenant)
 	}
 }
@@ -244,7 +257,7 @@ func (c *Committer[T]) answer(items []pending[T], err error) {
 func (c *Committer[T]) run(tenant string, q *queue[T]) {
 	for again := true; again; {
 		c.room.slots <- struct{}{} // those who wait get it in their order
-		batch, lock := c.next(q)
+		batch, lock := c.next(tenant, q)
 		locked := c.commit(tenant, q, batch, lock)
 		<-c.room.slots
 		again = c.done(tenant, q, locked)
@@ -252,16 +265,66 @@ func (c *Committer[T]) run(tenant string, q *queue[T]) {
 }
 
 // next takes what the next commit stores, and how long that may wait for a lock.
-func (c *Committer[T]) next(q *queue[T]) ([]pending[T], time.Duration) {
+func (c *Committer[T]) next(tenant string, q *queue[T]) ([]pending[T], time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	n := min(len(q.waiting), c.most)
-	batch := q.waiting[:n:n]
-	q.waiting = q.waiting[n:]
+	batch := c.take(q)
+	q.alone = false
+	c.beside(tenant, q)
 	if q.locked {
 		return batch, postgres.ProbeWait
 	}
 	return batch, postgres.LockWait
+}
+
+// take takes what one commit stores. It is called under the lock.
+func (c *Committer[T]) take(q *queue[T]) []pending[T] {
+	n := min(len(q.waiting), c.most)
+	batch := q.waiting[:n:n]
+	q.waiting = q.waiting[n:]
+	return batch
+}
+
+// beside begins a second commit where there is reason and room for it. It is called under the lock.
+func (c *Committer[T]) beside(tenant string, q *queue[T]) {
+	if !c.twice || q.second || q.alone || q.locked || len(q.waiting) < c.most/2 {
+		return
+	}
+	select {
+	case c.room.slots <- struct{}{}:
+		q.second = true
+		go c.commitBeside(tenant, q, c.take(q))
+	default:
+	}
+}
+
+// commitBeside tries to store a batch for which a slot was taken. What Postgres says that it did not store waits on, before all else.
+func (c *Committer[T]) commitBeside(tenant string, q *queue[T], batch []pending[T]) {
+	err := c.try(tenant, batch, postgres.ProbeWait)
+	<-c.room.slots
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	q.second = false
+	switch {
+	case !postgres.IsLocked(err) && !isItems(err):
+		c.answer(batch, err)
+	case time.Now().Before(q.shut):
+		c.answer(batch, fn.Unavailable(postgres.ErrLocked))
+	default:
+		q.alone = true
+		q.waiting = slices.Concat(batch, q.waiting)
+		c.wakeIn(max(0, c.wait-time.Since(batch[0].at)), tenant, q)
+	}
+	c.beside(tenant, q)
+	switch {
+	case q.writing:
+	case len(q.waiting) > 0:
+		q.writing = true
+		go c.run(tenant, q)
+	case !q.locked:
+		q.timer.Stop()
+		delete(c.tenants, tenant)
+	}
 }
 
 // done notes how a commit went, and tells whether there is to be another.
@@ -277,8 +340,10 @@ func (c *Committer[T]) done(tenant string, q *queue[T], locked bool) bool {
 		c.wakeIn(postgres.LockMemory, tenant, q)
 		return false
 	}
-	q.timer.Stop()
-	delete(c.tenants, tenant)
+	if !q.second {
+		q.timer.Stop()
+		delete(c.tenants, tenant)
+	}
 	return false
 }
 

@@ -287,7 +287,7 @@ func TestALockedTenantHoldsNoSlot(t *testing.T) {
 	c.mu.Lock()
 	q.shut = time.Time{} // as if its second were over
 	c.mu.Unlock()
-	if _, wait := c.next(q); wait != postgres.ProbeWait {
+	if _, wait := c.next("acme", q); wait != postgres.ProbeWait {
 		t.Errorf("it is tried for %s", wait)
 	}
 	if err := c.Add(context.Background(), "acme", 3); !postgres.IsLocked(err) {
@@ -311,6 +311,109 @@ func TestALockedTenantHoldsNoSlot(t *testing.T) {
 	}
 	if n := pgtest.One[int](t, db, "acme", "SELECT sum(n)::integer FROM thing"); n != 4 {
 		t.Errorf("%d is stored, want the last alone", n)
+	}
+}
+
+// A second commit of a tenant begins while one is in flight, when half a commit's items wait and a slot is free. What it could not store, because of a lock or of one item, waits for the
+// first to end, and then each has its own answer.
+func TestASecondCommitBesideTheFirst(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	d.Own(t, "acme", "CREATE TABLE thing (n integer PRIMARY KEY CHECK (n <> 13))")
+	db := d.DB(t)
+	for _, tc := range []struct {
+		name   string
+		second []int32
+		bad    int32 // which cannot be stored, so that the others wait; 0: none
+	}{
+		{"both are stored", []int32{2, 3, 4, 5}, 0},
+		{"one is in the hands of the first", []int32{2, 1, 3, 4}, 1},
+		{"one cannot be stored at all", []int32{2, 3, 13, 4}, 13},
+	} {
+		pgtest.Exec(t, db, "acme", "DELETE FROM thing")
+		var commits atomic.Int32
+		written, gate := make(chan struct{}), make(chan struct{})
+		c := New(NewRoom(2), 8, func(int32) int { return 4 }, In(db, func(ctx context.Context, tx *postgres.Tx, items []int32) error {
+			first := commits.Add(1) == 1
+			_, err := tx.Exec(ctx, "INSERT INTO thing SELECT unnest($1::integer[])", items)
+			if first {
+				close(written)
+				<-gate
+			}
+			return err
+		})).Twice()
+		var first, second sync.WaitGroup
+		first.Go(func() {
+			if err := c.Add(context.Background(), "acme", 1); err != nil {
+				t.Errorf("%s: the first: %v", tc.name, err)
+			}
+		})
+		<-written
+		for k, n := range tc.second {
+			second.Go(func() {
+				if err := c.Add(context.Background(), "acme", n); (err != nil) != (n == tc.bad) {
+					t.Errorf("%s: %d: %v", tc.name, n, err)
+				}
+			})
+			if k < len(tc.second)-1 {
+				until(t, func() bool { return waiting(c, "acme") == k+1 })
+			}
+		}
+		if tc.bad == 0 {
+			second.Wait() // while the first is in flight
+		} else {
+			until(t, func() bool { return commits.Load() == 2 && waiting(c, "acme") == len(tc.second) })
+		}
+		close(gate)
+		first.Wait()
+		second.Wait()
+		if n := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM thing"); n != 1+len(tc.second)-min(int(tc.bad), 1) {
+			t.Errorf("%s: %d are stored", tc.name, n)
+		}
+		until(t, func() bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return len(c.tenants) == 0 && len(c.room.slots) == 0
+		})
+		if c.room.items != 0 || c.room.bytes != 0 {
+			t.Errorf("%s: %d items of %d bytes are left", tc.name, c.room.items, c.room.bytes)
+		}
+	}
+}
+
+// A second commit takes no slot that others wait for, and none where a lock stood in the way.
+func TestNoSecondCommitAtTheCostOfOthers(t *testing.T) {
+	t.Parallel()
+	const half = "half a commit's items wait"
+	for name, with := range map[string]func(c *Committer[int], q *queue[int]){
+		half:                   func(*Committer[int], *queue[int]) {},
+		"fewer wait":           func(_ *Committer[int], q *queue[int]) { q.waiting = q.waiting[1:] },
+		"no slot is free":      func(c *Committer[int], _ *queue[int]) { c.room.slots <- struct{}{} },
+		"a lock is in the way": func(_ *Committer[int], q *queue[int]) { q.locked = true },
+		"the last was in vain": func(_ *Committer[int], q *queue[int]) { q.alone = true },
+		"there is one":         func(_ *Committer[int], q *queue[int]) { q.second = true },
+		"two are not asked":    func(c *Committer[int], _ *queue[int]) { c.twice = false },
+	} {
+		stored := make(chan int, 1)
+		c := New(NewRoom(1), 8, func(int) int { return 4 }, func(_ context.Context, _ string, _ time.Duration, items []int) error {
+			stored <- len(items)
+			return nil
+		}).Twice()
+		q := &queue[int]{writing: true, timer: time.NewTimer(time.Hour)}
+		for n := range 4 {
+			q.waiting = append(q.waiting, pending[int]{n, 4, time.Now(), make(chan error, 1)})
+		}
+		c.tenants["acme"] = q
+		with(c, q)
+		c.mu.Lock()
+		c.beside("acme", q)
+		began := len(q.waiting) == 0
+		c.mu.Unlock()
+		if began != (name == half) {
+			t.Errorf("%s: a second commit began: %v", name, began)
+		} else if began && <-stored != 4 {
+			t.Errorf("%s: not all of it is stored", name)
+		}
 	}
 }
 

@@ -785,7 +785,7 @@ func (s *server) segment(w http.ResponseWriter, r *http.Request, call string) er
 			return err
 		}
 	}
-	now := time.Now()
+	now, private := time.Now(), private(r)
 	var answer segmentAnswer
 	var list []activity
 	var index []int // in the batch, of an activity
@@ -802,7 +802,7 @@ func (s *server) segment(w http.ResponseWriter, r *http.Request, call string) er
 			}
 			var a activity
 			if a, err = m.check(secret, now); err == nil {
-				if private(r) && (!secret || a.kind == typePage || a.kind == typeScreen) { // what programs say of their customers is no matter of a browser
+				if private && (!secret || a.kind == typePage || a.kind == typeScreen) { // what programs say of their customers is no matter of a browser
 					a.visitor, a.user = "", ""
 				}
 				list, index = append(list, a), append(index, i)

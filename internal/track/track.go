@@ -33,7 +33,7 @@ type Config struct {
 	OriginKeep time.Duration `env:"ONDA_ORIGIN_KEEP, default=720h"`
 	// Scanners is a directory with lists of known machines, agents.txt and networks.txt, in place of the built-in ones. They are read again when they change.
 	Scanners string `env:"ONDA_SCANNERS"`
-	// Slots is how many commits of hits and events are in flight, each of another tenant. What is left of ONDA_DATABASE_MAX_CONNS is for pages, links and keys.
+	// Slots is how many commits of hits and events are in flight, each of another tenant, but that one tenant may have two of events while a slot is free. What is left of ONDA_DATABASE_MAX_CONNS is for pages, links and keys.
 	Slots int `env:"ONDA_HIT_SLOTS, default=2"`
 	// EventsPerSecond is how many events with a public key a process takes from one origin for one tenant in a second, and ten times as many at once.
 	EventsPerSecond int `env:"ONDA_EVENTS_PER_SECOND, default=20"`
@@ -96,7 +96,7 @@ func New(cfg Config, db *postgres.DB, log *zap.Logger) *Tracker {
 	}
 	r := groupcommit.NewRoom(cfg.Slots)
 	t.hits = groupcommit.New(r, commitMost, hit.size, t.storeHits)
-	t.activities = groupcommit.New(r, commitMost, activity.size, groupcommit.In(db, t.writeActivities))
+	t.activities = groupcommit.New(r, commitMost, activity.size, groupcommit.In(db, t.writeActivities)).Twice()
 	return t
 }
 
