@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -257,6 +258,7 @@ func (c *Committer[T]) answer(items []pending[T], err error) {
 func (c *Committer[T]) run(tenant string, q *queue[T]) {
 	for again := true; again; {
 		c.room.slots <- struct{}{} // those who wait get it in their order
+		runtime.Gosched()          // whoever was answered by the last may be about to ask again
 		batch, lock := c.next(tenant, q)
 		locked := c.commit(tenant, q, batch, lock)
 		<-c.room.slots

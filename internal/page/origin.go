@@ -10,15 +10,17 @@ import (
 // an entry at the end of X-Forwarded-For, and what stands before those anybody can write. An IPv6 address is cut to its /64, which is one connection. Empty when there is none.
 func Origin(r *http.Request, proxies int) string {
 	s := r.RemoteAddr
-	if list := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ","); proxies > 0 && len(r.Header.Values("X-Forwarded-For")) > 0 {
+	if lines := r.Header.Values("X-Forwarded-For"); proxies > 0 && len(lines) > 0 {
+		list := strings.Split(strings.Join(lines, ","), ",")
 		s = strings.TrimSpace(list[max(0, len(list)-proxies)])
-	}
-	if ap, err := netip.ParseAddrPort(s); err == nil {
-		s = ap.Addr().String()
 	}
 	a, err := netip.ParseAddr(s)
 	if err != nil {
-		return ""
+		ap, err := netip.ParseAddrPort(s)
+		if err != nil {
+			return ""
+		}
+		a = ap.Addr()
 	}
 	a = a.Unmap().WithZone("")
 	if a.Is6() {

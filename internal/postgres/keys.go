@@ -6,7 +6,9 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -28,11 +30,15 @@ type Keys struct {
 	Signer  *token.Signer
 	// Pepper keys the hashes of addresses.
 	Pepper []byte
+
+	hashes *sync.Pool // of hash.Hash under the pepper, whose half of the HMAC is worked out once
 }
 
 // HashAddress is what suppression knows an address by: HMAC-SHA-256 of the normalised address under the tenant's pepper.
 func (k Keys) HashAddress(normalised string) []byte {
-	m := hmac.New(sha256.New, k.Pepper)
+	m, _ := k.hashes.Get().(hash.Hash)
+	defer k.hashes.Put(m)
+	m.Reset()
 	m.Write([]byte(normalised))
 	return m.Sum(nil)
 }
@@ -85,6 +91,7 @@ func (tx *Tx) Keys(ctx context.Context) (Keys, error) {
 		return Keys{}, fmt.Errorf("read keys: %w", err)
 	}
 	k.Verifier = token.NewVerifier(k.Tokens)
+	k.hashes = &sync.Pool{New: func() any { return hmac.New(sha256.New, k.Pepper) }}
 	db.mu.Lock()
 	db.keys[tx.Tenant.Name] = cachedKeys{k, time.Now()}
 	db.mu.Unlock()

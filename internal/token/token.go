@@ -402,20 +402,9 @@ func appendNumber(b []byte, v int64) []byte {
 
 // parse decodes a token and checks that it is written in the one way there is. It also gives all of its bytes.
 func parse(tok string) (Claims, []byte, error) {
-	if len(tok) > MaxLength {
-		return Claims{}, nil, ErrMalformed
-	}
-	tok = lower(tok)
-	if strings.Trim(tok, alphabet) != "" {
-		return Claims{}, nil, ErrMalformed
-	}
-	if rest := len(tok) % 8; rest == 1 || rest == 3 || rest == 6 {
-		return Claims{}, nil, ErrTruncated // no number of whole bytes has this length
-	}
-	raw, err := encoding.DecodeString(tok)
-	// The decoder ignores the bits that are left over: encoding again must give the same.
-	if err != nil || encoding.EncodeToString(raw) != tok {
-		return Claims{}, nil, ErrMalformed
+	raw, err := decode(tok)
+	if err != nil {
+		return Claims{}, nil, err
 	}
 	if len(raw) < 3+macSize {
 		return Claims{}, nil, ErrTruncated
@@ -472,18 +461,37 @@ func take(b []byte, n int, f field, c *Claims) ([]byte, error) {
 	return b[n:], nil
 }
 
-// lower folds ASCII only: strings.ToLower would also turn the Kelvin sign into a k.
-func lower(s string) string {
-	for i := range len(s) {
-		if s[i] >= 'A' && s[i] <= 'Z' {
-			b := []byte(s)
-			for j, x := range b {
-				if x >= 'A' && x <= 'Z' {
-					b[j] = x + ('a' - 'A')
-				}
-			}
-			return string(b)
+// decode reads base32 as encoding writes it, and in capitals: the library's decoder ignores bits that are left over, so that one value has several texts, and makes two copies.
+func decode(tok string) ([]byte, error) {
+	if len(tok) > MaxLength {
+		return nil, ErrMalformed
+	}
+	raw := make([]byte, 0, MaxLength*5/8)
+	var acc uint32
+	bits := 0 // of acc that are not in raw yet
+	for i := range len(tok) {
+		var v byte
+		switch x := tok[i]; {
+		case x >= 'a' && x <= 'z':
+			v = x - 'a'
+		case x >= 'A' && x <= 'Z':
+			v = x - 'A'
+		case x >= '2' && x <= '7':
+			v = x - '2' + 26
+		default:
+			return nil, ErrMalformed
+		}
+		acc = acc<<5 | uint32(v)
+		if bits += 5; bits >= 8 {
+			bits -= 8
+			raw = append(raw, byte(acc>>bits))
 		}
 	}
-	return s
+	switch {
+	case bits >= 5:
+		return nil, ErrTruncated // no number of whole bytes has this length
+	case acc&(1<<bits-1) != 0:
+		return nil, ErrMalformed
+	}
+	return raw, nil
 }
