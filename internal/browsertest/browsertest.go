@@ -219,6 +219,12 @@ func (tab *Tab) Set(selector, value string) {
 	tab.Do(chromedp.SetValue(chromedp.CSS(selector), value))
 }
 
+// Choose chooses files for an input; what the selector is of, an expression of JavaScript tells, so that it may be in a shadow tree.
+func (tab *Tab) Choose(element string, files ...string) {
+	tab.t.Helper()
+	tab.Do(chromedp.SetUploadFiles(chromedp.JSPath(element), files))
+}
+
 // Tick ticks a box with the mouse, or with the keyboard alone.
 func (tab *Tab) Tick(selector string, keyboard bool) {
 	tab.t.Helper()

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/postgres"
 )
 
@@ -141,11 +142,15 @@ func forget(ctx context.Context, tx *postgres.Tx, facts []postgres.Fact) error {
 	if len(contacts) == 0 {
 		return nil
 	}
+	files := noFiles
+	if tx.Tenant.Schema < contact.FilesSchema {
+		files = ""
+	}
 	for _, sql := range []string{
 		`UPDATE journey SET data = '{}', due_at = 'infinity', ended_at = coalesce(ended_at, onda.now()),
 			outcome = CASE WHEN state = 'active' THEN 'erased' ELSE outcome END, state = CASE WHEN state = 'active' THEN 'left' ELSE state END
 		WHERE contact = ANY ($1)`,
-		"UPDATE submission SET contact = NULL, data = '{}', state = CASE WHEN state = 'pending' THEN 'expired' ELSE state END WHERE contact = ANY ($1)",
+		"UPDATE submission SET contact = NULL, data = '{}'" + files + ", state = CASE WHEN state = 'pending' THEN 'expired' ELSE state END WHERE contact = ANY ($1)",
 	} {
 		if _, err := tx.Exec(ctx, sql, contacts); err != nil {
 			return fmt.Errorf("forget contacts who were erased: %w", err)

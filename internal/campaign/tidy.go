@@ -23,27 +23,40 @@ const (
 // keptUntil is when a submission is over some of whose values are before: what its data says of it (see renderform).
 const keptUntil = "coalesce(to_timestamp((s.data->>'keep')::bigint), 'infinity')"
 
+// Parts of statements that forget the files of a submission: all of them, and those that its data does not name any more.
+const (
+	noFiles   = ", files = NULL"
+	keptFiles = `, files = CASE WHEN l.files = coalesce(s.data->'files', '{}') THEN s.files ELSE (
+		SELECT array_agg(CASE WHEN n IN (SELECT (f->>'n')::bigint FROM jsonb_each(l.files), jsonb_array_elements(value) f) THEN content END ORDER BY n)
+		  FROM unnest(s.files) WITH ORDINALITY u(content, n)) END`
+)
+
 // tidy deletes a little of what is over: origins of consent after their time, submissions that were to be kept for a time, old caps. more tells that there may be
 // more.
 func tidy(ctx context.Context, tx *postgres.Tx) (more bool, err error) {
+	noFiles, keptFiles := noFiles, keptFiles
+	if tx.Tenant.Schema < contact.FilesSchema {
+		noFiles, keptFiles = "", ""
+	}
 	for _, sql := range []string{
 		// the ledger's row stays; where it came from is not kept longer than promised
 		`UPDATE consent SET origin = NULL, origin_until = NULL WHERE id IN (
 			SELECT id FROM consent WHERE origin IS NOT NULL AND origin_until <= onda.now() ORDER BY origin_until LIMIT $1 FOR UPDATE SKIP LOCKED)`,
-		`UPDATE submission s SET state = 'expired', data = '{}', keep_until = CASE WHEN data ? 'until' THEN ` + keptUntil + ` ELSE keep_until END WHERE id IN (
+		`UPDATE submission s SET state = 'expired', data = '{}'` + noFiles + `, keep_until = CASE WHEN data ? 'until' THEN ` + keptUntil + ` ELSE keep_until END WHERE id IN (
 			SELECT id FROM submission WHERE state = 'pending' AND expires_at <= onda.now() ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED)`,
 		// one that can still be confirmed is kept for that, however short a time it was to be kept
 		`DELETE FROM submission WHERE id IN (
 			SELECT id FROM submission WHERE keep_until <= onda.now() AND state <> 'pending'
 			   AND NOT (data ? 'until' AND coalesce((data->>'keep')::bigint > extract(epoch FROM onda.now()), true)) ORDER BY keep_until LIMIT $1 FOR UPDATE SKIP LOCKED)`,
 		// values that are kept for less than their submission; then it is kept until the next of them, or all of it, is over
-		`UPDATE submission s SET keep_until = least(to_timestamp(l.next), ` + keptUntil + `), data = (s.data - 'until') || jsonb_build_object('values', l.kept) ||
-			CASE WHEN l.next IS NULL THEN '{}' ELSE jsonb_build_object('until', l.until) END
+		`UPDATE submission s SET keep_until = least(to_timestamp(l.next), ` + keptUntil + `), data = (s.data - 'until' - 'files') || jsonb_build_object('values', l.kept) ||
+			CASE WHEN l.next IS NULL THEN '{}' ELSE jsonb_build_object('until', l.until) END || CASE WHEN l.files = '{}' THEN '{}' ELSE jsonb_build_object('files', l.files) END` + keptFiles + `
 		  FROM (SELECT id FROM submission WHERE keep_until <= onda.now() AND data ? 'until' ORDER BY keep_until LIMIT $1 FOR UPDATE SKIP LOCKED) due
 		  JOIN submission d ON d.id = due.id CROSS JOIN LATERAL (
 			SELECT (SELECT min(value::bigint) FROM jsonb_each(d.data->'until') WHERE value::bigint > extract(epoch FROM onda.now())) AS next,
 			       (SELECT jsonb_object_agg(key, value) FROM jsonb_each(d.data->'until') WHERE value::bigint > extract(epoch FROM onda.now())) AS until,
-			       (SELECT coalesce(jsonb_object_agg(key, value), '{}') FROM jsonb_each(d.data->'values') WHERE coalesce((d.data->'until'->key)::bigint > extract(epoch FROM onda.now()), true)) AS kept) l
+			       (SELECT coalesce(jsonb_object_agg(key, value), '{}') FROM jsonb_each(d.data->'values') WHERE coalesce((d.data->'until'->key)::bigint > extract(epoch FROM onda.now()), true)) AS kept,
+			       (SELECT coalesce(jsonb_object_agg(key, value), '{}') FROM jsonb_each(d.data->'files') WHERE coalesce((d.data->'until'->key)::bigint > extract(epoch FROM onda.now()), true)) AS files) l
 		 WHERE s.id = d.id`,
 	} {
 		tag, err := tx.Exec(ctx, sql, tidiedAtOnce)

@@ -25,6 +25,9 @@ type Mask struct {
 // hidden is in the place of a value that is not told.
 const hidden = "…"
 
+// FilesSchema is the tenant migration from which on submissions of forms have files.
+const FilesSchema = 15
+
 // listing is one kind of what is stored: a query of rows as JSON, with the contact as $1.
 type listing struct {
 	name    string
@@ -95,7 +98,9 @@ var listings = []listing{
 		[]string{"data", "key"},
 	},
 	{
-		"submissions", "SELECT to_jsonb(s) - 'once' || jsonb_build_object('name', e.name) FROM submission s JOIN entity e ON e.id = s.form WHERE s.contact = $1 ORDER BY s.id",
+		// Of files their names, types and sizes, which data has: what is in them was sent by the contact itself.
+		"submissions", `SELECT to_jsonb(s) || jsonb_build_object('name', e.name) FROM (SELECT id, form, document, contact, state, reason, data, origin, delivery, at, expires_at, confirmed_at, keep_until FROM submission) s
+			JOIN entity e ON e.id = s.form WHERE s.contact = $1 ORDER BY s.id`,
 		[]string{"submission"},
 		[]string{"data", "origin"},
 	},

@@ -1,6 +1,7 @@
 package fn
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"net/http"
@@ -10,14 +11,18 @@ import (
 	"time"
 )
 
-// bodyTime is how long a body may take to come; the server's own limit is for those that nobody bounds.
+// bodyTime is how long a body may take to come unless its Bodies say otherwise; the server's own limit is for those that nobody bounds.
 const bodyTime = 10 * time.Second
 
 // ErrBody is of a body that was not read since too many are in hand, or since it came too slowly. It is Unavailable.
 var ErrBody = Unavailable(errors.New("too many bodies are being read, or this one comes too slowly"))
 
 // Bodies bounds how much of the bodies of requests a process has in hand: anybody may begin as many as there are connections, and send them slowly.
-type Bodies struct{ left atomic.Int64 }
+type Bodies struct {
+	// Time is how long one may take to come; ten seconds where it is zero.
+	Time time.Duration
+	left atomic.Int64
+}
 
 // NewBodies is room for so many bytes, of all requests together.
 func NewBodies(most int64) *Bodies {
@@ -36,10 +41,10 @@ type Body struct {
 	taken  int64
 }
 
-// Open begins to read a body of at most so many bytes, which has ten seconds from now to come. To read gives ErrBody where that was not enough, and at once where the process has
+// Open begins to read a body of at most so many bytes, which has the time from now to come. To read gives ErrBody where that was not enough, and at once where the process has
 // too much in hand; and a *http.MaxBytesError where the body is too large.
 func (b *Bodies) Open(w http.ResponseWriter, r *http.Request, most int64) *Body {
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime)) // else the server's own ends it
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(cmp.Or(b.Time, bodyTime))) // else the server's own ends it
 	return &Body{Reader: http.MaxBytesReader(w, r.Body, most), bodies: b}
 }
 
@@ -51,6 +56,12 @@ func (b *Body) Read(p []byte) (int, error) {
 		return 0, ErrBody // nobody is to make do with what came
 	}
 	return n, err
+}
+
+// Drop gives back the room of bytes that were read and are not kept.
+func (b *Body) Drop(n int64) {
+	b.bodies.left.Add(n)
+	b.taken -= n
 }
 
 // Close gives the room back, when what was read is not needed any more. It gives no error.

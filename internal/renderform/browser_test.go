@@ -4,8 +4,11 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/onda-run/onda/internal/browsertest"
 	"github.com/onda-run/onda/internal/pgtest"
@@ -102,6 +105,70 @@ func TestEmbeddedFormInABrowser(t *testing.T) {
 	tab.Look("embedded form of a pre-production")
 	if got := w.state("acme"); got != "newsletter=pending" {
 		t.Errorf("consent: %s", got)
+	}
+}
+
+// A person sends files, on the form's own page with and without scripts, and on another site; what was chosen is lost when something else is wrong, and the page says so.
+func TestFilesInABrowser(t *testing.T) {
+	t.Parallel()
+	w := newWorldWithFiles(t)
+	dir := t.TempDir()
+	cv, picture, wrong := filepath.Join(dir, "Søknad.pdf"), filepath.Join(dir, "picture.png"), filepath.Join(dir, "wrong.pdf")
+	for path, content := range map[string]string{cv: ofSize(3 << 20), picture: png, wrong: "<!doctype html>"} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shop := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header().Set("Content-Type", "text/html")
+		_, _ = fmt.Fprintf(rw, `<!doctype html><html lang="en"><meta name="viewport" content="width=device-width"><title>Shop</title><body><main><h1>Shop</h1><script src="%s%s.js"></script></main></body></html>`, w.url, jobs)
+	}))
+	t.Cleanup(shop.Close)
+	w.apply("acme", documents, documents+strings.ReplaceAll(formsWithFiles, "https://shop.example", shop.URL))
+	w.clock.Add(int64(2 * time.Second)) // else the form is as it was a moment ago
+	b := browsertest.Start(t)
+	type place struct {
+		visitor   browsertest.Visitor
+		url, root string // of the form
+	}
+	places := []place{{browsertest.Visitors()[0], shop.URL, `document.querySelector("div").shadowRoot`}}
+	for _, v := range browsertest.Visitors() {
+		places = append(places, place{v, w.url + jobs, "document"})
+	}
+	for i, p := range places {
+		tab := b.Open(t, p.visitor, p.url)
+		find := func(input string) string { return p.root + `.querySelector("#onda-jobs-` + input + `")` }
+		press := func(until string) {
+			t.Helper()
+			if p.root == "document" {
+				tab.Submit("button")
+				if got := tab.Text("main"); !strings.Contains(got, until) {
+					t.Fatalf("%s: %s", p.visitor.Name, got)
+				}
+				return
+			}
+			browsertest.Eval[bool](tab, `(() => { `+p.root+`.querySelector("button").click(); return true; })()`)
+			tab.Until(p.root + `.textContent.includes("` + until + `")`)
+		}
+		tab.Until(find("cv") + " !== null")
+		tab.Look("form with files")
+		browsertest.Eval[string](tab, find("email")+`.value = "ada`+fmt.Sprint(i)+`@example.com"`)
+		tab.Choose(find("cv"), wrong)
+		tab.Choose(find("pictures"), picture, picture)
+		press("wrong.pdf is not taken")
+		tab.Look("form with files that are wrong")
+		if got := browsertest.Eval[string](tab, find("pictures-problem")+".textContent"); !strings.Contains(got, "choose the file again") {
+			t.Errorf("%s: beside the files that were right: %s", p.visitor.Name, got)
+		}
+		tab.Choose(find("cv"), cv)
+		tab.Choose(find("pictures"), picture)
+		press("We have it.")
+		if got := w.files(); got != "cv 1 Søknad.pdf application/pdf 3145728 true; pictures 2 picture.png image/png 16 true of 2" {
+			t.Errorf("%s at %s: %s", p.visitor.Name, p.url, got)
+		}
+	}
+	if n := w.count("acme", "submission"); n != len(places) {
+		t.Errorf("%d submissions, want %d", n, len(places))
 	}
 }
 

@@ -34,18 +34,20 @@ type entry struct {
 	Fields   map[string]any    `json:"fields,omitempty"`
 	Values   map[string]string `json:"values,omitempty"`
 	Consents []given           `json:"consents,omitempty"`
+	Files    map[string][]file `json:"files,omitempty"`
 	// Until are the seconds (of Unix) after which a value is forgotten, and Keep the one after which all is; 0 for never, and where there are no others.
 	Until map[string]int64 `json:"until,omitempty"`
 	Keep  int64            `json:"keep,omitempty"`
 	// Visitor is the key by which the page of another site knows its visitor.
 	Visitor string `json:"visitor,omitempty"`
 
-	email string
+	email    string
+	contents [][]byte // of Files, by their numbers
 }
 
 // answers are what an entry says, without whose it is and where that was asked.
 func (e *entry) answers() ([]byte, error) {
-	b, err := json.Marshal(entry{Fields: e.Fields, Values: e.Values, Consents: e.Consents})
+	b, err := json.Marshal(entry{Fields: e.Fields, Values: e.Values, Consents: e.Consents, Files: e.Files})
 	if err != nil {
 		return nil, fmt.Errorf("encode answers: %w", err)
 	}
@@ -56,11 +58,12 @@ func (e *entry) answers() ([]byte, error) {
 type failed struct {
 	Key, Text string
 	Max       int
+	File      string // that something is wrong with
 }
 
 // check reads and checks all inputs of a form; the problems are in the order of the inputs. What showIf says is as it is at now; who is
 // the contact it is of, where that is known already.
-func (f *form) check(values url.Values, lang string, now time.Time, who *recognised) (entry, []failed) {
+func (f *form) check(values url.Values, files map[string][]upload, lang string, now time.Time, who *recognised) (entry, []failed) {
 	e := entry{Lang: lang, Fields: map[string]any{}, Values: map[string]string{}, Visitor: values.Get(visitorInput)}
 	if len(e.Visitor) > 100 || strings.ContainsFunc(e.Visitor, func(c rune) bool { return c <= ' ' || c > '~' }) {
 		e.Visitor = ""
@@ -86,10 +89,17 @@ func (f *form) check(values url.Values, lang string, now time.Time, who *recogni
 			}
 			in.Required = in.Required && ok
 		}
-		if text, limit := f.checkInput(in, values, &e); text != "" {
-			problems = append(problems, failed{in.Key(), text, limit})
+		p := failed{Key: in.Key()}
+		if in.As == spec.InputFile {
+			p.Text, p.File = checkFiles(in, files[in.Name], &e)
+		} else {
+			p.Text, p.Max = f.checkInput(in, values, &e)
 		}
-		if _, given := e.Values[in.Key()]; given && !in.Keep.IsZero() {
+		if p.Text != "" {
+			problems = append(problems, p)
+		}
+		_, given := e.Values[in.Key()]
+		if (given || e.Files[in.Name] != nil) && !in.Keep.IsZero() {
 			if e.Until == nil {
 				e.Until = map[string]int64{}
 			}

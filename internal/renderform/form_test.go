@@ -225,11 +225,11 @@ func TestAnswersOfEveryType(t *testing.T) {
 		{"own_email", "bob@example.com", "bob@", "email"},
 		{"own_radio", "a", "c", "option"},
 	} {
-		e, problems := f.check(url.Values{"email": {"ada@example.com"}, c.input: {c.good}}, "en", time.Now(), nil)
+		e, problems := f.check(url.Values{"email": {"ada@example.com"}, c.input: {c.good}}, nil, "en", time.Now(), nil)
 		if len(problems) > 0 || e.Fields[c.input] == nil && e.Values[c.input] == "" {
 			t.Errorf("%s %q: %v, stored %v %v", c.input, c.good, problems, e.Fields, e.Values)
 		}
-		if _, problems = f.check(url.Values{"email": {"ada@example.com"}, c.input: {c.bad}}, "en", time.Now(), nil); len(problems) != 1 || problems[0] != (failed{Key: c.input, Text: "form.problem." + c.problem}) {
+		if _, problems = f.check(url.Values{"email": {"ada@example.com"}, c.input: {c.bad}}, nil, "en", time.Now(), nil); len(problems) != 1 || problems[0] != (failed{Key: c.input, Text: "form.problem." + c.problem}) {
 			t.Errorf("%s %q: %v, want %s", c.input, c.bad, problems, c.problem)
 		}
 	}
@@ -552,7 +552,7 @@ func TestNobodySignsUpWithoutAnAddress(t *testing.T) {
 	t.Parallel()
 	for _, input := range []spec.Input{{Field: "email"}, {Field: "email", ShowIf: &spec.Predicate{Field: &spec.FieldTest{Field: "country", Test: spec.Test{Op: spec.OpIs, Values: []spec.Value{{Text: "NO"}}}}}}} {
 		f := &form{Form: &spec.Form{Inputs: []spec.Input{input}}, settings: spec.DefaultSettings()}
-		if _, problems := f.check(url.Values{}, "en", time.Now(), nil); len(problems) != 1 || problems[0].Text != "form.problem.required" {
+		if _, problems := f.check(url.Values{}, nil, "en", time.Now(), nil); len(problems) != 1 || problems[0].Text != "form.problem.required" {
 			t.Errorf("problems of %+v: %v", input, problems)
 		}
 	}
@@ -570,12 +570,12 @@ func TestTimesAreOfTheSettingsZone(t *testing.T) {
 		"2026-01-15T09:30": "2026-01-15T08:30:00Z", "2026-07-15T09:30": "2026-07-15T07:30:00Z", "2026-07-15T09:30:15": "2026-07-15T07:30:15Z",
 		"2026-01-15T09:30:00Z": "2026-01-15T09:30:00Z", "2026-01-15T09:30:00+03:00": "2026-01-15T06:30:00Z",
 	} {
-		e, problems := f.check(url.Values{"email": {"ada@example.com"}, "call_at": {sent}}, "en", time.Now(), nil)
+		e, problems := f.check(url.Values{"email": {"ada@example.com"}, "call_at": {sent}}, nil, "en", time.Now(), nil)
 		if len(problems) > 0 || e.Fields["call_at"] != want {
 			t.Errorf("%s: %v %v, want %s", sent, e.Fields["call_at"], problems, want)
 		}
 	}
-	if _, problems := f.check(url.Values{"email": {"ada@example.com"}, "call_at": {"2026-02-30T09:30"}}, "en", time.Now(), nil); len(problems) != 1 {
+	if _, problems := f.check(url.Values{"email": {"ada@example.com"}, "call_at": {"2026-02-30T09:30"}}, nil, "en", time.Now(), nil); len(problems) != 1 {
 		t.Errorf("a day that is not: %v", problems)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"mime"
 	"net/http"
 	"net/url"
 	"slices"
@@ -14,9 +15,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/fn"
 	"github.com/onda-run/onda/internal/page"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
 	"github.com/onda-run/onda/internal/token"
 )
 
@@ -92,7 +95,7 @@ func (s *server) answer(handle func(w http.ResponseWriter, r *http.Request) erro
 			status = http.StatusNotFound
 		case errors.Is(err, errOrigin):
 			status = http.StatusForbidden
-		case errors.As(err, &large):
+		case errors.As(err, &large), errors.Is(err, errValues):
 			status = http.StatusRequestEntityTooLarge
 		case errors.Is(err, errLimit):
 			status = http.StatusTooManyRequests
@@ -136,10 +139,14 @@ func wantsJSON(r *http.Request) bool {
 func (s *server) load(r *http.Request) (*known, error) {
 	tenant := r.PathValue("tenant")
 	k, err := s.cache.get(r.Context(), tenant, strings.TrimSuffix(r.PathValue("form"), ".js"))
-	if err == nil {
-		fn.LogTenant(r.Context(), tenant)
+	if err != nil {
+		return nil, err
 	}
-	return k, err
+	fn.LogTenant(r.Context(), tenant)
+	if k.form.FileBytes() > 0 && k.form.tenant.Schema < contact.FilesSchema {
+		return nil, fn.Unavailable(errors.New("the tenant's schema has no place for files yet"))
+	}
+	return k, nil
 }
 
 // lang is the language of the form: the one that its page was shown in, else the visitor's, among those that it has texts in.
@@ -416,6 +423,43 @@ func readValues(w http.ResponseWriter, r *http.Request) (url.Values, error) {
 	return values, nil
 }
 
+// read reads what was sent for a form. done is to be called when it is not needed any more.
+func (s *server) read(w http.ResponseWriter, r *http.Request, f *form) (values url.Values, files map[string][]upload, done func(), err error) {
+	bodies, most := s.bodies, int64(maxBody)
+	kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	withFiles := kind == "multipart/form-data" && f.FileBytes() > 0
+	if withFiles {
+		bodies, most = s.uploads, maxUpload
+	}
+	body := bodies.Open(w, r, most)
+	done, r.Body = func() { _ = body.Close() }, body
+	if withFiles {
+		values, files, err = f.readMultipart(r, body.Drop)
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // it is not to end the request while that is stored
+	} else {
+		values, err = readValues(w, r)
+	}
+	for _, in := range f.Inputs {
+		if err == nil && in.As == spec.InputFile && values.Get(in.Name) != "" {
+			err = fn.Permanent(fmt.Errorf("%q is a file: send the form as multipart/form-data, and the file with its name", in.Name))
+		}
+	}
+	return values, files, done, err
+}
+
+func (f *form) readMultipart(r *http.Request, drop func(n int64)) (url.Values, map[string][]upload, error) {
+	parts, err := r.MultipartReader()
+	if err != nil {
+		return nil, nil, fn.Permanent(errors.New("the form cannot be read"))
+	}
+	values, files, err := f.readParts(parts, drop)
+	var large *http.MaxBytesError
+	if status, _ := fn.Status(err); err != nil && !errors.As(err, &large) && !errors.Is(err, errValues) && !errors.Is(err, fn.ErrBody) && status != http.StatusBadRequest {
+		err = fn.Permanent(errors.New("the form cannot be read"))
+	}
+	return values, files, err
+}
+
 // post takes in what was sent.
 func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 	k, err := s.load(r)
@@ -427,10 +471,8 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	tenant := f.tenant.Name
-	body := s.bodies.Open(w, r, maxBody)
-	defer func() { _ = body.Close() }()
-	r.Body = body
-	values, err := readValues(w, r)
+	values, files, done, err := s.read(w, r, f)
+	defer done()
 	if err != nil {
 		return err
 	}
@@ -442,7 +484,7 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 	if who = f.meant(who, values); who == nil {
 		values.Del(tokenInput)
 	}
-	in := f.sentIn(values, lang, who)
+	in := f.sentIn(values, files, lang, who)
 	if in.origin, err = s.db.HashOrigin(r.Context(), tenant, page.Origin(r, s.cfg.Proxies)); err != nil {
 		return err
 	}
@@ -452,7 +494,7 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 	}
 	soon, cost := f.tooSoon(values, keys.Tokens, s.now())
 	if soon != "" {
-		return s.again(w, r, f, who, lang, values, []failed{{Text: soon}})
+		return s.again(w, r, f, who, lang, values, f.notKept(files, []failed{{Text: soon}}))
 	}
 	if err := s.limit.take(r.Context(), tenant, cost); err != nil {
 		return err
@@ -464,7 +506,7 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) error {
 		if in.used {
 			values.Del(onceInput)
 		}
-		return s.again(w, r, f, who, lang, values, in.problems)
+		return s.again(w, r, f, who, lang, values, f.notKept(files, in.problems))
 	}
 	return s.showResult(w, r, f, lang)
 }

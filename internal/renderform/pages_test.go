@@ -61,6 +61,8 @@ spec:
     - {field: interests, label: email, help: help, required: true}
     - {name: plan, type: radio, options: [one, one more, another-that-is-much-longer-than-a-telephone-is-wide], label: email, required: true}
     - {name: message, type: textarea, maxLength: 10, label: email, help: help, required: true}
+    - {name: cv, type: file, accept: [application/pdf, image/jpeg], label: email, help: help, required: true}
+    - {name: pictures, type: file, accept: ["image/*"], maxFiles: 3, maxSize: 1MB, label: email}
     - {consent: offers, label: intro, required: true}
     - {consent: tracking.email, label: email}
   result: {message: thanks}
@@ -107,10 +109,10 @@ func TestEveryPageInEveryState(t *testing.T) {
 		show("every input", "form", 200, w.get(every, from...))
 		show("nothing filled in", "form", 422, w.post(newsletter, url.Values{"onda_lang": {lang}}, from...))
 		show("nothing filled in of every input", "form", 422, w.post(every, nil, from...))
-		show("every input wrong", "form", 422, w.post(every, url.Values{
-			"email": {"nobody@"}, "age": {"old"}, "birthday": {"2026-02-30"}, "arrival": {"then"}, "shirt": {"huge"}, "website": {"here"}, "phone": {"12"}, "timezone": {"Mars"}, "country": {"XX"},
+		show("every input wrong", "form", 422, w.postFiles(every, url.Values{
+			"onda_lang": {lang}, "email": {"nobody@"}, "age": {"old"}, "birthday": {"2026-02-30"}, "arrival": {"then"}, "shirt": {"huge"}, "website": {"here"}, "phone": {"12"}, "timezone": {"Mars"}, "country": {"XX"},
 			"locale": {"xx-"}, "interests": {"work"}, "plan": {"none"}, "message": {strings.Repeat("long ", 99)}, "first_name": {"a\x00b"},
-		}, from...))
+		}, sentFile{"cv", strings.Repeat("curriculum-vitae", 9) + ".pdf", "<html>"}, sentFile{"pictures", "a.png", png}))
 		show("address of a provider that is refused", "form", 422, signUp("ada@mailinator.com"))
 		show("sent", "result", 200, signUp("ada-"+lang+"@example.com"))
 		confirm := w.confirmURL("acme")
@@ -120,9 +122,9 @@ func TestEveryPageInEveryState(t *testing.T) {
 		w.post(newsletter, twice, from...)
 		twice.Set("first_name", "Eve")
 		show("sent before with other answers", "form", 422, w.post(newsletter, twice, from...))
-		show("sent, without a confirmation", "result", 200, w.post(every, url.Values{
-			"email": {"eve@example.com"}, "first_name": {"Eve"}, "birthday": {"2001-02-03"}, "shirt": {"large"}, "interests": {"ski"}, "plan": {"one"}, "message": {"Hello"}, "consent.offers": {"on"},
-		}, from...))
+		show("sent, without a confirmation", "result", 200, w.postFiles(every, url.Values{
+			"onda_lang": {lang}, "email": {"eve@example.com"}, "first_name": {"Eve"}, "birthday": {"2001-02-03"}, "shirt": {"large"}, "interests": {"ski"}, "plan": {"one"}, "message": {"Hello"}, "consent.offers": {"on"},
+		}, sentFile{"cv", "cv.pdf", pdf}))
 		show("confirm", "confirm", 200, w.get(confirm, from...))
 		show("confirmed", "confirmed", 200, w.post(confirm, nil, from...))
 		show("confirmed before", "confirmed", 200, w.get(confirm, from...))

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gabriel-vasile/mimetype"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onda-run/onda/internal/fn"
@@ -59,6 +60,9 @@ type Forms struct {
 	limit *limiter
 	// bodies bounds what is being read.
 	bodies *fn.Bodies
+	// uploads bounds what is being read with files in it; storing is held by who stores such.
+	uploads *fn.Bodies
+	storing chan struct{}
 	// together stores what comes at the same time; alone what has to wait for somebody, on a connection of its own.
 	together, alone *groupcommit.Committer[*submission]
 }
@@ -75,6 +79,9 @@ func New(cfg Config, db *postgres.DB) *Forms {
 func newForms(cfg Config, db *postgres.DB, now func() time.Time) *Forms {
 	cfg.FormURL = strings.TrimRight(cfg.FormURL, "/")
 	fs := &Forms{cfg: cfg, db: db, now: now, cache: newCache(db, now), limit: newLimiter(db, now, cfg.PerMinute), bodies: fn.NewBodies(maxBodies)}
+	fs.uploads, fs.storing = fn.NewBodies(maxUploads), make(chan struct{}, 1)
+	fs.uploads.Time = uploadTime
+	mimetype.SetLimit(sniffed)
 	fs.together = groupcommit.New(groupcommit.NewRoom(slots), commitMost, (*submission).size, groupcommit.In(db, fs.writeTogether))
 	fs.alone = groupcommit.New(groupcommit.NewRoom(1), 1, (*submission).size, groupcommit.In(db, fs.writeAlone))
 	return fs

@@ -129,7 +129,7 @@ func TestShowIf(t *testing.T) {
 		for k, v := range values {
 			sent[k] = v
 		}
-		_, problems := f.check(sent, "en", now, nil)
+		_, problems := f.check(sent, nil, "en", now, nil)
 		var required []string
 		for _, p := range problems {
 			required = append(required, p.Key)
@@ -140,7 +140,7 @@ func TestShowIf(t *testing.T) {
 		for i := range rows {
 			sent.Set(fmt.Sprintf("q%d", i), "x")
 		}
-		e, _ := f.check(sent, "en", now, nil)
+		e, _ := f.check(sent, nil, "en", now, nil)
 		for i := range rows {
 			name := fmt.Sprintf("q%d", i)
 			if _, kept := e.Values[name]; kept != slices.Contains(want, name) {
@@ -170,7 +170,7 @@ func TestShowIfOfWhatIsHidden(t *testing.T) {
 	}
 	f.Inputs = append(f.Inputs, spec.Input{Name: "more", ShowIf: &spec.Predicate{Field: &spec.FieldTest{Field: "age", Test: spec.Test{Op: spec.OpExists, Exists: true}}}})
 	for country, want := range map[string]string{"NO": "yes", "FR": ""} {
-		e, problems := f.check(url.Values{"email": {"ada@example.com"}, "country": {country}, "age": {"7"}, "more": {"yes"}}, "en", time.Now(), nil)
+		e, problems := f.check(url.Values{"email": {"ada@example.com"}, "country": {country}, "age": {"7"}, "more": {"yes"}}, nil, "en", time.Now(), nil)
 		if len(problems) > 0 || e.Values["more"] != want || (e.Fields["age"] != nil) != (want != "") {
 			t.Errorf("%s: %v %v %v", country, e.Fields, e.Values, problems)
 		}

@@ -52,7 +52,8 @@ type submission struct {
 	origin []byte
 	once   []byte // of the page; nil for none
 	values url.Values
-	// check reads the values as of a time on the tenant's clock.
+	files  map[string][]upload
+	// check reads what was sent as of a time on the tenant's clock.
 	check func(now time.Time) (entry, []failed)
 	// trapped: a program fell for the honeypot.
 	trapped bool
@@ -73,10 +74,10 @@ type submission struct {
 }
 
 // sentIn is a form with what was sent, by whom it was recognised to be, nil for nobody.
-func (f *form) sentIn(values url.Values, lang string, who *recognised) *submission {
+func (f *form) sentIn(values url.Values, files map[string][]upload, lang string, who *recognised) *submission {
 	return &submission{
-		form: f, values: values, once: readOnce(values.Get(onceInput)), trapped: f.Protect.Honeypot && values.Get(honeypot) != "", known: who,
-		check: func(now time.Time) (entry, []failed) { return f.check(values, lang, now, who) },
+		form: f, values: values, files: files, once: readOnce(values.Get(onceInput)), trapped: f.Protect.Honeypot && values.Get(honeypot) != "", known: who,
+		check: func(now time.Time) (entry, []failed) { return f.check(values, files, lang, now, who) },
 	}
 }
 
@@ -94,13 +95,19 @@ func (s *submission) size() int {
 
 // take stores a submission, together with others that come at the same time.
 func (fs *Forms) take(ctx context.Context, s *submission) error {
-	var err error
-	for _, c := range []*groupcommit.Committer[*submission]{fs.together, fs.alone} {
-		if err = c.Add(ctx, s.tenant.Name, s); err == nil {
+	err := errHeld
+	if len(s.files) > 0 {
+		if err = fs.takeWithFiles(ctx, s); err == nil {
 			err = s.err
 		}
-		if !errors.Is(err, errHeld) {
-			break
+	} else {
+		for _, c := range []*groupcommit.Committer[*submission]{fs.together, fs.alone} {
+			if err = c.Add(ctx, s.tenant.Name, s); err == nil {
+				err = s.err
+			}
+			if !errors.Is(err, errHeld) {
+				break
+			}
 		}
 	}
 	switch {
@@ -157,6 +164,9 @@ func (fs *Forms) store(ctx context.Context, tx *postgres.Tx, all []*submission, 
 	}
 	rejected, accepted := parted(list, func(s *submission) bool { return s.reason != "" })
 	if err := tell(ctx, tx, "form.rejected", rejected); err != nil || len(accepted) == 0 {
+		return err
+	}
+	if err := storeFiles(ctx, tx, accepted); err != nil {
 		return err
 	}
 	asked, done := parted(accepted, func(s *submission) bool { return s.Confirm != nil })

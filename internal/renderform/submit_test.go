@@ -43,7 +43,7 @@ func (w *world) stored(fs *Forms, tenant, name string, all ...url.Values) (list 
 		w.t.Fatal(err)
 	}
 	for i, values := range all {
-		s := k.form.sentIn(values, "en", nil)
+		s := k.form.sentIn(values, nil, "en", nil)
 		s.origin = fmt.Append(nil, "origin", i)
 		list = append(list, s)
 	}

@@ -26,7 +26,7 @@ const (
 // view is what the template of a form shows.
 type view struct {
 	Action, Intro, Submit, Once, Moment, Token, Prefix string
-	Honeypot, Conditional                              bool
+	Honeypot, Conditional, Files                       bool
 	Work                                               int    // the zero bits that a proof of work needs; 0 for none
 	Notice                                             string // what is wrong with no single input
 	Inputs                                             []inputView
@@ -36,7 +36,8 @@ type view struct {
 // inputView is one input.
 type inputView struct {
 	ID, Name, Kind, Label, Help, Value, Autocomplete, Problem string
-	Required, Optional, Checked                               bool
+	Accept                                                    string // of files
+	Required, Optional, Checked, Multiple                     bool
 	ShowIf                                                    string // the condition for the script of the page; without scripts the input is shown, and not required
 	Max                                                       int
 	Options                                                   []optionView
@@ -63,7 +64,11 @@ func (f *form) view(lang string, values url.Values, problems []failed, text func
 			v.Notice = text(p.Text)
 			continue
 		}
-		wrong[p.Key] = text(p.Text, "max", p.Max)
+		pairs := []any{"max", p.Max}
+		if k := slices.IndexFunc(f.Inputs, func(in spec.Input) bool { return in.As == spec.InputFile && in.Name == p.Key }); k >= 0 {
+			pairs = append(ofFiles(f.Inputs[k], text), "file", p.File)
+		}
+		wrong[p.Key] = text(p.Text, pairs...)
 	}
 	for _, in := range f.Inputs {
 		i := f.input(in, lang, values, text)
@@ -76,6 +81,7 @@ func (f *form) view(lang string, values url.Values, problems []failed, text func
 			v.Problems = append(v.Problems, i)
 		}
 		v.Conditional = v.Conditional || i.ShowIf != ""
+		v.Files = v.Files || i.Kind == string(spec.InputFile)
 		v.Inputs = append(v.Inputs, i)
 	}
 	for k, p := range v.Problems {
@@ -106,6 +112,15 @@ func (f *form) input(in spec.Input, lang string, values url.Values, text func(ke
 	}
 	if in.Consent != "" {
 		i.Kind, i.Checked = "consent", isTicked(i.Value) // ticked only when the visitor did it a moment ago
+		return i
+	}
+	if in.As == spec.InputFile {
+		i.Accept, i.Multiple = accept(in), in.MaxFiles > 1
+		hint := "form.file.help"
+		if i.Multiple {
+			hint = "form.files.help"
+		}
+		i.Help = strings.TrimSpace(i.Help + " " + text(hint, ofFiles(in, text)...))
 		return i
 	}
 	fd := f.fields[in.Field]
@@ -146,6 +161,31 @@ func (f *form) input(in spec.Input, lang string, values url.Values, text func(ke
 		i.Kind = "text" // a choice from nothing
 	}
 	return i
+}
+
+// accept says to a browser which files to offer. Not every system knows all types, nor all extensions.
+func accept(in spec.Input) string {
+	var all []string
+	for _, t := range in.FileTypes() {
+		all = append(all, t.MIME)
+		for _, ext := range t.Extensions {
+			all = append(all, "."+ext)
+		}
+	}
+	return strings.Join(all, ",")
+}
+
+// ofFiles fills in our texts about an input of files.
+func ofFiles(in spec.Input, text func(key string, pairs ...any) string) []any {
+	var titles []string
+	for _, t := range in.FileTypes() {
+		titles = append(titles, t.Title())
+	}
+	size := text("form.file.kb", "n", in.MaxSize>>10)
+	if in.MaxSize%(1<<20) == 0 {
+		size = text("form.file.mb", "n", in.MaxSize>>20)
+	}
+	return []any{"types", strings.Join(titles, ", "), "size", size, "files", in.MaxFiles}
 }
 
 // kindOf is how an input of a field is shown.

@@ -62,6 +62,7 @@ const (
 	InputSelect   InputType = "select"
 	InputRadio    InputType = "radio"
 	InputCheckbox InputType = "checkbox"
+	InputFile     InputType = "file"
 )
 
 // Input is one input of a form. Exactly one of Field, Name, Consent and Hidden is set.
@@ -80,6 +81,9 @@ type Input struct {
 	Required  bool
 	ShowIf    *Predicate
 	MaxLength int
+	Accept    []string // of a Name with file: the types that are taken, and how many files of how many bytes
+	MaxFiles  int
+	MaxSize   int
 	From      string   // of Hidden: query (the parameter of that name) or referrer
 	Keep      Duration // of Name and Hidden: what was given is forgotten after it, before the submission is; zero: with it
 }
@@ -169,7 +173,7 @@ func inputRule() rule[Input] {
 		InputText, InputTextarea, InputEmail, InputNumber, InputDate, InputURL, InputPhone,
 		InputSelect, InputRadio, InputCheckbox,
 	}
-	return variants("input", "input", []string{"file", "step"},
+	return variants("input", "input", []string{"step"},
 		variant[Input]{"field", func(o *object, i *Input) {
 			get(o, "field", fieldReference(), &i.Field, required)
 			get(o, "as", choice(shown...), &i.As, optional)
@@ -212,7 +216,10 @@ func inputRule() rule[Input] {
 		variant[Input]{"name", func(o *object, i *Input) {
 			get(o, "name", scalar("a name of small letters, digits and _", fieldNamePattern, asText), &i.Name, required)
 			i.As = InputText
-			get(o, "type", choice(shown...), &i.As, optional)
+			get(o, "type", choice(append(slices.Clone(shown), InputFile)...), &i.As, optional)
+			get(o, "accept", list(fileTypeRule(), 1), &i.Accept, optional)
+			get(o, "maxFiles", whole(1, 10), &i.MaxFiles, optional)
+			get(o, "maxSize", sizeRule(), &i.MaxSize, optional)
 			get(o, "options", list(optionRule(), 1), &i.Options, optional)
 			get(o, "maxLength", whole(1, 100_000), &i.MaxLength, optional)
 			get(o, "keep", durationRule(), &i.Keep, optional)
@@ -225,6 +232,7 @@ func inputRule() rule[Input] {
 				if !selects && n.get("options") != nil {
 					d.fail(n.at("options"), "options are for type select or radio")
 				}
+				d.fileInput(n, i)
 			})
 		}},
 	)
@@ -276,6 +284,9 @@ func (d *decoder) form(f *Form, n *node) {
 			d.fail(inputs.items[i].position, "there is an input %q already", key)
 		}
 		seen[key] = true
+	}
+	if most := f.FileBytes(); most > MaxFileBytes {
+		d.fail(inputs.position, "the files of a form may have %d MB together, and these %d MB: lower maxSize (5MB unless given) or maxFiles", MaxFileBytes>>20, (most+1<<20-1)>>20)
 	}
 	if !hasEmail {
 		d.fail(inputs.position, "an input for the field email is missing: {field: email, required: true}")

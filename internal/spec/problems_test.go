@@ -226,6 +226,21 @@ func badCases() []badCase {
 		{"link to no form", head("Email", "x", "  {transactional: true, from: a@x.example, subject: x, html: \"{{ form_url.jion }} {{ form_url }}\"}\n"), []string{
 			`5:66: unknown form "jion", did you mean "join"?`, `5:86: say which form's: form_url.NAME`,
 		}, true},
+		{"file of any type", form("  inputs: [{field: email}, {name: cv, type: file, label: ok}]\n  result: {message: ok}\n"), []string{
+			`6:28: "accept" is missing: say which types of files are taken, such as [application/pdf, "image/*"]`,
+		}, true},
+		{"file that runs", form("  inputs: [{field: email}, {name: cv, type: file, accept: [text/html, aplication/pdf], label: ok}]\n  result: {message: ok}\n"), []string{
+			`6:60: unknown value "text/html", did you mean "text/rtf"?`, `6:71: unknown value "aplication/pdf", did you mean "application/pdf"?`,
+		}, false},
+		{"files that are too large", form("  inputs: [{field: email}, {name: cv, type: file, accept: [application/pdf], maxSize: 11MB, label: ok}]\n  result: {message: ok}\n"), []string{
+			`6:87: must be a size such as 500KB or 5MB, of at most 10MB, not "11MB"`,
+		}, false},
+		{"files that are too large together", form("  inputs: [{field: email}, {name: a, type: file, accept: [application/pdf], maxSize: 1KB, label: ok}, {name: b, type: file, accept: [application/pdf], maxFiles: 2, label: ok}]\n  result: {message: ok}\n"), []string{
+			`6:11: the files of a form may have 10 MB together, and these 11 MB: lower maxSize (5MB unless given) or maxFiles`,
+		}, true},
+		{"what is no file", form("  inputs: [{field: email}, {name: a, accept: [application/pdf], label: ok}, {name: b, type: file, accept: [application/pdf], maxLength: 3, options: [x], label: ok}]\n  result: {message: ok}\n"), []string{
+			`6:38: accept is for type file`, `6:126: a file has no maxLength: say how large it may be with maxSize`, `6:140: options are for type select or radio`,
+		}, true},
 		{"text that is not there", form("  inputs: [{field: email, label: emial}]\n  result: {message: ok}\n"), []string{`6:34: unknown text "emial", did you mean "email"?`}, true},
 		{"text missing in a language", head("Form", "f", "  locales: {default: en, texts: {en: {title: t, submit: s, email: e}, fr: {title: t, submit: s}}}\n  inputs: [{field: email}]\n  result: {redirect: \"https://x.example/\"}\n"), []string{`5:75: the text "email" is missing in fr`}, true},
 		{"a copy by a mail that cannot", head("Settings", "settings", "  privacy: {copy: hello}\n"), []string{
@@ -433,6 +448,8 @@ func goodDocs() []string {
     - {field: country, as: select, hideWhenKnown: true, showIf: {not: {field: email, endsWith: .no}}}
     - {name: size, type: radio, options: [s, m], label: ok}
     - {name: msg, type: textarea, maxLength: 10, label: ok, keep: 90d}
+    - {name: cv, type: file, accept: [application/pdf, "image/*"], label: ok, required: true, keep: 90d, showIf: {field: country, is: NO}}
+    - {name: pictures, type: file, accept: [image/png], maxFiles: 3, maxSize: 900KB, label: ok}
     - {consent: tracking.web, label: ok, required: false}
     - {consent: tips, label: ok}
     - {hidden: utm, from: query, keep: 1d12h}
