@@ -8,8 +8,9 @@ import (
 )
 
 const (
-	connectionMemory = 16 << 10 // that a connection holds while it is open: buffers and stacks
-	connectionStep   = 64       // connections, for which the limit is set anew
+	connectionMemory = 32 << 10  // that a connection holds while its request waits: buffers, stacks and headers
+	mostMemory       = 144 << 20 // of the 192 MiB of a pod: past it, work for the collector is better than being killed
+	connectionStep   = 64        // connections, for which the limit is set anew
 )
 
 // connections lets the limit of memory grow with what is connected: where most of what it allows is held by connections, the collector takes half of the processor to find nothing.
@@ -41,5 +42,5 @@ func (c *connections) changed(_ net.Conn, s http.ConnState) {
 		return
 	}
 	c.counted = (c.open + connectionStep - 1) / connectionStep * connectionStep
-	c.setLimit(MemoryLimit + int64(c.counted)*connectionMemory)
+	c.setLimit(min(MemoryLimit+int64(c.counted)*connectionMemory, mostMemory))
 }
