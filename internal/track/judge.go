@@ -25,8 +25,7 @@ const (
 // judgeHits judges up to a chunk of the hits whose hold is over, folds the statistics, and writes the facts of what people did. n is how many it took; n == judgeChunk says that there may
 // be more. Another judge at work makes it 0.
 func (t *Tracker) judgeHits(ctx context.Context, tx *postgres.Tx) (n int, err error) {
-	var mine bool
-	if err := tx.QueryRow(ctx, "SELECT pg_try_advisory_xact_lock($1, $2)", judgeLock, tx.Tenant.Number).Scan(&mine); err != nil || !mine {
+	if mine, err := judges(ctx, tx); err != nil || !mine {
 		return 0, err
 	}
 	due, err := readHits(ctx, tx, "verdict IS NULL AND at <= $1 ORDER BY at, id LIMIT $2", tx.Now().Add(-t.cfg.Hold), judgeChunk)
@@ -51,6 +50,14 @@ func (t *Tracker) judgeHits(ctx context.Context, tx *postgres.Tx) (n int, err er
 		return 0, err
 	}
 	return len(due), writeStats(ctx, tx, stats)
+}
+
+// judges tells whether nobody else judges the tenant's hits, until the transaction's end.
+func judges(ctx context.Context, tx *postgres.Tx) (mine bool, err error) {
+	if err := tx.QueryRow(ctx, "SELECT pg_try_advisory_xact_lock($1, $2)", judgeLock, tx.Tenant.Number).Scan(&mine); err != nil {
+		return false, fmt.Errorf("look whether somebody judges hits: %w", err)
+	}
+	return mine, nil
 }
 
 func readHits(ctx context.Context, tx *postgres.Tx, where string, args ...any) ([]stored, error) {

@@ -2,7 +2,9 @@ package track
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"embed"
+	"encoding/hex"
 	"fmt"
 	"io/fs"
 	"net/netip"
@@ -109,6 +111,7 @@ func readLists(dir string) (texts [2][]byte, err error) {
 
 // lists tell machines by what a single request shows.
 type lists struct {
+	hash     string // of agents
 	agents   []agentSign
 	networks map[netip.Prefix][]networkSign
 	bits     []int                     // lengths of the networks' prefixes
@@ -138,6 +141,8 @@ func parseLists(texts [2][]byte) (*lists, error) {
 	if err != nil {
 		return nil, err
 	}
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q", l.agents))
+	l.hash = hex.EncodeToString(sum[:8])
 	err = eachLine(networksFile, texts[1], []string{"scanner-network", "proxy-network"}, func(reason, kinds, text string) error {
 		p, err := netip.ParsePrefix(text)
 		switch {

@@ -156,7 +156,13 @@ func (t *Tracker) onEvent(ctx context.Context, e cloudevents.Event, draining <-c
 // Sweep does all the work that is due for the tenant, chunk after chunk, for at most 20 s, then says when there is more. publish posts what waits in the
 // outbox; an error of it leaves that there.
 func (t *Tracker) Sweep(ctx context.Context, tenant string, draining <-chan struct{}, publish postgres.Post) error {
-	all, err := t.work(ctx, tenant, draining, t.judge, t.foldScores, t.dropPartition, t.forget)
+	chunks := 0
+	judgeAgain := func(ctx context.Context, tx *postgres.Tx) (bool, error) {
+		chunks++
+		more, err := t.judgeAgain(ctx, tx)
+		return more && chunks < againMost, err
+	}
+	all, err := t.work(ctx, tenant, draining, t.judge, t.foldScores, t.dropPartition, t.forget, judgeAgain)
 	if err != nil || !all {
 		return err // the wake-up stands at a time that is over: schedule comes again
 	}
@@ -233,7 +239,11 @@ func (t *Tracker) due(ctx context.Context, tx *postgres.Tx) (time.Time, error) {
 	if err != nil {
 		return at, err
 	}
-	for _, due := range []time.Time{forget, scores} {
+	again, err := t.againDue(ctx, tx)
+	if err != nil {
+		return at, err
+	}
+	for _, due := range []time.Time{forget, scores, again} {
 		if due.Before(at) {
 			at = due
 		}
