@@ -9,7 +9,7 @@ import (
 )
 
 // ListsSchema is the tenant migration from which on it is known by which lists hits were judged; before it, lists that change count for mails alone of which something comes in.
-const ListsSchema = 15
+const ListsSchema = 16
 
 const (
 	againAfter = 10 * time.Minute // for so long all who judge must have the same lists: processes read them, and are replaced, one after the other
