@@ -193,7 +193,7 @@ func (s *session) preflight(p campaign.Preflight, took time.Duration) {
 func reasonText(reason string) string {
 	texts := map[string]string{
 		"no_consent": "no consent to the topic", "pending": "have not confirmed their consent", "suppressed": "suppressed (bounced, complained or by hand)",
-		"bad_address": "no valid address", "erased": "erased at their request", "domain_unverified": "from a domain that is not verified", "duplicate": "merged into another contact", "capped": "have had as many as the cap allows", "quota": "over the quota",
+		"bad_address": "no valid address", "erased": "erased meanwhile", "domain_unverified": "from a domain that is not verified", "duplicate": "merged into another contact", "capped": "have had as many as the cap allows", "quota": "over the quota",
 		"expired": "refused for now until it was too old to be sent", "late": "too late to be sent", "cancelled": "left over when it was cancelled",
 		"preproduction": "in a pre-production without ONDA_PREPRODUCTION_TO",
 	}
