@@ -205,7 +205,7 @@ func TestMachinesAreToldApart(t *testing.T) {
 	_, person := w.sent("acme", "person@example.com", time.Hour)
 	w.do("GET", o(person), "192.0.2.17", "Mozilla/5.0", nil)
 	w.do("GET", o(person), "192.0.2.66", "Mozilla/5.0 (Windows NT 5.1; rv:11.0) Gecko Firefox/11.0 (via ggpht.com GoogleImageProxy)", nil)
-	w.do("GET", o(person), "17.1.1.1", browser, nil)
+	w.do("GET", o(person), "66.249.80.1", browser, nil)
 	w.do("GET", c(person, a), "203.0.113.5", browser, nil)
 	_, network := w.sent("acme", "network@example.com", time.Hour)
 	w.do("GET", c(network, a), "40.94.1.2", browser, nil)
