@@ -15,6 +15,7 @@ import (
 	"github.com/onda-run/onda/internal/campaign"
 	"github.com/onda-run/onda/internal/compose"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/renderform"
 	"github.com/onda-run/onda/internal/report"
 	"github.com/onda-run/onda/internal/segment"
 	"github.com/onda-run/onda/internal/senderdomain"
@@ -102,6 +103,8 @@ func runnable() sort {
 	return sort{"campaign or broadcast", []string{spec.KindCampaign, spec.KindBroadcast}}
 }
 
+func fillable() sort { return sort{"form", []string{spec.KindForm}} }
+
 func reportable() sort {
 	return sort{"campaign, broadcast or email", []string{spec.KindCampaign, spec.KindBroadcast, spec.KindEmail}}
 }
@@ -111,7 +114,7 @@ func reportable() sort {
 func (s *session) named(ctx context.Context, name string, of sort, none string, f func(ctx context.Context, tx *postgres.Tx) error) error {
 	return s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) error {
 		err := f(ctx, tx)
-		for _, missing := range []error{campaign.ErrNotFound, segment.ErrUnknown, report.ErrNoRun, compose.ErrUnknown, senderdomain.ErrUnknown} {
+		for _, missing := range []error{campaign.ErrNotFound, segment.ErrUnknown, report.ErrNoRun, compose.ErrUnknown, senderdomain.ErrUnknown, renderform.ErrUnknown} {
 			if errors.Is(err, missing) {
 				if other := unknown(ctx, tx, name, of); other != nil {
 					return other

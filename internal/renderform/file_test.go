@@ -3,6 +3,7 @@ package renderform
 import (
 	"archive/zip"
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -20,6 +21,7 @@ import (
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/fn"
 	"github.com/onda-run/onda/internal/pgtest"
+	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
 )
 
@@ -334,6 +336,26 @@ func TestFilesHaveToBeChosenAgain(t *testing.T) {
 	values.Set("email", "ada@example.com")
 	if a := w.postFiles(jobs, values, cv); a.status != 422 || !strings.Contains(a.body, again) {
 		t.Errorf("too soon: %d %s", a.status, a.body)
+	}
+}
+
+// The person's own copy names files with their sizes, and has no bytes of them; a mask leaves out what they are called.
+func TestFilesInTheCopy(t *testing.T) {
+	t.Parallel()
+	w := newWorldWithFiles(t)
+	if a := w.postFiles(jobs, url.Values{"email": {"ada@example.com"}}, sentFile{"cv", "cv.pdf", pdf}); a.status != 200 {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	id := pgtest.One[int64](t, w.db, "acme", "SELECT id FROM contact")
+	for _, c := range []struct {
+		mask  *contact.Mask
+		named bool
+	}{{nil, true}, {&contact.Mask{}, false}} {
+		var b strings.Builder
+		pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error { return contact.Stored(ctx, tx, id, c.mask, &b) })
+		if strings.Contains(b.String(), `"name": "cv.pdf", "size": 14`) != c.named || strings.Contains(b.String(), fmt.Sprintf("%x", pdf)) || !strings.Contains(b.String(), `"state": "done"`) {
+			t.Errorf("masked %t: %s", c.mask != nil, b.String())
+		}
 	}
 }
 
