@@ -7,7 +7,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onda-run/onda/internal/postgres"
-	"github.com/onda-run/onda/internal/spec"
 )
 
 // GateSQL is the gate as an SQL expression: the reason why a row of contact is refused, NULL when it may be mailed. contact is the row's alias, topic an
@@ -44,10 +43,11 @@ const (
 // Tracking tells how each of the contacts may be tracked in mails: in full who granted tracking.email; who withdrew it at most in the aggregate; all others by the
 // default of the tenant's Settings.
 func Tracking(ctx context.Context, tx *postgres.Tx, contacts []int64) (map[int64]TrackingMode, error) {
-	byDefault, err := trackingDefault(ctx, tx)
+	settings, err := Settings(ctx, tx)
 	if err != nil {
 		return nil, err
 	}
+	byDefault := TrackingMode(settings.Tracking)
 	out := make(map[int64]TrackingMode, len(contacts))
 	for _, c := range contacts {
 		out[c] = byDefault
@@ -73,21 +73,4 @@ func TrackingBy(state State, byDefault TrackingMode) TrackingMode {
 		return Aggregate
 	}
 	return byDefault
-}
-
-// trackingDefault reads the Settings document, if there is one.
-func trackingDefault(ctx context.Context, tx *postgres.Tx) (TrackingMode, error) {
-	var stored []byte
-	err := tx.QueryRow(ctx, `SELECT (SELECT d.spec FROM entity e JOIN document d ON d.id = e.current WHERE e.kind = 'Settings' AND e.name = 'settings')`).Scan(&stored)
-	if err != nil {
-		return "", fmt.Errorf("read settings: %w", err)
-	}
-	if stored == nil {
-		return Aggregate, nil
-	}
-	s, err := spec.DecodeAs[*spec.Settings](spec.KindSettings, stored)
-	if err != nil {
-		return "", fmt.Errorf("read settings: %w", err)
-	}
-	return TrackingMode(s.Tracking), nil
 }

@@ -150,7 +150,7 @@ func (s *server) settingsOf(ctx context.Context, tenant string) (settings *spec.
 		return settings, nil
 	}
 	err = s.db.Visit(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		settings, err = readSettings(ctx, tx)
+		settings, err = contact.Settings(ctx, tx)
 		return err
 	})
 	if err != nil {
@@ -613,7 +613,7 @@ func (s *server) webView(w http.ResponseWriter, r *http.Request, tenant string, 
 	var content compose.Content
 	var settings *spec.Settings
 	err := s.db.Visit(r.Context(), tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
-		if settings, err = readSettings(ctx, tx); err != nil {
+		if settings, err = contact.Settings(ctx, tx); err != nil {
 			return err
 		}
 		content, err = s.composer.WebView(ctx, tx, c.Delivery)

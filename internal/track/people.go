@@ -35,7 +35,7 @@ type person struct {
 
 // readPerson follows merges. Its address is shown in part only, since a link may have been passed on.
 func readPerson(ctx context.Context, tx *postgres.Tx, id int64) (person, error) {
-	settings, err := readSettings(ctx, tx)
+	settings, err := contact.Settings(ctx, tx)
 	if err != nil {
 		return person{}, err
 	}

@@ -2,12 +2,10 @@ package track
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
+	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
 )
@@ -29,7 +27,7 @@ const monthMore = "(SELECT coalesce(max(interval '31 days'), '0') FROM oldest_pa
 
 // limits are what the tenant keeps for how long. Messages are kept two days to be told from their repeats. What belongs to contacts and forms is for campaign to forget.
 func (t *Tracker) limits(ctx context.Context, tx *postgres.Tx) ([]limit, error) {
-	settings, err := readSettings(ctx, tx)
+	settings, err := contact.Settings(ctx, tx)
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +112,7 @@ func (t *Tracker) dropPartition(ctx context.Context, tx *postgres.Tx) (again boo
 	if tx.Tenant.Schema < postgres.RetentionSchema {
 		return false, nil
 	}
-	settings, err := readSettings(ctx, tx)
+	settings, err := contact.Settings(ctx, tx)
 	if err != nil {
 		return false, err
 	}
@@ -164,17 +162,4 @@ func (t *Tracker) forgetDue(ctx context.Context, tx *postgres.Tx) (time.Time, er
 		}
 	}
 	return at, nil
-}
-
-// readSettings reads the tenant's settings.
-func readSettings(ctx context.Context, tx *postgres.Tx) (*spec.Settings, error) {
-	var doc []byte
-	err := tx.QueryRow(ctx, "SELECT d.spec FROM entity e JOIN document d ON d.id = e.current WHERE e.kind = $1 AND e.name = 'settings'", spec.KindSettings).Scan(&doc)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return spec.DefaultSettings(), nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read settings: %w", err)
-	}
-	return spec.DecodeAs[*spec.Settings](spec.KindSettings, doc)
 }

@@ -76,7 +76,7 @@ func (t *Tracker) askForCopy(ctx context.Context, tx *postgres.Tx, c token.Claim
 	if p.contact == 0 {
 		return errNotFound
 	}
-	settings, err := readSettings(ctx, tx)
+	settings, err := contact.Settings(ctx, tx)
 	if err != nil {
 		return err
 	}
@@ -159,7 +159,7 @@ func readStored(ctx context.Context, tx *postgres.Tx, c token.Claims) (s summary
 	if s.person, err = readPerson(ctx, tx, c.Contact); err != nil || s.contact == 0 {
 		return s, err
 	}
-	settings, err := readSettings(ctx, tx)
+	settings, err := contact.Settings(ctx, tx)
 	if err != nil {
 		return s, err
 	}
