@@ -2,6 +2,7 @@ package renderform
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -16,7 +17,9 @@ import (
 
 	"golang.org/x/sync/singleflight"
 
+	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
 	"github.com/onda-run/onda/internal/token"
 )
 
@@ -26,7 +29,7 @@ const (
 	// readTimeout is of one such look, for which several visitors may wait.
 	readTimeout = 5 * time.Second
 	// maxForms and maxShown bound what a process keeps: forms, and bytes of their pages.
-	maxForms = 1_000
+	maxForms = 1_000 // and as many tenants
 	maxShown = 6 << 20
 	maxName  = 200
 )
@@ -38,9 +41,10 @@ type cache struct {
 	reads singleflight.Group
 	lists lists
 
-	mu    sync.Mutex
-	forms map[formName]*known
-	bytes int // of pages
+	mu       sync.Mutex
+	forms    map[formName]*known
+	bytes    int                       // of pages
+	settings map[string]*spec.Settings // of tenants, as they were read last: how a page looks that says that something went wrong
 }
 
 type formName struct{ tenant, form string }
@@ -73,7 +77,7 @@ const (
 )
 
 func newCache(db *postgres.DB, now func() time.Time) *cache {
-	return &cache{db: db, now: now, forms: map[formName]*known{}}
+	return &cache{db: db, now: now, forms: map[formName]*known{}, settings: map[string]*spec.Settings{}}
 }
 
 // get gives a form as it was in force within the last second. errNotFound when there was none; a tenant that is not served at this moment is an error, and is not kept.
@@ -111,8 +115,15 @@ func (c *cache) get(ctx context.Context, tenant, name string) (*known, error) {
 
 func (c *cache) read(ctx context.Context, key formName) (*known, error) {
 	k := &known{checked: c.now(), pages: map[shownAs]*shown{}}
+	var settings *spec.Settings
 	k.err = within(ctx, c.db, key.tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
-		k.form, err = readForm(ctx, tx, key.form, 0)
+		if k.form, err = readForm(ctx, tx, key.form, 0); err == nil {
+			settings = k.form.settings
+		} else if errors.Is(err, errNotFound) {
+			var failed error
+			settings, failed = contact.Settings(ctx, tx)
+			err = cmp.Or(failed, err)
+		}
 		return err
 	})
 	if k.err != nil && !errors.Is(k.err, errNotFound) {
@@ -123,6 +134,13 @@ func (c *cache) read(ctx context.Context, key formName) (*known, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	delete(c.settings, key.tenant) // also where it is gone
+	if settings != nil {
+		if len(c.settings) >= maxForms {
+			clear(c.settings)
+		}
+		c.settings[key.tenant] = settings
+	}
 	if was := c.forms[key]; was != nil && was.err == nil && k.err == nil && was.form.same(k.form) {
 		was.checked = k.checked
 		return was, nil
@@ -136,6 +154,13 @@ func (c *cache) read(ctx context.Context, key formName) (*known, error) {
 	}
 	c.forms[key] = k
 	return k, nil
+}
+
+// settingsOf gives the settings of a tenant as they were read last; nil where they are not known.
+func (c *cache) settingsOf(tenant string) *spec.Settings {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.settings[tenant]
 }
 
 // page gives how a form looks, and makes it the first time it is asked for.

@@ -26,6 +26,45 @@ func (w *world) apply(tenant string, change ...string) {
 	})
 }
 
+// What went wrong is said on a page that looks as the tenant's do, once it is known how; of a tenant that is none, on one of nobody's.
+func TestErrorsLookAsTheTenantsPages(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, tenant := range []string{"acme", "brava"} {
+		w.apply(tenant, "spec: {zone: Europe/Oslo}", `spec: {zone: Europe/Oslo, theme: {accent: "#7a1f5c"}}`)
+	}
+	looks := func(what string, a answer, status int, themed bool) {
+		t.Helper()
+		if a.status != status || strings.Contains(a.body, "Sail &amp; Ski") != themed || strings.Contains(a.body, "#7a1f5c") != themed {
+			t.Errorf("%s: %d, want %d, as the tenant's: %t\n%s", what, a.status, status, themed, a.body)
+		}
+	}
+	const offers = "/f/acme/offers"
+	looks("no tenant", w.get("/f/nobody/offers"), 404, false)
+	looks("no form", w.get("/f/acme/nothing"), 404, true)
+	looks("a site that may not post it", w.post(offers, nil, "Origin", "https://evil.example"), 403, true)
+	looks("too large", w.post(offers, url.Values{"x": {strings.Repeat("x", maxBody)}}), 413, true)
+	for range 2 {
+		w.post(offers, url.Values{"email": {"ada@example.com"}})
+	}
+	looks("too often", w.post(offers, url.Values{"email": {"ada@example.com"}}), 429, true)
+	w.post("/f/brava/newsletter", good())
+	link := w.confirmURL("brava")
+	pgtest.In(t, w.db, "brava", func(ctx context.Context, tx *postgres.Tx) error {
+		_, err := tx.Exec(ctx, "LOCK TABLE submission IN ACCESS EXCLUSIVE MODE")
+		looks("its tables are locked", w.get(link), 503, true)
+		return err
+	})
+	looks("a forged link", w.get(link[:strings.Index(link, "?")-1]), 404, false)
+	looks("another page", w.get("/f/acme"), 404, false)
+	pgtest.Exec(t, w.db, "acme", "UPDATE run SET state = 'completed'")
+	if _, err := w.admin.Delete(t.Context(), "acme"); err != nil {
+		t.Fatal(err)
+	}
+	w.clock.Add(int64(time.Second))
+	looks("a tenant that was deleted", w.get(offers), 404, false)
+}
+
 // A page that was shown asks nobody for a second, and then shows what is in force: the form's texts, its fields, the settings, the tenant's state and stage.
 func TestAPageIsKeptForASecond(t *testing.T) {
 	t.Parallel()

@@ -62,66 +62,92 @@ func (fs *Forms) Handler() (http.Handler, error) {
 	mux.HandleFunc("GET /f/{tenant}/{form}", s.answer(s.show))
 	mux.HandleFunc("POST /f/{tenant}/{form}", s.answer(s.post))
 	mux.HandleFunc("OPTIONS /f/{tenant}/{form}", s.answer(s.preflight))
-	mux.HandleFunc("GET /y/{token}", s.answer(s.confirmPage))
-	mux.HandleFunc("POST /y/{token}", s.answer(s.confirmNow))
+	mux.HandleFunc("GET /y/{token}", s.proven(s.confirmPage))
+	mux.HandleFunc("POST /y/{token}", s.proven(s.confirmNow))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		status := http.StatusNotFound
 		if r.Method != http.MethodGet && r.Method != http.MethodHead && (strings.HasPrefix(r.URL.Path, "/f/") || strings.HasPrefix(r.URL.Path, "/y/")) {
 			w.Header().Set("Allow", "GET, HEAD, POST")
 			status = http.StatusMethodNotAllowed
 		}
-		s.error(w, r, status)
+		s.error(w, r, "", status)
 	})
 	return mux, nil
 }
 
-func (s *server) error(w http.ResponseWriter, r *http.Request, status int) {
-	if err := s.pages.Error(w, r, status); err != nil {
+// answer answers requests whose path names the tenant, and a handler's errors.
+func (s *server) answer(handle func(w http.ResponseWriter, r *http.Request) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if err := handle(w, r); err != nil {
+			s.fail(w, r, r.PathValue("tenant"), err)
+		}
+	}
+}
+
+// proven answers requests whose token is proven, and a handler's errors.
+func (s *server) proven(handle func(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims, submission int64) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		tenant, c, submission, err := s.claims(r)
+		if err == nil {
+			err = handle(w, r, tenant, c, submission)
+		}
+		if err != nil {
+			s.fail(w, r, tenant, err)
+		}
+	}
+}
+
+// fail answers an error: with a page for people, which looks as the tenant's do where it is known how, with problem details for programs.
+func (s *server) fail(w http.ResponseWriter, r *http.Request, tenant string, err error) {
+	var large *http.MaxBytesError
+	status := 0
+	switch {
+	case errors.Is(err, errNotFound):
+		status = http.StatusNotFound
+	case errors.Is(err, errOrigin):
+		status = http.StatusForbidden
+	case errors.As(err, &large), errors.Is(err, errValues):
+		status = http.StatusRequestEntityTooLarge
+	case errors.Is(err, errLimit):
+		status = http.StatusTooManyRequests
+		w.Header().Set("Retry-After", "3600")
+	case errors.Is(err, errFull):
+		status = http.StatusTooManyRequests
+		w.Header().Set("Retry-After", "60")
+	}
+	switch {
+	case status == 0 && wantsJSON(r):
+		fn.Fail(w, r, err)
+	case wantsJSON(r):
+		fn.Problem(w, r, status, http.StatusText(status), err.Error())
+	case errors.Is(err, errLimit):
+		lang := s.pages.Lang(r)
+		brand, theme := s.brandOf(tenant)
+		s.write(w, r, page.View{
+			Status: status, Lang: lang, Brand: brand, Theme: theme, Icon: "warning", Title: s.pages.Text(lang, "form.limit.title"), Block: "text", Data: s.pages.Text(lang, "form.limit.text"),
+		})
+	case status == 0:
+		fn.LogError(r.Context(), err)
+		status, _ = fn.Status(err)
+		s.error(w, r, tenant, status)
+	default:
+		s.error(w, r, tenant, status)
+	}
+}
+
+func (s *server) error(w http.ResponseWriter, r *http.Request, tenant string, status int) {
+	brand, theme := s.brandOf(tenant)
+	if err := s.pages.ErrorOf(w, r, status, brand, theme); err != nil {
 		fn.LogError(r.Context(), err)
 	}
 }
 
-// answer answers a handler's errors: with a page for people, with problem details for programs.
-func (s *server) answer(handle func(w http.ResponseWriter, r *http.Request) error) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		err := handle(w, r)
-		if err == nil {
-			return
-		}
-		var large *http.MaxBytesError
-		status := 0
-		switch {
-		case errors.Is(err, errNotFound):
-			status = http.StatusNotFound
-		case errors.Is(err, errOrigin):
-			status = http.StatusForbidden
-		case errors.As(err, &large), errors.Is(err, errValues):
-			status = http.StatusRequestEntityTooLarge
-		case errors.Is(err, errLimit):
-			status = http.StatusTooManyRequests
-			w.Header().Set("Retry-After", "3600")
-		case errors.Is(err, errFull):
-			status = http.StatusTooManyRequests
-			w.Header().Set("Retry-After", "60")
-		}
-		switch {
-		case status == 0 && wantsJSON(r):
-			fn.Fail(w, r, err)
-		case wantsJSON(r):
-			fn.Problem(w, r, status, http.StatusText(status), err.Error())
-		case errors.Is(err, errLimit):
-			lang := s.pages.Lang(r)
-			s.write(w, r, page.View{
-				Status: status, Lang: lang, Icon: "warning", Title: s.pages.Text(lang, "form.limit.title"), Block: "text", Data: s.pages.Text(lang, "form.limit.text"),
-			})
-		case status == 0:
-			fn.LogError(r.Context(), err)
-			status, _ = fn.Status(err)
-			s.error(w, r, status)
-		default:
-			s.error(w, r, status)
-		}
+// brandOf is whose page says that something went wrong, and how it looks; empty where that is not known.
+func (s *server) brandOf(tenant string) (brand string, theme spec.Theme) {
+	if settings := s.cache.settingsOf(tenant); settings != nil {
+		return settings.Title, settings.Theme
 	}
+	return "", spec.Theme{}
 }
 
 func (s *server) write(w http.ResponseWriter, r *http.Request, v page.View) {
@@ -659,13 +685,9 @@ func (s *server) claims(r *http.Request) (tenant string, c token.Claims, submiss
 }
 
 // confirmPage shows the button; nothing happens before it is pressed.
-func (s *server) confirmPage(w http.ResponseWriter, r *http.Request) error {
-	tenant, c, submission, err := s.claims(r)
-	if err != nil {
-		return err
-	}
+func (s *server) confirmPage(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims, submission int64) error {
 	var o opting
-	err = within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+	err := within(r.Context(), s.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
 		o, _, _, _, err = find(ctx, tx, c, submission, s.pages.Lang(r), "")
 		return err
 	})
@@ -675,11 +697,7 @@ func (s *server) confirmPage(w http.ResponseWriter, r *http.Request) error {
 	return s.showOpting(w, r, o)
 }
 
-func (s *server) confirmNow(w http.ResponseWriter, r *http.Request) error {
-	tenant, c, submission, err := s.claims(r)
-	if err != nil {
-		return err
-	}
+func (s *server) confirmNow(w http.ResponseWriter, r *http.Request, tenant string, c token.Claims, submission int64) error {
 	origin, err := s.db.HashOrigin(r.Context(), tenant, page.Origin(r, s.cfg.Proxies))
 	if err != nil {
 		return err
