@@ -34,8 +34,9 @@ type Pages struct {
 	parse func() (parsed, error)
 	style string
 
-	mu     sync.Mutex
-	sheets map[look]sheet
+	mu       sync.Mutex
+	sheets   map[look]sheet
+	refusals map[refusal][]byte
 }
 
 // parsed are the templates and the texts of all languages.
@@ -64,7 +65,7 @@ func New(own fs.FS, patterns ...string) (*Pages, error) {
 		}
 		return p, nil
 	})
-	return &Pages{parse: parse, style: string(css), sheets: map[look]sheet{}}, nil
+	return &Pages{parse: parse, style: string(css), sheets: map[look]sheet{}, refusals: map[refusal][]byte{}}, nil
 }
 
 // hashOf is how a Content-Security-Policy names what may be in a page.
@@ -150,6 +151,11 @@ func (p *Pages) Write(w http.ResponseWriter, r *http.Request, v View) error {
 		v.Status = http.StatusOK
 	}
 	body, err := p.Render(r.Context(), v)
+	return p.answer(w, r, v, body, err)
+}
+
+// answer sends a page that was rendered, or says that it could not be.
+func (p *Pages) answer(w http.ResponseWriter, r *http.Request, v View, body []byte, err error) error {
 	if err != nil {
 		http.Error(w, "internal error", http.StatusInternalServerError)
 		return err
@@ -330,7 +336,42 @@ func (p *Pages) ErrorOf(w http.ResponseWriter, r *http.Request, status int, bran
 	if w.Header().Get("Retry-After") == "" && (status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests) {
 		w.Header().Set("Retry-After", "5")
 	}
-	return p.Write(w, r, View{
-		Status: status, Lang: lang, Brand: brand, Theme: theme, Title: p.Text(lang, key+".title"), Icon: "warning", Block: "error", Data: key + ".text",
-	})
+	v := View{Status: status, Lang: lang, Brand: brand, Theme: theme, Title: p.Text(lang, key+".title"), Icon: "warning", Block: "error", Data: key + ".text"}
+	if status != http.StatusServiceUnavailable {
+		return p.Write(w, r, v)
+	}
+	body, err := p.refuse(r.Context(), v)
+	return p.answer(w, r, v, body, err)
+}
+
+// refusal is what pages differ by that say that something is away.
+type refusal struct {
+	lang, brand, logo string
+	look              look
+	trial             bool
+}
+
+// maxRefusals bounds the pages that are kept, of some 15 KB each, and the logo.
+const maxRefusals = 100
+
+// refuse renders such a page, each once: past what it can do, a process answers many so, and to render one costs more than a click that is stored.
+func (p *Pages) refuse(ctx context.Context, v View) ([]byte, error) {
+	key := refusal{v.Lang, v.Brand, v.Theme.Logo, lookOf(v.Theme), p.trial(ctx, 0)}
+	p.mu.Lock()
+	body := p.refusals[key]
+	p.mu.Unlock()
+	if body != nil {
+		return body, nil
+	}
+	body, err := p.Render(ctx, v)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.refusals) >= maxRefusals {
+		clear(p.refusals)
+	}
+	p.refusals[key] = body
+	return body, nil
 }

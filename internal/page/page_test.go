@@ -4,18 +4,23 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"html/template"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/fstest"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/onda-run/onda/internal/spec"
 )
 
 func TestNoTextIsMissing(t *testing.T) {
@@ -175,6 +180,75 @@ func TestErrorPages(t *testing.T) {
 				t.Errorf("HEAD of %d: %d with %d bytes", status, head.Code, head.Body.Len())
 			}
 		}
+	}
+}
+
+// Where something is away many are told so, and a page is rendered once for all to whom it looks alike.
+func TestPagesThatRefuseAreMadeOnce(t *testing.T) {
+	t.Parallel()
+	p, err := New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trial := false
+	p.Preproduction = func(context.Context) bool { return trial }
+	parse := p.parse
+	tell := func(lang, brand string, theme spec.Theme, status int) (*httptest.ResponseRecorder, error) {
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		r.Header.Set("Accept-Language", lang)
+		w := httptest.NewRecorder()
+		return w, p.ErrorOf(w, r, status, brand, theme)
+	}
+	const logo = "data:image/png;base64,AAAA"
+	accent := spec.Colour{R: 0x7a, G: 0x1f, B: 0x5c}
+	for _, c := range []struct {
+		lang, brand string
+		theme       spec.Theme
+		trial       bool
+		want        string
+	}{
+		{"en", "", spec.Theme{}, false, "Just a moment"}, {"fr", "", spec.Theme{}, false, `lang="fr"`}, {"en", "Sail & Ski", spec.Theme{}, false, "Sail &amp; Ski"}, {"en", "Sail & Ski", spec.Theme{}, true, "no mail from here goes"},
+		{"en", "Sail & Ski", spec.Theme{Logo: logo}, false, logo}, {"en", "", spec.Theme{Accent: &accent}, false, "#7a1f5c"}, {"en", "", spec.Theme{Corners: spec.CornersRound}, false, "--corner: 1.8"},
+	} {
+		trial = c.trial
+		first, err := tell(c.lang, c.brand, c.theme, http.StatusServiceUnavailable)
+		if err != nil || first.Code != http.StatusServiceUnavailable || !strings.Contains(first.Body.String(), c.want) || first.Header().Get("Retry-After") == "" {
+			t.Errorf("%v: %v, %d %s", c, err, first.Code, first.Body)
+		}
+		p.parse = func() (parsed, error) { return parsed{}, errors.New("it is rendered again") }
+		again, err := tell(c.lang, c.brand, c.theme, http.StatusServiceUnavailable)
+		if err != nil || again.Body.String() != first.Body.String() || !maps.EqualFunc(again.Header(), first.Header(), slices.Equal) {
+			t.Errorf("%v, again: %v, %d %v %s", c, err, again.Code, again.Header(), again.Body)
+		}
+		if _, err := tell(c.lang, c.brand, c.theme, http.StatusNotFound); err == nil {
+			t.Error("a page that nothing is there is not rendered at all")
+		}
+		p.parse = parse
+	}
+	for i := range 3 * maxRefusals {
+		if _, err := tell("en", strconv.Itoa(i), spec.Theme{}, http.StatusServiceUnavailable); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(p.refusals); n > maxRefusals {
+		t.Errorf("%d pages are kept, want at most %d", n, maxRefusals)
+	}
+}
+
+func BenchmarkErrorPages(b *testing.B) {
+	p, err := New(nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, status := range []int{http.StatusInternalServerError, http.StatusServiceUnavailable} {
+		b.Run(strconv.Itoa(status), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := p.Error(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil), status); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 

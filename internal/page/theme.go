@@ -23,15 +23,20 @@ type look struct {
 	font    spec.Font
 }
 
+func lookOf(t spec.Theme) look {
+	l := look{corners: t.Corners, font: t.Font}
+	if t.Accent != nil {
+		l.accent, l.themed = *t.Accent, true
+	}
+	return l
+}
+
 // maxSheets is how many styles are kept; past it they are made anew.
 const maxSheets = 1_000
 
 // sheetOf gives the style of a theme's pages, which is made once: it takes longer than all else of a page.
 func (p *Pages) sheetOf(t spec.Theme) sheet {
-	l := look{corners: t.Corners, font: t.Font}
-	if t.Accent != nil {
-		l.accent, l.themed = *t.Accent, true
-	}
+	l := lookOf(t)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s, ok := p.sheets[l]
