@@ -82,7 +82,7 @@ func newCache(db *postgres.DB, now func() time.Time) *cache {
 
 // get gives a form as it was in force within the last second. errNotFound when there was none; a tenant that is not served at this moment is an error, and is not kept.
 func (c *cache) get(ctx context.Context, tenant, name string) (*known, error) {
-	if len(name) > maxName { // it would be kept
+	if len(tenant)+len(name) > maxName { // they would be kept
 		return nil, errNotFound
 	}
 	key := formName{tenant, name}

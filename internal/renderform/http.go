@@ -1,11 +1,13 @@
 package renderform
 
 import (
+	"cmp"
 	"context"
 	"embed"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"mime"
 	"net/http"
@@ -422,31 +424,57 @@ func readValues(w http.ResponseWriter, r *http.Request) (url.Values, error) {
 	if !strings.HasPrefix(r.Header.Get("Content-Type"), "application/json") {
 		return fn.ReadForm(w, r, maxBody)
 	}
-	var in map[string]any
-	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
-		var large *http.MaxBytesError
-		if errors.As(err, &large) || errors.Is(err, fn.ErrBody) {
-			return nil, err
-		}
-		return nil, fn.Permanent(errors.New("the body is not a JSON object"))
+	values, err := readObject(json.NewDecoder(r.Body))
+	var large *http.MaxBytesError
+	if err != nil && !errors.As(err, &large) && !errors.Is(err, fn.ErrBody) && !fn.IsPermanent(err) {
+		err = fn.Permanent(errors.New("the body is not a JSON object"))
 	}
-	values := url.Values{}
-	for k, v := range in {
-		switch v := v.(type) {
-		case nil:
-		case []any:
-			for _, item := range v {
-				values.Add(k, fmt.Sprint(item))
-			}
-		case float64:
-			values.Set(k, strconv.FormatFloat(v, 'f', -1, 64))
-		case map[string]any:
-			return nil, fn.Permanent(errors.New("the values must be texts, numbers, booleans or lists of them"))
+	return values, err
+}
+
+// maxValues bounds the values of a JSON object, as net/url does those of a form: each takes many times the memory of its text.
+const maxValues = 10_000
+
+// readObject reads an object of texts, numbers, booleans and lists of them, one after the other. Null is as nothing.
+func readObject(d *json.Decoder) (url.Values, error) {
+	var wrong error // the first that is
+	next := func() json.Token {
+		t, err := d.Token()
+		wrong = cmp.Or(wrong, err)
+		return t
+	}
+	values, n := url.Values{}, 0
+	add := func(name string, t json.Token) {
+		n++
+		_, nested := t.(json.Delim)
+		switch {
+		case t == nil:
+		case nested:
+			wrong = cmp.Or(wrong, fn.Permanent(errors.New("the values must be texts, numbers, booleans or lists of them")))
+		case n > maxValues:
+			wrong = cmp.Or(wrong, fn.Permanent(fmt.Errorf("a form may have %d values", maxValues)))
 		default:
-			values.Set(k, fmt.Sprint(v))
+			values.Add(name, fmt.Sprint(t))
 		}
 	}
-	return values, nil
+	d.UseNumber()
+	if next() != json.Delim('{') {
+		return nil, cmp.Or(wrong, io.ErrUnexpectedEOF)
+	}
+	for wrong == nil && d.More() {
+		name, _ := next().(string)
+		t := next()
+		if t != json.Delim('[') {
+			add(name, t)
+			continue
+		}
+		for wrong == nil && d.More() {
+			add(name, next())
+		}
+		next() // the list's end
+	}
+	next() // the object's
+	return values, wrong
 }
 
 // read reads what was sent for a form. done is to be called when it is not needed any more.
