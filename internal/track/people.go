@@ -137,6 +137,10 @@ func readLeaving(ctx context.Context, tx *postgres.Tx, c token.Claims, lang stri
 
 // unsubscribe withdraws consent to the token's topic, or to all. To do it again changes nothing.
 func (t *Tracker) unsubscribe(ctx context.Context, tx *postgres.Tx, c token.Claims, origin []byte) error {
+	// Before it is looked for: whose time to confirm is over may be deleted at this moment, and the ledger would be of nobody.
+	if err := contact.Lock(ctx, tx, []int64{c.Contact}); err != nil {
+		return err
+	}
 	p, err := readPerson(ctx, tx, c.Contact)
 	if err != nil || p.contact == 0 {
 		return err
@@ -288,6 +292,9 @@ const (
 
 // choose writes what was changed: consent into the ledger, with the text that was shown as proof.
 func (t *Tracker) choose(ctx context.Context, tx *postgres.Tx, c token.Claims, a answers) (saved, error) {
+	if err := contact.Lock(ctx, tx, []int64{c.Contact}); err != nil { // as unsubscribe does
+		return savedNone, err
+	}
 	now, err := readPreferences(ctx, tx, c, a.lang, a.privacy)
 	if err != nil || now.contact == 0 {
 		return savedNone, err

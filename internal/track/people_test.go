@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -38,6 +39,53 @@ func (w *world) consent(tenant string, entries ...contact.Consent) {
 
 func (w *world) consents(tenant string) int {
 	return pgtest.One[int](w.t, w.db, tenant, "SELECT count(*) FROM consent")
+}
+
+// Who is deleted for not confirming, at the moment of leaving or of choosing, leaves no ledger of nobody.
+func TestPeopleWhoExpireMeanwhile(t *testing.T) {
+	t.Parallel()
+	for name, act := range map[string]func(w *world, ctx context.Context, tx *postgres.Tx, c token.Claims) error{
+		"leaves": func(w *world, ctx context.Context, tx *postgres.Tx, c token.Claims) error {
+			return w.unsubscribe(ctx, tx, c, nil)
+		},
+		"chooses": func(w *world, ctx context.Context, tx *postgres.Tx, c token.Claims) error {
+			_, err := w.choose(ctx, tx, c, answers{shown: []string{"newsletter", "offers"}, ticked: []string{"offers"}})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			id, _ := w.sent("acme", "ada@example.com", time.Hour)
+			pgtest.Exec(t, w.db, "acme", "DELETE FROM subscription; DELETE FROM consent; UPDATE contact SET expires_at = now() - interval '1 second'")
+			w.consent("acme", contact.Consent{Contact: id, Purpose: "newsletter", State: contact.Pending, Basis: "form"})
+			claims := token.Claims{Contact: id, Topic: w.topicID("acme", "newsletter")}
+			gone, commit := make(chan struct{}), make(chan struct{})
+			var both sync.WaitGroup
+			both.Go(func() {
+				pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+					_, err := contact.Expire(ctx, tx, "track", 10)
+					close(gone)
+					<-commit
+					return err
+				})
+			})
+			<-gone
+			both.Go(func() {
+				pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error { return act(w, ctx, tx, claims) })
+			})
+			for pgtest.One[int](t, w.db, "acme", "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted AND a.datname = current_database()") == 0 {
+				if t.Context().Err() != nil {
+					t.Fatal("nobody waits for the contact")
+				}
+			}
+			close(commit)
+			both.Wait()
+			if n := w.consents("acme") + pgtest.One[int](t, w.db, "acme", "SELECT count(*) FROM subscription"); n != 0 {
+				t.Errorf("%d rows are of nobody", n)
+			}
+		})
+	}
 }
 
 func TestUnsubscribe(t *testing.T) {
