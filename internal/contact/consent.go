@@ -1,6 +1,7 @@
 package contact
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -95,6 +96,10 @@ type pair struct {
 	purpose string
 }
 
+func (p pair) compare(q pair) int {
+	return cmp.Or(cmp.Compare(p.contact, q.contact), strings.Compare(p.purpose, q.purpose))
+}
+
 func record(ctx context.Context, tx *postgres.Tx, w *writer, entries []Consent) ([]Recorded, error) {
 	out := make([]Recorded, len(entries))
 	if len(entries) == 0 {
@@ -104,32 +109,27 @@ func record(ctx context.Context, tx *postgres.Tx, w *writer, entries []Consent) 
 	if err != nil {
 		return nil, err
 	}
-	contacts := make([]int64, len(pairs))
-	for i, p := range pairs {
-		contacts[i] = p.contact
-	}
-	if err := lockContacts(ctx, tx, contacts); err != nil {
-		return nil, err
-	}
-	before, err := standing(ctx, tx, pairs)
+	b := &pgx.Batch{} // each of whose statements sees what was committed before the lock was given
+	contacts, _ := columns(pairs)
+	b.Queue(lockContacts, contacts)
+	before := queueStanding(b, pairs)
+	ids, err := queueLedger(b, entries)
 	if err != nil {
 		return nil, err
 	}
-	ids, err := appendLedger(ctx, tx, entries)
-	if err != nil {
-		return nil, err
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return nil, fmt.Errorf("write the consent ledger: %w", err)
 	}
-	after, err := project(ctx, tx, w, pairs)
+	after, err := project(ctx, tx, w, pairs, before)
 	if err != nil {
 		return nil, err
 	}
 	for i, e := range entries {
 		p := pair{e.Contact, e.Purpose}
-		now := after[p]
-		out[i] = Recorded{ID: ids[i], State: now.state, Changed: now.state != before[p].state}
-		if e.State != Withdrawn && now.state == Withdrawn {
+		out[i] = Recorded{ID: ids[i], State: after[p], Changed: after[p] != before[p].state}
+		if e.State != Withdrawn && after[p] == Withdrawn {
 			switch {
-			case now.complaint:
+			case before[p].complaint: // a complaint locks the contact, too
 				out[i].Refused = "complaint"
 			case e.Basis == BasisImport:
 				out[i].Refused = "withdrawn"
@@ -140,12 +140,7 @@ func record(ctx context.Context, tx *postgres.Tx, w *writer, entries []Consent) 
 }
 
 // lockContacts lets one transaction at a time write about a contact's consent; in order of id, so that two never wait for each other.
-func lockContacts(ctx context.Context, tx *postgres.Tx, contacts []int64) error {
-	if _, err := tx.Exec(ctx, "SELECT FROM contact WHERE id = ANY ($1) ORDER BY id FOR UPDATE", contacts); err != nil {
-		return fmt.Errorf("lock contacts: %w", err)
-	}
-	return nil
-}
+const lockContacts = "SELECT FROM contact WHERE id = ANY ($1) ORDER BY id FOR UPDATE"
 
 func pairsOf(entries []Consent) ([]pair, error) {
 	pairs := make([]pair, 0, len(entries))
@@ -160,12 +155,7 @@ func pairsOf(entries []Consent) ([]pair, error) {
 		}
 		pairs = append(pairs, pair{e.Contact, e.Purpose})
 	}
-	slices.SortFunc(pairs, func(a, b pair) int {
-		if a.contact != b.contact {
-			return int(a.contact - b.contact)
-		}
-		return strings.Compare(a.purpose, b.purpose)
-	})
+	slices.SortFunc(pairs, pair.compare)
 	return slices.Compact(pairs), nil
 }
 
@@ -189,40 +179,37 @@ func inComplaint(contact, purpose string) string {
 		AND s.channel = 'email' AND s.reason = 'complaint' AND s.until > onda.now()))`
 }
 
-func standing(ctx context.Context, tx *postgres.Tx, pairs []pair) (map[pair]stand, error) {
+// queueStanding queues the reading of how contacts stand, which is there when the batch is over.
+func queueStanding(b *pgx.Batch, pairs []pair) map[pair]stand {
 	contacts, purposes := columns(pairs)
-	rows, err := tx.Query(ctx, `SELECT u.contact, u.purpose, coalesce(p.state, ''), `+inComplaint("u.contact", "u.purpose")+`
-		FROM unnest($1::bigint[], $2::text[]) u(contact, purpose) LEFT JOIN subscription p USING (contact, purpose)`, contacts, purposes)
-	if err != nil {
-		return nil, fmt.Errorf("read consent: %w", err)
-	}
 	out := make(map[pair]stand, len(pairs))
-	var p pair
-	var s stand
-	_, err = pgx.ForEachRow(rows, []any{&p.contact, &p.purpose, &s.state, &s.complaint}, func() error {
-		out[p] = s
-		return nil
+	b.Queue(`SELECT u.contact, u.purpose, coalesce(p.state, ''), `+inComplaint("u.contact", "u.purpose")+`
+		FROM unnest($1::bigint[], $2::text[]) u(contact, purpose) LEFT JOIN subscription p USING (contact, purpose)`, contacts, purposes).Query(func(rows pgx.Rows) error {
+		var p pair
+		var s stand
+		_, err := pgx.ForEachRow(rows, []any{&p.contact, &p.purpose, &s.state, &s.complaint}, func() error {
+			out[p] = s
+			return nil
+		})
+		return err
 	})
-	if err != nil {
-		return nil, fmt.Errorf("read consent: %w", err)
-	}
-	return out, nil
+	return out
 }
 
-// appendLedger adds the entries that are new, and gives their ids, 0 for those that are not.
-func appendLedger(ctx context.Context, tx *postgres.Tx, entries []Consent) ([]int64, error) {
+// queueLedger queues the adding of the entries that are new. When the batch is over, their ids are there, 0 for those that are not.
+func queueLedger(b *pgx.Batch, entries []Consent) (ids []int64, err error) {
 	n := len(entries)
 	contact, purpose, state, basis := make([]int64, n), make([]string, n), make([]string, n), make([]string, n)
 	proof, origin, until, at := make([]string, n), make([][]byte, n), make([]*time.Time, n), make([]*time.Time, n)
 	for i, e := range entries {
-		b, err := json.Marshal(e.Proof)
+		text, err := json.Marshal(e.Proof)
 		if err != nil {
 			return nil, fmt.Errorf("encode the proof of a consent: %w", err)
 		}
 		if e.Proof == nil {
-			b = []byte("{}")
+			text = []byte("{}")
 		}
-		contact[i], purpose[i], state[i], basis[i], proof[i], origin[i] = e.Contact, e.Purpose, string(e.State), e.Basis, string(b), e.Origin
+		contact[i], purpose[i], state[i], basis[i], proof[i], origin[i] = e.Contact, e.Purpose, string(e.State), e.Basis, string(text), e.Origin
 		if !e.OriginUntil.IsZero() {
 			until[i] = &e.OriginUntil
 		}
@@ -230,8 +217,9 @@ func appendLedger(ctx context.Context, tx *postgres.Tx, entries []Consent) ([]in
 			at[i] = &e.At
 		}
 	}
-	// Repeats within the call are found by DISTINCT ON, those of before by NOT EXISTS. An import is refused, not written, where it would have no effect.
-	rows, err := tx.Query(ctx, `WITH u AS (
+	// Repeats within the call are found by their number, those of before one by one: a join may be planned while the ledger is small, and read all of it ever after. An import is refused, not written, where it would have no effect.
+	ids = make([]int64, n)
+	b.Queue(`WITH u AS (
 		SELECT n, contact, purpose, state, basis, proof::jsonb, origin, origin_until, at,
 		       row_number() OVER (PARTITION BY contact, purpose, state, basis, proof::jsonb, CASE WHEN basis = 'import' AND state <> 'withdrawn' THEN NULL ELSE at END ORDER BY n) AS nth,
 		       CASE WHEN basis = 'import' THEN proof::jsonb - '{file,row}'::text[] ELSE proof::jsonb END AS told
@@ -239,33 +227,29 @@ func appendLedger(ctx context.Context, tx *postgres.Tx, entries []Consent) ([]in
 		       WITH ORDINALITY u(contact, purpose, state, basis, proof, origin, origin_until, at, n)
 	), fresh AS (
 		SELECT u.* FROM u LEFT JOIN subscription p USING (contact, purpose)
-		 WHERE nth = 1
-		   AND NOT EXISTS (SELECT FROM consent o WHERE o.contact = u.contact AND o.purpose = u.purpose AND o.state = u.state AND o.basis = u.basis AND (o.proof = u.proof OR u.basis = 'import' AND o.proof - '{file,row}'::text[] = u.told)
-		                      AND (o.at = u.at OR u.basis = 'import' AND u.state <> 'withdrawn' OR u.at IS NULL AND p.state = u.state))
+		  LEFT JOIN LATERAL (SELECT true AS known FROM consent o WHERE o.contact = u.contact AND o.purpose = u.purpose AND o.state = u.state AND o.basis = u.basis AND (o.proof = u.proof OR u.basis = 'import' AND o.proof - '{file,row}'::text[] = u.told)
+		                      AND (o.at = u.at OR u.basis = 'import' AND u.state <> 'withdrawn' OR u.at IS NULL AND p.state = u.state) LIMIT 1) o ON true
+		 WHERE nth = 1 AND known IS NULL
 		   AND NOT (u.basis = 'import' AND u.state <> 'withdrawn' AND (coalesce(p.state, '') = 'withdrawn' OR `+inComplaint("u.contact", "u.purpose")+`))
 	), made AS (
 		SELECT n, nextval(pg_get_serial_sequence('consent', 'id')) AS id, contact, purpose, state, basis, proof, origin, origin_until, at FROM fresh ORDER BY n
 	), written AS (
 		INSERT INTO consent (id, contact, purpose, state, basis, proof, origin, origin_until, at) OVERRIDING SYSTEM VALUE
 		SELECT id, contact, purpose, state, basis, proof, origin, origin_until, coalesce(at, onda.now()) FROM made
-	) SELECT n - 1, id FROM made`, contact, purpose, state, basis, proof, origin, until, at)
-	if err != nil {
-		return nil, fmt.Errorf("write the consent ledger: %w", err)
-	}
-	ids := make([]int64, n)
-	var i int
-	var id int64
-	if _, err = pgx.ForEachRow(rows, []any{&i, &id}, func() error { ids[i] = id; return nil }); err != nil {
-		return nil, fmt.Errorf("write the consent ledger: %w", err)
-	}
+	) SELECT n - 1, id FROM made`, contact, purpose, state, basis, proof, origin, until, at).Query(func(rows pgx.Rows) error {
+		var i int
+		var id int64
+		_, err := pgx.ForEachRow(rows, []any{&i, &id}, func() error { ids[i] = id; return nil })
+		return err
+	})
 	return ids, nil
 }
 
-// fold is SQL: what the ledger says of each of the pairs $1, $2. An import is at -infinity. decisive is the last entry that is not pending.
+// fold is SQL: what the ledger says of each of the pairs $1, $2, looked up one by one as above. An import is at -infinity. decisive is the last entry that is not pending.
 const fold = `u AS (SELECT * FROM unnest($1::bigint[], $2::text[]) u(contact, purpose)
 	), entry AS (
 		SELECT u.contact, u.purpose, c.id, c.state, c.at AS happened, CASE WHEN c.basis = 'import' AND c.state <> 'withdrawn' THEN '-infinity' ELSE c.at END AS at
-		  FROM u JOIN consent c USING (contact, purpose)
+		  FROM u CROSS JOIN LATERAL (SELECT id, state, basis, at FROM consent c WHERE c.contact = u.contact AND c.purpose = u.purpose OFFSET 0) c
 	), decisive AS (
 		SELECT DISTINCT ON (contact, purpose) * FROM entry WHERE state <> 'pending' ORDER BY contact, purpose, at DESC, state DESC, happened DESC, id DESC
 	), asked AS (
@@ -278,45 +262,59 @@ const fold = `u AS (SELECT * FROM unnest($1::bigint[], $2::text[]) u(contact, pu
 		       greatest(d.at, a.at) AS latest
 		  FROM u LEFT JOIN decisive d USING (contact, purpose) LEFT JOIN asked a USING (contact, purpose))`
 
-// project makes the projection of the pairs what the ledger and complaints say, and notes the facts of what changed.
-func project(ctx context.Context, tx *postgres.Tx, w *writer, pairs []pair) (map[pair]stand, error) {
+// project makes the projection of the pairs what the ledger and complaints say, and notes the facts of what changed. before is how they stood; after is their states now.
+func project(ctx context.Context, tx *postgres.Tx, w *writer, pairs []pair, before map[pair]stand) (after map[pair]State, err error) {
 	contacts, purposes := columns(pairs)
-	// What a complaint ends is said in the ledger, too.
-	_, err := tx.Exec(ctx, `WITH `+fold+`
-		INSERT INTO consent (contact, purpose, state, basis, proof, at)
-		SELECT v.contact, v.purpose, 'withdrawn', 'complaint', CASE WHEN s.delivery IS NULL THEN '{}' ELSE jsonb_build_object('delivery', s.delivery) END, greatest(s.at, v.latest)
-		  FROM verdict v JOIN suppression s ON s.contact = v.contact AND s.channel = 'email' AND s.reason = 'complaint' AND s.until > onda.now()
-		 WHERE v.purpose NOT LIKE 'tracking.%' AND v.state IS DISTINCT FROM 'withdrawn' ORDER BY v.contact, v.purpose`, contacts, purposes)
-	if err != nil {
-		return nil, fmt.Errorf("withdraw what a complaint ends: %w", err)
+	b := &pgx.Batch{}
+	after = make(map[pair]State, len(pairs))
+	complaint := false
+	for p, s := range before {
+		after[p] = s.state
+		complaint = complaint || s.complaint
 	}
-	rows, err := tx.Query(ctx, `WITH `+fold+`, was AS (
-		SELECT p.contact, p.purpose, p.state FROM u JOIN subscription p USING (contact, purpose)
-	), written AS (
+	if complaint { // what it ends is said in the ledger, too
+		b.Queue(`WITH `+fold+`
+			INSERT INTO consent (contact, purpose, state, basis, proof, at)
+			SELECT v.contact, v.purpose, 'withdrawn', 'complaint', CASE WHEN s.delivery IS NULL THEN '{}' ELSE jsonb_build_object('delivery', s.delivery) END, greatest(s.at, v.latest)
+			  FROM verdict v JOIN suppression s ON s.contact = v.contact AND s.channel = 'email' AND s.reason = 'complaint' AND s.until > onda.now()
+			 WHERE v.purpose NOT LIKE 'tracking.%' AND v.state IS DISTINCT FROM 'withdrawn' ORDER BY v.contact, v.purpose`, contacts, purposes)
+	}
+	type change struct {
+		pair
+		state   State
+		consent int64
+		at      time.Time
+	}
+	var changes []change
+	b.Queue(`WITH `+fold+`
 		INSERT INTO subscription AS p (contact, purpose, state, consent, at)
 		SELECT contact, purpose, state, consent, happened FROM verdict WHERE state IS NOT NULL ORDER BY contact, purpose
 		ON CONFLICT (contact, purpose) DO UPDATE SET state = excluded.state, consent = excluded.consent, at = excluded.at
 		 WHERE (p.state, p.consent) IS DISTINCT FROM (excluded.state, excluded.consent)
-		RETURNING p.contact, p.purpose, p.state, p.consent, p.at
-	) SELECT written.contact, written.purpose, written.state, written.consent, written.at FROM written LEFT JOIN was USING (contact, purpose)
-	   WHERE was.state IS DISTINCT FROM written.state ORDER BY written.contact, written.purpose`, contacts, purposes)
-	if err != nil {
+		RETURNING p.contact, p.purpose, p.state, p.consent, p.at`, contacts, purposes).Query(func(rows pgx.Rows) error {
+		var c change
+		_, err := pgx.ForEachRow(rows, []any{&c.contact, &c.purpose, &c.state, &c.consent, &c.at}, func() error {
+			if after[c.pair] != c.state {
+				after[c.pair] = c.state
+				changes = append(changes, c)
+			}
+			return nil
+		})
+		return err
+	})
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
 		return nil, fmt.Errorf("bring subscriptions up to date: %w", err)
 	}
 	items := map[State][]event.Consent{}
-	var p pair
-	var state State
-	var consent int64
-	var at time.Time
-	_, err = pgx.ForEachRow(rows, []any{&p.contact, &p.purpose, &state, &consent, &at}, func() error {
-		items[state] = append(items[state], event.Consent{Contact: p.contact, Purpose: p.purpose})
-		return w.add("consent."+string(state), p.purpose, p.contact, map[string]any{"consent": consent}, at)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("bring subscriptions up to date: %w", err)
+	slices.SortFunc(changes, func(a, b change) int { return a.compare(b.pair) })
+	for _, c := range changes {
+		items[c.state] = append(items[c.state], event.Consent{Contact: c.contact, Purpose: c.purpose})
+		if err := w.add("consent."+string(c.state), c.purpose, c.contact, map[string]any{"consent": c.consent}, c.at); err != nil {
+			return nil, err
+		}
 	}
 	ringItems(w, items[Pending], func(c []event.Consent) event.Data { return event.ConsentPending{Consents: event.Consents{Items: c}} })
 	ringItems(w, items[Granted], func(c []event.Consent) event.Data { return event.ConsentGranted{Consents: event.Consents{Items: c}} })
 	ringItems(w, items[Withdrawn], func(c []event.Consent) event.Data { return event.ConsentWithdrawn{Consents: event.Consents{Items: c}} })
-	return standing(ctx, tx, pairs)
+	return after, nil
 }

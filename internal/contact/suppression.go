@@ -106,18 +106,26 @@ func withdrawAll(ctx context.Context, tx *postgres.Tx, w *writer, list []Suppres
 	if len(complained) == 0 {
 		return nil
 	}
-	rows, err := tx.Query(ctx, `SELECT contact, purpose FROM subscription WHERE contact = ANY ($1) AND purpose NOT LIKE 'tracking.%' ORDER BY contact, purpose`, complained)
+	rows, err := tx.Query(ctx, `SELECT contact, purpose, state FROM subscription WHERE contact = ANY ($1) AND purpose NOT LIKE 'tracking.%' ORDER BY contact, purpose`, complained)
 	if err != nil {
 		return fmt.Errorf("read consent: %w", err)
 	}
-	pairs, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (p pair, err error) {
-		err = r.Scan(&p.contact, &p.purpose)
-		return p, err
+	var pairs []pair
+	before := map[pair]stand{}
+	var p pair
+	s := stand{complaint: true}
+	_, err = pgx.ForEachRow(rows, []any{&p.contact, &p.purpose, &s.state}, func() error {
+		pairs = append(pairs, p)
+		before[p] = s
+		return nil
 	})
-	if err != nil || len(pairs) == 0 {
-		return err
+	if err != nil {
+		return fmt.Errorf("read consent: %w", err)
 	}
-	_, err = project(ctx, tx, w, pairs)
+	if len(pairs) == 0 {
+		return nil
+	}
+	_, err = project(ctx, tx, w, pairs, before)
 	return err
 }
 
@@ -234,7 +242,10 @@ func hashes(ctx context.Context, tx *postgres.Tx, list []Suppression) ([]owner, 
 			contacts = append(contacts, o.contact)
 		}
 	}
-	return out, lockContacts(ctx, tx, contacts)
+	if _, err := tx.Exec(ctx, lockContacts, contacts); err != nil {
+		return nil, fmt.Errorf("lock contacts: %w", err)
+	}
+	return out, nil
 }
 
 func idOrNull(id int64) *int64 {
