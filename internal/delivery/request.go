@@ -75,7 +75,7 @@ func Request(ctx context.Context, tx *postgres.Tx, drainer string, m Transaction
 	if err != nil {
 		return 0, false, err
 	}
-	if err := tx.EnsurePartitions(ctx); err != nil {
+	if err := tx.EnsurePartitionsLately(ctx); err != nil {
 		return 0, false, err
 	}
 	data, attachments, err := m.encode()
@@ -138,7 +138,7 @@ func RequestReserved(ctx context.Context, tx *postgres.Tx, drainer string, mails
 	if len(mails) == 0 {
 		return nil
 	}
-	if err := tx.EnsurePartitions(ctx); err != nil {
+	if err := tx.EnsurePartitionsLately(ctx); err != nil {
 		return err
 	}
 	type standing struct{ run, email int64 }
@@ -240,8 +240,9 @@ func repeatOf(ctx context.Context, tx *postgres.Tx, key string, hash []byte) (de
 func standingRun(ctx context.Context, tx *postgres.Tx, name string) (run, email int64, err error) {
 	var entity int32
 	var transactional bool
-	err = tx.QueryRow(ctx, `SELECT e.id, d.id, coalesce((d.spec #>> '{spec,transactional}')::boolean, false)
-		FROM entity e JOIN document d ON d.id = e.current WHERE e.kind = 'Email' AND e.name = $1`, name).Scan(&entity, &email, &transactional)
+	err = tx.QueryRow(ctx, `SELECT e.id, d.id, coalesce((d.spec #>> '{spec,transactional}')::boolean, false), coalesce(r.id, 0)
+		FROM entity e JOIN document d ON d.id = e.current LEFT JOIN run r ON r.entity = e.id AND r.state IN ('scheduled', 'running', 'paused')
+		WHERE e.kind = 'Email' AND e.name = $1`, name).Scan(&entity, &email, &transactional, &run)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return 0, 0, fmt.Errorf("email %q: %w", name, ErrUnknownEmail)
@@ -249,14 +250,12 @@ func standingRun(ctx context.Context, tx *postgres.Tx, name string) (run, email 
 		return 0, 0, fmt.Errorf("look for email %q: %w", name, err)
 	case !transactional:
 		return 0, 0, fmt.Errorf("email %q: %w", name, ErrNotTransactional)
+	case run != 0:
+		return run, email, nil
 	}
-	const find = "SELECT id FROM run WHERE entity = $1 AND state IN ('scheduled', 'running', 'paused')"
-	err = tx.QueryRow(ctx, find, entity).Scan(&run)
-	if errors.Is(err, pgx.ErrNoRows) {
-		if _, err = tx.Exec(ctx, `INSERT INTO run (kind, entity, document, state, cause, planned, started_at) VALUES ('standing', $1, $2, 'running', 'transactional', true, onda.now())
-			ON CONFLICT (entity) WHERE state IN ('scheduled', 'running', 'paused') DO NOTHING`, entity, email); err == nil {
-			err = tx.QueryRow(ctx, find, entity).Scan(&run)
-		}
+	if _, err = tx.Exec(ctx, `INSERT INTO run (kind, entity, document, state, cause, planned, started_at) VALUES ('standing', $1, $2, 'running', 'transactional', true, onda.now())
+		ON CONFLICT (entity) WHERE state IN ('scheduled', 'running', 'paused') DO NOTHING`, entity, email); err == nil {
+		err = tx.QueryRow(ctx, "SELECT id FROM run WHERE entity = $1 AND state IN ('scheduled', 'running', 'paused')", entity).Scan(&run)
 	}
 	if err != nil {
 		return 0, 0, fmt.Errorf("find the standing run of email %q: %w", name, err)

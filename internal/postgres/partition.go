@@ -18,6 +18,26 @@ func (tx *Tx) EnsurePartitions(ctx context.Context) error {
 	return nil
 }
 
+// partitionsFor is how long single writers rely on partitions that were looked after: half a one takes them far longer to fill.
+const partitionsFor = 30 * time.Second
+
+// EnsurePartitionsLately is EnsurePartitions, unless this process did it for the tenant in the last 30 seconds: for those who write single mails and facts, not audiences.
+func (tx *Tx) EnsurePartitionsLately(ctx context.Context) error {
+	tx.db.mu.Lock()
+	lately := time.Since(tx.db.partitions[tx.Tenant.Name]) < partitionsFor
+	tx.db.mu.Unlock()
+	if lately {
+		return nil
+	}
+	if err := tx.EnsurePartitions(ctx); err != nil {
+		return err
+	}
+	tx.db.mu.Lock()
+	defer tx.db.mu.Unlock()
+	tx.db.partitions[tx.Tenant.Name] = time.Now()
+	return nil
+}
+
 // UpdateStatistics tells Postgres how large contacts, consents and facts have become.
 func (tx *Tx) UpdateStatistics(ctx context.Context) error {
 	if _, err := tx.Exec(ctx, "SELECT update_statistics()"); err != nil {

@@ -73,13 +73,14 @@ type DB struct {
 	server atomic.Pointer[server]
 	stage  atomic.Value // the Stage that was seen last; none before the first
 
-	mu      sync.Mutex
-	visits  map[*pgx.Conn]map[string]entered // tenants that were entered on it
-	pending map[drain]struct{}               // what this process published to and has not drained
-	rungAt  map[drain]time.Time              // when it last posted a doorbell from there
-	keys    map[string]cachedKeys
-	numbers map[int32]string
-	unknown unknownNumbers
+	mu         sync.Mutex
+	visits     map[*pgx.Conn]map[string]entered // tenants that were entered on it
+	pending    map[drain]struct{}               // what this process published to and has not drained
+	rungAt     map[drain]time.Time              // when it last posted a doorbell from there
+	keys       map[string]cachedKeys
+	partitions map[string]time.Time // when those of a tenant were looked after last
+	numbers    map[int32]string
+	unknown    unknownNumbers
 
 	doors doors
 }
@@ -99,11 +100,12 @@ func Open(cfg Config) (*DB, error) {
 	}
 	db := &DB{
 		only: cfg.Tenant, tick: cfg.Tick,
-		visits:  map[*pgx.Conn]map[string]entered{},
-		pending: map[drain]struct{}{},
-		rungAt:  map[drain]time.Time{},
-		keys:    map[string]cachedKeys{},
-		numbers: map[int32]string{},
+		visits:     map[*pgx.Conn]map[string]entered{},
+		pending:    map[drain]struct{}{},
+		rungAt:     map[drain]time.Time{},
+		keys:       map[string]cachedKeys{},
+		partitions: map[string]time.Time{},
+		numbers:    map[int32]string{},
 	}
 	db.server.Store(&server{}) // of no server: none started in the year 1
 	if db.tick <= 0 {

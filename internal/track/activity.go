@@ -53,22 +53,10 @@ func (t *Tracker) writeActivities(ctx context.Context, tx *postgres.Tx, all []ac
 	if err != nil {
 		return err
 	}
-	if err := t.ensurePartitions(ctx, tx); err != nil {
+	if err := tx.EnsurePartitionsLately(ctx); err != nil { // facts of visitors may come in faster than campaign comes by
 		return err
 	}
 	return writeActivityFacts(ctx, tx, fresh, users, visitors)
-}
-
-// ensurePartitions sees now and then to the tenant's partitions: facts of visitors may come in faster than campaign comes by.
-func (t *Tracker) ensurePartitions(ctx context.Context, tx *postgres.Tx) error {
-	if _, lately := t.partitions.get(tx.Tenant.Name); lately {
-		return nil
-	}
-	if err := tx.EnsurePartitions(ctx); err != nil {
-		return err
-	}
-	t.partitions.put(tx.Tenant.Name, struct{}{})
-	return nil
 }
 
 // MessageSchema is the tenant migration from which on messages are remembered in a table of their own; before it, in allowance.

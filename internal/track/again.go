@@ -70,7 +70,7 @@ func (t *Tracker) judgeAgain(ctx context.Context, tx *postgres.Tx) (more bool, e
 		}
 	}
 	if len(others) > 0 {
-		if err := t.ensurePartitions(ctx, tx); err != nil {
+		if err := tx.EnsurePartitionsLately(ctx); err != nil {
 			return false, err
 		}
 		stats := map[statKey]count{}

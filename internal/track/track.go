@@ -65,9 +65,8 @@ func (c *Config) Check() error {
 const workFor = 20 * time.Second
 
 const (
-	commitMost    = 500              // hits, or events, of one commit
-	unknownFor    = 10 * time.Second // what was asked for and is not there is not looked for again
-	partitionsFor = 30 * time.Second // half a partition of facts takes far longer to be written
+	commitMost = 500              // hits, or events, of one commit
+	unknownFor = 10 * time.Second // what was asked for and is not there is not looked for again
 )
 
 // Tracker is the function.
@@ -79,7 +78,6 @@ type Tracker struct {
 	activities *groupcommit.Committer[activity]
 	links      *cache[linkKey, string]
 	noLinks    *cache[linkKey, struct{}]
-	partitions *cache[string, struct{}] // tenants whose partitions were looked after
 	composer   *compose.Composer
 	scanners   *scanners
 	bodies     *fn.Bodies
@@ -91,8 +89,7 @@ func New(cfg Config, db *postgres.DB, log *zap.Logger) *Tracker {
 	t := &Tracker{
 		cfg: cfg, db: db, log: log, composer: compose.New(cfg.Compose), scanners: newScanners(cfg.Scanners, log),
 		links: newCache[linkKey, string](20_000, 0), noLinks: newCache[linkKey, struct{}](1_000, unknownFor),
-		partitions: newCache[string, struct{}](10_000, partitionsFor),
-		bodies:     fn.NewBodies(maxBodies), rates: newRates(cfg.EventsPerSecond, time.Now),
+		bodies: fn.NewBodies(maxBodies), rates: newRates(cfg.EventsPerSecond, time.Now),
 	}
 	r := groupcommit.NewRoom(cfg.Slots)
 	t.hits = groupcommit.New(r, commitMost, hit.size, t.storeHits)
@@ -172,7 +169,7 @@ func (t *Tracker) Sweep(ctx context.Context, tenant string, draining <-chan stru
 
 // judge judges hits, with partitions made for their facts.
 func (t *Tracker) judge(ctx context.Context, tx *postgres.Tx) (again bool, err error) {
-	if err := t.ensurePartitions(ctx, tx); err != nil {
+	if err := tx.EnsurePartitionsLately(ctx); err != nil {
 		return false, err
 	}
 	n, err := t.judgeHits(ctx, tx)
