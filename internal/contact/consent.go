@@ -232,7 +232,8 @@ func queueLedger(b *pgx.Batch, entries []Consent) (ids []int64, err error) {
 		 WHERE nth = 1 AND known IS NULL
 		   AND NOT (u.basis = 'import' AND u.state <> 'withdrawn' AND (coalesce(p.state, '') = 'withdrawn' OR `+inComplaint("u.contact", "u.purpose")+`))
 	), made AS (
-		SELECT n, nextval(pg_get_serial_sequence('consent', 'id')) AS id, contact, purpose, state, basis, proof, origin, origin_until, at FROM fresh ORDER BY n
+		SELECT n, nextval(seq) AS id, contact, purpose, state, basis, proof, origin, origin_until, at
+		  FROM fresh, (SELECT pg_get_serial_sequence('consent', 'id')::regclass AS seq OFFSET 0) s ORDER BY n
 	), written AS (
 		INSERT INTO consent (id, contact, purpose, state, basis, proof, origin, origin_until, at) OVERRIDING SYSTEM VALUE
 		SELECT id, contact, purpose, state, basis, proof, origin, origin_until, coalesce(at, onda.now()) FROM made

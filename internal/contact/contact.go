@@ -93,11 +93,6 @@ func upsert(ctx context.Context, tx *postgres.Tx, drainer string, rows []Row, ca
 		open = append(open, i)
 	}
 	w := &writer{drainer: drainer, cause: cause}
-	if len(open) > 0 {
-		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock_shared($1, $2)", makeLock, tx.Tenant.Number); err != nil {
-			return nil, fmt.Errorf("lock contacts: %w", err)
-		}
-	}
 	// Rows of one contact go in turns, so that a statement writes a contact once; nearly always one turn does it.
 	for len(open) > 0 {
 		turn, rest := firstOfEach(norm, open)
@@ -196,24 +191,26 @@ func upsertTurn(ctx context.Context, tx *postgres.Tx, w *writer, rows []Row, res
 	return again, applyRows(ctx, tx, w, rows, results, change)
 }
 
-func look(ctx context.Context, tx *postgres.Tx, rows []Row, turn []int) ([]found, error) {
+// look finds them, under the lock of those who make contacts.
+func look(ctx context.Context, tx *postgres.Tx, rows []Row, turn []int) (have []found, err error) {
 	emails, ids := pick(rows, turn)
+	b := &pgx.Batch{}
+	b.Queue("SELECT pg_advisory_xact_lock_shared($1, $2)", makeLock, tx.Tenant.Number)
 	// A merged contact keeps its external id as a forwarding address.
-	got, err := tx.Query(ctx, `SELECT u.n - 1, coalesce(e.merged_into, e.id), coalesce(x.merged_into, x.id), e.external_id
+	b.Queue(`SELECT u.n - 1, coalesce(e.merged_into, e.id), coalesce(x.merged_into, x.id), e.external_id
 		FROM unnest($1::text[], $2::text[]) WITH ORDINALITY u(email, external_id, n)
-		LEFT JOIN contact e ON e.email = u.email LEFT JOIN contact x ON x.external_id = u.external_id ORDER BY u.n`, emails, ids)
-	if err != nil {
-		return nil, fmt.Errorf("look for contacts: %w", err)
-	}
-	have, err := pgx.CollectRows(got, func(r pgx.CollectableRow) (f found, err error) {
-		var n int
-		err = r.Scan(&n, &f.byEmail, &f.byID, &f.emailsOwnID)
-		if err == nil {
-			f.row = turn[n]
-		}
-		return f, err
+		LEFT JOIN contact e ON e.email = u.email LEFT JOIN contact x ON x.external_id = u.external_id ORDER BY u.n`, emails, ids).Query(func(got pgx.Rows) (err error) {
+		have, err = pgx.CollectRows(got, func(r pgx.CollectableRow) (f found, err error) {
+			var n int
+			err = r.Scan(&n, &f.byEmail, &f.byID, &f.emailsOwnID)
+			if err == nil {
+				f.row = turn[n]
+			}
+			return f, err
+		})
+		return err
 	})
-	if err != nil {
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
 		return nil, fmt.Errorf("look for contacts: %w", err)
 	}
 	return have, nil

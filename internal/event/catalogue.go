@@ -1,6 +1,9 @@
 package event
 
-import "reflect"
+import (
+	"reflect"
+	"sync"
+)
 
 // StreamFacts is the value of the extension "stream" of every event that is the doorbell of rows in the table of facts. A consumer of facts
 // needs one Trigger for all of them, with an exact filter, which is all that every broker class can do.
@@ -82,13 +85,18 @@ func Catalogue() []Entry {
 
 // Lookup finds the entry of a type; ok is false for a type that is not in the catalogue.
 func Lookup(eventType string) (e Entry, ok bool) {
-	for _, e := range Catalogue() {
-		if e.Type == eventType {
-			return e, true
-		}
-	}
-	return Entry{}, false
+	e, ok = byType()[eventType]
+	return e, ok
 }
+
+// byType is the catalogue, made once: every event is looked up in it.
+var byType = sync.OnceValue(func() map[string]Entry {
+	m := map[string]Entry{}
+	for _, e := range Catalogue() {
+		m[e.Type] = e
+	}
+	return m
+})
 
 func entry[T Data](description string, producers, consumers []string) Entry {
 	var data T
