@@ -20,6 +20,8 @@ const (
 	judgeLock  = 0x6f6e6474 // class of the advisory lock: one judge a tenant
 	judgeChunk = 1_000
 	ringChunk  = 300 // items of a doorbell that surely stay within 64 KiB
+
+	gatewayLook = 20_000 // clicks around those of a chunk
 )
 
 // judgeHits judges up to a chunk of the hits whose hold is over, folds the statistics, and writes the facts of what people did. n is how many it took; n == judgeChunk says that there may
@@ -46,7 +48,11 @@ func (t *Tracker) judgeHits(ctx context.Context, tx *postgres.Tx) (n int, err er
 	if err := t.foldCounted(ctx, tx, counted, stats); err != nil {
 		return 0, err
 	}
-	if err := t.judgeNamed(ctx, tx, due, named, stats); err != nil {
+	gated, err := t.findGateways(ctx, tx, due)
+	if err != nil {
+		return 0, err
+	}
+	if err := t.judgeNamed(ctx, tx, due, append(named, gated...), stats); err != nil {
 		return 0, err
 	}
 	return len(due), writeStats(ctx, tx, stats)
@@ -70,6 +76,54 @@ func readHits(ctx context.Context, tx *postgres.Tx, where string, args ...any) (
 		return nil, fmt.Errorf("read hits: %w", err)
 	}
 	return hits, nil
+}
+
+// findGateways notes which clicks that are due, or came about the same time, are by a gateway, and gives the mails of those among them that are judged already. It looks at hits by their
+// time, the earliest gatewayLook of them: of a tenant with thousands of clicks a second it sees none.
+func (t *Tracker) findGateways(ctx context.Context, tx *postgres.Tx, due []stored) (deliveries []int64, err error) {
+	if !slices.ContainsFunc(due, func(h stored) bool { return h.Kind == kindClick && h.Delivery > 0 && len(h.Origin) > 0 }) {
+		return nil, nil
+	}
+	from, to := due[0].At.Add(-gatewaySpan), due[len(due)-1].At.Add(gatewaySpan)
+	const at = "origin IS NOT NULL AND at BETWEEN $1 AND $2 AND kind = 'click' AND delivery > 0"
+	rows, err := tx.Query(ctx, `SELECT origin FROM (SELECT origin, delivery FROM hit WHERE `+at+` ORDER BY at LIMIT $3) h
+		WHERE origin <> '' GROUP BY origin HAVING count(DISTINCT delivery) >= $4`, from, to, gatewayLook, gatewayMails)
+	if err != nil {
+		return nil, fmt.Errorf("look for places with many clicks: %w", err)
+	}
+	places, err := pgx.CollectRows(rows, pgx.RowTo[[]byte])
+	if err != nil || len(places) == 0 {
+		return nil, err
+	}
+	clicks, err := readHits(ctx, tx, at+" AND origin = ANY ($4) ORDER BY at LIMIT $3", from, to, gatewayLook, places)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range clicks {
+		deliveries = append(deliveries, c.Delivery)
+	}
+	mails, err := readMails(ctx, tx, deliveries)
+	if err != nil {
+		return nil, err
+	}
+	found, lists := gateways(clicks, mails), t.scanners.now()
+	var ids []int64
+	deliveries = nil
+	for _, c := range clicks {
+		if !found[c.ID] || lists.own(c) != "" {
+			continue
+		}
+		if ids = append(ids, c.ID); c.Verdict != nobody {
+			deliveries = append(deliveries, c.Delivery)
+		}
+	}
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	if _, err := tx.Exec(ctx, "UPDATE hit SET reason = $1 WHERE id = ANY ($2)", gateway, ids); err != nil {
+		return nil, fmt.Errorf("note clicks of gateways: %w", err)
+	}
+	return deliveries, nil
 }
 
 // foldCounted counts the hits of the aggregate and forgets them.

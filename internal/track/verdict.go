@@ -13,8 +13,10 @@ const (
 	nobody = "" // not judged yet
 )
 
-// unseen is the reason of a request of the link that people cannot see.
-const unseen = "unseen-link"
+const (
+	unseen  = "unseen-link" // the reason of a request of the link that people cannot see
+	gateway = "gateway"     // the reason of a click by what stands before the mailboxes of many
+)
 
 const (
 	tooSoon   = 2 * time.Second // after the mail was sent, and before, nobody has read it: some scan before they take it
@@ -22,6 +24,11 @@ const (
 	burstFast = time.Second     // in which no person follows three, or all of two: who opens tabs takes about half a second for each
 	probeSpan = time.Minute     // around a HEAD, a burst, or a request of the unseen link, one from the same place is of the same program
 	swarmSpan = 5 * time.Second // around a request of the unseen link, a click from anywhere is: many scan from several places
+
+	// In an office many click from one place, by the same browser, but not so soon.
+	gatewayMails = 5                // so many of them are followed from one place
+	gatewaySpan  = 5 * time.Second  // within so long
+	gatewaySoon  = 20 * time.Second // and each so soon after it was sent
 )
 
 // stored is a hit as it is in its row.
@@ -92,13 +99,42 @@ func (l *lists) own(h stored) string {
 		if h.Link == 0 && h.Kind == kindClick {
 			return unseen // it is one, not beside one
 		}
-	case "prefetch", "head", "scanner-network", "proxy-network":
+	case "prefetch", "head", "scanner-network", "proxy-network", gateway:
 		return h.Reason
 	}
 	if h.Agent == "" { // blank, or not kept
 		return h.Reason
 	}
 	return l.agent(h.Kind, h.Agent)
+}
+
+// gateways finds the clicks of programs that look at the mails of many before these have them: from one place and by one name, on several mails at about the same time, and soon after they
+// were sent. mails are those of the clicks.
+func gateways(clicks []stored, mails map[int64]mail) map[int64]bool {
+	type place struct{ origin, agent string }
+	of := map[place][]stored{}
+	for _, c := range clicks {
+		m := mails[c.Delivery]
+		if after := c.At.Sub(m.sent); c.Kind != kindClick || len(c.Origin) == 0 || m.sent.IsZero() || after < 0 || after > gatewaySoon {
+			continue
+		}
+		c.Link = c.Delivery // begins counts mails here
+		of[place{string(c.Origin), c.Agent}] = append(of[place{string(c.Origin), c.Agent}], c)
+	}
+	found := map[int64]bool{}
+	for _, clicks := range of {
+		slices.SortFunc(clicks, func(a, b stored) int { return a.At.Compare(b.At) })
+		var until time.Time
+		for i, burst := range begins(clicks, gatewayMails, gatewaySpan) {
+			if burst {
+				until = clicks[i].At.Add(gatewaySpan)
+			}
+			if !clicks[i].At.After(until) {
+				found[clicks[i].ID] = true
+			}
+		}
+	}
+	return found
 }
 
 // early tells whether nobody can have read the mail yet, so long after it was sent. Where it was tried before, it may have come then.
