@@ -207,8 +207,13 @@ func TestPagesThatRefuseAreMadeOnce(t *testing.T) {
 		trial       bool
 		want        string
 	}{
-		{"en", "", spec.Theme{}, false, "Just a moment"}, {"fr", "", spec.Theme{}, false, `lang="fr"`}, {"en", "Sail & Ski", spec.Theme{}, false, "Sail &amp; Ski"}, {"en", "Sail & Ski", spec.Theme{}, true, "no mail from here goes"},
-		{"en", "Sail & Ski", spec.Theme{Logo: logo}, false, logo}, {"en", "", spec.Theme{Accent: &accent}, false, "#7a1f5c"}, {"en", "", spec.Theme{Corners: spec.CornersRound}, false, "--corner: 1.8"},
+		{"en", "", spec.Theme{}, false, "Just a moment"},
+		{"fr", "", spec.Theme{}, false, `lang="fr"`},
+		{"en", "Sail & Ski", spec.Theme{}, false, "Sail &amp; Ski"},
+		{"en", "Sail & Ski", spec.Theme{}, true, "no mail from here goes"},
+		{"en", "Sail & Ski", spec.Theme{Logo: logo}, false, logo},
+		{"en", "", spec.Theme{Accent: &accent}, false, "#7a1f5c"},
+		{"en", "", spec.Theme{Corners: spec.CornersRound}, false, "--corner: 1.8"},
 	} {
 		trial = c.trial
 		first, err := tell(c.lang, c.brand, c.theme, http.StatusServiceUnavailable)
