@@ -397,11 +397,12 @@ func TestOutboxPostsAfterTheCommitAndUntilItIsTaken(t *testing.T) {
 func TestDoorbellsAreMerged(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t).DB(t)
+	const name = `a "b" \]}, {[`
 	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
 		for i := range 7 {
 			items := make([]event.Activity, 100)
 			for j := range items {
-				items[j] = event.Activity{Contact: int64(i*100 + j + 1), Name: "order.placed"}
+				items[j] = event.Activity{Contact: int64(i*100 + j + 1), Name: name}
 			}
 			e, err := event.New("acme", "track", "", event.DeriveID("x", string(rune('a'+i))), event.EventTracked{Activities: event.Activities{Items: items}})
 			if err != nil {
@@ -414,12 +415,20 @@ func TestDoorbellsAreMerged(t *testing.T) {
 		return nil
 	})
 	var sizes []int
+	var contacts int64
 	err := db.DrainPending(context.Background(), func(_ context.Context, _ string, e cloudevents.Event) error {
 		d, err := event.Decode(e)
-		if err == nil {
-			sizes = append(sizes, len(d.(event.EventTracked).Items))
+		if err != nil {
+			return err
 		}
-		return err
+		items := d.(event.EventTracked).Items
+		sizes = append(sizes, len(items))
+		for _, item := range items {
+			if contacts++; item.Contact != contacts || item.Name != name {
+				t.Errorf("item %d is %v", contacts, item)
+			}
+		}
+		return nil
 	})
 	if err != nil || !cmp.Equal(sizes, []int{500, 200}) {
 		t.Errorf("posted events of %v items (%v), want 500 and 200", sizes, err)
