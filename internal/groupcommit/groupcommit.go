@@ -144,7 +144,7 @@ func New[T any](r *Room, most int, size func(T) int, store Store[T]) *Committer[
 	return &Committer[T]{room: r, most: most, size: size, wait: mostWait, store: store, tenants: map[string]*queue[T]{}}
 }
 
-// Twice lets a tenant have a second commit in flight, for items that two processes may store at once just as well: when half a commit's items wait, and a slot that nobody waits for
+// Twice lets a tenant have a second commit in flight, for items that two processes may store at once just as well: when three quarters of a commit's items wait, and a slot that nobody waits for
 // is free. It waits for a lock for a moment only, so that it keeps no slot from other tenants; what it could not store waits on. It is called before Add.
 func (c *Committer[T]) Twice() *Committer[T] {
 	c.twice = true
@@ -205,6 +205,7 @@ func (c *Committer[T]) enqueue(tenant string, items []T, done chan<- error) (*qu
 	if len(q.waiting) == 0 {
 		c.wakeIn(c.wait, tenant, q)
 	}
+	q.waiting = slices.Grow(q.waiting, len(items))
 	for _, item := range items {
 		q.waiting = append(q.waiting, pending[T]{item, c.size(item), now, done})
 	}
@@ -289,7 +290,7 @@ func (c *Committer[T]) take(q *queue[T]) []pending[T] {
 
 // beside begins a second commit where there is reason and room for it. It is called under the lock.
 func (c *Committer[T]) beside(tenant string, q *queue[T]) {
-	if !c.twice || q.second || q.alone || q.locked || len(q.waiting) < c.most/2 {
+	if !c.twice || q.second || q.alone || q.locked || len(q.waiting) < c.most*3/4 {
 		return
 	}
 	select {

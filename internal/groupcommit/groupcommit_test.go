@@ -314,7 +314,7 @@ func TestALockedTenantHoldsNoSlot(t *testing.T) {
 	}
 }
 
-// A second commit of a tenant begins while one is in flight, when half a commit's items wait and a slot is free. What it could not store, because of a lock or of one item, waits for the
+// A second commit of a tenant begins while one is in flight, when three quarters of a commit's items wait and a slot is free. What it could not store, because of a lock or of one item, waits for the
 // first to end, and then each has its own answer.
 func TestASecondCommitBesideTheFirst(t *testing.T) {
 	t.Parallel()
@@ -326,9 +326,9 @@ func TestASecondCommitBesideTheFirst(t *testing.T) {
 		second []int32
 		bad    int32 // which cannot be stored, so that the others wait; 0: none
 	}{
-		{"both are stored", []int32{2, 3, 4, 5}, 0},
-		{"one is in the hands of the first", []int32{2, 1, 3, 4}, 1},
-		{"one cannot be stored at all", []int32{2, 3, 13, 4}, 13},
+		{"both are stored", []int32{2, 3, 4, 5, 6, 7}, 0},
+		{"one is in the hands of the first", []int32{2, 1, 3, 4, 5, 6}, 1},
+		{"one cannot be stored at all", []int32{2, 3, 13, 4, 5, 6}, 13},
 	} {
 		pgtest.Exec(t, db, "acme", "DELETE FROM thing")
 		var commits atomic.Int32
@@ -384,9 +384,9 @@ func TestASecondCommitBesideTheFirst(t *testing.T) {
 // A second commit takes no slot that others wait for, and none where a lock stood in the way.
 func TestNoSecondCommitAtTheCostOfOthers(t *testing.T) {
 	t.Parallel()
-	const half = "half a commit's items wait"
+	const enough = "six of eight wait"
 	for name, with := range map[string]func(c *Committer[int], q *queue[int]){
-		half:                   func(*Committer[int], *queue[int]) {},
+		enough:                 func(*Committer[int], *queue[int]) {},
 		"fewer wait":           func(_ *Committer[int], q *queue[int]) { q.waiting = q.waiting[1:] },
 		"no slot is free":      func(c *Committer[int], _ *queue[int]) { c.room.slots <- struct{}{} },
 		"a lock is in the way": func(_ *Committer[int], q *queue[int]) { q.locked = true },
@@ -400,7 +400,7 @@ func TestNoSecondCommitAtTheCostOfOthers(t *testing.T) {
 			return nil
 		}).Twice()
 		q := &queue[int]{writing: true, timer: time.NewTimer(time.Hour)}
-		for n := range 4 {
+		for n := range 6 {
 			q.waiting = append(q.waiting, pending[int]{n, 4, time.Now(), make(chan error, 1)})
 		}
 		c.tenants["acme"] = q
@@ -409,9 +409,9 @@ func TestNoSecondCommitAtTheCostOfOthers(t *testing.T) {
 		c.beside("acme", q)
 		began := len(q.waiting) == 0
 		c.mu.Unlock()
-		if began != (name == half) {
+		if began != (name == enough) {
 			t.Errorf("%s: a second commit began: %v", name, began)
-		} else if began && <-stored != 4 {
+		} else if began && <-stored != 6 {
 			t.Errorf("%s: not all of it is stored", name)
 		}
 	}

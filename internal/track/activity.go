@@ -364,7 +364,7 @@ func attachVisitors(ctx context.Context, tx *postgres.Tx, attach map[string]int6
 // writeActivityFacts writes the facts, and rings their doorbells. What a browser does is told of a contact only where that has granted tracking.web; what a program says of a user is the
 // customer's own record of its customer.
 func writeActivityFacts(ctx context.Context, tx *postgres.Tx, all []activity, users map[string]int64, visitors map[string]visitor) error {
-	var facts []postgres.Fact
+	facts := make([]postgres.Fact, 0, len(all))
 	items := map[string][]event.Activity{}
 	for _, a := range all {
 		f := postgres.Fact{Name: a.name, Contact: users[a.user], Data: []byte(a.properties), At: tx.Now().Add(-a.ago)}
@@ -398,7 +398,7 @@ func writeActivityFacts(ctx context.Context, tx *postgres.Tx, all []activity, us
 	if len(visitors) > 0 {
 		tx.Wake("track", tx.Now().Add(30*24*time.Hour))
 	}
-	var ids []string
+	ids := make([]string, 0, len(all))
 	for _, a := range all {
 		ids = append(ids, a.id)
 	}

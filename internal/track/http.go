@@ -787,8 +787,7 @@ func (s *server) segment(w http.ResponseWriter, r *http.Request, call string) er
 	}
 	now, private := time.Now(), private(r)
 	var answer segmentAnswer
-	var list []activity
-	var index []int // in the batch, of an activity
+	list, index := make([]activity, 0, len(raw)), make([]int, 0, len(raw)) // in the batch, of an activity
 	errs := make([]error, len(raw))
 	for i, b := range raw {
 		m, err := readMessage(b, call)
