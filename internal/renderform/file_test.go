@@ -68,6 +68,7 @@ const pdf, png = "%PDF-1.7\nhello", "\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 func ofSize(n int) string { return pdf + strings.Repeat("x", n-len(pdf)) }
 
 func docx(t *testing.T) string {
+	t.Helper()
 	var b bytes.Buffer
 	z := zip.NewWriter(&b)
 	for name, content := range map[string]string{"[Content_Types].xml": "<Types/>", "word/document.xml": "<w:document/>"} {
@@ -146,8 +147,12 @@ func TestFilesOfForms(t *testing.T) {
 		stored  string
 	}{
 		{"one", []sentFile{cv}, "", stored},
-		{"three", []sentFile{{"pictures", "a.png", png}, cv, {"pictures", "b.png", png + "2"}}, "",
-			"cv 1 cv.pdf application/pdf 14 true; pictures 2 a.png image/png application/pdf 16 true; pictures 3 b.png image/png application/pdf 17 true of 3"},
+		{
+			"three",
+			[]sentFile{{"pictures", "a.png", png}, cv, {"pictures", "b.png", png + "2"}},
+			"",
+			"cv 1 cv.pdf application/pdf 14 true; pictures 2 a.png image/png application/pdf 16 true; pictures 3 b.png image/png application/pdf 17 true of 3",
+		},
 		{"a document", []sentFile{{"cv", "cv.docx", docx(t)}}, "", "cv 1 cv.docx application/vnd.openxmlformats-officedocument.wordprocessingml.document application/pdf " + fmt.Sprint(len(docx(t))) + " true of 1"},
 		{"inputs that were left empty", []sentFile{cv, {"pictures", "", ""}}, "", stored},
 		{"an empty file", []sentFile{cv, {"pictures", "a.png", ""}}, "", stored},
@@ -238,7 +243,8 @@ func TestBadFiles(t *testing.T) {
 	if a := w.send(w.request(http.MethodPost, newsletter, whole, "Content-Type", contentType)); a.status != 422 {
 		t.Errorf("a file for a form without files: %d", a.status)
 	}
-	cut := w.request(http.MethodPost, large, whole[:strings.Index(whole, "filename")], "Content-Type", contentType)
+	begun, _, _ := strings.Cut(whole, "filename")
+	cut := w.request(http.MethodPost, large, begun, "Content-Type", contentType)
 	cut.ContentLength = int64(len(whole))
 	if res, err := http.DefaultClient.Do(cut); err == nil {
 		_ = res.Body.Close()

@@ -229,8 +229,8 @@ func badCases() []badCase {
 		{"file of any type", form("  inputs: [{field: email}, {name: cv, type: file, label: ok}]\n  result: {message: ok}\n"), []string{
 			`6:28: "accept" is missing: say which types of files are taken, such as [application/pdf, "image/*"]`,
 		}, true},
-		{"file that runs", form("  inputs: [{field: email}, {name: cv, type: file, accept: [text/html, aplication/pdf], label: ok}]\n  result: {message: ok}\n"), []string{
-			`6:60: unknown value "text/html", did you mean "text/rtf"?`, `6:71: unknown value "aplication/pdf", did you mean "application/pdf"?`,
+		{"file that runs", form("  inputs: [{field: email}, {name: cv, type: file, accept: [text/html, application/pfd], label: ok}]\n  result: {message: ok}\n"), []string{
+			`6:60: unknown value "text/html", did you mean "text/rtf"?`, `6:71: unknown value "application/pfd", did you mean "application/pdf"?`,
 		}, false},
 		{"files that are too large", form("  inputs: [{field: email}, {name: cv, type: file, accept: [application/pdf], maxSize: 11MB, label: ok}]\n  result: {message: ok}\n"), []string{
 			`6:87: must be a size such as 500KB or 5MB, of at most 10MB, not "11MB"`,
