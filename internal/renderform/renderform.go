@@ -30,7 +30,7 @@ type Config struct {
 	Postgres postgres.Config
 	// FormURL is where the function is reached from outside: it is in the links of confirmation mails, unless the tenant has a form host of its own.
 	FormURL string `env:"ONDA_FORM_URL, required"`
-	// Proxies is how many proxies stand before the function; each adds an entry to X-Forwarded-For.
+	// Proxies is how many proxies stand before the function at the least; each adds an entry to X-Forwarded-For, and those of private networks, as Knative's, are passed over.
 	Proxies int `env:"ONDA_PROXIES, default=1"`
 	// PerMinute is how many submissions the forms of one tenant take in a minute, over all processes.
 	PerMinute int `env:"ONDA_FORM_PER_MINUTE, default=6000"`

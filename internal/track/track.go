@@ -37,7 +37,7 @@ type Config struct {
 	Slots int `env:"ONDA_HIT_SLOTS, default=2"`
 	// EventsPerSecond is how many events with a public key a process takes from one origin for one tenant in a second, and ten times as many at once.
 	EventsPerSecond int `env:"ONDA_EVENTS_PER_SECOND, default=20"`
-	// Proxies is how many proxies stand before the function; each adds an entry to X-Forwarded-For.
+	// Proxies is how many proxies stand before the function at the least; each adds an entry to X-Forwarded-For, and those of private networks, as Knative's, are passed over.
 	Proxies int `env:"ONDA_PROXIES, default=1"`
 }
 
