@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"mime/multipart"
+	"net"
 	"net/http"
 	"net/textproto"
 	"net/url"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/gabriel-vasile/mimetype"
 
@@ -428,6 +430,29 @@ func TestUploadsInHandAreBounded(t *testing.T) {
 	first.Wait()
 	if a := w.postFiles(large, url.Values{"email": {"ada@example.com"}}, sentFile{"file", "f.pdf", ofSize(5_000)}); a.status != 200 {
 		t.Errorf("after it: %d %s", a.status, a.body)
+	}
+}
+
+// Who sends something that is no form, and never the rest of it, has its connection no longer than anybody who sends slowly.
+func TestTheRestOfAnUploadNeverComes(t *testing.T) {
+	t.Parallel()
+	w := newWorldWithFiles(t)
+	w.served.uploads.Time = 100 * time.Millisecond
+	c, err := net.Dial("tcp", strings.TrimPrefix(w.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	const head = "POST " + large + " HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 100000\r\n\r\n"
+	if _, err := io.WriteString(c, head+"--x\r\nContent-Disposition: form-data\r\n\r\nno name\r\n--x\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(c) // until it is closed
+	if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 400 ") {
+		t.Errorf("%.100q, %v", answer, err)
 	}
 }
 

@@ -488,8 +488,9 @@ func (s *server) read(w http.ResponseWriter, r *http.Request, f *form) (values u
 	body := bodies.Open(w, r, most)
 	done, r.Body = func() { _ = body.Close() }, body
 	if withFiles {
-		values, files, err = f.readMultipart(r, body.Drop)
-		_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // it is not to end the request while that is stored
+		if values, files, err = f.readMultipart(r, body.Drop); err == nil {
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(2 * (storeWait + storeTime))) // it is not to end the request while that is stored
+		}
 	} else {
 		values, err = readValues(w, r)
 	}
