@@ -99,7 +99,7 @@ func (l *lists) saysOther(h stored) bool {
 	case own != "":
 		return own != h.Reason
 	default:
-		return h.Reason != "" && h.Reason != unseen && h.Reason != "too-soon" && h.Reason != "burst" && h.Reason != "probe"
+		return h.Reason != "" && h.Reason != unseen && h.Reason != tooEarly && h.Reason != "burst" && h.Reason != "probe"
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"sync"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/token"
 )
 
 // insertHits inserts hits of mails, with one of some agents and from one of a few places each.
@@ -218,5 +220,31 @@ func TestJudgingAgainIsBounded(t *testing.T) {
 	other := w.again()
 	if types := other.sweep("acme"); slices.Contains(types, "onda.hit.reclassified.v1") {
 		t.Errorf("on the schema before: %v", types)
+	}
+}
+
+// A click that came too soon stays one when its mail's delivery is forgotten before its agent is.
+func TestTooSoonOutlivesTheDelivery(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	dir := t.TempDir()
+	w.scanners.dir, w.scanners.every = dir, 0
+	put(t, dir, agentsFile, "bot all nobody\n")
+	w.sweep("acme")
+	_, d := w.sent("acme", "ada@example.com", 0)
+	w.get("/c/" + w.token("acme", token.Claims{Purpose: token.Click, Delivery: d, Link: w.link("acme", "https://example.com/a")}))
+	w.move("acme", time.Hour)
+	w.do(http.MethodGet, "/o/"+w.token("acme", token.Claims{Purpose: token.Open, Delivery: d})+".gif", "203.0.113.77", browser+" Ash", nil)
+	w.sweep("acme")
+	w.move("acme", time.Hour)
+	w.sweep("acme")
+	pgtest.Exec(t, w.db, "acme", "DELETE FROM delivery")
+	put(t, dir, agentsFile, "bot all ash\n") // its mail is judged again
+	w.sweep("acme")
+	w.move("acme", againAfter+time.Second)
+	w.sweep("acme")
+	want := []string{"click machine link=true tracked=true n=1 firsts=1", "open machine link=false tracked=true n=1 firsts=1"}
+	if diff := cmp.Diff(want, w.stats("acme")); diff != "" {
+		t.Error(diff)
 	}
 }

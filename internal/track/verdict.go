@@ -16,6 +16,8 @@ const (
 const (
 	unseen  = "unseen-link" // the reason of a request of the link that people cannot see
 	gateway = "gateway"     // the reason of a click by what stands before the mailboxes of many
+	// tooEarly is the reason of a request before anybody can have read the mail. It stays when it is not known any more when that was sent.
+	tooEarly = "too-soon"
 )
 
 const (
@@ -67,8 +69,8 @@ func (l *lists) judge(h stored, e *evidence, m mail) (verdict, reason string) {
 	case reason != "":
 	case e.besideUnseen(h):
 		reason = unseen
-	case !m.sent.IsZero() && early(h.At.Sub(m.sent), m.again):
-		reason = "too-soon"
+	case !m.sent.IsZero() && early(h.At.Sub(m.sent), m.again), m.sent.IsZero() && h.Verdict != nobody && h.Reason == tooEarly:
+		reason = tooEarly
 	case e.inBurst(h):
 		reason = "burst"
 	case e.probed(h):
