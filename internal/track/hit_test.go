@@ -11,6 +11,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.opentelemetry.io/otel/attribute"
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 
 	"github.com/onda-run/onda/internal/compose"
 	"github.com/onda-run/onda/internal/contact"
@@ -356,5 +359,47 @@ func TestLagIsTold(t *testing.T) {
 	w.sweep("acme")
 	if len(told) > 0 {
 		t.Errorf("nothing waits, and is told of: %v", told)
+	}
+}
+
+// What is judged is counted by what came of it, and what could hardly be judged apart.
+func TestHitsAreMeasured(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	reader := sdkmetric.NewManualReader()
+	var err error
+	if w.judged, err = sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader)).Meter("test").Int64Counter("onda.hits"); err != nil {
+		t.Fatal(err)
+	}
+	a := w.link("acme", "https://example.com/a")
+	_, known := w.sent("acme", "known@example.com", time.Hour)
+	_, unsent := w.sent("acme", "unsent@example.com", time.Hour)
+	pgtest.Exec(t, w.db, "acme", "UPDATE delivery SET state = 'unknown' WHERE id = $1", unsent)
+	click := func(delivery int64, from, agent string) {
+		w.do(http.MethodGet, "/c/"+w.token("acme", token.Claims{Purpose: token.Click, Delivery: delivery, Link: a}), from, agent, nil)
+	}
+	click(known, "203.0.113.1", browser)
+	click(known, "203.0.113.1", "")
+	click(unsent, "203.0.113.2", browser)
+	click(known, "nowhere", browser)
+	click(0, "203.0.113.3", browser)
+	click(0, "203.0.113.3", "curl/8")
+	w.sweep("acme")
+	click(known, "203.0.113.1", browser)
+	w.sweep("acme") // what was judged is not counted again
+	var all metricdata.ResourceMetrics
+	if err := reader.Collect(t.Context(), &all); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]int64{}
+	for _, p := range all.ScopeMetrics[0].Metrics[0].Data.(metricdata.Sum[int64]).DataPoints {
+		got[p.Attributes.Encoded(attribute.DefaultEncoder())] = p.Value
+	}
+	want := map[string]int64{
+		"onda.blind=false,onda.kind=click,onda.reason=,onda.verdict=human": 2, "onda.blind=false,onda.kind=click,onda.reason=no-agent,onda.verdict=machine": 1,
+		"onda.blind=true,onda.kind=click,onda.reason=,onda.verdict=human": 3, "onda.blind=false,onda.kind=click,onda.reason=program,onda.verdict=machine": 1,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
 	}
 }

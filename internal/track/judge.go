@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
 
 	"github.com/onda-run/onda/internal/event"
 	"github.com/onda-run/onda/internal/postgres"
@@ -144,6 +146,7 @@ func (t *Tracker) foldCounted(ctx context.Context, tx *postgres.Tx, hits []store
 		}
 		h.Verdict, h.Reason = lists.judge(*h, &evidence{}, mail{})
 	}
+	t.measure(ctx, hits, nil)
 	tally(stats, hits, 1)
 	if _, err := tx.Exec(ctx, "DELETE FROM hit WHERE id = ANY ($1)", ids); err != nil {
 		return fmt.Errorf("forget counted hits: %w", err)
@@ -218,10 +221,27 @@ func (t *Tracker) judgeNamed(ctx context.Context, tx *postgres.Tx, due []stored,
 			}
 		}
 	}
+	t.measure(ctx, fresh, mails)
 	if err := writeVerdicts(ctx, tx, slices.Concat(fresh, corrected, explained)); err != nil {
 		return err
 	}
 	return tell(ctx, tx, fresh, corrected, mails)
+}
+
+// measure counts hits that are judged for the first time. Of some that go by people's it is not known when their mail was sent, nor where they came from, nor what else came of it: these
+// are blind.
+func (t *Tracker) measure(ctx context.Context, hits []stored, mails map[int64]mail) {
+	type kind struct {
+		kind, verdict, reason string
+		blind                 bool
+	}
+	n := map[kind]int64{}
+	for _, h := range hits {
+		n[kind{h.Kind, h.Verdict, h.Reason, h.Verdict == human && (h.Delivery == 0 || len(h.Origin) == 0 || mails[h.Delivery].sent.IsZero())}]++
+	}
+	for k, n := range n {
+		t.judged.Add(ctx, n, metric.WithAttributes(attribute.String("onda.kind", k.kind), attribute.String("onda.verdict", k.verdict), attribute.String("onda.reason", k.reason), attribute.Bool("onda.blind", k.blind)))
+	}
 }
 
 func readMails(ctx context.Context, tx *postgres.Tx, deliveries []int64) (map[int64]mail, error) {

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/metric/noop"
 	"go.uber.org/zap"
 
 	"github.com/onda-run/onda/internal/compose"
@@ -82,6 +84,7 @@ type Tracker struct {
 	scanners   *scanners
 	bodies     *fn.Bodies
 	rates      *rates // of events with public keys
+	judged     metric.Int64Counter
 }
 
 // New makes a Tracker on a database; nothing is connected to yet.
@@ -90,6 +93,7 @@ func New(cfg Config, db *postgres.DB, log *zap.Logger) *Tracker {
 		cfg: cfg, db: db, log: log, composer: compose.New(cfg.Compose), scanners: newScanners(cfg.Scanners, log),
 		links: newCache[linkKey, string](20_000, 0), noLinks: newCache[linkKey, struct{}](1_000, unknownFor),
 		bodies: fn.NewBodies(maxBodies), rates: newRates(cfg.EventsPerSecond, time.Now),
+		judged: noop.Int64Counter{},
 	}
 	r := groupcommit.NewRoom(cfg.Slots)
 	t.hits = groupcommit.New(r, commitMost, hit.size, t.storeHits)
@@ -109,6 +113,11 @@ func Build(ctx context.Context, rt *fn.Runtime) (fn.Handler, error) {
 	}
 	db.Watch(rt.Watch())
 	t := New(cfg, db, rt.Log)
+	t.judged, err = rt.Meter.Int64Counter("onda.hits", metric.WithUnit("{hit}"),
+		metric.WithDescription("How many opens, clicks and views were judged; blind: taken for a person's with too little known of them to tell a machine by."))
+	if err != nil {
+		return fn.Handler{}, fmt.Errorf("make instruments: %w", err)
+	}
 	h := fn.Handler{
 		After:  rt.Publishes(db),
 		Failed: rt.Keeps(db),
