@@ -217,7 +217,7 @@ func queueLedger(b *pgx.Batch, entries []Consent) (ids []int64, err error) {
 			at[i] = &e.At
 		}
 	}
-	// Repeats within the call are found by their number, those of before one by one: a join may be planned while the ledger is small, and read all of it ever after. An import is refused, not written, where it would have no effect.
+	// Repeats within the call are found by their number, those of before by NOT EXISTS. An import is refused, not written, where it would have no effect.
 	ids = make([]int64, n)
 	b.Queue(`WITH u AS (
 		SELECT n, contact, purpose, state, basis, proof::jsonb, origin, origin_until, at,
@@ -227,9 +227,9 @@ func queueLedger(b *pgx.Batch, entries []Consent) (ids []int64, err error) {
 		       WITH ORDINALITY u(contact, purpose, state, basis, proof, origin, origin_until, at, n)
 	), fresh AS (
 		SELECT u.* FROM u LEFT JOIN subscription p USING (contact, purpose)
-		  LEFT JOIN LATERAL (SELECT true AS known FROM consent o WHERE o.contact = u.contact AND o.purpose = u.purpose AND o.state = u.state AND o.basis = u.basis AND (o.proof = u.proof OR u.basis = 'import' AND o.proof - '{file,row}'::text[] = u.told)
-		                      AND (o.at = u.at OR u.basis = 'import' AND u.state <> 'withdrawn' OR u.at IS NULL AND p.state = u.state) LIMIT 1) o ON true
-		 WHERE nth = 1 AND known IS NULL
+		 WHERE nth = 1
+		   AND NOT EXISTS (SELECT FROM consent o WHERE o.contact = u.contact AND o.purpose = u.purpose AND o.state = u.state AND o.basis = u.basis AND (o.proof = u.proof OR u.basis = 'import' AND o.proof - '{file,row}'::text[] = u.told)
+		                      AND (o.at = u.at OR u.basis = 'import' AND u.state <> 'withdrawn' OR u.at IS NULL AND p.state = u.state))
 		   AND NOT (u.basis = 'import' AND u.state <> 'withdrawn' AND (coalesce(p.state, '') = 'withdrawn' OR `+inComplaint("u.contact", "u.purpose")+`))
 	), made AS (
 		SELECT n, nextval(seq) AS id, contact, purpose, state, basis, proof, origin, origin_until, at
@@ -246,11 +246,11 @@ func queueLedger(b *pgx.Batch, entries []Consent) (ids []int64, err error) {
 	return ids, nil
 }
 
-// fold is SQL: what the ledger says of each of the pairs $1, $2, looked up one by one as above. An import is at -infinity. decisive is the last entry that is not pending.
+// fold is SQL: what the ledger says of each of the pairs $1, $2. An import is at -infinity. decisive is the last entry that is not pending.
 const fold = `u AS (SELECT * FROM unnest($1::bigint[], $2::text[]) u(contact, purpose)
 	), entry AS (
 		SELECT u.contact, u.purpose, c.id, c.state, c.at AS happened, CASE WHEN c.basis = 'import' AND c.state <> 'withdrawn' THEN '-infinity' ELSE c.at END AS at
-		  FROM u CROSS JOIN LATERAL (SELECT id, state, basis, at FROM consent c WHERE c.contact = u.contact AND c.purpose = u.purpose OFFSET 0) c
+		  FROM u JOIN consent c USING (contact, purpose)
 	), decisive AS (
 		SELECT DISTINCT ON (contact, purpose) * FROM entry WHERE state <> 'pending' ORDER BY contact, purpose, at DESC, state DESC, happened DESC, id DESC
 	), asked AS (
