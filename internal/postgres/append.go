@@ -38,11 +38,14 @@ func (db *DB) Append(ctx context.Context, tenant string, lock time.Duration, a A
 	defer conn.Release()
 	if e, known := db.enteredOn(conn.Conn(), tenant); known {
 		err := e.append(ctx, conn, lock, a)
+		if err == nil {
+			return nil
+		}
+		rollback(conn)
 		var pe *pgconn.PgError
 		if !errors.As(err, &pe) || IsLocked(err) {
 			return err
 		}
-		rollback(conn)
 	}
 	return db.on(ctx, conn, tenant, mode{lock: lock}, func(_ context.Context, tx *Tx) error {
 		tx.Finally(a.SQL, a.Args...)

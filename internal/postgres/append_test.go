@@ -31,6 +31,7 @@ func TestAppend(t *testing.T) {
 	appended := func(tenant string, n int) error {
 		return db.Append(ctx, tenant, 50*time.Millisecond, postgres.Append{SQL: "INSERT INTO thing SELECT unnest($1::integer[])", Args: []any{[]int{n}}, Wake: "track", In: time.Hour})
 	}
+	pid := pgtest.One[int](t, db, "acme", "SELECT pg_backend_pid()")
 	for _, c := range []struct {
 		what   string
 		change string // by an administrator, before
@@ -71,6 +72,9 @@ func TestAppend(t *testing.T) {
 		case !errors.Is(err, c.want):
 			t.Errorf("%s: %v, want %v", c.what, err, c.want)
 		}
+	}
+	if now := pgtest.One[int](t, db, "acme", "SELECT pg_backend_pid()"); now != pid {
+		t.Error("something of it closed the connection")
 	}
 	for range 2 {
 		if err := appended("acme", 20); err != nil {
