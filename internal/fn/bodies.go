@@ -51,9 +51,30 @@ func (b *Bodies) Open(w http.ResponseWriter, r *http.Request, most int64) *Body 
 // Read reads of the body.
 func (b *Body) Read(p []byte) (int, error) {
 	n, err := b.Reader.Read(p)
-	b.taken += int64(n)
-	if b.bodies.left.Add(-int64(n)) < 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+	if !b.take(n) || errors.Is(err, os.ErrDeadlineExceeded) {
 		return 0, ErrBody // nobody is to make do with what came
+	}
+	return n, err
+}
+
+// take tells whether there was room for so many bytes more.
+func (b *Body) take(n int) bool {
+	b.taken += int64(n)
+	return b.bodies.left.Add(-int64(n)) >= 0
+}
+
+// Unpacked reads what r makes of the body, which may be a thousand times as much, and counts that as in hand too.
+func (b *Body) Unpacked(r io.Reader) io.Reader { return &unpacked{r, b} }
+
+type unpacked struct {
+	io.Reader
+	body *Body
+}
+
+func (u *unpacked) Read(p []byte) (int, error) {
+	n, err := u.Reader.Read(p)
+	if !u.body.take(n) {
+		return 0, ErrBody
 	}
 	return n, err
 }

@@ -419,6 +419,26 @@ func (w *world) beacon(path, body string) answer {
 	return w.send(r)
 }
 
+// packed posts a message as gzip.
+func (w *world) packed(key, message string) answer {
+	w.t.Helper()
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	if _, err := io.WriteString(z, message); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		w.t.Fatal(err)
+	}
+	r, err := http.NewRequest(http.MethodPost, w.url+"/v1/track", &b)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	r.SetBasicAuth(key, "")
+	r.Header.Set("Content-Encoding", "gzip")
+	return w.send(r)
+}
+
 // Bodies that come slowly are bounded together: there may be as many as there are connections.
 func TestBodiesInHandAreBounded(t *testing.T) {
 	t.Parallel()
@@ -454,6 +474,9 @@ func TestBodiesInHandAreBounded(t *testing.T) {
 	if a := w.beacon("/e", view); a.status != 503 || a.header.Get("Retry-After") == "" {
 		t.Errorf("an event too many: %d %s", a.status, a.body)
 	}
+	if a := w.packed(sk, message); a.status != 503 || a.header.Get("Retry-After") == "" {
+		t.Errorf("gzip too many: %d %s", a.status, a.body)
+	}
 	if a := w.in("en", http.MethodPost, preferences, form); a.status != 503 || a.header.Get("Retry-After") == "" {
 		t.Errorf("preferences too many: %d %s", a.status, a.body)
 	}
@@ -463,6 +486,9 @@ func TestBodiesInHandAreBounded(t *testing.T) {
 	first.Wait()
 	if a := w.call("/v1/track", sk, message); a.status != 200 {
 		t.Errorf("after it: %d %s", a.status, a.body)
+	}
+	if a, b := w.packed(sk, message+strings.Repeat(" ", room/2)), w.packed(sk, message+strings.Repeat(" ", room)); a.status != 200 || b.status != 503 {
+		t.Errorf("after it: gzip %d, what it unpacks to too many %d", a.status, b.status)
 	}
 	if a, b := w.beacon("/e", view), w.in("en", http.MethodPost, preferences, form); a.status != 204 || b.status != 200 {
 		t.Errorf("after it: an event %d, preferences %d", a.status, b.status)

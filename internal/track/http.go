@@ -912,9 +912,14 @@ func (s *server) readBody(w http.ResponseWriter, r *http.Request, most int64) (b
 	done = func() { _ = body.Close() }
 	in := io.Reader(body)
 	if r.Header.Get("Content-Encoding") == "gzip" {
-		if in, err = gzip.NewReader(body); err != nil {
+		z, err := gzip.NewReader(body)
+		if errors.Is(err, fn.ErrBody) {
+			return nil, done, err
+		}
+		if err != nil {
 			return nil, done, bad("the body is not gzip, as Content-Encoding says")
 		}
+		in = body.Unpacked(z)
 	}
 	buf := bytes.NewBuffer(make([]byte, 0, min(max(r.ContentLength, 0), maxMessage)+bytes.MinRead)) // no more before it comes: anybody may say that a body is large
 	_, err = buf.ReadFrom(io.LimitReader(in, most+1))
