@@ -9,7 +9,7 @@ import (
 
 const (
 	connectionMemory = 32 << 10  // that a connection holds while its request waits: buffers, stacks and headers
-	mostMemory       = 144 << 20 // of the 192 MiB of a pod: past it, work for the collector is better than being killed
+	mostMemory       = 144 << 20 // of the 192 MiB of pods that anybody may connect to: past it, work for the collector is better than being killed
 	connectionStep   = 64        // connections, for which the limit is set anew
 )
 
