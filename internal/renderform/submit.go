@@ -2,6 +2,7 @@ package renderform
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -63,9 +64,10 @@ type submission struct {
 	// What becomes of it.
 	reason   string // why it is kept out, in one word; of such a one nothing is kept but that
 	entry    entry
-	problems []failed // to be shown; nothing of it is kept
-	used     bool     // its page is of a submission that is stored: what is shown again is another page
-	err      error    // of this one alone
+	problems []failed    // to be shown; nothing of it is kept
+	used     bool        // its page is of a submission that is stored: what is shown again is another page
+	first    *submission // with its page in the same commit; nil for none
+	err      error       // of this one alone
 	id       int64
 	who      int64
 	made     bool // its contact is new, and has its fields
@@ -143,6 +145,11 @@ func (fs *Forms) write(ctx context.Context, tx *postgres.Tx, all []*submission, 
 	if postgres.IsLocked(err) { // whose row it is, nobody can tell
 		return errHeld
 	}
+	for _, s := range all {
+		if s.first != nil { // it repeats one that may not be stored after all
+			s.err = cmp.Or(s.err, s.first.err)
+		}
+	}
 	return err
 }
 
@@ -150,7 +157,7 @@ func (fs *Forms) write(ctx context.Context, tx *postgres.Tx, all []*submission, 
 // changes nothing; the same page with other answers is to be shown again.
 func (fs *Forms) store(ctx context.Context, tx *postgres.Tx, all []*submission, skip string) error {
 	for _, s := range all {
-		s.reason, s.entry, s.problems, s.used, s.err, s.id, s.who, s.made, s.expires, s.delivery = "", entry{}, nil, false, nil, 0, 0, false, time.Time{}, 0
+		s.reason, s.entry, s.problems, s.used, s.first, s.err, s.id, s.who, s.made, s.expires, s.delivery = "", entry{}, nil, false, nil, nil, 0, 0, false, time.Time{}, 0
 	}
 	list, err := fs.admit(ctx, tx, all)
 	if err != nil || len(list) == 0 {
@@ -257,6 +264,7 @@ func (fs *Forms) admit(ctx context.Context, tx *postgres.Tx, all []*submission) 
 		return nil, fmt.Errorf("look for earlier submissions: %w", err)
 	}
 	came := map[int32]map[string]int{} // of a form, from an origin, in this commit
+	first := map[string]*submission{}  // with a page, in this commit
 	for i, s := range all {
 		before, used := earlier[string(s.once)]
 		if limit := s.Protect.PerAddress; !used && limit.Count > 0 && s.origin != nil && counts[i]+came[s.entity][string(s.origin)] >= limit.Count {
@@ -269,7 +277,8 @@ func (fs *Forms) admit(ctx context.Context, tx *postgres.Tx, all []*submission) 
 			s.entry, s.problems = s.check(tx.Now())
 		}
 		if used {
-			if s.used = true; s.reason == "" && len(s.problems) == 0 {
+			s.used, s.first = true, first[string(s.once)]
+			if s.reason == "" && len(s.problems) == 0 {
 				s.problems, err = s.compare(before)
 			}
 			if err != nil {
@@ -284,6 +293,7 @@ func (fs *Forms) admit(ctx context.Context, tx *postgres.Tx, all []*submission) 
 			continue
 		}
 		if s.once != nil { // also within one commit
+			first[string(s.once)] = s
 			earlier[string(s.once)] = &entry{}
 			if s.reason == "" {
 				earlier[string(s.once)] = &s.entry
@@ -308,16 +318,18 @@ func (s *submission) compare(before *entry) ([]failed, error) {
 	if before == nil {
 		return nil, nil
 	}
+	earlier := *before // which may be stored in this commit, as it is
+	earlier.Fields = maps.Clone(before.Fields)
 	for _, in := range s.Inputs {
 		if s.known.hides(in) {
-			delete(before.Fields, in.Field)
+			delete(earlier.Fields, in.Field)
 		}
 	}
 	now, err := s.entry.answers()
 	if err != nil {
 		return nil, err
 	}
-	then, err := before.answers()
+	then, err := earlier.answers()
 	if err != nil || s.entry.email == before.email && bytes.Equal(now, then) {
 		return nil, err
 	}
