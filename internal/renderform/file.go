@@ -88,9 +88,13 @@ func (f *form) readParts(parts *multipart.Reader, drop func(n int64)) (url.Value
 			continue
 		}
 		i := slices.IndexFunc(f.Inputs, func(in spec.Input) bool { return in.As == spec.InputFile && in.Name == key })
-		if i < 0 || len(files[key]) > f.Inputs[i].MaxFiles { // nobody asked for it, or it is known that there are too many
-			if err := discard(part, drop); err != nil {
+		if i < 0 || len(files[key]) >= f.Inputs[i].MaxFiles { // nobody asked for it, or there are too many, of which one says so
+			came, err := discard(part, drop)
+			if err != nil {
 				return nil, nil, err
+			}
+			if i >= 0 && came > 0 && len(files[key]) == f.Inputs[i].MaxFiles {
+				files[key] = append(files[key], upload{})
 			}
 			continue
 		}
@@ -113,7 +117,8 @@ func readFile(in spec.Input, part *multipart.Part, drop func(n int64)) (u upload
 	if u.Size = len(u.content); u.Size > in.MaxSize {
 		u.large, u.content = true, nil
 		drop(int64(u.Size))
-		return u, discard(part, drop)
+		_, err = discard(part, drop)
+		return u, err
 	}
 	u.Declared, _, _ = mime.ParseMediaType(part.Header.Get("Content-Type"))
 	u.Declared = u.Declared[:min(len(u.Declared), 100)]
@@ -132,15 +137,16 @@ func readFile(in spec.Input, part *multipart.Part, drop func(n int64)) (u upload
 }
 
 // discard reads to the end, and keeps nothing.
-func discard(r io.Reader, drop func(n int64)) error {
+func discard(r io.Reader, drop func(n int64)) (size int64, err error) {
 	for {
 		n, err := io.CopyN(io.Discard, r, 64<<10)
 		drop(n)
+		size += n
 		if errors.Is(err, io.EOF) {
-			return nil
+			return size, nil
 		}
 		if err != nil {
-			return err
+			return size, err
 		}
 	}
 }
