@@ -20,8 +20,9 @@ var ErrBody = Unavailable(errors.New("too many bodies are being read, or this on
 // Bodies bounds how much of the bodies of requests a process has in hand: anybody may begin as many as there are connections, and send them slowly.
 type Bodies struct {
 	// Time is how long one may take to come; ten seconds where it is zero.
-	Time time.Duration
-	left atomic.Int64
+	Time  time.Duration
+	whole *Bodies // that this is a part of; nil for none
+	left  atomic.Int64
 }
 
 // NewBodies is room for so many bytes, of all requests together.
@@ -29,6 +30,22 @@ func NewBodies(most int64) *Bodies {
 	b := &Bodies{}
 	b.left.Store(most)
 	return b
+}
+
+// Part is room for so many of b's bytes, for one of those who share it: what is in hand there is in hand in b too.
+func (b *Bodies) Part(most int64) *Bodies {
+	p := NewBodies(most)
+	p.Time, p.whole = b.Time, b
+	return p
+}
+
+// take tells whether there was room for so many bytes more.
+func (b *Bodies) take(n int64) bool {
+	ok := b.left.Add(-n) >= 0
+	if b.whole != nil && !b.whole.take(n) {
+		ok = false
+	}
+	return ok
 }
 
 // Left is how many bytes there still is room for.
@@ -60,7 +77,7 @@ func (b *Body) Read(p []byte) (int, error) {
 // take tells whether there was room for so many bytes more.
 func (b *Body) take(n int) bool {
 	b.taken += int64(n)
-	return b.bodies.left.Add(-int64(n)) >= 0
+	return b.bodies.take(int64(n))
 }
 
 // Unpacked reads what r makes of the body, which may be a thousand times as much, and counts that as in hand too.
@@ -81,13 +98,13 @@ func (u *unpacked) Read(p []byte) (int, error) {
 
 // Drop gives back the room of bytes that were read and are not kept.
 func (b *Body) Drop(n int64) {
-	b.bodies.left.Add(n)
+	b.bodies.take(-n)
 	b.taken -= n
 }
 
 // Close gives the room back, when what was read is not needed any more. It gives no error.
 func (b *Body) Close() error {
-	b.bodies.left.Add(b.taken)
+	b.bodies.take(-b.taken)
 	b.taken = 0
 	return nil
 }

@@ -29,6 +29,8 @@ const (
 	maxUpload = 40 << 20
 	// maxUploads bounds the bodies with files that are in hand. It is not a part of maxBodies: who sends files slowly keeps nobody from sending a form without.
 	maxUploads = 24 << 20
+	// maxOfTenant is how much of that one tenant may have in hand: who sends slowly to its forms keeps nobody from those of others.
+	maxOfTenant = maxUploads / 2
 	// uploadTime is how long a body with files may take to come; the service's timeoutSeconds is more.
 	uploadTime = 45 * time.Second
 	// maxParts is how many parts a body with files may have.
@@ -233,6 +235,16 @@ func (f *form) notKept(files map[string][]upload, problems []failed) []failed {
 		}
 	}
 	return problems
+}
+
+// uploadsOf bounds the bodies with files for a tenant's forms.
+func (fs *Forms) uploadsOf(tenant string) *fn.Bodies {
+	part, ok := fs.parts.Load(tenant)
+	if !ok {
+		part, _ = fs.parts.LoadOrStore(tenant, fs.uploads.Part(maxOfTenant))
+	}
+	bodies, _ := part.(*fn.Bodies)
+	return bodies
 }
 
 // takeWithFiles stores a submission that comes with files, without others: it is too much for a commit of many. One does so at a time: what is on the way to Postgres is in memory

@@ -433,6 +433,47 @@ func TestUploadsInHandAreBounded(t *testing.T) {
 	}
 }
 
+// Files that come slowly for one tenant's forms leave room for those of others.
+func TestUploadsOfATenantLeaveRoom(t *testing.T) {
+	t.Parallel()
+	w := newWorldWithFiles(t)
+	w.apply("brava", documents, documents+formsWithFiles)
+	body, contentType := w.multi(url.Values{"email": {"slow@example.com"}}, sentFile{"file", "f.pdf", ofSize(10 << 20)})
+	slow, write := io.Pipe()
+	r, err := http.NewRequest(http.MethodPost, w.url+large, slow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", contentType)
+	var first sync.WaitGroup
+	first.Go(func() {
+		if a := w.send(r); a.status != 200 {
+			t.Errorf("the slow one: %d %s", a.status, a.body)
+		}
+	})
+	if _, err := io.WriteString(write, body[:len(body)-100]); err != nil {
+		t.Fatal(err)
+	}
+	for w.served.uploads.Left() > maxUploads-10<<20 {
+		runtime.Gosched()
+	}
+	for path, status := range map[string]int{large: 503, "/f/brava/large": 200} {
+		if a := w.postFiles(path, url.Values{"email": {"ada@example.com"}}, sentFile{"file", "f.pdf", ofSize(3 << 20)}); a.status != status {
+			t.Errorf("%s: %d %s, want %d", path, a.status, a.body, status)
+		}
+	}
+	if _, err := io.WriteString(write, body[len(body)-100:]); err != nil {
+		t.Fatal(err)
+	}
+	if err := write.Close(); err != nil {
+		t.Fatal(err)
+	}
+	first.Wait()
+	for w.served.uploads.Left() != maxUploads {
+		runtime.Gosched()
+	}
+}
+
 // Who sends something that is no form, and never the rest of it, has its connection no longer than anybody who sends slowly.
 func TestTheRestOfAnUploadNeverComes(t *testing.T) {
 	t.Parallel()

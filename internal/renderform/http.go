@@ -483,7 +483,7 @@ func (s *server) read(w http.ResponseWriter, r *http.Request, f *form) (values u
 	kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	withFiles := kind == "multipart/form-data" && f.FileBytes() > 0
 	if withFiles {
-		bodies, most = s.uploads, maxUpload
+		bodies, most = s.uploadsOf(f.tenant.Name), maxUpload
 	}
 	body := bodies.Open(w, r, most)
 	done, r.Body = func() { _ = body.Close() }, body

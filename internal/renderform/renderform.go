@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gabriel-vasile/mimetype"
@@ -60,8 +61,9 @@ type Forms struct {
 	limit *limiter
 	// bodies bounds what is being read.
 	bodies *fn.Bodies
-	// uploads bounds what is being read with files in it; storing is held by who stores such.
+	// uploads bounds what is being read with files in it, and parts that of each tenant; storing is held by who stores such.
 	uploads *fn.Bodies
+	parts   sync.Map // of uploads, by the tenant's name
 	storing chan struct{}
 	// together stores what comes at the same time; alone what has to wait for somebody, on a connection of its own.
 	together, alone *groupcommit.Committer[*submission]
