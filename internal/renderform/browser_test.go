@@ -138,31 +138,38 @@ func TestFilesInABrowser(t *testing.T) {
 	for i, p := range places {
 		tab := b.Open(t, p.visitor, p.url)
 		find := func(input string) string { return p.root + `.querySelector("#onda-jobs-` + input + `")` }
-		press := func(until string) {
+		// send fills the form in and sends it, again where it is told to come back: on a machine that is slow.
+		send := func(cv string, pictures []string, until string) {
 			t.Helper()
-			if p.root == "document" {
-				tab.Submit("button")
-				if got := tab.Text("main"); !strings.Contains(got, until) {
-					t.Fatalf("%s: %s", p.visitor.Name, got)
+			var got string
+			for range 5 {
+				browsertest.Eval[string](tab, find("email")+`.value = "ada`+fmt.Sprint(i)+`@example.com"`)
+				tab.Choose(find("cv"), cv)
+				tab.Choose(find("pictures"), pictures...)
+				if p.root == "document" {
+					tab.Submit("button")
+					got = tab.Text("main")
+				} else {
+					browsertest.Eval[bool](tab, `(() => { `+p.root+`.querySelector("button").click(); return true; })()`)
+					tab.Until(`location.href.startsWith("` + w.url + `") || ` + p.root + `.textContent.includes("` + until + `")`) // or the form's own page says what is the matter
+					got = browsertest.Eval[string](tab, `location.href.startsWith("`+w.url+`") ? document.body.innerText : `+p.root+`.textContent`)
 				}
-				return
+				if strings.Contains(got, until) {
+					return
+				}
+				tab.Go(p.url)
+				tab.Until(find("cv") + " !== null")
 			}
-			browsertest.Eval[bool](tab, `(() => { `+p.root+`.querySelector("button").click(); return true; })()`)
-			tab.Until(p.root + `.textContent.includes("` + until + `")`)
+			t.Fatalf("%s: %s", p.visitor.Name, got)
 		}
 		tab.Until(find("cv") + " !== null")
 		tab.Look("form with files")
-		browsertest.Eval[string](tab, find("email")+`.value = "ada`+fmt.Sprint(i)+`@example.com"`)
-		tab.Choose(find("cv"), wrong)
-		tab.Choose(find("pictures"), picture, picture)
-		press("wrong.pdf is not taken")
+		send(wrong, []string{picture, picture}, "wrong.pdf is not taken")
 		tab.Look("form with files that are wrong")
 		if got := browsertest.Eval[string](tab, find("pictures-problem")+".textContent"); !strings.Contains(got, "choose the file again") {
 			t.Errorf("%s: beside the files that were right: %s", p.visitor.Name, got)
 		}
-		tab.Choose(find("cv"), cv)
-		tab.Choose(find("pictures"), picture)
-		press("We have it.")
+		send(cv, []string{picture}, "We have it.")
 		if got := w.files(); got != "cv 1 Søknad.pdf application/pdf 3145728 true; pictures 2 picture.png image/png 16 true of 2" {
 			t.Errorf("%s at %s: %s", p.visitor.Name, p.url, got)
 		}
