@@ -64,6 +64,15 @@ type file struct {
 // errValues is of a form whose values alone are too large.
 var errValues = errors.New("the values of the form are too large")
 
+// fileInput gives the form's input of files that has a name.
+func (f *form) fileInput(name string) (in spec.Input, ok bool) {
+	i := slices.IndexFunc(f.Inputs, func(in spec.Input) bool { return in.As == spec.InputFile && in.Name == name })
+	if i < 0 {
+		return spec.Input{}, false
+	}
+	return f.Inputs[i], true
+}
+
 // readParts reads a form with its files, in memory: of each input no more and no larger ones than it takes. drop is told of bytes that were read and are not kept.
 func (f *form) readParts(parts *multipart.Reader, drop func(n int64)) (url.Values, map[string][]upload, error) {
 	values, files, size := url.Values{}, map[string][]upload{}, 0
@@ -89,18 +98,18 @@ func (f *form) readParts(parts *multipart.Reader, drop func(n int64)) (url.Value
 			values.Add(key, string(value))
 			continue
 		}
-		i := slices.IndexFunc(f.Inputs, func(in spec.Input) bool { return in.As == spec.InputFile && in.Name == key })
-		if i < 0 || len(files[key]) >= f.Inputs[i].MaxFiles { // nobody asked for it, or there are too many, of which one says so
+		in, ok := f.fileInput(key)
+		if !ok || len(files[key]) >= in.MaxFiles { // nobody asked for it, or there are too many, of which one says so
 			came, err := discard(part, drop)
 			if err != nil {
 				return nil, nil, err
 			}
-			if i >= 0 && came > 0 && len(files[key]) == f.Inputs[i].MaxFiles {
+			if ok && came > 0 && len(files[key]) == in.MaxFiles {
 				files[key] = append(files[key], upload{})
 			}
 			continue
 		}
-		u, err := readFile(f.Inputs[i], part, drop)
+		u, err := readFile(in, part, drop)
 		if err != nil {
 			return nil, nil, err
 		}

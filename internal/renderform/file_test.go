@@ -390,28 +390,44 @@ func TestFilesSentTwice(t *testing.T) {
 	}
 }
 
+// uploadSlowly sends the large form with a file but for its last bytes, which finish sends; then it must be taken.
+func (w *world) uploadSlowly(file sentFile) (finish func()) {
+	w.t.Helper()
+	body, contentType := w.multi(url.Values{"email": {"slow@example.com"}}, file)
+	slow, write := io.Pipe()
+	r, err := http.NewRequest(http.MethodPost, w.url+large, slow)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", contentType)
+	var sent sync.WaitGroup
+	sent.Go(func() {
+		if a := w.send(r); a.status != 200 {
+			w.t.Errorf("the slow one: %d %s", a.status, a.body)
+		}
+	})
+	if _, err := io.WriteString(write, body[:len(body)-100]); err != nil {
+		w.t.Fatal(err)
+	}
+	return func() {
+		w.t.Helper()
+		if _, err := io.WriteString(write, body[len(body)-100:]); err != nil {
+			w.t.Fatal(err)
+		}
+		if err := write.Close(); err != nil {
+			w.t.Fatal(err)
+		}
+		sent.Wait()
+	}
+}
+
 // Files that come slowly are bounded together, and keep nobody from sending a form without.
 func TestUploadsInHandAreBounded(t *testing.T) {
 	t.Parallel()
 	w := newWorldWithFiles(t)
 	const room = 100_000
 	w.served.uploads = fn.NewBodies(room)
-	body, contentType := w.multi(url.Values{"email": {"slow@example.com"}}, sentFile{"file", "f.pdf", ofSize(room - 1_000)})
-	slow, write := io.Pipe()
-	r, err := http.NewRequest(http.MethodPost, w.url+large, slow)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Header.Set("Content-Type", contentType)
-	var first sync.WaitGroup
-	first.Go(func() {
-		if a := w.send(r); a.status != 200 {
-			t.Errorf("the slow one: %d %s", a.status, a.body)
-		}
-	})
-	if _, err := io.WriteString(write, body[:len(body)-100]); err != nil {
-		t.Fatal(err)
-	}
+	finish := w.uploadSlowly(sentFile{"file", "f.pdf", ofSize(room - 1_000)})
 	for w.served.uploads.Left() > 3_000 {
 		runtime.Gosched()
 	}
@@ -421,13 +437,7 @@ func TestUploadsInHandAreBounded(t *testing.T) {
 	if a := w.post(newsletter, w.fill(good())); a.status != 200 {
 		t.Errorf("a form without files meanwhile: %d %s", a.status, a.body)
 	}
-	if _, err := io.WriteString(write, body[len(body)-100:]); err != nil {
-		t.Fatal(err)
-	}
-	if err := write.Close(); err != nil {
-		t.Fatal(err)
-	}
-	first.Wait()
+	finish()
 	if a := w.postFiles(large, url.Values{"email": {"ada@example.com"}}, sentFile{"file", "f.pdf", ofSize(5_000)}); a.status != 200 {
 		t.Errorf("after it: %d %s", a.status, a.body)
 	}
@@ -438,22 +448,7 @@ func TestUploadsOfATenantLeaveRoom(t *testing.T) {
 	t.Parallel()
 	w := newWorldWithFiles(t)
 	w.apply("brava", documents, documents+formsWithFiles)
-	body, contentType := w.multi(url.Values{"email": {"slow@example.com"}}, sentFile{"file", "f.pdf", ofSize(10 << 20)})
-	slow, write := io.Pipe()
-	r, err := http.NewRequest(http.MethodPost, w.url+large, slow)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Header.Set("Content-Type", contentType)
-	var first sync.WaitGroup
-	first.Go(func() {
-		if a := w.send(r); a.status != 200 {
-			t.Errorf("the slow one: %d %s", a.status, a.body)
-		}
-	})
-	if _, err := io.WriteString(write, body[:len(body)-100]); err != nil {
-		t.Fatal(err)
-	}
+	finish := w.uploadSlowly(sentFile{"file", "f.pdf", ofSize(10 << 20)})
 	for w.served.uploads.Left() > maxUploads-10<<20 {
 		runtime.Gosched()
 	}
@@ -462,13 +457,7 @@ func TestUploadsOfATenantLeaveRoom(t *testing.T) {
 			t.Errorf("%s: %d %s, want %d", path, a.status, a.body, status)
 		}
 	}
-	if _, err := io.WriteString(write, body[len(body)-100:]); err != nil {
-		t.Fatal(err)
-	}
-	if err := write.Close(); err != nil {
-		t.Fatal(err)
-	}
-	first.Wait()
+	finish()
 	for w.served.uploads.Left() != maxUploads {
 		runtime.Gosched()
 	}

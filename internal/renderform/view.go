@@ -65,8 +65,8 @@ func (f *form) view(lang string, values url.Values, problems []failed, text func
 			continue
 		}
 		pairs := []any{"max", p.Max}
-		if k := slices.IndexFunc(f.Inputs, func(in spec.Input) bool { return in.As == spec.InputFile && in.Name == p.Key }); k >= 0 {
-			pairs = append(ofFiles(f.Inputs[k], text), "file", p.File)
+		if in, ok := f.fileInput(p.Key); ok {
+			pairs = append(ofFiles(in, text), "file", p.File)
 		}
 		wrong[p.Key] = text(p.Text, pairs...)
 	}
