@@ -12,10 +12,10 @@ import (
 
 // wakeLock is the class of the advisory lock, per tenant, between those who set wake-ups (shared) and the one who computes
 // them anew (exclusive). Without it a recomputation ended at never while work was due.
-const (
-	wakeLock  = 0x6f6e6461
-	lockWakes = "SELECT pg_advisory_xact_lock_shared($1, $2)"
-)
+const wakeLock = 0x6f6e6461
+
+// lockWakes is what those who set wake-ups run before they do, with wakeLock and the tenant's number.
+const lockWakes = "SELECT pg_advisory_xact_lock_shared($1, $2)"
 
 // Functions that can be woken: each has a row in onda.wakeup for every tenant.
 func Functions() []string { return []string{"campaign", "segment", "send", "send-api", "track"} }

@@ -118,9 +118,9 @@ func (ks Keys) Current() (Key, bool) {
 	return best, found
 }
 
-// proving is the number in ks of the key that must prove claims; -1 when there is none, or it does not count any more.
+// proving is the number in ks of the key that must prove claims; -1 when there is none, its secret is too short, or it does not count any more.
 func (ks Keys) proving(c Claims, now time.Time) int {
-	n := slices.IndexFunc(ks, func(k Key) bool { return k.ID == c.Key })
+	n := slices.IndexFunc(ks, func(k Key) bool { return k.ID == c.Key && len(k.Secret) >= MinSecret })
 	if forever := c.Purpose == Unsubscribe || c.Purpose == Preferences; n >= 0 && !forever && !ks[n].Retired.IsZero() && now.After(ks[n].Retired.AddDate(0, RetiredKeysVerify, 0)) {
 		return -1
 	}
@@ -150,7 +150,7 @@ func (v *Verifier) Verify(tok string, want Purpose, now time.Time) (Claims, erro
 		return Claims{}, err
 	}
 	n := v.keys.proving(c, now)
-	if n < 0 || len(v.keys[n].Secret) < MinSecret {
+	if n < 0 {
 		return Claims{}, ErrKey
 	}
 	mac, _ := v.macs[n].Get().(hash.Hash)
