@@ -333,15 +333,17 @@ func wakeAll(tx *postgres.Tx) {
 // cancelledAtOnce is how many journeys are ended in one transaction.
 const cancelledAtOnce = 10_000
 
-// cancelSQL ends up to $2 journeys of a run, in whatever order they are found: whoever is at one of them is not waited for.
-const cancelSQL = `UPDATE journey SET state = 'cancelled', ended_at = onda.now(), due_at = 'infinity' WHERE id IN (
-	SELECT id FROM journey WHERE run = $1 AND state = 'active' LIMIT $2 FOR UPDATE SKIP LOCKED)`
+// cancelSQL ends up to $2 journeys of a run, in whatever order they are found: whoever is at one of them is not waited for. It tells whose they were, and how many.
+const cancelSQL = `WITH ended AS (UPDATE journey SET state = 'cancelled', ended_at = onda.now(), due_at = 'infinity' WHERE id IN (
+	SELECT id FROM journey WHERE run = $1 AND state = 'active' LIMIT $2 FOR UPDATE SKIP LOCKED) RETURNING contact)
+	SELECT count(*), array_agg(contact), (SELECT e.name FROM run r JOIN entity e ON e.id = r.entity WHERE r.id = $1) FROM ended`
 
 // cancelJourneys ends journeys of a cancelled run, but for those that are being moved at this moment.
 func cancelJourneys(ctx context.Context, tx *postgres.Tx, run int64) (n int64, err error) {
-	tag, err := tx.Exec(ctx, cancelSQL, run, cancelledAtOnce)
-	if err != nil {
+	var contacts []int64
+	var name string
+	if err := tx.QueryRow(ctx, cancelSQL, run, cancelledAtOnce).Scan(&n, &contacts, &name); err != nil {
 		return 0, fmt.Errorf("end the journeys of run %d: %w", run, err)
 	}
-	return tag.RowsAffected(), nil
+	return n, tx.AddFacts(ctx, journeyFacts(nil, name, cancelled, contacts)...)
 }

@@ -134,7 +134,8 @@ func (d *documents) enrol(ctx context.Context, tx *postgres.Tx, c openCampaign, 
 		oldest[i] = spc.Reentry.After.Neg().AddTo(e.at, settings.Location())
 	}
 	// entered_at is when it happened that let it in, so that an event which comes right after it is seen by the first wait
-	tag, err := tx.Exec(ctx, `INSERT INTO journey (run, contact, key, document, step, step_at, due_at, entered_at, data, cause)
+	var entered []int64
+	err = tx.QueryRow(ctx, `WITH entered AS (INSERT INTO journey (run, contact, key, document, step, step_at, due_at, entered_at, data, cause)
 		SELECT $1, u.contact, u.key, $2, $3, u.at, onda.now(), u.at, u.data, u.cause
 		FROM (SELECT DISTINCT ON (contact, key) * FROM unnest($4::bigint[], $5::text[], $6::jsonb[], $7::timestamptz[], $8::timestamptz[], $9::text[])
 				AS u (contact, key, data, at, oldest, cause) ORDER BY contact, key, at) u
@@ -142,15 +143,16 @@ func (d *documents) enrol(ctx context.Context, tx *postgres.Tx, c openCampaign, 
 		WHERE NOT EXISTS (SELECT FROM journey p JOIN run q ON q.id = p.run
 				WHERE p.contact = u.contact AND q.entity = $10 AND (`+again+`))
 		ORDER BY u.contact, u.key
-		ON CONFLICT (run, contact, key) WHERE state = 'active' DO NOTHING`,
-		c.run, c.version.id, c.version.flow.Start, contacts, keys, data, ats, oldest, causes, c.entity)
+		ON CONFLICT (run, contact, key) WHERE state = 'active' DO NOTHING RETURNING contact)
+		SELECT array_agg(contact) FROM entered`,
+		c.run, c.version.id, c.version.flow.Start, contacts, keys, data, ats, oldest, causes, c.entity).Scan(&entered)
 	if err != nil {
 		return fmt.Errorf("enrol into campaign %s: %w", c.name, err)
 	}
-	if tag.RowsAffected() > 0 {
+	if len(entered) > 0 {
 		tx.Wake(drainer, tx.Now())
 	}
-	return nil
+	return tx.AddFacts(ctx, journeyFacts(nil, c.name, active, entered)...)
 }
 
 // mayReenter is the SQL condition under which a journey p in the campaign, of any of its runs, keeps an entrant u out. Journeys that were cancelled with

@@ -3,10 +3,12 @@ package campaign
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/onda-run/onda/internal/event"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
 )
@@ -105,6 +107,29 @@ func (h *history) write(ctx context.Context, tx *postgres.Tx) error {
 		return fmt.Errorf("write the history of journeys: %w", err)
 	}
 	return nil
+}
+
+// journeyFacts adds the facts that tell segments who is in a campaign: contacts entered it (active), or ended a journey there in another state. Nobody else follows them.
+func journeyFacts(facts []postgres.Fact, campaign, state string, contacts []int64) []postgres.Fact {
+	kind, data := "journey.entered", []byte(nil)
+	if state != active {
+		kind, data = "journey.left", []byte(`{"state":"`+state+`"}`)
+	}
+	slices.Sort(contacts)
+	for chunk := range slices.Chunk(slices.Compact(contacts), event.MaxItems) { // some are in several journeys, by their keys
+		facts = append(facts, postgres.Fact{Kind: kind, Name: campaign, Contacts: chunk, Data: data})
+	}
+	return facts
+}
+
+// ended are the facts of those of a campaign's journeys that are over.
+func ended(campaign string, js []*journey) (facts []postgres.Fact) {
+	over := slices.DeleteFunc(slices.Clone(js), func(j *journey) bool { return j.state == active })
+	byState, states := groups(over, func(j *journey) string { return j.state })
+	for _, state := range states {
+		facts = journeyFacts(facts, campaign, state, contactsOf(byState[state]))
+	}
+	return facts
 }
 
 // lease locks up to limit of the run's journeys that are due and that nobody else has locked.

@@ -1,8 +1,11 @@
 package campaign
 
 import (
+	"fmt"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/postgres"
@@ -53,6 +56,58 @@ func TestJourney(t *testing.T) {
 		t.Errorf("%d contacts are engaged, want 1", n)
 	}
 	w.wants(w.placesOf(pgtest.Brava), "")
+}
+
+// Segments are told who enters a campaign and who ends a journey there, in sets, by whatever way.
+func TestJourneysAreTold(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	first := w.people(pgtest.Acme, 1203)
+	w.people(pgtest.Brava, 3)
+	w.campaign("welcome", `
+		enter: [{segment: everyone}, {event: seat.booked, key: seat}]
+		goal: {tag: customer}
+		leave: {tag: bored}
+		steps: [{id: some, wait: 3d}, {exit: finished}]
+	`)
+	told := func(want ...string) {
+		t.Helper()
+		got := w.columnsOf(pgtest.Acme, `SELECT kind || ' ' || name || coalesce(' ' || (data->>'state'), '') || ' ' || cardinality(contacts) || ' from ' || (contacts[1] - `+fmt.Sprint(first)+`)
+			FROM fact WHERE kind LIKE 'journey.%' ORDER BY id`)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+		if n := w.count("SELECT count(*) FROM fact f WHERE kind LIKE 'journey.%' AND contacts <> ARRAY(SELECT DISTINCT c FROM unnest(contacts) c ORDER BY c)"); n > 0 {
+			t.Errorf("the contacts of %d facts are not in order", n)
+		}
+		w.exec("DELETE FROM fact WHERE kind LIKE 'journey.%'")
+	}
+	w.start("welcome")
+	w.everything()
+	told("journey.entered welcome 500 from 0", "journey.entered welcome 500 from 500", "journey.entered welcome 203 from 1000")
+	for _, seat := range []string{"1", "2"} {
+		w.tracks(first+5, "seat.booked", `{"seat": `+seat+`}`, w.now())
+	}
+	w.exec("UPDATE contact SET tags = '{customer}' WHERE id = $1", first+5)
+	w.exec("UPDATE contact SET tags = '{bored}' WHERE id BETWEEN $1 AND $2", first+600, first+601)
+	w.fact(postgres.Fact{Kind: "tag.changed", Contacts: []int64{first + 5, first + 600, first + 601}})
+	w.everything()
+	told("journey.entered welcome 1 from 5", "journey.left welcome goal 1 from 5", "journey.left welcome left 2 from 600")
+	w.exec("DELETE FROM journey WHERE contact > $1 AND state = 'active'", first+20)
+	w.pass(3*24*time.Hour + time.Minute)
+	w.everything()
+	told("journey.left welcome done 20 from 0")
+	if n := w.count("SELECT count(*) FROM journey WHERE state = 'active'"); n > 0 {
+		t.Errorf("%d journeys are not over", n)
+	}
+	w.exec("UPDATE journey SET state = 'active'")
+	if _, err := w.do(Cancel, "welcome"); err != nil {
+		t.Fatal(err)
+	}
+	told("journey.left welcome cancelled 23 from 0")
+	if n := pgtest.One[int64](t, w.db, pgtest.Brava, "SELECT count(*) FROM fact WHERE kind LIKE 'journey.%'"); n > 0 {
+		t.Errorf("%d facts at another tenant", n)
+	}
 }
 
 func TestClicksCountByTheTimeTheyHappened(t *testing.T) {

@@ -61,6 +61,13 @@ func (d *documents) advance(ctx context.Context, tx *postgres.Tx, run int64, lim
 	if err := save(ctx, tx, js); err != nil {
 		return false, nil, err
 	}
+	v, err := d.load(ctx, tx, js[0].document) // all are of one campaign
+	if err != nil {
+		return false, nil, err
+	}
+	if err := tx.AddFacts(ctx, ended(v.name, js)...); err != nil {
+		return false, nil, err
+	}
 	again := slices.ContainsFunc(js, func(j *journey) bool { return !j.parked })
 	return again || len(js) == limit, p.batches, nil
 }

@@ -15,15 +15,15 @@ import (
 // Fact is something that happened: an append-only row. Its event is only a doorbell.
 type Fact struct {
 	XID, ID int64
-	// Kind is an event's type without onda. and .v1 (email.clicked), or segment.joined and segment.left.
+	// Kind is an event's type without onda. and .v1 (email.clicked), or segment.joined and segment.left, journey.entered and journey.left.
 	Kind string
-	// Name says more where the kind needs it: the event's name of event.tracked, the purpose of consent.*, the segment, form or tag.
+	// Name says more where the kind needs it: the event's name of event.tracked, the purpose of consent.*, the segment, form, tag or campaign.
 	Name string
 	// Contact is 0 where a fact has none (or has Contacts).
 	Contact int64
 	Visitor int64
 	Run     int64
-	// Contacts is of segment.joined and .left: at most 500.
+	// Contacts is of segment.joined and .left and their like: at most 500.
 	Contacts []int64
 	// Deliveries that the fact is about; in email.sent and its like a flushed group, else at most one.
 	Deliveries []int64
@@ -39,6 +39,8 @@ func Readers(kind string) []string {
 		return []string{"campaign"}
 	}
 	switch kind {
+	case "journey.entered", "journey.left":
+		return []string{"segment"}
 	case "email.opened", "email.clicked", "email.bounced", "email.complained", "hit.reclassified", "consent.granted", "consent.withdrawn", "page.viewed", "event.tracked",
 		"contact.identified", "form.submitted", "form.confirmed":
 		return []string{"campaign", "segment", "track"}

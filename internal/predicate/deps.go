@@ -78,6 +78,10 @@ func (d Deps) Touched(f postgres.Fact) bool {
 		if d.Gate {
 			return true
 		}
+	case "journey":
+		if slices.Contains(d.Campaigns, f.Name) {
+			return true
+		}
 	}
 	return slices.ContainsFunc(d.Events, func(e spec.EventTest) bool { return touches(e, f) })
 }

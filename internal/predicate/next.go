@@ -11,15 +11,11 @@ import (
 	"github.com/onda-run/onda/internal/spec"
 )
 
-const (
-	// pollCampaign is how often a predicate about a campaign is to be asked again while that runs: a journey's end writes no fact.
-	pollCampaign = 15 * time.Minute
-	// manyFacts is from how many on the next change is not looked up among facts, but assumed to come soon.
-	manyFacts = 1_000_000
-)
+// manyFacts is from how many on the next change is not looked up among facts, but assumed to come soon.
+const manyFacts = 1_000_000
 
 // NextChange is the earliest time after env.Now at which time alone may change the predicate's answer for any contact, as things stand: postgres.Never when it will not.
-// It may be early, never late, but for two cases: a campaign that runs is looked at again after 15 minutes and, with more than a million facts, an event's window after a
+// It may be early, never late, but for one case: with more than a million facts, an event's window is looked at again after a
 // hundredth of its length, at least a minute and at most an hour. It reads all contacts (or facts) that have the value in question, once for each bound that moves.
 //
 // only, when not nil, are the contacts that are asked about.
@@ -38,8 +34,6 @@ func NextChange(ctx context.Context, tx *postgres.Tx, p *spec.Predicate, env Env
 		case q.Reachable != "":
 			c := &compiler{env: env, first: 2}
 			err = n.earliest(ctx, "SELECT min(s.until) FROM suppression s WHERE s.until > $1 AND s.until < 'infinity'"+n.of(c, "s.contact"), append([]any{env.Now}, c.args...)...)
-		case q.Campaign != nil:
-			err = n.campaign(ctx, q.Campaign)
 		}
 	})
 	if err != nil {
@@ -310,13 +304,4 @@ func (c *compiler) anyones(t *spec.EventTest) (from, at, many string) {
 		from += " AND f.name = " + c.text(name)
 	}
 	return from, "f.at", fmt.Sprintf("SELECT coalesce(max(id) - min(id), 0) > %d FROM fact", manyFacts)
-}
-
-func (n *nextChange) campaign(ctx context.Context, t *spec.CampaignTest) error {
-	var runs bool
-	err := n.tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM run r JOIN entity e ON e.id = r.entity WHERE e.kind = 'Campaign' AND e.name = $1 AND r.state IN ('running', 'paused'))`, t.Campaign).Scan(&runs)
-	if runs {
-		n.candidate(n.env.Now.Add(pollCampaign))
-	}
-	return err
 }

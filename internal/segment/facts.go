@@ -13,7 +13,7 @@ import (
 
 // kinds are the facts that may change who is in a segment.
 func kinds() []string {
-	return []string{"contact.", "tag.", "score.", "consent.", "suppression.", "email.", "hit.", "page.", "event.", "form."}
+	return []string{"contact.", "tag.", "score.", "consent.", "suppression.", "email.", "hit.", "page.", "event.", "form.", "journey."}
 }
 
 // facts reads the next facts and computes the segments anew for the contacts that they are about. more says that there may be further ones.

@@ -183,6 +183,41 @@ func TestFollowsScores(t *testing.T) {
 	w.told("hot")
 }
 
+// Whoever enters a campaign or ends a journey there joins and leaves, without a rebuild.
+func TestFollowsJourneys(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ids := w.people(3)
+	w.apply("acme", "Campaign", "onboarding", `{}`)
+	w.segment("on", `{"campaign": "onboarding", "state": "active"}`)
+	w.segment("never", `{"campaign": "onboarding", "state": "never"}`)
+	w.segment("other", `{"campaign": "other", "state": "active"}`)
+	w.work()
+	w.want("never", ids...)
+	run := pgtest.One[int64](w, w.db, "acme", `INSERT INTO run (entity, document, kind, state, starts_at) SELECT id, current, 'campaign', 'running', onda.now() FROM entity WHERE name = 'onboarding' RETURNING id`)
+	tell := func(kind, sql string) {
+		pgtest.In(w, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+			if _, err := tx.Exec(ctx, sql, run, ids[:2]); err != nil {
+				return err
+			}
+			return tx.AddFacts(ctx, postgres.Fact{Kind: kind, Name: "onboarding", Contacts: ids[:2]})
+		})
+		w.work()
+	}
+	tell("journey.entered", "INSERT INTO journey (run, contact, document, step) SELECT $1, c, 1, 'first' FROM unnest($2::bigint[]) c")
+	w.want("on", ids[:2]...)
+	w.want("never", ids[2])
+	w.told("on")
+	tell("journey.left", "UPDATE journey SET state = 'done' WHERE run = $1 AND contact = ANY ($2)")
+	w.want("on")
+	w.want("never", ids[2])
+	w.want("other")
+	w.told("on")
+	if at := pgtest.One[bool](w, w.db, "acme", "SELECT bool_and(due_at = 'infinity') FROM segment"); !at {
+		t.Error("a segment about a campaign is due by time alone")
+	}
+}
+
 func TestRebuildAndFollow(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
