@@ -8,6 +8,14 @@ import (
 	"github.com/onda-run/onda/internal/postgres"
 )
 
+const (
+	contactCount = 200_000
+
+	// makeContacts makes them; every third pays.
+	makeContacts = `INSERT INTO contact (email, fields) SELECT 'p' || n || '@example.com', jsonb_build_object('plan', CASE WHEN n % 3 = 0 THEN 'paid' ELSE 'free' END,
+		'level', n % 100, 'first_name', 'Ada', 'last_name', 'Lovelace', 'city', 'London') FROM generate_series(1, 200000) n`
+)
+
 // prepareCampaign measures the planning of a broadcast. The reference is one INSERT ... SELECT of a row for each recipient.
 func prepareCampaign(ctx context.Context, l *lab) (r rounds, err error) {
 	err = l.apply(ctx, mailDocuments()+`

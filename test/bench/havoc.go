@@ -112,7 +112,7 @@ type tally struct {
 
 // wreak runs one kind of havoc and prints its line; false when something was lost, repeated or wrong.
 func wreak(ctx context.Context, h havoc, url string, mails, kills int, verbose bool) (ok bool, err error) {
-	l, err := newLab(ctx, url, "", "", mails)
+	l, err := newLab(ctx, options{server: url, mails: mails})
 	if err != nil {
 		return false, err
 	}

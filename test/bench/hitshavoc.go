@@ -62,7 +62,7 @@ const hitsHeader = "hits               asked   answered  a second  p50 ms  p99 m
 
 // wreakHits runs one kind of havoc and prints its line; false when a hit was answered that is missing, or a figure is beyond its bound.
 func wreakHits(ctx context.Context, h hitsHavoc, url string, lasts time.Duration, kills int, verbose bool) (ok bool, err error) {
-	l, err := newLab(ctx, url, "", "", 0)
+	l, err := newLab(ctx, options{server: url})
 	if err != nil {
 		return false, err
 	}

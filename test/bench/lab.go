@@ -26,48 +26,65 @@ type lab struct {
 	url      string // of the database, as superuser: the references use it
 	poolURL  string // as functions enter it
 	sink     string // takes the events that functions publish
+	database string
 	profiles string
 	db       *postgres.DB
 	tenant   string
 	side     *side
 	mails    int    // of a round of sending
+	contacts int    // of the world that it began as a copy of
 	plot     string // file for a plot of the rate of sending; empty for none
 	// postmaster is the server's first process; 0 until it is asked for.
 	postmaster int
 	closers    []func() error // run in reverse
 }
 
-func newLab(ctx context.Context, server, profiles, plot string, mails int) (l *lab, err error) {
-	l = &lab{tenant: tenant, profiles: profiles, plot: plot, mails: mails}
+// options are what a lab is made with.
+type options struct {
+	server   string // the URL of a Postgres superuser
+	profiles string // a directory for CPU profiles; empty for none
+	plot     string // a file for a plot of the rate of sending; empty for none
+	mails    int    // of a round of sending
+	contacts int    // it begins as a copy of a world of so many; 0 for an empty database
+}
+
+func newLab(ctx context.Context, o options) (l *lab, err error) {
+	l = &lab{tenant: tenant, profiles: o.profiles, plot: o.plot, mails: o.mails, contacts: o.contacts}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.close())
 		}
 	}()
-	u, err := url.Parse(server)
+	u, err := url.Parse(o.server)
 	if err != nil || u.Scheme == "" {
 		return l, errors.New("ONDA_BENCH_DATABASE_URL: not a URL such as postgres://postgres@host/postgres")
 	}
-	conn, err := pgx.Connect(ctx, server)
+	template := "template0"
+	if o.contacts > 0 {
+		if template, err = world(ctx, o.server, o.contacts); err != nil {
+			return l, err
+		}
+	}
+	conn, err := pgx.Connect(ctx, o.server)
 	if err != nil {
 		return l, fmt.Errorf("connect to postgres: %w", err)
 	}
 	l.closers = append(l.closers, func() error { return conn.Close(context.Background()) })
-	name := fmt.Sprintf("onda_bench_%d", os.Getpid())
-	for _, sql := range []string{"DROP DATABASE IF EXISTS " + name + " WITH (FORCE)", "CREATE DATABASE " + name + " TEMPLATE template0"} {
+	l.database = fmt.Sprintf("onda_bench_%d", os.Getpid())
+	for _, sql := range []string{"DROP DATABASE IF EXISTS " + l.database + " WITH (FORCE)", "CREATE DATABASE " + l.database + " TEMPLATE " + template + " STRATEGY file_copy"} {
 		if _, err := conn.Exec(ctx, sql); err != nil {
 			return l, fmt.Errorf("make a database: %w", err)
 		}
 	}
 	l.closers = append(l.closers, func() error {
-		conn, err := pgx.Connect(context.Background(), server) // the other may have ended with its server
+		conn, err := pgx.Connect(context.Background(), o.server) // the other may have ended with its server
 		if err != nil {
 			return fmt.Errorf("drop a database: %w", err)
 		}
-		_, err = conn.Exec(context.Background(), "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)")
+		_, err = conn.Exec(context.Background(), "DROP DATABASE IF EXISTS "+l.database+" WITH (FORCE)")
 		return errors.Join(err, conn.Close(context.Background()))
 	})
-	u.Path = "/" + name
+	u.Path = "/" + l.database
 	l.url = u.String()
 	u.User = url.User("onda_pool")
 	l.poolURL = u.String()
@@ -76,11 +93,13 @@ func newLab(ctx context.Context, server, profiles, plot string, mails int) (l *l
 		return l, err
 	}
 	defer func() { err = errors.Join(err, admin.Close(context.Background())) }()
-	if _, err := admin.Migrate(ctx); err != nil {
+	if _, err := admin.Migrate(ctx); err != nil { // a world may be older
 		return l, err
 	}
-	if _, err := admin.CreateTenant(ctx, tenant); err != nil {
-		return l, err
+	if o.contacts == 0 {
+		if _, err := admin.CreateTenant(ctx, tenant); err != nil {
+			return l, err
+		}
 	}
 	if l.db, err = postgres.Open(postgres.Config{URL: l.poolURL, MaxConns: 2}); err != nil {
 		return l, err

@@ -39,6 +39,8 @@ type path struct {
 	memory float64
 	// prepare makes what is measured, on an empty database.
 	prepare func(ctx context.Context, l *lab) (rounds, error)
+	// world: it begins with contacts and their past.
+	world bool
 	// least is how many rounds there are at least.
 	least int
 }
@@ -101,7 +103,11 @@ func paths() []path {
 		{name: "batch", unit: "events/s", goal: 0.5, memory: 60, prepare: prepareBatch},
 		{name: "form-page", unit: "pages/s", goal: 0.6, prepare: prepareFormPage},
 		{name: "form-submit", unit: "forms/s", goal: 0.5, prepare: prepareFormSubmit},
-		{name: "segment", unit: "contacts/s", goal: 0.3, prepare: prepareSegment},
+		{name: "rebuild", unit: "contacts/s", goal: 1 / 1.2, memory: 60, prepare: prepareRebuild, world: true},
+		{name: "follow", unit: "turns/s", goal: 100, memory: 60, prepare: prepareFollow, world: true},
+		{name: "clicks", unit: "clicks/s", memory: 60, prepare: prepareClicks, world: true},
+		{name: "hundred", unit: "facts/s", memory: 60, prepare: prepareHundred, world: true},
+		{name: "together", unit: "mails/s", goal: 0.5, memory: 60, prepare: prepareTogether, world: true},
 		{name: "campaign", unit: "recipients/s", goal: 0.8, prepare: prepareCampaign},
 	}
 }
@@ -141,6 +147,7 @@ func run() error {
 	only := flag.String("only", os.Getenv("ONLY"), "measure these `paths` alone, separated by commas")
 	n := flag.Int("rounds", 3, "how many `rounds` each side has")
 	mails := flag.Int("mails", 0, "how many `mails` a round of sending has (20,000), or a campaign of havoc (100,000)")
+	contacts := flag.Int("contacts", 1_000_000, "how many `contacts` the world of segments has, each with ten facts")
 	kills := flag.Int("kills", 0, "how many `kills` there are in havoc-kill (100) and in hits-kill (10)")
 	lasts := flag.Duration("for", 0, "how `long` the harm of a havoc for hits lasts, and the time between two kills")
 	profiles := flag.String("profile", "", "write the CPU profile of each function to this `directory`")
@@ -151,8 +158,8 @@ func run() error {
 	if url == "" {
 		return errors.New("ONDA_BENCH_DATABASE_URL: is not set; make bench does it")
 	}
-	if *n < 1 || *mails < 0 || *kills < 0 || *lasts < 0 {
-		return fmt.Errorf("-rounds %d, -mails %d, -kills %d, -for %s: want at least 1 round, and nothing below 0", *n, *mails, *kills, *lasts)
+	if *n < 1 || *contacts < 1000 || *mails < 0 || *kills < 0 || *lasts < 0 {
+		return fmt.Errorf("-rounds %d, -contacts %d, -mails %d, -kills %d, -for %s: want at least 1 round, 1000 contacts, and nothing below 0", *n, *contacts, *mails, *kills, *lasts)
 	}
 	todo, harm, hits, err := choose(paths(), havocs(), hitsHavocs(), *only)
 	if err != nil {
@@ -165,7 +172,7 @@ func run() error {
 		fmt.Println(header)
 	}
 	for _, p := range todo {
-		m, err := measure(ctx, p, url, *profiles, *plot, *n, cmp.Or(*mails, 20_000), *verbose)
+		m, err := measure(ctx, p, options{url, *profiles, *plot, cmp.Or(*mails, 20_000), *contacts}, *n, *verbose)
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
@@ -248,8 +255,11 @@ func choose(all []path, harm []havoc, hits []hitsHavoc, only string) (out []path
 }
 
 // measure runs the rounds of a path, ours and the reference's in turns.
-func measure(ctx context.Context, p path, url, profiles, plot string, n, mails int, verbose bool) (m measured, err error) {
-	l, err := newLab(ctx, url, profiles, plot, mails)
+func measure(ctx context.Context, p path, o options, n int, verbose bool) (m measured, err error) {
+	if !p.world {
+		o.contacts = 0
+	}
+	l, err := newLab(ctx, o)
 	if err != nil {
 		return m, err
 	}
@@ -296,7 +306,7 @@ func (m measured) ratio() float64 { return median(m.ours) / median(m.reference) 
 // line is what is printed of a path.
 func (m measured) line(p path) string {
 	verdict := "ok"
-	if m.ratio() < p.goal || p.memory > 0 && float64(m.memory) > p.memory*1e6 {
+	if p.goal > 0 && m.ratio() < p.goal || p.memory > 0 && float64(m.memory) > p.memory*1e6 {
 		verdict = "short"
 	}
 	return fmt.Sprintf("%-14s %8.0f   %8.0f %-14s %5.2f x %5.2f x %6.1f MB  %s",
