@@ -16,11 +16,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/onda-run/onda/internal/csvexport"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/renderform"
 )
 
 type exportCmd struct {
+	Contacts    exportContactsCmd    `cmd:"" help:"Write contacts, as CSV or as lines of JSON."`
 	Submissions exportSubmissionsCmd `cmd:"" help:"Write what was sent in with a form, as CSV or as lines of JSON."`
 }
 
@@ -112,7 +114,7 @@ func sentWriter(out *bufio.Writer, inputs []string, asJSON bool) (func(renderfor
 		return errors.Join(err, w.Error())
 	}
 	return func(sent renderform.Sent) error {
-		row := []string{strconv.FormatInt(sent.ID, 10), sent.At.UTC().Format(time.RFC3339), sent.State, asText(sent.Email), sent.Lang, ""}
+		row := []string{strconv.FormatInt(sent.ID, 10), sent.At.UTC().Format(time.RFC3339), sent.State, csvexport.Guard(sent.Email), sent.Lang, ""}
 		if sent.ConfirmedAt != nil {
 			row[5] = sent.ConfirmedAt.UTC().Format(time.RFC3339)
 		}
@@ -135,23 +137,15 @@ func cell(answer any) string {
 		for _, one := range v {
 			all = append(all, fmt.Sprint(one))
 		}
-		return asText(strings.Join(all, ","))
+		return csvexport.Guard(strings.Join(all, ","))
 	case []renderform.SentFile:
 		var names []string
 		for _, f := range v {
 			names = append(names, f.Shown())
 		}
-		return asText(strings.Join(names, "; "))
+		return csvexport.Guard(strings.Join(names, "; "))
 	}
-	return asText(fmt.Sprint(answer))
-}
-
-// asText keeps a spreadsheet from computing what a stranger wrote.
-func asText(s string) string {
-	if s != "" && strings.ContainsRune("=+-@\t\r", rune(s[0])) {
-		return "'" + s
-	}
-	return s
+	return csvexport.Guard(fmt.Sprint(answer))
 }
 
 // writeFiles writes the files of a submission, and notes in it where they are.

@@ -31,7 +31,7 @@ type cli struct {
 	Diff     diffCmd     `cmd:"" help:"Show what apply would change."`
 	Schema   schemaCmd   `cmd:"" help:"Print the JSON Schema of the documents, for editors."`
 	Import   importCmd   `cmd:"" help:"Import contacts from a CSV file."`
-	Export   exportCmd   `cmd:"" help:"Write what was sent in with a form, and its files."`
+	Export   exportCmd   `cmd:"" help:"Write contacts, or what was sent in with a form and its files."`
 	Segment  segmentCmd  `cmd:"" help:"Count a segment's members."`
 	Campaign campaignCmd `cmd:"" help:"Start, pause, resume, cancel and look into campaigns and broadcasts."`
 	Explain  explainCmd  `cmd:"" help:"Tell all that is known about one delivery."`

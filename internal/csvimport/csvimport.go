@@ -20,6 +20,7 @@ import (
 	"golang.org/x/text/encoding/charmap"
 
 	"github.com/onda-run/onda/internal/contact"
+	"github.com/onda-run/onda/internal/csvexport"
 	"github.com/onda-run/onda/internal/fieldvalue"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
@@ -187,7 +188,7 @@ func (im *importer) row(rec record) (row contact.Row, problem string) {
 		case !utf8.ValidString(cell):
 			return row, fmt.Sprintf("column %s is not in UTF-8: this row was read as Windows-1252 (Latin-1), check the letters with accents; better save the whole file as UTF-8", c.header)
 		}
-		cell = strings.TrimSpace(cell)
+		cell = strings.TrimSpace(csvexport.Unguard(cell))
 		if cell == "" {
 			continue
 		}

@@ -109,6 +109,7 @@ func paths() []path {
 		{name: "hundred", unit: "facts/s", memory: 60, prepare: prepareHundred, world: true},
 		{name: "together", unit: "mails/s", goal: 0.5, memory: 60, prepare: prepareTogether, world: true},
 		{name: "campaign", unit: "recipients/s", goal: 0.8, prepare: prepareCampaign},
+		{name: "export", unit: "contacts/s", goal: 1 / 1.5, memory: 40, prepare: prepareExport},
 	}
 }
 
@@ -124,6 +125,8 @@ func main() {
 			serve = func() error { return serveSink(os.Stdin, os.Stdout) }
 		case "sender":
 			serve = serveSender
+		case "export":
+			serve = func() error { return serveExport(os.Stdin, os.Stdout) }
 		case "bare":
 			serve = func() error { return serveBare(os.Stdin, os.Stdout) }
 		case "track-alone":

@@ -55,6 +55,7 @@ type task struct {
 type report struct {
 	Seconds float64
 	Address string           // where it listens
+	Wrote   int64            // bytes of an export
 	Posted  map[string]int64 // when mails were asked for, by recipient, in nanoseconds since 1970
 	Err     string
 }
