@@ -252,15 +252,15 @@ func (n *nextChange) event(ctx context.Context, t *spec.EventTest) error {
 		return nil
 	}
 	c := &compiler{env: n.env, first: 2}
-	from, at, many := c.anyones(t)
-	if inSets(t.Event) && n.only != nil {
-		from += " AND coalesce(f.contacts, ARRAY[f.contact]) && " + c.arg(n.only, "bigint[]")
-	} else {
-		from += n.of(c, at[:2]+"contact")
-	}
+	from, at, contact := c.anyones(t)
+	from += n.of(c, contact)
 	var big bool
 	if n.only == nil { // an index finds the events of a contact
-		if err := n.tx.QueryRow(ctx, many).Scan(&big); err != nil {
+		many := "SELECT coalesce(max(id) - min(id), 0) > $1 FROM fact"
+		if at == "d.at" {
+			many = "SELECT coalesce((max(id) - min(id)) >> 9, 0) * 500 > $1 FROM delivery"
+		}
+		if err := n.tx.QueryRow(ctx, many, manyFacts).Scan(&big); err != nil {
 			return err
 		}
 	}
@@ -289,19 +289,22 @@ func (n *nextChange) event(ctx context.Context, t *spec.EventTest) error {
 	return nil
 }
 
-// anyones is where the events of a kind are, whoever's they are, and SQL that tells whether there are very many.
-func (c *compiler) anyones(t *spec.EventTest) (from, at, many string) {
+// anyones is where the events of a kind are, whoever's they are: FROM and WHERE, and the expressions for when and whose.
+func (c *compiler) anyones(t *spec.EventTest) (from, at, contact string) {
 	if state, ok := deliveryState(t.Event); ok {
-		return "FROM delivery d WHERE d.state = " + c.text(state), "d.at",
-			fmt.Sprintf("SELECT coalesce((max(id) - min(id)) >> 9, 0) * 500 > %d FROM delivery", manyFacts)
+		return "FROM delivery d" + c.deliveries(state, t.Of), "d.at", "d.contact"
 	}
 	kind, name := t.Event, t.Of
 	if !isBuiltin(t.Event) {
 		kind, name = "event.tracked", t.Event
 	}
-	from = "FROM fact f WHERE f.kind = " + c.text(kind)
+	from, contact = "FROM fact f WHERE f.contact IS NOT NULL", "f.contact"
+	if inSets(t.Event) {
+		from, contact = "FROM fact f CROSS JOIN LATERAL unnest(coalesce(f.contacts, ARRAY[f.contact])) u(contact) WHERE u.contact IS NOT NULL", "u.contact"
+	}
+	from += " AND f.kind = " + c.text(kind)
 	if name != "" {
 		from += " AND f.name = " + c.text(name)
 	}
-	return from, "f.at", fmt.Sprintf("SELECT coalesce(max(id) - min(id), 0) > %d FROM fact", manyFacts)
+	return from, "f.at", contact
 }

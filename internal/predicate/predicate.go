@@ -31,6 +31,9 @@ type Env struct {
 	First int
 	// NoScores is set of a tenant whose schema has none yet: all are 0.
 	NoScores bool
+	// Scope, when the statement looks at some contacts only, is the condition that it has on c.id, as it stands behind the column: BETWEEN $1 AND $2, or
+	// = ANY ($1::bigint[]). It is repeated wherever other tables are asked, so that these are read by range and once, and not once a contact.
+	Scope string
 
 	zoneRead *bool // set when Zone is asked for; nil for nobody wants to know
 }
@@ -126,6 +129,14 @@ func (c *compiler) arg(v any, typ string) string {
 	return "$" + strconv.Itoa(c.first+len(c.args)-1) + "::" + typ
 }
 
+// scope is Env.Scope of another table's column.
+func (c *compiler) scope(column string) string {
+	if c.env.Scope == "" {
+		return ""
+	}
+	return " AND " + column + " " + c.env.Scope
+}
+
 func (c *compiler) text(s string) string { return c.arg(s, "text") }
 
 func (c *compiler) predicate(p *spec.Predicate) (string, error) {
@@ -146,7 +157,7 @@ func (c *compiler) predicate(p *spec.Predicate) (string, error) {
 	case p.Reachable != "":
 		return "(" + contact.GateSQL("c", c.text(p.Reachable)) + " IS NULL)", nil
 	case p.Segment != "":
-		return "EXISTS (SELECT FROM member m WHERE m.contact = c.id AND m.kept <> 'out' AND m.segment = (SELECT e.id FROM entity e WHERE e.kind = 'Segment' AND e.name = " +
+		return "EXISTS (SELECT FROM member m WHERE m.contact = c.id" + c.scope("m.contact") + " AND m.kept <> 'out' AND m.segment = (SELECT e.id FROM entity e WHERE e.kind = 'Segment' AND e.name = " +
 			c.text(p.Segment) + "))", nil
 	case p.Event != nil:
 		return c.event(p.Event)
@@ -172,7 +183,7 @@ func (c *compiler) join(ps []spec.Predicate, op string) (string, error) {
 }
 
 func (c *compiler) topic(t *spec.TopicTest) (string, error) {
-	row := "EXISTS (SELECT FROM subscription s WHERE s.contact = c.id AND s.purpose = " + c.text(t.Topic)
+	row := "EXISTS (SELECT FROM subscription s WHERE s.contact = c.id" + c.scope("s.contact") + " AND s.purpose = " + c.text(t.Topic)
 	switch t.State {
 	case spec.StateSubscribed:
 		return row + " AND s.state = 'granted')", nil
@@ -187,7 +198,7 @@ func (c *compiler) topic(t *spec.TopicTest) (string, error) {
 }
 
 func (c *compiler) campaign(t *spec.CampaignTest) (string, error) {
-	row := "EXISTS (SELECT FROM journey j JOIN run r ON r.id = j.run WHERE j.contact = c.id AND r.entity = (SELECT e.id FROM entity e WHERE e.kind = 'Campaign' AND e.name = " +
+	row := "EXISTS (SELECT FROM journey j JOIN run r ON r.id = j.run WHERE j.contact = c.id" + c.scope("j.contact") + " AND r.entity = (SELECT e.id FROM entity e WHERE e.kind = 'Campaign' AND e.name = " +
 		c.text(t.Campaign) + ")"
 	switch t.State {
 	case spec.CampaignNever:
@@ -254,10 +265,7 @@ func (c *compiler) event(t *spec.EventTest) (string, error) {
 // events is where the events of a kind are: FROM and WHERE, without the conditions on time and data, and the expressions for these.
 func (c *compiler) events(t *spec.EventTest) (from, at, data string) {
 	if state, ok := deliveryState(t.Event); ok {
-		from = "FROM delivery d JOIN batch b ON b.id = d.id >> 9 WHERE d.contact = c.id AND d.state = " + c.text(state)
-		if t.Of != "" {
-			from += " AND b.email IN (SELECT doc.id FROM document doc JOIN entity e ON e.id = doc.entity WHERE e.kind = 'Email' AND e.name = " + c.text(t.Of) + ")"
-		}
+		from = "FROM delivery d" + c.deliveries(state, t.Of) + " AND d.contact = c.id" + c.scope("d.contact")
 		return from, "d.at", "'{}'::jsonb"
 	}
 	kind, name := t.Event, t.Of
@@ -267,7 +275,7 @@ func (c *compiler) events(t *spec.EventTest) (from, at, data string) {
 	if inSets(t.Event) {
 		from = "FROM fact f CROSS JOIN LATERAL unnest(coalesce(f.contacts, ARRAY[f.contact])) u(contact) WHERE f.kind = " + c.text(kind) + " AND u.contact IS NOT NULL"
 	} else {
-		from = "FROM fact f WHERE f.contact = c.id AND f.kind = " + c.text(kind)
+		from = "FROM fact f WHERE f.contact = c.id" + c.scope("f.contact") + " AND f.kind = " + c.text(kind)
 	}
 	if name != "" {
 		from += " AND f.name = " + c.text(name)
@@ -276,6 +284,15 @@ func (c *compiler) events(t *spec.EventTest) (from, at, data string) {
 		from += " AND " + postgres.StillHuman
 	}
 	return from, "f.at", "f.data"
+}
+
+// deliveries is the rest of FROM delivery d: those in a state, of an email where one is named.
+func (c *compiler) deliveries(state, email string) string {
+	if email == "" {
+		return " WHERE d.state = " + c.text(state)
+	}
+	return " JOIN batch b ON b.id = d.id >> 9 WHERE d.state = " + c.text(state) +
+		" AND b.email IN (SELECT doc.id FROM document doc JOIN entity e ON e.id = doc.entity WHERE e.kind = 'Email' AND e.name = " + c.text(email) + ")"
 }
 
 // isHit tells whether the facts of a kind tell what a person did, which later evidence may correct.
