@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -17,18 +18,29 @@ type Size struct {
 	Members int64
 	// Current: the members are those of the document in force, and no rebuild is wanted or under way.
 	Current bool
+	// Failed says, of a segment that cannot be computed, what of; it is tried again at RetryAt.
+	Failed  string
+	RetryAt time.Time
 }
 
 // Count tells a segment's size, from a number that is kept with its members. A name that is not there is an error that matches ErrUnknown.
 func Count(ctx context.Context, tx *postgres.Tx, name string) (Size, error) {
 	var n Size
-	err := tx.QueryRow(ctx, `SELECT coalesce(s.members, 0), NOT `+stale+` FROM entity e LEFT JOIN segment s ON s.entity = e.id
-		WHERE e.kind = 'Segment' AND e.name = $1 AND e.current IS NOT NULL`, name).Scan(&n.Members, &n.Current)
+	failed := "coalesce(s.failed, ''), s.retry_at"
+	if tx.Tenant.Schema < SweepSchema {
+		failed = "'', NULL::timestamptz"
+	}
+	var retryAt *time.Time
+	err := tx.QueryRow(ctx, `SELECT coalesce(s.members, 0), NOT `+stale+`, `+failed+` FROM entity e LEFT JOIN segment s ON s.entity = e.id
+		WHERE e.kind = 'Segment' AND e.name = $1 AND e.current IS NOT NULL`, name).Scan(&n.Members, &n.Current, &n.Failed, &retryAt)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return n, fmt.Errorf("segment %s: %w", name, ErrUnknown)
 	}
 	if err != nil {
 		return n, fmt.Errorf("count segment %s: %w", name, err)
+	}
+	if retryAt != nil {
+		n.RetryAt = *retryAt
 	}
 	return n, nil
 }
@@ -55,7 +67,7 @@ func Explain(ctx context.Context, tx *postgres.Tx, name string, id int64) (Expla
 	if err != nil {
 		return e, fmt.Errorf("explain segment %s: %w", name, err)
 	}
-	s.use(spec.DecodeAs[*spec.Segment](spec.KindSegment, stored))
+	s.doc, s.err = spec.DecodeAs[*spec.Segment](spec.KindSegment, stored)
 	env, err := predicate.Load(ctx, tx)
 	if err != nil {
 		return e, err

@@ -16,6 +16,9 @@ import (
 	"github.com/onda-run/onda/internal/spec"
 )
 
+// SweepSchema is the tenant migration from which on it is known until when a segment was swept, and what failed. Before it, what time changes is found by computing all anew.
+const SweepSchema = 17
+
 // kept is one segment: its row and the version of its document that holds for it now.
 type kept struct {
 	entity  int32
@@ -23,91 +26,229 @@ type kept struct {
 	current int64 // 0: it was taken away
 	// document is the version that its members were made by, building the one that a rebuild is under way to (0: none).
 	document, building int64
-	rebuiltTo          int64
+	rebuiltTo          int64 // how far a rebuild is, or a sweep
 	requested          bool
 	dueAt              *time.Time // nil: never
+	sweptAt, sweepTo   *time.Time
+	failures           int
+	retryAt            *time.Time
 
-	doc  *spec.Segment // of building, else of document, else of current; nil when taken away
-	deps predicate.Deps
-	err  error // why doc cannot be read
+	doc   *spec.Segment // of building, else of document, else of current; nil when taken away
+	deps  predicate.Deps
+	err   error // why doc cannot be read
+	level int   // those that it asks about are below
 
-	joined, left int64 // in this transaction
+	touched      []int64 // in order; not to be changed: others may have the same
+	joined, left int64   // in this transaction
 	firstJoined  []int64
 	firstLeft    []int64
+	spent        time.Duration
+	columns      []string // of its row, to be written with values
+	values       []any
+}
+
+// set has a column of the segment's row written at the end of the turn.
+func (s *kept) set(column string, value any) {
+	if i := slices.Index(s.columns, column); i >= 0 {
+		s.values[i] = value
+		return
+	}
+	s.columns, s.values = append(s.columns, column), append(s.values, value)
+}
+
+// queue has the row written with the commit, if there is anything to write.
+func (s *kept) queue(tx *postgres.Tx) {
+	var sets []string
+	args := []any{s.entity}
+	for i, column := range s.columns {
+		args = append(args, s.values[i])
+		sets = append(sets, fmt.Sprintf("%s = $%d", column, len(args)))
+	}
+	if s.joined > 0 || s.left > 0 {
+		args = append(args, s.joined-s.left)
+		sets = append(sets, fmt.Sprintf("members = members + $%d", len(args)))
+	}
+	if len(sets) > 0 {
+		tx.Finally("UPDATE segment SET "+strings.Join(sets, ", ")+" WHERE entity = $1", args...)
+	}
 }
 
 func (s *kept) stale(now time.Time) bool {
 	return s.current == 0 || s.requested || s.building != 0 || s.document != s.current || s.dueAt != nil && !s.dueAt.After(now)
 }
 
-// documents are decoded once a process: a version never changes.
-type documents struct {
-	mu   sync.Mutex
-	docs map[version]*spec.Segment
+// follows tells whether what happens is to be computed at once. One that was never made is made in full.
+func (s *kept) follows() bool {
+	return s.current != 0 && s.doc != nil && (s.document != 0 || s.building != 0)
 }
 
-type version struct {
-	tenant   int32
-	document int64
+// documents are read and decoded once a process: a version never changes.
+type documents struct {
+	mu sync.Mutex
+	of map[int32]*known // by tenant
+	n  int              // how many are in all
+}
+
+// known are the documents of a tenant's segments by version, and what else predicates are read with, as long as it is the current.
+type known struct {
+	mu    sync.Mutex
+	stamp string
+	env   predicate.Env
+	docs  map[int64]*decoded
+}
+
+type decoded struct {
+	doc  *spec.Segment
+	deps predicate.Deps
+	err  error
 }
 
 // maxDocuments bounds the memory of a process that serves many tenants.
 const maxDocuments = 2000
 
-func (d *documents) decode(tenant int32, id int64, stored []byte) (*spec.Segment, error) {
+// get gives what is known of a tenant.
+func (d *documents) get(tenant int32) *known {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	v := version{tenant, id}
-	if s, ok := d.docs[v]; ok {
-		return s, nil
+	if d.of == nil || d.n > maxDocuments {
+		d.of, d.n = map[int32]*known{}, 0
 	}
-	s, err := spec.DecodeAs[*spec.Segment](spec.KindSegment, stored)
-	if err != nil {
-		return nil, err
+	k := d.of[tenant]
+	if k == nil {
+		k = &known{docs: map[int64]*decoded{}}
+		d.of[tenant] = k
 	}
-	if d.docs == nil || len(d.docs) >= maxDocuments {
-		d.docs = map[version]*spec.Segment{}
-	}
-	d.docs[v] = s
-	return s, nil
+	return k
 }
 
-// load reads all the tenant's segments, those that others ask about before these. The caller has the lock.
-func (d *documents) load(ctx context.Context, tx *postgres.Tx) ([]*kept, error) {
-	if _, err := tx.Exec(ctx, `INSERT INTO segment (entity) SELECT e.id FROM entity e WHERE e.kind = 'Segment' AND e.current IS NOT NULL
-		AND NOT EXISTS (SELECT FROM segment s WHERE s.entity = e.id) ON CONFLICT DO NOTHING`); err != nil {
-		return nil, fmt.Errorf("make rows of new segments: %w", err)
+func (d *documents) grown(by int) {
+	d.mu.Lock()
+	d.n += by
+	d.mu.Unlock()
+}
+
+const (
+	// stampOf changes whenever a field or the settings do.
+	stampOf = `SELECT coalesce(string_agg(id || ' ' || current, ',' ORDER BY id), '-') FROM entity WHERE kind IN ('Field', 'Settings') AND current IS NOT NULL`
+
+	segmentRows = `SELECT e.id, e.name, coalesce(e.current, 0), s.entity IS NULL, coalesce(s.document, 0), coalesce(s.building, 0), coalesce(s.rebuild_to, 0), coalesce(s.requested, false),
+		nullif(s.due_at, 'infinity'), %s FROM entity e LEFT JOIN segment s ON s.entity = e.id WHERE e.kind = 'Segment' AND (e.current IS NOT NULL OR s.entity IS NOT NULL) ORDER BY e.id`
+	sweepColumns = "s.swept_at, s.sweep_to, coalesce(s.failures, 0), s.retry_at"
+	noSweeps     = "NULL::timestamptz, NULL::timestamptz, 0, NULL::timestamptz"
+)
+
+// load takes the tenant's lock and reads all its segments, those that others ask about before these, in one round trip where no document is new.
+func (d *documents) load(ctx context.Context, tx *postgres.Tx, statementTimeout time.Duration) (all []*kept, env predicate.Env, err error) {
+	columns := sweepColumns
+	if tx.Tenant.Schema < SweepSchema {
+		columns = noSweeps
 	}
-	rows, err := tx.Query(ctx, `SELECT s.entity, e.name, coalesce(e.current, 0), coalesce(s.document, 0), coalesce(s.building, 0), s.rebuild_to, s.requested, nullif(s.due_at, 'infinity'),
-		coalesce(d.id, 0), d.spec
-		FROM segment s JOIN entity e ON e.id = s.entity LEFT JOIN document d ON d.id = coalesce(s.building, s.document, e.current) ORDER BY s.entity FOR NO KEY UPDATE OF s`)
-	if err != nil {
-		return nil, fmt.Errorf("read segments: %w", err)
+	var stamp string
+	var unmade []int32
+	b := &pgx.Batch{}
+	b.Queue("SELECT set_config('lock_timeout', '2s', true), set_config('statement_timeout', $1, true)", fmt.Sprint(statementTimeout.Milliseconds()))
+	b.Queue("SELECT pg_advisory_xact_lock($1, $2)", lockClass, tx.Tenant.Number)
+	b.Queue(stampOf).QueryRow(func(row pgx.Row) error { return row.Scan(&stamp) })
+	b.Queue(fmt.Sprintf(segmentRows, columns)).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			s := &kept{}
+			var isNew bool
+			if err := rows.Scan(&s.entity, &s.name, &s.current, &isNew, &s.document, &s.building, &s.rebuiltTo, &s.requested, &s.dueAt, &s.sweptAt, &s.sweepTo, &s.failures, &s.retryAt); err != nil {
+				return err
+			}
+			if isNew {
+				unmade = append(unmade, s.entity)
+			}
+			all = append(all, s)
+		}
+		return rows.Err()
+	})
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return nil, env, fmt.Errorf("read segments: %w", err)
 	}
-	all, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (*kept, error) {
-		s := &kept{}
+	if len(unmade) > 0 {
+		if _, err := tx.Exec(ctx, "INSERT INTO segment (entity) SELECT unnest($1::int[]) ON CONFLICT DO NOTHING", unmade); err != nil {
+			return nil, env, fmt.Errorf("make rows of new segments: %w", err)
+		}
+	}
+	if len(all) == 0 {
+		return nil, env, nil
+	}
+	k := d.get(tx.Tenant.Number)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.stamp != stamp {
+		if k.env, err = predicate.Load(ctx, tx); err != nil {
+			return nil, env, err
+		}
+		k.stamp = stamp
+	}
+	if err := d.read(ctx, tx, k, all...); err != nil {
+		return nil, env, err
+	}
+	env = k.env
+	env.Now, env.NoScores = tx.Now(), tx.Tenant.Schema < contact.ScoresSchema
+	return inOrder(all), env, nil
+}
+
+// read gives each segment its document.
+func (d *documents) read(ctx context.Context, tx *postgres.Tx, k *known, all ...*kept) error {
+	var missing []int64
+	for _, s := range all {
+		if v := s.version(); v != 0 && k.docs[v] == nil {
+			missing = append(missing, v)
+		}
+	}
+	if len(missing) > 0 {
+		rows, err := tx.Query(ctx, "SELECT id, spec FROM document WHERE id = ANY ($1)", missing)
+		if err != nil {
+			return fmt.Errorf("read segments: %w", err)
+		}
 		var id int64
 		var stored []byte
-		if err := r.Scan(&s.entity, &s.name, &s.current, &s.document, &s.building, &s.rebuiltTo, &s.requested, &s.dueAt, &id, &stored); err != nil {
-			return nil, err
+		_, err = pgx.ForEachRow(rows, []any{&id, &stored}, func() error {
+			k.docs[id] = decode(stored)
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("read segments: %w", err)
 		}
-		if stored != nil {
-			s.use(d.decode(tx.Tenant.Number, id, stored))
-		}
-		return s, nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read segments: %w", err)
+		d.grown(len(missing))
 	}
-	return inOrder(all), nil
+	for _, s := range all {
+		if c := k.docs[s.version()]; c != nil {
+			s.doc, s.deps, s.err = c.doc, c.deps, c.err
+		}
+	}
+	return nil
 }
 
-// use makes a document the one that holds.
-func (s *kept) use(doc *spec.Segment, err error) {
-	s.doc, s.err, s.deps = doc, err, predicate.Deps{}
-	if doc != nil && doc.Where != nil {
-		s.deps = predicate.DepsOf(doc.Where)
+// known gives a segment the document that holds for it now.
+func (d *documents) known(ctx context.Context, tx *postgres.Tx, s *kept) error {
+	k := d.get(tx.Tenant.Number)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return d.read(ctx, tx, k, s)
+}
+
+// version is the one that holds for it now; 0: none.
+func (s *kept) version() int64 {
+	switch {
+	case s.building != 0:
+		return s.building
+	case s.document != 0:
+		return s.document
 	}
+	return s.current
+}
+
+func decode(stored []byte) *decoded {
+	doc, err := spec.DecodeAs[*spec.Segment](spec.KindSegment, stored)
+	c := &decoded{doc: doc, err: err}
+	if err == nil && doc.Where != nil {
+		c.deps = predicate.DepsOf(doc.Where)
+	}
+	return c
 }
 
 // inOrder puts segments behind those that they ask about. There are no circles: they are refused at apply.
@@ -120,17 +261,23 @@ func inOrder(all []*kept) []*kept {
 	seen := map[*kept]bool{}
 	var visit func(s *kept)
 	visit = func(s *kept) {
-		if s == nil || seen[s] {
-			return
-		}
 		seen[s] = true
 		for _, name := range s.deps.Segments {
-			visit(byName[name])
+			below := byName[name]
+			if below == nil {
+				continue
+			}
+			if !seen[below] {
+				visit(below)
+			}
+			s.level = max(s.level, below.level+1)
 		}
 		out = append(out, s)
 	}
 	for _, s := range all {
-		visit(s)
+		if !seen[s] {
+			visit(s)
+		}
 	}
 	return out
 }

@@ -82,9 +82,13 @@ var ErrUnknown = errors.New("there is no such segment")
 
 // Request asks for segments to be computed in full. Where there is no segment of a name, it is an error that matches ErrUnknown.
 func Request(ctx context.Context, tx *postgres.Tx, names ...string) error {
+	atOnce := ", retry_at = NULL"
+	if tx.Tenant.Schema < SweepSchema {
+		atOnce = ""
+	}
 	// In the order in which the keeper locks them.
 	rows, err := tx.Query(ctx, `INSERT INTO segment AS s (entity, requested) SELECT e.id, true FROM entity e WHERE e.kind = 'Segment' AND e.name = ANY ($1) AND e.current IS NOT NULL ORDER BY e.id
-		ON CONFLICT (entity) DO UPDATE SET requested = true RETURNING (SELECT e.name FROM entity e WHERE e.id = s.entity)`, names)
+		ON CONFLICT (entity) DO UPDATE SET requested = true`+atOnce+` RETURNING (SELECT e.name FROM entity e WHERE e.id = s.entity)`, names)
 	if err != nil {
 		return fmt.Errorf("request a rebuild: %w", err)
 	}
@@ -108,7 +112,11 @@ func (k *keeper) next(ctx context.Context, tx *postgres.Tx) (time.Time, error) {
 		return postgres.Never, err
 	}
 	var due *time.Time
-	err = tx.QueryRow(ctx, `SELECT min(CASE WHEN `+stale+` THEN onda.now() ELSE s.due_at END) FROM entity e LEFT JOIN segment s ON s.entity = e.id
+	now := "greatest(onda.now(), s.retry_at)"
+	if tx.Tenant.Schema < SweepSchema {
+		now = "onda.now()"
+	}
+	err = tx.QueryRow(ctx, `SELECT min(CASE WHEN `+stale+` THEN `+now+` ELSE s.due_at END) FROM entity e LEFT JOIN segment s ON s.entity = e.id
 		WHERE e.kind = 'Segment' AND (e.current IS NOT NULL OR s.entity IS NOT NULL) AND (s.entity IS NULL OR s.due_at < 'infinity' OR `+stale+`)`).Scan(&due)
 	if err != nil {
 		return postgres.Never, fmt.Errorf("look when segments are due: %w", err)

@@ -1,14 +1,15 @@
 package segment
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"go.uber.org/zap"
 
@@ -22,47 +23,74 @@ const (
 	workTime = 20 * time.Second
 	// lockClass is of the advisory lock on a tenant's memberships.
 	lockClass = 0x6f6e6473
-	// chunkMost and chunkLeast bound how many contacts are looked at in one transaction of a rebuild; it begins with the first, and halves when one takes more than slow.
-	chunkMost, chunkLeast = 20_000, 250
-	slow                  = 2 * time.Second
-	// factsAtOnce are read in one transaction. When they are about more than touchMost contacts, the segments are rebuilt instead.
-	factsAtOnce = 2000
-	touchMost   = 50_000
+	// chunkMost and chunkLeast bound how many contacts are looked at in one transaction of a rebuild; it begins with chunkFirst, and goes on with as many as take chunkTime: facts
+	// wait for so long.
+	chunkMost, chunkFirst, chunkLeast = 100_000, 5_000, 250
+	chunkTime                         = 500 * time.Millisecond
+	// statementTime and turnTime bound a transaction: one that has written holds back, on the whole server, whoever reads facts.
+	statementTime = 2 * time.Second
+	turnTime      = 4 * time.Second
 	// perContact is how long, for each contact, a segment whose members change by time alone is left as it is: a rebuild costs 3 µs a contact, so that these take a
 	// thirtieth of one processor at most.
 	perContact = 100 * time.Microsecond
+	// heldTime is for how long facts are waited for that a transaction of somebody else's holds back; they are looked for each heldPause.
+	heldTime, heldPause = 3 * time.Second, 100 * time.Millisecond
 )
 
-// keeper does the work of all segments. It keeps nothing but decoded documents, so any number of them may work at once.
+// keeper does the work of all segments. It keeps nothing but documents and how much it does at once, so any number of them may work at once.
 type keeper struct {
 	db   *postgres.DB
 	docs *documents
 	log  *zap.Logger
 	// stop is closed when the process is to end: it then ends after the transaction it is at.
 	stop <-chan struct{}
-	// done, where a test has set it, is called after each transaction.
-	done func()
+
+	mu    sync.Mutex
+	paces map[string]pace // of tenants, where it is not the usual
 }
 
 // errBusy: another process has the tenant's lock, and does the work.
 var errBusy = errors.New("another is at this tenant's segments")
 
+// unfit is an error of one segment's own: its document does not fit, its SQL fails or takes too long.
+type unfit struct {
+	segment *kept
+	slow    bool
+	err     error
+}
+
+func (u *unfit) Error() string { return fmt.Sprintf("segment %s: %v", u.segment.name, u.err) }
+func (u *unfit) Unwrap() error { return u.err }
+
+// what says it without what a contact's value may be in.
+func (u *unfit) what() string {
+	var pe *pgconn.PgError
+	switch {
+	case u.slow:
+		return "it takes too long"
+	case errors.As(u.err, &pe):
+		return "Postgres refuses it: SQLSTATE " + pe.Code
+	}
+	return u.err.Error()
+}
+
 // work does what there is to do, each piece in a transaction of its own, until nothing is left (all is true), the time is over, or the process is to end. When another process is at
 // it, that one does it.
 func (k *keeper) work(ctx context.Context, tenant string) (all bool, err error) {
-	until := time.Now().Add(workTime)
-	size := chunkMost
+	began := time.Now()
+	until := began.Add(workTime)
+	size := chunkFirst
 	failed := map[string]bool{}
+	var heldSince time.Time
 	for {
 		more, err := k.facts(ctx, tenant, failed)
 		if err == nil && !more {
 			began := time.Now()
 			more, err = k.rebuild(ctx, tenant, size, failed)
-			if time.Since(began) > slow {
-				size = max(size/2, chunkLeast)
-			}
-			if tooSlow(err) && size > chunkLeast {
-				size, more, err = max(size/2, chunkLeast), true, nil
+			size = resized(size, time.Since(began))
+			var u *unfit
+			if errors.As(err, &u) { // a smaller chunk may do
+				size, more, err = max(size/4, chunkLeast), true, nil
 			}
 		}
 		switch {
@@ -70,12 +98,26 @@ func (k *keeper) work(ctx context.Context, tenant string) (all bool, err error) 
 			return false, nil
 		case err != nil:
 			return false, err
-		case !more:
+		case more:
+			heldSince = time.Time{}
+		case !k.paceOf(tenant).held:
 			return true, nil
-		case k.over(ctx, until):
+		case heldSince.IsZero():
+			heldSince = time.Now()
+		}
+		if k.over(ctx, until) {
 			return false, nil
 		}
+		if !more && (time.Since(heldSince) > heldTime || !k.pause(ctx)) {
+			return true, nil // whoever asks when there will be work sees them
+		}
 	}
+}
+
+// resized is how many contacts the next chunk is of, when one of size took so long.
+func resized(size int, took time.Duration) int {
+	fit := int(float64(size) * float64(chunkTime) / float64(max(took, time.Millisecond)))
+	return min(max(min(fit, 2*size), size/4, chunkLeast), chunkMost)
 }
 
 func (k *keeper) over(ctx context.Context, until time.Time) bool {
@@ -89,142 +131,143 @@ func (k *keeper) over(ctx context.Context, until time.Time) bool {
 	}
 }
 
-func tooSlow(err error) bool {
-	var pe *pgconn.PgError
-	return errors.As(err, &pe) && pe.Code == "57014"
+// pause waits a moment; false when it is to end.
+func (k *keeper) pause(ctx context.Context) bool {
+	t := time.NewTimer(heldPause)
+	defer t.Stop()
+	select {
+	case <-k.stop:
+		return false
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
 }
 
-// in runs f under the tenant's lock, with all its segments.
+// in runs f under the tenant's lock, with all its segments. When f cannot compute one of them, nothing is kept.
 func (k *keeper) in(ctx context.Context, tenant string, failed map[string]bool, f func(ctx context.Context, t *turn) error) error {
-	err := k.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		// One statement, so that the limits are there before the lock is waited for.
-		if _, err := tx.Exec(ctx, "SELECT set_config('lock_timeout', '2s', true), set_config('statement_timeout', '5s', true)"); err != nil {
-			return fmt.Errorf("set limits: %w", err)
-		}
-		_, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1, $2)", lockClass, tx.Tenant.Number)
+	return k.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		t := &turn{tx: tx, log: k.log, failed: failed}
+		var err error
+		t.all, t.env, err = k.docs.load(ctx, tx, statementTime)
 		if postgres.IsLocked(err) {
 			return errBusy
 		}
 		if err != nil {
-			return fmt.Errorf("lock segments: %w", err)
-		}
-		t := &turn{tx: tx, log: k.log, failed: failed, touched: map[*kept]map[int64]struct{}{}}
-		if t.all, err = k.docs.load(ctx, tx); err != nil {
 			return err
 		}
-		if len(t.all) > 0 {
-			if t.env, err = predicate.Load(ctx, tx); err != nil {
-				return err
+		timed, cancel := context.WithTimeout(ctx, turnTime)
+		defer cancel()
+		err = f(timed, t)
+		if err == nil {
+			err = t.tell(timed)
+		}
+		if err != nil && timed.Err() != nil && ctx.Err() == nil { // of all together
+			if s := t.slowest(); s != nil {
+				return &unfit{s, true, err}
 			}
 		}
-		if err := f(ctx, t); err != nil {
-			return err
-		}
-		return t.tell(ctx)
+		return err
 	})
-	if k.done != nil && err == nil {
-		k.done()
-	}
-	return err
 }
 
 // turn is one transaction.
 type turn struct {
-	tx      *postgres.Tx
-	log     *zap.Logger
-	env     predicate.Env
-	all     []*kept // in order of who asks about whom
-	failed  map[string]bool
-	touched map[*kept]map[int64]struct{}
-	joins   []postgres.Fact
+	tx     *postgres.Tx
+	log    *zap.Logger
+	env    predicate.Env
+	all    []*kept // in order of who asks about whom
+	failed map[string]bool
+	joins  []postgres.Fact
 }
 
-// broken notes a segment that cannot be computed: the others go on, and it is tried again with the next work.
-func (t *turn) broken(s *kept, err error) {
-	if !t.failed[s.name] {
-		t.log.Error("a segment cannot be computed", zap.String("tenant", t.tx.Tenant.Name), zap.String("segment", s.name), zap.Error(err))
-	}
-	t.failed[s.name] = true
+// leaves tells whether the segment is left alone for now.
+func (t *turn) leaves(s *kept) bool {
+	return t.failed[s.name] || s.retryAt != nil && s.retryAt.After(t.env.Now)
 }
 
-func (t *turn) touch(s *kept, contacts ...int64) {
-	m := t.touched[s]
-	if m == nil {
-		m = map[int64]struct{}{}
-		t.touched[s] = m
-	}
-	for _, c := range contacts {
-		m[c] = struct{}{}
-	}
-}
-
-// settle computes the segments for the contacts that were touched, in order, so that those who ask about a segment see who joined and left it.
-func (t *turn) settle(ctx context.Context) error {
+func (t *turn) slowest() (slowest *kept) {
 	for _, s := range t.all {
-		touched := t.touched[s]
-		if len(touched) == 0 || t.failed[s.name] || s.doc == nil || s.document == 0 && s.building == 0 { // one that was never made is made in full
-			continue
+		if s.spent > 0 && (slowest == nil || s.spent > slowest.spent) {
+			slowest = s
 		}
-		ids := make([]int64, 0, len(touched))
-		for c := range touched {
-			ids = append(ids, c)
-		}
-		slices.Sort(ids)
-		for chunk := range slices.Chunk(ids, 10_000) {
-			cond, err := s.condition(t.env, 3)
-			if err != nil { // what is missed now is made good in full
-				t.broken(s, err)
-				if _, err := t.tx.Exec(ctx, "UPDATE segment SET requested = true WHERE entity = $1", s.entity); err != nil {
-					return fmt.Errorf("request a rebuild: %w", err)
-				}
-				break
-			}
-			if err := t.compute(ctx, s, cond, "= ANY ($2::bigint[])", chunk); err != nil {
-				return err
-			}
-			if err := t.hurry(ctx, s, chunk); err != nil {
-				return err
-			}
-		}
-		delete(t.touched, s)
 	}
-	return nil
+	return slowest
 }
 
-// compute makes the segment's members, among the contacts in scope, those that the condition is true of; those kept in or out by hand stay. cond has its parameters after
-// $1 (the segment) and those of scope.
-func (t *turn) compute(ctx context.Context, s *kept, cond predicate.Query, scope string, args ...any) error {
-	// NOT IN, which is hashed whatever is expected of its size: of tables that have just grown Postgres knows nothing, and NOT EXISTS became a loop in a loop.
-	rows, err := t.tx.Query(ctx, `WITH want AS MATERIALIZED (
-		SELECT c.id FROM contact c WHERE c.id `+scope+` AND `+cond.SQL+`
-	), gone AS (
-		DELETE FROM member m WHERE m.segment = $1 AND m.contact `+scope+` AND m.contact NOT IN (SELECT w.id FROM want w)
-		   AND (m.kept = '' OR NOT EXISTS (SELECT FROM contact c WHERE c.id = m.contact AND c.erased_at IS NULL AND c.merged_into IS NULL))
-		RETURNING m.contact, m.kept
-	), new AS (
-		INSERT INTO member (segment, contact) SELECT $1, w.id FROM want w
-		 WHERE w.id NOT IN (SELECT m.contact FROM member m WHERE m.segment = $1 AND m.contact `+scope+`) RETURNING contact
-	) SELECT contact, true FROM new UNION ALL SELECT contact, false FROM gone WHERE kept <> 'out' ORDER BY 1`,
-		append(append([]any{s.entity}, args...), cond.Args...)...)
-	if err != nil {
+// blame makes of an error at a segment's SQL one of the segment's own, unless it is nobody's.
+func blame(s *kept, err error) error {
+	var pe *pgconn.PgError
+	if !errors.As(err, &pe) {
 		return fmt.Errorf("compute segment %s: %w", s.name, err)
 	}
-	var id int64
-	var in bool
-	var joined, left []int64
-	_, err = pgx.ForEachRow(rows, []any{&id, &in}, func() error {
-		if in {
-			joined = append(joined, id)
-		} else {
-			left = append(left, id)
+	slow := pe.Code == "57014"
+	// Data, syntax and access, limits, internal errors.
+	if slow || slices.Contains([]string{"22", "42", "54", "XX"}, pe.Code[:min(2, len(pe.Code))]) {
+		return &unfit{s, slow, err}
+	}
+	return fmt.Errorf("compute segment %s: %w", s.name, err)
+}
+
+// broken notes a segment whose document does not fit: no SQL was asked, the others go on, and it is tried again with the next work. What it misses now is made good in full.
+func (t *turn) broken(s *kept, err error) {
+	if t.failed[s.name] {
+		return
+	}
+	t.log.Error("a segment cannot be computed", zap.String("tenant", t.tx.Tenant.Name), zap.String("segment", s.name), zap.Error(err))
+	t.failed[s.name] = true
+	if !s.requested {
+		s.requested = true
+		s.set("requested", true)
+	}
+	if t.sweeps() && s.failures == 0 {
+		s.set("failures", 1)
+		s.set("failed", err.Error())
+	}
+}
+
+// sweeps tells whether the tenant's schema has room for what a sweep and what a failure leave.
+func (t *turn) sweeps() bool { return t.tx.Tenant.Schema >= SweepSchema }
+
+// setAside leaves a segment alone for some time, the longer the oftener it failed, and has it then computed in full: the others go on without it.
+func (k *keeper) setAside(ctx context.Context, tenant string, failed map[string]bool, u *unfit) error {
+	k.log.Error("a segment cannot be computed", zap.String("tenant", tenant), zap.String("segment", u.segment.name), zap.String("why", u.what()))
+	failed[u.segment.name] = true
+	return k.in(ctx, tenant, failed, func(_ context.Context, t *turn) error {
+		for _, s := range t.all {
+			if s.entity != u.segment.entity {
+				continue
+			}
+			s.set("requested", true)
+			s.set("building", nil)
+			s.set("rebuild_to", 0)
+			if !t.sweeps() {
+				return nil
+			}
+			at := t.env.Now.Add(min(t.tx.Tick()<<min(s.failures, 16), 24*time.Hour))
+			s.set("sweep_to", nil)
+			s.set("failures", s.failures+1)
+			s.set("failed", u.what())
+			s.set("retry_at", at)
+			t.tx.Wake("segment", at)
 		}
 		return nil
 	})
-	if err != nil {
-		return fmt.Errorf("compute segment %s: %w", s.name, err)
+}
+
+// touch has the segment computed for contacts, which are in order.
+func (s *kept) touch(contacts []int64) {
+	if len(contacts) == 0 || len(s.touched) > 0 && len(contacts) > 0 && &s.touched[0] == &contacts[0] && len(s.touched) == len(contacts) {
+		return
 	}
-	t.changed(s, joined, left)
-	return nil
+	if len(s.touched) == 0 {
+		s.touched = contacts
+		return
+	}
+	all := slices.Concat(s.touched, contacts)
+	slices.Sort(all)
+	s.touched = slices.Compact(all)
 }
 
 // changed notes who joined and left, and that those who ask about the segment must look at them.
@@ -242,58 +285,48 @@ func (t *turn) changed(s *kept, joined, left []int64) {
 		}
 		for _, other := range t.all {
 			if len(c.ids) > 0 && slices.Contains(other.deps.Segments, s.name) {
-				t.touch(other, c.ids...)
+				other.touch(c.ids)
 			}
 		}
 	}
 }
 
-// hurry brings the segment's due date forward, if the contacts have one of their own that is earlier.
-func (t *turn) hurry(ctx context.Context, s *kept, contacts []int64) error {
-	if s.doc.Where == nil {
-		return nil
-	}
-	at, err := predicate.NextChange(ctx, t.tx, s.doc.Where, t.env, contacts)
-	if err != nil {
-		return fmt.Errorf("segment %s: %w", s.name, err)
-	}
-	return t.dueBy(ctx, s, at)
-}
-
-// dueBy has the segment computed in full at a time, or as soon after it as its size allows, unless it is due earlier.
-func (t *turn) dueBy(ctx context.Context, s *kept, at time.Time) error {
+// dueBy has the segment looked at again at a time, though no sooner than after a pause, unless it is to be earlier anyway.
+func (t *turn) dueBy(s *kept, at time.Time, pause time.Duration) {
 	if at.Equal(postgres.Never) {
-		return nil
+		return
 	}
-	var most int64
-	if err := t.tx.QueryRow(ctx, "SELECT coalesce(max(id), 0) FROM contact").Scan(&most); err != nil {
-		return fmt.Errorf("count contacts: %w", err)
-	}
-	if soonest := t.tx.Now().Add(max(t.tx.Tick(), time.Duration(most)*perContact)); at.Before(soonest) {
+	if soonest := t.env.Now.Add(max(t.tx.Tick(), pause)); at.Before(soonest) {
 		at = soonest
 	}
 	if s.dueAt != nil && !at.Before(*s.dueAt) {
-		return nil
+		return
 	}
 	s.dueAt = &at
+	s.set("due_at", at)
 	t.tx.Wake("segment", at)
-	if _, err := t.tx.Exec(ctx, "UPDATE segment SET due_at = $2 WHERE entity = $1", s.entity, at); err != nil {
-		return fmt.Errorf("set when segment %s is due: %w", s.name, err)
-	}
-	return nil
 }
 
-// tell writes the counts, the facts of who joined and left, and rings.
+// pauseInFull is how long a segment is left that can only be computed in full.
+func (t *turn) pauseInFull(ctx context.Context) (time.Duration, error) {
+	var most int64
+	if err := t.tx.QueryRow(ctx, "SELECT coalesce(max(id), 0) FROM contact").Scan(&most); err != nil {
+		return 0, fmt.Errorf("count contacts: %w", err)
+	}
+	return time.Duration(most) * perContact, nil
+}
+
+// tell writes the facts of who joined and left, and rings; the rows of those segments of which something changed are written with the commit, in order, as whoever asks for rebuilds locks them.
 func (t *turn) tell(ctx context.Context) error {
 	if err := t.tx.AddFacts(ctx, t.joins...); err != nil {
 		return err
 	}
+	for _, s := range slices.SortedFunc(slices.Values(t.all), func(x, y *kept) int { return cmp.Compare(x.entity, y.entity) }) {
+		s.queue(t.tx)
+	}
 	for _, s := range t.all {
 		if s.joined == 0 && s.left == 0 {
 			continue
-		}
-		if _, err := t.tx.Exec(ctx, "UPDATE segment SET members = members + $2 WHERE entity = $1", s.entity, s.joined-s.left); err != nil {
-			return fmt.Errorf("count members of segment %s: %w", s.name, err)
 		}
 		e, err := event.New(t.tx.Tenant.Name, "segment", s.name,
 			event.DeriveID(t.tx.Tenant.Name, "segment.changed", s.name, strconv.FormatInt(t.tx.Now().UnixNano(), 10), fmt.Sprint(s.firstJoined, s.firstLeft)),

@@ -2,9 +2,11 @@ package segment
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -12,72 +14,90 @@ import (
 	"github.com/onda-run/onda/internal/predicate"
 )
 
-// rebuild does one chunk of the first segment that has to be computed in full: those that others ask about come first. more says that there was one.
+// rebuild does one chunk of the first segment that has to be computed in full: those that others ask about come first. more says that there was one. When it takes too long the error is
+// an unfit, unless it cannot take less: then the segment is set aside, as one that fails otherwise is.
 //
 // How far a rebuild is stands in the segment's row and moves with the chunk, so that whoever comes next goes on there. What changes behind that mark is written by facts.
 func (k *keeper) rebuild(ctx context.Context, tenant string, size int, failed map[string]bool) (more bool, err error) {
 	err = k.in(ctx, tenant, failed, func(ctx context.Context, t *turn) error {
-		i := slices.IndexFunc(t.all, func(s *kept) bool { return s.stale(t.tx.Now()) && !failed[s.name] })
+		i := slices.IndexFunc(t.all, func(s *kept) bool { return s.stale(t.env.Now) && !t.leaves(s) })
 		if i < 0 {
 			return nil
 		}
 		more = true
-		s := t.all[i]
-		if s.current == 0 {
+		if s := t.all[i]; s.current == 0 {
 			return t.takeAway(ctx, s, size)
-		}
-		if s.building != s.current { // a transaction of its own: it may read all contacts
+		} else if s.building != s.current {
 			return t.begin(ctx, k.docs, s)
-		}
-		cond, err := s.condition(t.env, 4)
-		if err != nil {
-			t.broken(s, err)
-			return nil
-		}
-		upTo, last, err := t.chunk(ctx, s.rebuiltTo, size)
-		if err != nil {
-			return err
-		}
-		if err := t.compute(ctx, s, cond, "BETWEEN $2 AND $3", s.rebuiltTo+1, upTo); err != nil {
-			return err
-		}
-		if err := t.settle(ctx); err != nil {
-			return err
-		}
-		if last {
-			_, err = t.tx.Exec(ctx, "UPDATE segment SET document = building, building = NULL, rebuild_to = 0, rebuilt_at = onda.now() WHERE entity = $1", s.entity)
 		} else {
-			_, err = t.tx.Exec(ctx, "UPDATE segment SET rebuild_to = $2 WHERE entity = $1", s.entity, upTo)
+			return t.goOn(ctx, s, size)
 		}
-		if err != nil {
-			return fmt.Errorf("note how far segment %s is: %w", s.name, err)
-		}
-		return nil
 	})
+	var u *unfit
+	if errors.As(err, &u) && !(u.slow && size > chunkLeast) {
+		return true, k.setAside(ctx, tenant, failed, u)
+	}
 	return more, err
+}
+
+// goOn does the next chunk of a rebuild.
+func (t *turn) goOn(ctx context.Context, s *kept, size int) error {
+	upTo, last, err := t.chunk(ctx, s.rebuiltTo, size)
+	if err != nil {
+		return err
+	}
+	if err := t.compute(ctx, computation{s, between(s.rebuiltTo+1, upTo)}); err != nil || t.failed[s.name] {
+		return err
+	}
+	if err := t.settle(ctx); err != nil {
+		return err
+	}
+	if !last {
+		s.set("rebuild_to", upTo)
+		return nil
+	}
+	s.set("document", s.building)
+	s.set("building", nil)
+	s.set("rebuild_to", 0)
+	s.set("rebuilt_at", t.tx.Now())
+	if t.sweeps() && s.failures > 0 {
+		s.set("failures", 0)
+		s.set("failed", nil)
+		s.set("retry_at", nil)
+	}
+	return nil
 }
 
 // begin starts a rebuild to the current version. When time alone will next change the members is found out now: what changes while the rebuild is on its way may have been seen by it
 // or not, and the next one sees it for sure.
 func (t *turn) begin(ctx context.Context, docs *documents, s *kept) error {
-	var stored []byte
-	if err := t.tx.QueryRow(ctx, "SELECT spec FROM document WHERE id = $1", s.current).Scan(&stored); err != nil {
-		return fmt.Errorf("read segment %s: %w", s.name, err)
+	s.building, s.rebuiltTo, s.dueAt = s.current, 0, nil
+	if err := docs.known(ctx, t.tx, s); err != nil {
+		return err
 	}
-	s.use(docs.decode(t.tx.Tenant.Number, s.current, stored))
-	s.building, s.rebuiltTo = s.current, 0
-	if _, err := t.tx.Exec(ctx, "UPDATE segment SET building = $2, rebuild_to = 0, requested = false, due_at = 'infinity' WHERE entity = $1", s.entity, s.building); err != nil {
-		return fmt.Errorf("begin segment %s: %w", s.name, err)
-	}
+	s.set("building", s.building)
+	s.set("rebuild_to", 0)
+	s.set("requested", false)
 	at := postgres.Never
 	if s.doc != nil && s.doc.Where != nil {
+		began := time.Now()
 		var err error
-		if at, err = predicate.NextChange(ctx, t.tx, s.doc.Where, t.env, nil); err != nil {
-			return fmt.Errorf("segment %s: %w", s.name, err)
+		at, err = predicate.NextChange(ctx, t.tx, s.doc.Where, t.env, nil)
+		s.spent += time.Since(began)
+		if err != nil {
+			return blame(s, err)
 		}
 	}
-	s.dueAt = nil
-	return t.dueBy(ctx, s, at)
+	if at.Equal(postgres.Never) {
+		s.set("due_at", "infinity")
+		return nil
+	}
+	pause, err := t.pauseInFull(ctx)
+	if err != nil {
+		return err
+	}
+	t.dueBy(s, at, pause)
+	return nil
 }
 
 // chunk says up to which id the next contacts go; last: there are no more behind it.
