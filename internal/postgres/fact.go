@@ -214,7 +214,8 @@ func (tx *Tx) ReadFacts(ctx context.Context, consumer string, limit FactLimit, k
 // holds back), else Never. For use in Recompute.
 func (tx *Tx) FactsDue(ctx context.Context, consumer string) (time.Time, error) {
 	var unread bool
-	err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM fact f, cursor c WHERE c.name = $1 AND (f.xid, f.id) > (c.xid, c.id))`, consumer).Scan(&unread)
+	// In order, so that the index on it is read: else all facts were, to find that none is unread.
+	err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM cursor c, LATERAL (SELECT FROM fact f WHERE (f.xid, f.id) > (c.xid, c.id) ORDER BY f.xid, f.id LIMIT 1) f WHERE c.name = $1)`, consumer).Scan(&unread)
 	if err != nil {
 		return Never, fmt.Errorf("look for unread facts: %w", err)
 	}

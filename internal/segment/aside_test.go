@@ -27,6 +27,7 @@ func (w *world) untrip() {
 func TestASegmentThatFailsIsSetAside(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	w.keeper.db = w.pg.Open(t, postgres.Config{MaxConns: 8, Tick: time.Minute})
 	ids := w.people(4)
 	w.segment("bad", `{"tag": "vip"}`)
 	w.segment("paying", `{"field": "plan", "is": "paid"}`)
@@ -53,10 +54,10 @@ func TestASegmentThatFailsIsSetAside(t *testing.T) {
 			t.Errorf("it is tried again after %s", left)
 		}
 	}
-	failures(1, time.Second) // the tick of tests
-	for i, wait := range []time.Duration{2 * time.Second, 4 * time.Second, 8 * time.Second} {
-		w.moveClock(wait / 2)
-		failures(i+2, wait)
+	failures(1, time.Minute)
+	for i, after := range []time.Duration{time.Minute, 2 * time.Minute, 4 * time.Minute} {
+		w.moveClock(after)
+		failures(i+2, 2*after)
 	}
 	if err := w.db.Recompute(context.Background(), "acme", "segment", w.keeper.next); err != nil {
 		t.Fatal(err)

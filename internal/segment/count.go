@@ -31,7 +31,7 @@ func Count(ctx context.Context, tx *postgres.Tx, name string) (Size, error) {
 		failed = "'', NULL::timestamptz"
 	}
 	var retryAt *time.Time
-	err := tx.QueryRow(ctx, `SELECT coalesce(s.members, 0), NOT `+stale+`, `+failed+` FROM entity e LEFT JOIN segment s ON s.entity = e.id
+	err := tx.QueryRow(ctx, `SELECT coalesce(s.members, 0), NOT `+stale(tx)+`, `+failed+` FROM entity e LEFT JOIN segment s ON s.entity = e.id
 		WHERE e.kind = 'Segment' AND e.name = $1 AND e.current IS NOT NULL`, name).Scan(&n.Members, &n.Current, &n.Failed, &retryAt)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return n, fmt.Errorf("segment %s: %w", name, ErrUnknown)
@@ -72,7 +72,7 @@ func Explain(ctx context.Context, tx *postgres.Tx, name string, id int64) (Expla
 	if err != nil {
 		return e, err
 	}
-	cond, err := s.condition(env, 3)
+	cond, err := s.condition(env, 3, "= $2")
 	if err != nil {
 		return e, err
 	}

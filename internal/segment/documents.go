@@ -42,6 +42,7 @@ type kept struct {
 	joined, left int64   // in this transaction
 	firstJoined  []int64
 	firstLeft    []int64
+	dueKnown     bool // dueAt is of all contacts, as they are
 	spent        time.Duration
 	columns      []string // of its row, to be written with values
 	values       []any
@@ -73,8 +74,21 @@ func (s *kept) queue(tx *postgres.Tx) {
 	}
 }
 
-func (s *kept) stale(now time.Time) bool {
-	return s.current == 0 || s.requested || s.building != 0 || s.document != s.current || s.dueAt != nil && !s.dueAt.After(now)
+// mustRebuild tells whether it has to be computed in full, or be taken away.
+func (s *kept) mustRebuild(now time.Time) bool {
+	if s.current == 0 || s.requested || s.building != 0 || s.document != s.current {
+		return true
+	}
+	if s.sweptAt == nil { // what time changes is not found in any other way
+		return s.dueAt != nil && !s.dueAt.After(now)
+	}
+	return s.sweptAt.After(now.Add(clockSlack)) // the clock was moved back
+}
+
+// clock measures for how long it was computed, until what it gives is called.
+func (s *kept) clock() func() {
+	began := time.Now()
+	return func() { s.spent += time.Since(began) }
 }
 
 // follows tells whether what happens is to be computed at once. One that was never made is made in full.
@@ -187,7 +201,7 @@ func (d *documents) load(ctx context.Context, tx *postgres.Tx, statementTimeout 
 		return nil, env, err
 	}
 	env = k.env
-	env.Now, env.NoScores = tx.Now(), tx.Tenant.Schema < contact.ScoresSchema
+	env.Now, env.NoScores = latest(tx.Now(), all), tx.Tenant.Schema < contact.ScoresSchema
 	return inOrder(all), env, nil
 }
 
@@ -282,15 +296,15 @@ func inOrder(all []*kept) []*kept {
 	return out
 }
 
-// condition is SQL that says of a row of contact c whether it belongs in the segment; parameters from first.
-func (s *kept) condition(env predicate.Env, first int) (predicate.Query, error) {
+// condition is SQL that says of a row of contact c whether it belongs in the segment; parameters from first, scope as in predicate.Env.
+func (s *kept) condition(env predicate.Env, first int, scope string) (predicate.Query, error) {
 	q := predicate.Query{SQL: "false"}
 	if s.err != nil {
 		return q, fmt.Errorf("segment %s: %w", s.name, s.err)
 	}
 	if s.doc.Where != nil {
 		var err error
-		env.First = first
+		env.First, env.Scope = first, scope
 		if q, err = predicate.Compile(s.doc.Where, env); err != nil {
 			return q, fmt.Errorf("segment %s: %w", s.name, err)
 		}

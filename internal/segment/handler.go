@@ -112,12 +112,12 @@ func (k *keeper) next(ctx context.Context, tx *postgres.Tx) (time.Time, error) {
 		return postgres.Never, err
 	}
 	var due *time.Time
-	now := "greatest(onda.now(), s.retry_at)"
+	soonest := "greatest(onda.now(), s.retry_at)"
 	if tx.Tenant.Schema < SweepSchema {
-		now = "onda.now()"
+		soonest = "onda.now()"
 	}
-	err = tx.QueryRow(ctx, `SELECT min(CASE WHEN `+stale+` THEN `+now+` ELSE s.due_at END) FROM entity e LEFT JOIN segment s ON s.entity = e.id
-		WHERE e.kind = 'Segment' AND (e.current IS NOT NULL OR s.entity IS NOT NULL) AND (s.entity IS NULL OR s.due_at < 'infinity' OR `+stale+`)`).Scan(&due)
+	err = tx.QueryRow(ctx, `SELECT min(CASE WHEN `+stale(tx)+` THEN `+soonest+` ELSE s.due_at END) FROM entity e LEFT JOIN segment s ON s.entity = e.id
+		WHERE e.kind = 'Segment' AND (e.current IS NOT NULL OR s.entity IS NOT NULL) AND (s.entity IS NULL OR s.due_at < 'infinity' OR `+stale(tx)+`)`).Scan(&due)
 	if err != nil {
 		return postgres.Never, fmt.Errorf("look when segments are due: %w", err)
 	}
@@ -128,4 +128,10 @@ func (k *keeper) next(ctx context.Context, tx *postgres.Tx) (time.Time, error) {
 }
 
 // stale is SQL: must the segment s of entity e be computed in full, or be taken away?
-const stale = `(s.entity IS NULL OR s.requested OR s.building IS NOT NULL OR s.document IS DISTINCT FROM e.current OR s.due_at <= onda.now())`
+func stale(tx *postgres.Tx) string {
+	due := "s.due_at <= onda.now()"
+	if tx.Tenant.Schema >= SweepSchema {
+		due = "coalesce(s.swept_at > onda.now() + interval '1 minute', " + due + ")"
+	}
+	return "(s.entity IS NULL OR s.requested OR s.building IS NOT NULL OR s.document IS DISTINCT FROM e.current OR " + due + ")"
+}

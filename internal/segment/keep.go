@@ -307,15 +307,6 @@ func (t *turn) dueBy(s *kept, at time.Time, pause time.Duration) {
 	t.tx.Wake("segment", at)
 }
 
-// pauseInFull is how long a segment is left that can only be computed in full.
-func (t *turn) pauseInFull(ctx context.Context) (time.Duration, error) {
-	var most int64
-	if err := t.tx.QueryRow(ctx, "SELECT coalesce(max(id), 0) FROM contact").Scan(&most); err != nil {
-		return 0, fmt.Errorf("count contacts: %w", err)
-	}
-	return time.Duration(most) * perContact, nil
-}
-
 // tell writes the facts of who joined and left, and rings; the rows of those segments of which something changed are written with the commit, in order, as whoever asks for rebuilds locks them.
 func (t *turn) tell(ctx context.Context) error {
 	if err := t.tx.AddFacts(ctx, t.joins...); err != nil {

@@ -10,18 +10,22 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/predicate"
 )
 
-// rebuild does one chunk of the first segment that has to be computed in full: those that others ask about come first. more says that there was one. When it takes too long the error is
-// an unfit, unless it cannot take less: then the segment is set aside, as one that fails otherwise is.
+// rebuild does the next piece of what no fact tells of: it sweeps a segment, or does one chunk of the first that has to be computed in full; those that others ask about come first. more says
+// that there was one. When a chunk takes too long the error is an unfit, unless it cannot be smaller: then the segment is set aside, as one that fails otherwise is.
 //
 // How far a rebuild is stands in the segment's row and moves with the chunk, so that whoever comes next goes on there. What changes behind that mark is written by facts.
 func (k *keeper) rebuild(ctx context.Context, tenant string, size int, failed map[string]bool) (more bool, err error) {
+	sweeps := false
 	err = k.in(ctx, tenant, failed, func(ctx context.Context, t *turn) error {
-		i := slices.IndexFunc(t.all, func(s *kept) bool { return s.stale(t.env.Now) && !t.leaves(s) })
-		if i < 0 {
+		i := slices.IndexFunc(t.all, func(s *kept) bool { return s.mustSweep(t.env.Now) && !t.leaves(s) })
+		if sweeps = i >= 0; sweeps {
+			more = true
+			return t.sweep(ctx, t.all[i], size)
+		}
+		if i = slices.IndexFunc(t.all, func(s *kept) bool { return s.mustRebuild(t.env.Now) && !t.leaves(s) }); i < 0 {
 			return nil
 		}
 		more = true
@@ -34,10 +38,15 @@ func (k *keeper) rebuild(ctx context.Context, tenant string, size int, failed ma
 		}
 	})
 	var u *unfit
-	if errors.As(err, &u) && !(u.slow && size > chunkLeast) {
-		return true, k.setAside(ctx, tenant, failed, u)
+	switch {
+	case !errors.As(err, &u):
+		return more, err
+	case u.slow && sweeps:
+		return true, k.inFull(ctx, tenant, failed, u)
+	case u.slow && size > chunkLeast:
+		return true, err
 	}
-	return more, err
+	return true, k.setAside(ctx, tenant, failed, u)
 }
 
 // goOn does the next chunk of a rebuild.
@@ -60,6 +69,10 @@ func (t *turn) goOn(ctx context.Context, s *kept, size int) error {
 	s.set("building", nil)
 	s.set("rebuild_to", 0)
 	s.set("rebuilt_at", t.tx.Now())
+	if t.sweeps() { // which finds out when time will change it next
+		s.dueAt = &t.env.Now
+		s.set("due_at", t.env.Now)
+	}
 	if t.sweeps() && s.failures > 0 {
 		s.set("failures", 0)
 		s.set("failed", nil)
@@ -68,8 +81,7 @@ func (t *turn) goOn(ctx context.Context, s *kept, size int) error {
 	return nil
 }
 
-// begin starts a rebuild to the current version. When time alone will next change the members is found out now: what changes while the rebuild is on its way may have been seen by it
-// or not, and the next one sees it for sure.
+// begin starts a rebuild to the current version. What time alone changes from now on is looked for by a sweep: each contact is computed now or later.
 func (t *turn) begin(ctx context.Context, docs *documents, s *kept) error {
 	s.building, s.rebuiltTo, s.dueAt = s.current, 0, nil
 	if err := docs.known(ctx, t.tx, s); err != nil {
@@ -78,25 +90,29 @@ func (t *turn) begin(ctx context.Context, docs *documents, s *kept) error {
 	s.set("building", s.building)
 	s.set("rebuild_to", 0)
 	s.set("requested", false)
-	at := postgres.Never
-	if s.doc != nil && s.doc.Where != nil {
-		began := time.Now()
-		var err error
-		at, err = predicate.NextChange(ctx, t.tx, s.doc.Where, t.env, nil)
-		s.spent += time.Since(began)
-		if err != nil {
-			return blame(s, err)
-		}
-	}
-	if at.Equal(postgres.Never) {
-		s.set("due_at", "infinity")
+	s.set("due_at", "infinity")
+	if t.sweeps() {
+		s.set("swept_at", t.env.Now)
+		s.set("sweep_to", nil)
 		return nil
 	}
-	pause, err := t.pauseInFull(ctx)
-	if err != nil {
-		return err
+	if s.doc == nil || s.doc.Where == nil {
+		return nil
 	}
-	t.dueBy(s, at, pause)
+	at, err := predicate.NextChange(ctx, t.tx, s.doc.Where, t.env, nil)
+	if err != nil {
+		return blame(s, err)
+	}
+	return t.dueInFull(ctx, s, at)
+}
+
+// dueInFull has a segment, of which no sweep finds what time changes, computed in full at a time, or as soon after it as its size allows.
+func (t *turn) dueInFull(ctx context.Context, s *kept, at time.Time) error {
+	var most int64
+	if err := t.tx.QueryRow(ctx, "SELECT coalesce(max(id), 0) FROM contact").Scan(&most); err != nil {
+		return fmt.Errorf("count contacts: %w", err)
+	}
+	t.dueBy(s, at, time.Duration(most)*perContact)
 	return nil
 }
 

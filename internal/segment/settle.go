@@ -77,12 +77,12 @@ func (t *turn) settle(ctx context.Context) error {
 
 // hurry brings the segment's due date forward, if the contacts have one of their own that is earlier.
 func (t *turn) hurry(ctx context.Context, s *kept) error {
-	if s.doc.Where == nil || s.dueAt != nil && !s.dueAt.After(t.env.Now.Add(t.tx.Tick())) {
+	if s.doc.Where == nil || s.dueKnown || s.dueAt != nil && !s.dueAt.After(t.env.Now.Add(t.tx.Tick())) {
 		return nil
 	}
-	began := time.Now()
+	stop := s.clock()
 	at, err := predicate.NextChange(ctx, t.tx, s.doc.Where, t.env, s.touched)
-	s.spent += time.Since(began)
+	stop()
 	if err != nil {
 		return blame(s, err)
 	}
@@ -118,7 +118,7 @@ func (t *turn) compute(ctx context.Context, all ...computation) error {
 	bySQL := map[string]*kept{}
 	last := time.Now()
 	for _, c := range all {
-		cond, err := c.condition(t.env, 2+len(c.in.args))
+		cond, err := c.condition(t.env, 2+len(c.in.args), c.in.sql)
 		if err != nil {
 			t.broken(c.kept, err)
 			continue
