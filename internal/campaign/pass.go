@@ -229,17 +229,10 @@ func (p *pass) change(ctx context.Context, v *version, n *spec.Node, js []*journ
 			points[i] = contact.Points{Contact: j.contact, Group: s.Group, Add: int64(s.Add)}
 		}
 		err = contact.AddPoints(ctx, p.tx, drainer, points, cause(v, n))
+	} else if t := n.Step.Tag; t != nil {
+		err = contact.Update(ctx, p.tx, drainer, contactsOf(js), contact.Change{AddTags: t.Add, RemoveTags: t.Remove}, cause(v, n))
 	} else {
-		var c contact.Change
-		if n.Step.Tag != nil {
-			c.AddTags, c.RemoveTags = n.Step.Tag.Add, n.Step.Tag.Remove
-		} else {
-			c.Fields = map[string]any{}
-			for _, a := range n.Step.Set {
-				c.Fields[a.Field] = a.Value
-			}
-		}
-		err = contact.Update(ctx, p.tx, drainer, contactsOf(js), c, cause(v, n))
+		err = contact.Assign(ctx, p.tx, drainer, contactsOf(js), n.Step.Set, cause(v, n))
 	}
 	if err != nil {
 		return err

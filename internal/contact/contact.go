@@ -18,7 +18,9 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onda-run/onda/internal/event"
+	"github.com/onda-run/onda/internal/fieldvalue"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
 )
 
 // makeLock is the class of the advisory lock between those who make contacts (shared) and one who suppresses an address that
@@ -375,6 +377,36 @@ func Update(ctx context.Context, tx *postgres.Tx, drainer string, contacts []int
 		}
 	}
 	return w.flush(ctx, tx)
+}
+
+// Assign is Update with what a step gives to fields, in the form in which values are stored. What does not fit its field any more, such as an option that was taken away since,
+// leaves the field as it is.
+func Assign(ctx context.Context, tx *postgres.Tx, drainer string, contacts []int64, set []spec.Assignment, cause string) error {
+	values := map[string]any{}
+	for _, a := range set {
+		values[a.Field] = a.Value
+	}
+	rows, err := tx.Query(ctx, "SELECT e.name, d.spec FROM entity e JOIN document d ON d.id = e.current WHERE e.kind = $1 AND e.name = ANY ($2)", spec.KindField, slices.Collect(maps.Keys(values)))
+	if err != nil {
+		return fmt.Errorf("read fields: %w", err)
+	}
+	fields := map[string]any{}
+	var name string
+	var stored []byte
+	_, err = pgx.ForEachRow(rows, []any{&name, &stored}, func() error {
+		f, err := spec.DecodeAs[*spec.Field](spec.KindField, stored)
+		if err != nil {
+			return err
+		}
+		if v, err := fieldvalue.FromJSON(f, values[name]); err == nil {
+			fields[name] = v
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read fields: %w", err)
+	}
+	return Update(ctx, tx, drainer, contacts, Change{Fields: fields}, cause)
 }
 
 // SetFields sets fields of contacts, of each its own, in a few statements however many they are (at most some thousands); a value of nil removes the field. It is Update otherwise.

@@ -13,6 +13,7 @@ import (
 	"github.com/onda-run/onda/internal/mail"
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/spec"
 )
 
 func TestMain(m *testing.M) { pgtest.Main(m) }
@@ -257,6 +258,35 @@ func TestUpsertOfOnlyNewContacts(t *testing.T) {
 }
 
 // Each contact gets fields of its own, and one that is as it was is not told of; one that a form makes is to expire from the start.
+// What steps give is stored in the one form of its field, so that predicates read it; what does not fit it any more changes nothing.
+func TestAssign(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	for name, f := range map[string]string{
+		"country": `{"type": "country"}`, "seen": `{"type": "datetime"}`, "likes": `{"type": "multiselect", "options": ["ski", "sail"]}`, "plan": `{"type": "select", "options": ["paid"]}`,
+		"phone": `{"type": "phone"}`, "level": `{"type": "number"}`, "old": `{"type": "text"}`,
+	} {
+		pgtest.Exec(t, db, pgtest.Acme, `WITH e AS (INSERT INTO entity (kind, name) VALUES ('Field', $1) RETURNING id)
+			INSERT INTO document (entity, version, spec, hash) SELECT id, 1, jsonb_build_object('apiVersion', 'onda/v1', 'kind', 'Field', 'metadata', jsonb_build_object('name', $1::text), 'spec', $2::jsonb), '' FROM e`, name, f)
+	}
+	pgtest.Exec(t, db, pgtest.Acme, "UPDATE entity e SET current = d.id FROM document d WHERE d.entity = e.id")
+	pgtest.Exec(t, db, pgtest.Acme, `INSERT INTO contact (email, fields) VALUES ('a@example.com', '{"plan": "free", "old": "x"}'), ('b@example.com', '{}')`)
+	pgtest.Exec(t, db, pgtest.Brava, `INSERT INTO contact (email) VALUES ('a@example.com')`)
+	pgtest.In(t, db, pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+		return contact.Assign(ctx, tx, "campaign", []int64{1}, []spec.Assignment{
+			{Field: "country", Value: "no"}, {Field: "seen", Value: "2026-11-24T15:04+02:00"}, {Field: "seen", Value: "2026-11-24"}, {Field: "likes", Value: []string{"ski", "sail"}},
+			{Field: "plan", Value: "gone"}, {Field: "phone", Value: "+47 21 00 00 00"}, {Field: "level", Value: 2.0}, {Field: "nowhere", Value: "x"}, {Field: "old", Value: nil},
+		}, "")
+	})
+	want := []string{`{"plan": "free", "seen": "2026-11-24T00:00:00Z", "level": 2, "likes": ["sail", "ski"], "phone": "+4721000000", "country": "NO"}`, `{}`}
+	if d := cmp.Diff(want, pgtest.All[string](t, db, pgtest.Acme, "SELECT fields::text FROM contact ORDER BY id")); d != "" {
+		t.Error(d)
+	}
+	if got := pgtest.One[string](t, db, pgtest.Brava, "SELECT fields::text FROM contact"); got != "{}" {
+		t.Errorf("brava: %s", got)
+	}
+}
+
 func TestSetFields(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t).DB(t)

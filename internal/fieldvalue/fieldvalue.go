@@ -14,9 +14,32 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/text/language"
-
-	"github.com/onda-run/onda/internal/spec"
 )
+
+// Type is the type of a field's values.
+type Type string
+
+// The types of language.md.
+const (
+	Text        Type = "text"
+	Number      Type = "number"
+	Boolean     Type = "boolean"
+	Date        Type = "date"
+	Datetime    Type = "datetime"
+	Select      Type = "select"
+	Multiselect Type = "multiselect"
+	Country     Type = "country"
+	Language    Type = "language"
+	Timezone    Type = "timezone"
+	URL         Type = "url"
+	Phone       Type = "phone"
+)
+
+// Field is what values are read for.
+type Field interface {
+	ValueType() Type
+	Choices() []string // of a select and a multiselect
+}
 
 // MaxText is how many characters a value of a text may have.
 const MaxText = 10_000
@@ -36,22 +59,22 @@ func problem(reason, want string) error { return &Problem{reason, want} }
 
 // Parse reads a text, such as a form or a CSV file has it. Space around it does not count; an empty text is nil, which removes the field's value. The options of a
 // multiselect are separated by commas.
-func Parse(f *spec.Field, s string) (any, error) {
+func Parse(f Field, s string) (any, error) {
 	s = strings.TrimSpace(s)
 	if s == "" {
 		return nil, nil
 	}
-	if err := clean(s, f.Type == spec.TypeText); err != nil {
+	if err := clean(s, f.ValueType() == Text); err != nil {
 		return nil, err
 	}
-	switch f.Type {
-	case spec.TypeNumber:
+	switch f.ValueType() {
+	case Number:
 		n, err := strconv.ParseFloat(strings.ReplaceAll(s, " ", ""), 64)
 		if err != nil || math.IsInf(n, 0) || math.IsNaN(n) {
 			return nil, problem("number", "a number such as 12 or 12.5")
 		}
 		return n, nil
-	case spec.TypeBoolean:
+	case Boolean:
 		switch strings.ToLower(s) {
 		case "true", "1", "yes", "on":
 			return true, nil
@@ -59,34 +82,38 @@ func Parse(f *spec.Field, s string) (any, error) {
 			return false, nil
 		}
 		return nil, problem("boolean", "true or false")
-	case spec.TypeMultiselect:
+	case Multiselect:
 		return options(f, strings.Split(s, ","))
 	default:
 		return text(f, s)
 	}
 }
 
-// FromJSON reads a value that encoding/json decoded into an any. Texts are read as Parse does.
-func FromJSON(f *spec.Field, v any) (any, error) {
+// FromJSON reads a value that encoding/json decoded into an any; a list may also be one of texts. Texts are read as Parse does.
+func FromJSON(f Field, v any) (any, error) {
 	switch v := v.(type) {
 	case nil:
 		return nil, nil
 	case string:
 		return Parse(f, v)
 	case bool:
-		if f.Type == spec.TypeBoolean {
+		if f.ValueType() == Boolean {
 			return v, nil
 		}
 	case float64:
-		switch f.Type {
-		case spec.TypeNumber:
+		switch f.ValueType() {
+		case Number:
 			return v, nil
-		case spec.TypeText:
+		case Text:
 			return strconv.FormatFloat(v, 'f', -1, 64), nil
 		default: // no number fits
 		}
+	case []string:
+		if f.ValueType() == Multiselect {
+			return options(f, v)
+		}
 	case []any:
-		if f.Type != spec.TypeMultiselect {
+		if f.ValueType() != Multiselect {
 			break
 		}
 		list := make([]string, len(v))
@@ -102,7 +129,7 @@ func FromJSON(f *spec.Field, v any) (any, error) {
 		}
 		return options(f, list)
 	}
-	return nil, problem("text", fmt.Sprintf("a value of type %s", f.Type))
+	return nil, problem("text", fmt.Sprintf("a value of type %s", f.ValueType()))
 }
 
 // clean refuses what Postgres and mail headers cannot hold.
@@ -121,15 +148,15 @@ func clean(s string, lines bool) error {
 	return nil
 }
 
-func options(f *spec.Field, list []string) (any, error) {
+func options(f Field, list []string) (any, error) {
 	var out []string
 	for _, o := range list {
 		o = strings.TrimSpace(o)
 		if o == "" || slices.Contains(out, o) {
 			continue
 		}
-		if !slices.Contains(f.Options, o) {
-			return nil, problem("option", "of "+strings.Join(f.Options, ", "))
+		if !slices.Contains(f.Choices(), o) {
+			return nil, problem("option", "of "+strings.Join(f.Choices(), ", "))
 		}
 		out = append(out, o)
 	}
@@ -141,43 +168,43 @@ func options(f *spec.Field, list []string) (any, error) {
 }
 
 // text reads the types whose values are texts.
-func text(f *spec.Field, s string) (any, error) {
-	switch f.Type {
-	case spec.TypeDate:
+func text(f Field, s string) (any, error) {
+	switch f.ValueType() {
+	case Date:
 		if t, err := time.Parse(time.DateOnly, s); err == nil && t.Year() > 0 {
 			return s, nil
 		}
 		return nil, problem("date", "a date such as 2026-11-24")
-	case spec.TypeDatetime:
+	case Datetime:
 		for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04", time.DateTime, time.DateOnly} {
 			if t, err := time.Parse(layout, s); err == nil && t.Year() > 0 {
 				return t.UTC().Format(time.RFC3339), nil
 			}
 		}
 		return nil, problem("date", "a point in time such as 2026-11-24T15:04:05Z")
-	case spec.TypeSelect:
-		if !slices.Contains(f.Options, s) {
-			return nil, problem("option", "one of "+strings.Join(f.Options, ", "))
+	case Select:
+		if !slices.Contains(f.Choices(), s) {
+			return nil, problem("option", "one of "+strings.Join(f.Choices(), ", "))
 		}
-	case spec.TypeURL:
+	case URL:
 		u, err := url.Parse(s)
 		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil {
 			return nil, problem("url", "a web address such as https://example.com/")
 		}
-	case spec.TypePhone:
+	case Phone:
 		return phone(s)
-	case spec.TypeCountry:
+	case Country:
 		s = strings.ToUpper(s)
 		if r, err := language.ParseRegion(s); err != nil || !r.IsCountry() || len(s) != 2 {
 			return nil, problem("country", "a country's code of two letters such as NO (ISO 3166-1)")
 		}
-	case spec.TypeLanguage:
+	case Language:
 		tag, err := language.Parse(s)
 		if err != nil {
 			return nil, problem("language", "a language's code such as pt or pt-BR (BCP 47)")
 		}
 		return tag.String(), nil
-	case spec.TypeTimezone:
+	case Timezone:
 		if _, err := time.LoadLocation(s); err != nil || s == "Local" {
 			return nil, problem("timezone", "a time zone such as Europe/Oslo (IANA)")
 		}

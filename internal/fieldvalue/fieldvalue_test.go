@@ -1,4 +1,4 @@
-package fieldvalue
+package fieldvalue_test
 
 import (
 	"encoding/json"
@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/onda-run/onda/internal/fieldvalue"
 	"github.com/onda-run/onda/internal/spec"
 )
 
@@ -28,7 +29,7 @@ func TestParse(t *testing.T) {
 		{spec.TypeText, "", nil, ""},
 		{spec.TypeText, "a\x00b", nil, "text"},
 		{spec.TypeText, "\xff", nil, "text"},
-		{spec.TypeText, strings.Repeat("x", MaxText+1), nil, "long"},
+		{spec.TypeText, strings.Repeat("x", fieldvalue.MaxText+1), nil, "long"},
 		{spec.TypeNumber, "12.5", 12.5, ""},
 		{spec.TypeNumber, "1 000", 1000.0, ""},
 		{spec.TypeNumber, "NaN", nil, "number"},
@@ -61,8 +62,8 @@ func TestParse(t *testing.T) {
 		{spec.TypeTimezone, "Local", nil, "timezone"},
 		{spec.TypeTimezone, "../../etc/passwd", nil, "timezone"},
 	} {
-		got, err := Parse(field(c.typ), c.in)
-		var p *Problem
+		got, err := fieldvalue.Parse(field(c.typ), c.in)
+		var p *fieldvalue.Problem
 		if errors.As(err, &p); (c.reason == "") != (err == nil) || p != nil && p.Reason != c.reason {
 			t.Errorf("%s %.20q: %v, want problem %q", c.typ, c.in, err, c.reason)
 		}
@@ -91,7 +92,7 @@ func TestFromJSON(t *testing.T) {
 		{spec.TypeMultiselect, []any{1.0}, nil, false},
 		{spec.TypeText, map[string]any{"a": 1}, nil, false},
 	} {
-		got, err := FromJSON(field(c.typ), c.in)
+		got, err := fieldvalue.FromJSON(field(c.typ), c.in)
 		if (err == nil) != c.ok || !cmp.Equal(got, c.want) {
 			t.Errorf("%s %v: %v %v, want %v", c.typ, c.in, got, err, c.want)
 		}
@@ -106,7 +107,7 @@ func FuzzParse(f *testing.F) {
 	types := spec.FieldTypes()
 	f.Fuzz(func(t *testing.T, n uint8, s string) {
 		fd := field(types[int(n)%len(types)])
-		v, err := Parse(fd, s)
+		v, err := fieldvalue.Parse(fd, s)
 		if err != nil || v == nil {
 			return
 		}
@@ -118,7 +119,7 @@ func FuzzParse(f *testing.F) {
 		if err := json.Unmarshal(b, &back); err != nil {
 			t.Fatal(err)
 		}
-		if again, err := FromJSON(fd, back); err != nil || !cmp.Equal(v, again) {
+		if again, err := fieldvalue.FromJSON(fd, back); err != nil || !cmp.Equal(v, again) {
 			t.Errorf("%q was read as %v, which reads as %v, %v", s, v, again, err)
 		}
 	})

@@ -655,11 +655,7 @@ func actOne(ctx context.Context, tx *postgres.Tx, list []*submission, step spec.
 		}
 		return contact.AddPoints(ctx, tx, drainer, points, cause(list))
 	case step.Set != nil:
-		fields := map[string]any{}
-		for _, a := range step.Set {
-			fields[a.Field] = a.Value
-		}
-		return contact.Update(ctx, tx, drainer, who, contact.Change{Fields: fields}, cause(list))
+		return contact.Assign(ctx, tx, drainer, who, step.Set, cause(list))
 	case step.Enter != nil:
 		facts := make([]postgres.Fact, len(list))
 		for i, s := range list {

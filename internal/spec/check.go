@@ -3,6 +3,8 @@ package spec
 import (
 	"slices"
 	"strings"
+
+	"github.com/onda-run/onda/internal/fieldvalue"
 )
 
 // Known are documents that there are already, beside those of a Set: those a
@@ -257,7 +259,7 @@ func (c *checker) fits(p position, f *Field, op Op, v Value) {
 	}
 }
 
-// assignments checks what an update gives to fields.
+// assignments checks what an update gives to fields: what does not fit a field would be stored and then count as missing.
 func (c *checker) assignments(n *node, all []Assignment) {
 	for _, a := range all {
 		f := c.field(n.at(a.Field), a.Field)
@@ -277,15 +279,19 @@ func (c *checker) assignments(n *node, all []Assignment) {
 				continue
 			}
 			for i, option := range v {
-				c.fits(value.items[i].position, f, OpHasAny, Value{Text: option})
+				if !slices.Contains(f.Options, option) {
+					c.fail(value.items[i].position, "%s of the field %q", unknown("option", option, f.Options), f.Name)
+				}
 			}
 		default:
-			if f.Type == TypeMultiselect {
+			switch _, err := fieldvalue.FromJSON(f, v); {
+			case f.Type == TypeMultiselect:
 				c.fail(value.position, "the field %q is a multiselect: it takes a list", f.Name)
-				continue
+			case f.Type == TypeSelect && !slices.Contains(f.Options, value.text):
+				c.fail(value.position, "%s of the field %q", unknown("option", value.text, f.Options), f.Name)
+			case err != nil:
+				c.fail(value.position, "the field %q %v, not %q", f.Name, err, value.text)
 			}
-			val, _ := valueRule().read(&decoder{doc: &Document{}}, value)
-			c.fits(value.position, f, OpIs, val)
 		}
 	}
 }

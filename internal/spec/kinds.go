@@ -23,6 +23,12 @@ type Field struct {
 // Kind gives KindField.
 func (*Field) Kind() string { return KindField }
 
+// ValueType gives its type, for fieldvalue.
+func (f *Field) ValueType() FieldType { return f.Type }
+
+// Choices gives its options.
+func (f *Field) Choices() []string { return f.Options }
+
 // BuiltinFields are the fields that every contact has without a document:
 // columns of the contact, its tags and its score. Scores of other groups are
 // fields such as score.fit.

@@ -3,6 +3,8 @@ package spec
 import (
 	"slices"
 	"sync"
+
+	"github.com/onda-run/onda/internal/fieldvalue"
 )
 
 // Op is an operator of the predicate language.
@@ -36,22 +38,22 @@ const (
 )
 
 // FieldType is the type of a Field's values.
-type FieldType string
+type FieldType = fieldvalue.Type
 
 // The types of language.md.
 const (
-	TypeText        FieldType = "text"
-	TypeNumber      FieldType = "number"
-	TypeBoolean     FieldType = "boolean"
-	TypeDate        FieldType = "date"
-	TypeDatetime    FieldType = "datetime"
-	TypeSelect      FieldType = "select"
-	TypeMultiselect FieldType = "multiselect"
-	TypeCountry     FieldType = "country"
-	TypeLanguage    FieldType = "language"
-	TypeTimezone    FieldType = "timezone"
-	TypeURL         FieldType = "url"
-	TypePhone       FieldType = "phone"
+	TypeText        = fieldvalue.Text
+	TypeNumber      = fieldvalue.Number
+	TypeBoolean     = fieldvalue.Boolean
+	TypeDate        = fieldvalue.Date
+	TypeDatetime    = fieldvalue.Datetime
+	TypeSelect      = fieldvalue.Select
+	TypeMultiselect = fieldvalue.Multiselect
+	TypeCountry     = fieldvalue.Country
+	TypeLanguage    = fieldvalue.Language
+	TypeTimezone    = fieldvalue.Timezone
+	TypeURL         = fieldvalue.URL
+	TypePhone       = fieldvalue.Phone
 )
 
 // FieldTypes gives every type, in the order of language.md.

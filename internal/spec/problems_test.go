@@ -165,6 +165,11 @@ func badCases() []badCase {
 		{"of an unknown step", steps("    - {id: first, send: {email: hello}}\n    - {wait: {event: email.opened, of: frist, timeout: 1d}}\n"), []string{`8:40: unknown step or email "frist", did you mean "first"?`}, true},
 		{"until a field that is no date", steps("    - {wait: {until: {field: plan, offset: -3d}}}\n"), []string{`7:30: the field "plan" is a select: it must be a date or a datetime`}, true},
 		{"update of a wrong value", steps("    - {update: {plan: gold, likes: ski, level: null}}\n"), []string{`7:23: unknown option "gold": it is one of free, paid of the field "plan"`, `7:36: the field "likes" is a multiselect: it takes a list`}, true},
+		{"update of what would not be stored", steps("    - {update: {ends: today, country: NOR, level: many}}\n    - {update: {ends: -30d, country: no, plan: Free, likes: [Ski]}}\n"), []string{
+			`7:23: the field "ends" must be a date such as 2026-11-24, not "today"`, `7:39: the field "country" must be a country's code of two letters such as NO (ISO 3166-1), not "NOR"`,
+			`7:51: the field "level" must be a number such as 12 or 12.5, not "many"`,
+			`8:23: the field "ends" must be a date such as 2026-11-24, not "-30d"`, `8:48: unknown option "Free", did you mean "free"? of the field "plan"`, `8:62: unknown option "Ski", did you mean "ski"? of the field "likes"`,
+		}, true},
 		{"points", steps("    - {score: {add: 0}}\n    - {score: {add: 1.5, group: Fit}}\n    - {score: 10}\n"), []string{
 			`7:21: must be points such as 10 or -5, at most 1000000, not 0`, `8:21: must be points such as 10 or -5, at most 1000000, not 1.5`,
 			`8:33: must be a group of small letters, digits and _, not "Fit"`, `9:15: must be an object, not 10`,
