@@ -151,8 +151,11 @@ const (
 	noSweeps     = "NULL::timestamptz, NULL::timestamptz, 0, NULL::timestamptz"
 )
 
+// How Postgres plans: for the few contacts of facts it would plan longer than it computes, and the plan is the same for any; for a range of them, or of time, it depends on how large that is.
+const plansOnce, plansEach = "force_generic_plan", "force_custom_plan"
+
 // load takes the tenant's lock and reads all its segments, those that others ask about before these, in one round trip where no document is new.
-func (d *documents) load(ctx context.Context, tx *postgres.Tx, statementTimeout time.Duration) (all []*kept, env predicate.Env, err error) {
+func (d *documents) load(ctx context.Context, tx *postgres.Tx, plans string) (all []*kept, env predicate.Env, err error) {
 	columns := sweepColumns
 	if tx.Tenant.Schema < SweepSchema {
 		columns = noSweeps
@@ -160,7 +163,7 @@ func (d *documents) load(ctx context.Context, tx *postgres.Tx, statementTimeout 
 	var stamp string
 	var unmade []int32
 	b := &pgx.Batch{}
-	b.Queue("SELECT set_config('lock_timeout', '2s', true), set_config('statement_timeout', $1, true)", fmt.Sprint(statementTimeout.Milliseconds()))
+	b.Queue("SELECT set_config('lock_timeout', '2s', true), set_config('statement_timeout', $1, true), set_config('plan_cache_mode', $2, true)", fmt.Sprint(statementTime.Milliseconds()), plans)
 	b.Queue("SELECT pg_advisory_xact_lock($1, $2)", lockClass, tx.Tenant.Number)
 	b.Queue(stampOf).QueryRow(func(row pgx.Row) error { return row.Scan(&stamp) })
 	b.Queue(fmt.Sprintf(segmentRows, columns)).Query(func(rows pgx.Rows) error {

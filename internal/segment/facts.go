@@ -28,7 +28,7 @@ func kinds() []string {
 func (k *keeper) facts(ctx context.Context, tenant string, failed map[string]bool) (more bool, err error) {
 	p := k.paceOf(tenant)
 	p.held = false
-	err = k.in(ctx, tenant, failed, func(ctx context.Context, t *turn) error {
+	err = k.in(ctx, tenant, plansOnce, failed, func(ctx context.Context, t *turn) error {
 		facts, further, err := t.tx.ReadFacts(ctx, "segment", postgres.FactLimit{Facts: min(factsMost, p.items), Items: p.items}, kinds()...)
 		if errors.Is(err, postgres.ErrBusy) {
 			return errBusy

@@ -47,6 +47,7 @@ type keeper struct {
 
 	mu    sync.Mutex
 	paces map[string]pace // of tenants, where it is not the usual
+	at    map[string]bool // tenants whose work is under way here; true: it was asked for again meanwhile
 }
 
 // errBusy: another process has the tenant's lock, and does the work.
@@ -74,9 +75,48 @@ func (u *unfit) what() string {
 	return u.err.Error()
 }
 
-// work does what there is to do, each piece in a transaction of its own, until nothing is left (all is true), the time is over, or the process is to end. When another process is at
-// it, that one does it.
+// work does what there is to do, each piece in a transaction of its own, until nothing is left (all is true), the time is over, or the process is to end. When another is at it, that one
+// does it.
 func (k *keeper) work(ctx context.Context, tenant string) (all bool, err error) {
+	if !k.enter(tenant) {
+		return false, nil
+	}
+	for {
+		all, err = k.workOff(ctx, tenant)
+		if !k.leave(tenant, all) {
+			return all, err
+		}
+	}
+}
+
+// enter tells whether nobody is at the tenant's work in this process; whoever is goes on for the one who asked.
+func (k *keeper) enter(tenant string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, busy := k.at[tenant]; busy {
+		k.at[tenant] = true
+		return false
+	}
+	if k.at == nil {
+		k.at = map[string]bool{}
+	}
+	k.at[tenant] = false
+	return true
+}
+
+// leave tells whether to go on instead, since it was asked for again and all was done.
+func (k *keeper) leave(tenant string, all bool) (again bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if all && k.at[tenant] {
+		k.at[tenant] = false
+		return true
+	}
+	delete(k.at, tenant)
+	return false
+}
+
+func (k *keeper) workOff(ctx context.Context, tenant string) (all bool, err error) {
 	began := time.Now()
 	until := began.Add(workTime)
 	size := chunkFirst
@@ -146,11 +186,11 @@ func (k *keeper) pause(ctx context.Context) bool {
 }
 
 // in runs f under the tenant's lock, with all its segments. When f cannot compute one of them, nothing is kept.
-func (k *keeper) in(ctx context.Context, tenant string, failed map[string]bool, f func(ctx context.Context, t *turn) error) error {
+func (k *keeper) in(ctx context.Context, tenant, plans string, failed map[string]bool, f func(ctx context.Context, t *turn) error) error {
 	return k.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		t := &turn{tx: tx, log: k.log, failed: failed}
 		var err error
-		t.all, t.env, err = k.docs.load(ctx, tx, statementTime)
+		t.all, t.env, err = k.docs.load(ctx, tx, plans)
 		if postgres.IsLocked(err) {
 			return errBusy
 		}
@@ -234,7 +274,7 @@ func (t *turn) sweeps() bool { return t.tx.Tenant.Schema >= SweepSchema }
 func (k *keeper) setAside(ctx context.Context, tenant string, failed map[string]bool, u *unfit) error {
 	k.log.Error("a segment cannot be computed", zap.String("tenant", tenant), zap.String("segment", u.segment.name), zap.String("why", u.what()))
 	failed[u.segment.name] = true
-	return k.in(ctx, tenant, failed, func(_ context.Context, t *turn) error {
+	return k.in(ctx, tenant, plansOnce, failed, func(_ context.Context, t *turn) error {
 		for _, s := range t.all {
 			if s.entity != u.segment.entity {
 				continue

@@ -19,7 +19,7 @@ import (
 // How far a rebuild is stands in the segment's row and moves with the chunk, so that whoever comes next goes on there. What changes behind that mark is written by facts.
 func (k *keeper) rebuild(ctx context.Context, tenant string, size int, failed map[string]bool) (more bool, err error) {
 	sweeps := false
-	err = k.in(ctx, tenant, failed, func(ctx context.Context, t *turn) error {
+	err = k.in(ctx, tenant, plansEach, failed, func(ctx context.Context, t *turn) error {
 		i := slices.IndexFunc(t.all, func(s *kept) bool { return s.mustSweep(t.env.Now) && !t.leaves(s) })
 		if sweeps = i >= 0; sweeps {
 			more = true
