@@ -144,7 +144,7 @@ func (p *progress) engaged(ctx context.Context, tx *postgres.Tx, b *spec.Broadca
 		return nil, fmt.Errorf("look how many contacts there are: %w", err)
 	}
 	people, err := audience(ctx, tx, b, p.to, limit, `c.id <= $3 AND EXISTS (SELECT FROM fact f WHERE f.contact = c.id AND f.kind = 'email.clicked'
-		AND f.at > onda.now() - interval '`+fmt.Sprint(engagedWithin)+` days' AND `+postgres.StillHuman+`)`, end)
+		AND f.at > onda.now() - interval '`+fmt.Sprint(engagedWithin)+` days' AND `+postgres.StillHuman(tx.Tenant.Schema)+`)`, end)
 	if err != nil {
 		return nil, err
 	}

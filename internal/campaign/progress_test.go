@@ -65,7 +65,7 @@ func TestTheEngagedComeFirstInAWarmup(t *testing.T) {
 	clicked(first+7, 100*24*time.Hour)                                                                          // long ago
 	w.fact(postgres.Fact{Kind: "email.opened", Name: "hello", Contact: first + 8, At: w.now().Add(-time.Hour)}) // proves nothing
 	w.exec(`WITH h AS (INSERT INTO hit (kind, contact, verdict) VALUES ('click', $1, 'machine') RETURNING id)
-		INSERT INTO fact (kind, name, contact, data) SELECT 'email.clicked', 'hello', $1, jsonb_build_object('hit', id) FROM h`, first+9) // taken back since
+		INSERT INTO fact (kind, name, contact, data) SELECT 'email.clicked', 'hello', $1, jsonb_build_object('hit', id, 'taken', true) FROM h`, first+9) // taken back since
 	w.apply("apiVersion: onda/v1\nkind: Domain\nmetadata: {name: example}\nspec:\n  domain: example.com\n  dkim: {selectors: [s1]}\n  warmup: {from: " +
 		w.now().Format(time.DateOnly) + ", days: [{days: 1-9, mails: 50}]}\n")
 	w.in(pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {

@@ -244,7 +244,7 @@ func (p *pass) happened(ctx context.Context, e *spec.WaitEvent, ofMail bool, all
 			who = "(f.contact = j.contact OR f.contacts @> ARRAY[j.contact])"
 		}
 		if hitKind(e.Event) != "" {
-			conditions = append(conditions, postgres.StillHuman)
+			conditions = append(conditions, postgres.StillHuman(p.tx.Tenant.Schema))
 		}
 		if len(e.Where) > 0 {
 			return p.happenedWith(ctx, e, all, journeys+" JOIN fact f ON "+who+" AND "+strings.Join(conditions, " AND "), args)

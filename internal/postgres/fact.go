@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Fact is something that happened: an append-only row. Its event is only a doorbell.
+// Fact is something that happened: an append-only row, but for what is erased, and for taken in the data of those of opens and clicks (see StillHuman). Its event is only a doorbell.
 type Fact struct {
 	XID, ID int64
 	// Kind is an event's type without onda. and .v1 (email.clicked), or segment.joined and segment.left, journey.entered and journey.left.
@@ -51,8 +51,17 @@ func Readers(kind string) []string {
 // toldLate are the kinds of facts that have their time from programs and browsers, so that it may be older than the fact.
 func toldLate() []string { return []string{"event.tracked", "page.viewed", "contact.identified"} }
 
-// StillHuman is the condition that a fact f of an open or a click stands: its hit was not found to be a machine's since (hit.reclassified). A hit that is forgotten stays as it was told.
-const StillHuman = "NOT EXISTS (SELECT FROM hit h WHERE h.id = (f.data->>'hit')::bigint AND h.verdict = 'machine')"
+// TakenSchema is the tenant migration from which on facts of opens and clicks say themselves whether they were taken back.
+const TakenSchema = 19
+
+// StillHuman is the condition that a fact f of an open or a click stands: its hit was not found to be a machine's since (hit.reclassified). The fact bears that itself, since it is kept for
+// longer than its hit. On a schema before TakenSchema the hit is asked, and one that is forgotten stays as it was told.
+func StillHuman(schema int) string {
+	if schema < TakenSchema {
+		return "NOT EXISTS (SELECT FROM hit h WHERE h.id = (f.data->>'hit')::bigint AND h.verdict = 'machine')"
+	}
+	return "(f.data->>'taken') IS NULL"
+}
 
 // copied is from how many facts on COPY takes less than one statement.
 const copied = 50

@@ -34,13 +34,15 @@ type Env struct {
 	// Scope, when the statement looks at some contacts only, is the condition that it has on c.id, as it stands behind the column: BETWEEN $1 AND $2, or
 	// = ANY ($1::bigint[]). It is repeated wherever other tables are asked, so that these are read by range and once, and not once a contact.
 	Scope string
+	// AskHits is set of a tenant whose schema is before postgres.TakenSchema.
+	AskHits bool
 
 	zoneRead *bool // set when Zone is asked for; nil for nobody wants to know
 }
 
 // Load reads the tenant's Env: its fields, the zone of its settings, its clock.
 func Load(ctx context.Context, tx *postgres.Tx) (Env, error) {
-	env := Env{Fields: map[string]spec.FieldType{}, Zone: time.UTC, Now: tx.Now(), NoScores: tx.Tenant.Schema < contact.ScoresSchema}
+	env := Env{Fields: map[string]spec.FieldType{}, Zone: time.UTC, Now: tx.Now(), NoScores: tx.Tenant.Schema < contact.ScoresSchema, AskHits: tx.Tenant.Schema < postgres.TakenSchema}
 	rows, err := tx.Query(ctx, `SELECT e.kind, d.spec FROM entity e JOIN document d ON d.id = e.current WHERE e.kind IN ('Field', 'Settings')`)
 	if err != nil {
 		return env, fmt.Errorf("read fields: %w", err)
@@ -281,7 +283,11 @@ func (c *compiler) events(t *spec.EventTest) (from, at, data string) {
 		from += " AND f.name = " + c.text(name)
 	}
 	if isHit(kind) {
-		from += " AND " + postgres.StillHuman
+		schema := postgres.TakenSchema
+		if c.env.AskHits {
+			schema--
+		}
+		from += " AND " + postgres.StillHuman(schema)
 	}
 	return from, "f.at", "f.data"
 }

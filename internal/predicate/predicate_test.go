@@ -748,7 +748,7 @@ func store(ctx context.Context, tx *postgres.Tx, people []*person) error {
 			switch h.kind {
 			case "email.clicked":
 				b.Queue(`WITH h AS (INSERT INTO hit (kind, contact, verdict) VALUES ('click', $3, $5) RETURNING id)
-					INSERT INTO fact (kind, name, contact, data, at) SELECT $1, $2, $3, jsonb_build_object('hit', id), $4 FROM h`, h.kind, h.name, p.id, h.at, h.verdict)
+					INSERT INTO fact (kind, name, contact, data, at) SELECT $1, $2, $3, jsonb_build_object('hit', id) || CASE WHEN $5 = 'machine' THEN '{"taken": true}'::jsonb ELSE '{}' END, $4 FROM h`, h.kind, h.name, p.id, h.at, h.verdict)
 			case "tag.changed":
 				b.Queue("INSERT INTO fact (kind, name, contacts, data, at) VALUES ($1, $2, ARRAY[$3::bigint], $4, $5)", h.kind, h.name, p.id, data, h.at)
 			default:

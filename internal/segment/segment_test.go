@@ -673,7 +673,7 @@ func TestAClickThatIsTakenBack(t *testing.T) {
 	tell("email.clicked")
 	w.want("clickers", ids[0])
 	for _, verdict := range []string{"machine", "human"} {
-		pgtest.Exec(t, w.db, "acme", "UPDATE hit SET verdict = $2 WHERE id = $1", hit, verdict)
+		pgtest.Exec(t, w.db, "acme", "UPDATE fact SET data = CASE WHEN $2 = 'machine' THEN data || '{\"taken\": true}' ELSE data - 'taken' END WHERE kind = 'email.clicked' AND (data->>'hit')::bigint = $1", hit, verdict)
 		tell("hit.reclassified")
 		w.want("clickers", map[string][]int64{"human": ids[:1]}[verdict]...)
 	}

@@ -339,7 +339,7 @@ func tell(ctx context.Context, tx *postgres.Tx, fresh, corrected []stored, mails
 			return err
 		}
 	}
-	told, err := toldOf(ctx, tx, corrected)
+	told, err := mark(ctx, tx, corrected)
 	if err != nil {
 		return err
 	}
@@ -380,27 +380,31 @@ func factOf(kind string) string {
 	return map[string]string{kindOpen: "email.opened", kindClick: "email.clicked"}[kind]
 }
 
-// toldOf finds which of the hits that are people's after all were told as such before.
-func toldOf(ctx context.Context, tx *postgres.Tx, corrected []stored) (map[int64]bool, error) {
+// mark has the facts of corrected hits say whether they are taken back: who reads them later may find the hits forgotten. It gives those hits that were told as people's before.
+func mark(ctx context.Context, tx *postgres.Tx, corrected []stored) (told map[int64]bool, err error) {
 	var ids, contacts []int64
+	var kinds []string
+	var ats []time.Time
+	var machines []bool
 	for _, h := range corrected {
-		if h.Verdict == human {
-			ids, contacts = append(ids, h.ID), append(contacts, h.Contact)
+		if kind := factOf(h.Kind); kind != "" {
+			ids, contacts, kinds, ats, machines = append(ids, h.ID), append(contacts, h.Contact), append(kinds, kind), append(ats, h.At), append(machines, h.Verdict != human)
 		}
 	}
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	rows, err := tx.Query(ctx, `SELECT (data->>'hit')::bigint, true FROM fact
-		WHERE contact = ANY ($1) AND kind IN ('email.opened', 'email.clicked') AND (data->>'hit')::bigint = ANY ($2)`, contacts, ids)
+	rows, err := tx.Query(ctx, `UPDATE fact f SET data = CASE WHEN u.machine THEN f.data || '{"taken": true}' ELSE f.data - 'taken' END
+		FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::timestamptz[], $5::boolean[]) u(hit, contact, kind, at, machine)
+		WHERE f.contact = u.contact AND f.kind = u.kind AND f.at = u.at AND (f.data->>'hit')::bigint = u.hit RETURNING u.hit, true`, ids, contacts, kinds, ats, machines)
 	if err != nil {
-		return nil, fmt.Errorf("look what was told of hits: %w", err)
+		return nil, fmt.Errorf("mark what was told of hits: %w", err)
 	}
-	told := map[int64]bool{}
+	told = map[int64]bool{}
 	var id int64
 	var yes bool
 	if _, err := pgx.ForEachRow(rows, []any{&id, &yes}, func() error { told[id] = yes; return nil }); err != nil {
-		return nil, fmt.Errorf("look what was told of hits: %w", err)
+		return nil, fmt.Errorf("mark what was told of hits: %w", err)
 	}
 	return told, nil
 }

@@ -2,6 +2,8 @@ package track
 
 import (
 	"context"
+	"fmt"
+	"io/fs"
 	"net/http"
 	"strings"
 	"testing"
@@ -11,7 +13,9 @@ import (
 	"github.com/onda-run/onda/internal/campaign"
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/predicate"
 	"github.com/onda-run/onda/internal/report"
+	"github.com/onda-run/onda/internal/spec"
 	"github.com/onda-run/onda/internal/token"
 )
 
@@ -259,4 +263,71 @@ func TestOriginsOfHitsAreBlanked(t *testing.T) {
 	if n := pgtest.One[int](t, w.db, "acme", "SELECT count(*) FROM hit WHERE agent = '' AND origin IS NULL AND verdict = 'human'"); n != 2 {
 		t.Errorf("%d hits are blank, want 2", n)
 	}
+}
+
+// A click that was found to be a machine's counts no more, also when its hit is forgotten, as it is before its fact; and one that turns out to be a person's counts again.
+func TestTakenBackForGood(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	dir := t.TempDir()
+	w.scanners.dir, w.scanners.every = dir, 0
+	applyTo(t, w.db, "acme", fstest.MapFS{"settings.yaml": {Data: []byte("apiVersion: onda/v1\nkind: Settings\nmetadata: {name: settings}\nspec: {retention: {hits: 7d}}\n")}})
+	clicked := func(when string, schema int, want int) {
+		t.Helper()
+		pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+			tx.Tenant.Schema = schema
+			env, err := predicate.Load(ctx, tx)
+			if err != nil {
+				return err
+			}
+			q, err := predicate.Compile(&spec.Predicate{Event: &spec.EventTest{Event: "email.clicked", Count: spec.Test{Op: spec.OpGte, Values: []spec.Value{{Kind: spec.NumberValue, Number: 1}}}}}, env)
+			if err != nil {
+				return err
+			}
+			var n int
+			err = tx.QueryRow(ctx, "SELECT count(*) FROM contact c WHERE "+q.SQL, q.Args...).Scan(&n)
+			if n != want {
+				t.Errorf("%s, on schema %d: %d have clicked, want %d", when, schema, n, want)
+			}
+			return err
+		})
+	}
+	judge := func(agents, address string) (delivery int64) {
+		put(t, dir, agentsFile, agents)
+		_, d := w.sent("acme", address, time.Hour)
+		w.clicks("acme", d)
+		w.sweep("acme")
+		return d
+	}
+	bot, nobody := "bot all firefox/140\n", "bot all nobody\n"
+	d := judge(nobody, "ada@example.com")
+	clicked("told", postgres.TakenSchema, 1)
+	for _, corrected := range []struct {
+		agents string
+		want   int
+	}{{bot, 0}, {nobody, 1}, {bot, 0}} {
+		put(t, dir, agentsFile, corrected.agents)
+		w.clicks("acme", d) // its mail is looked at again
+		w.sweep("acme")
+		clicked("corrected by "+corrected.agents, postgres.TakenSchema, corrected.want)
+		clicked("corrected by "+corrected.agents, postgres.TakenSchema-1, corrected.want)
+	}
+	// What was corrected before the migration is marked by it.
+	pgtest.Exec(t, w.db, "acme", "UPDATE fact SET data = data - 'taken' WHERE kind = 'email.clicked'")
+	clicked("before the migration", postgres.TakenSchema-1, 0)
+	migration, err := fs.ReadFile(postgres.Migrations(), fmt.Sprintf("tenant/%04d_taken.sql", postgres.TakenSchema))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.d.Own(t, "acme", string(migration))
+	clicked("after the migration", postgres.TakenSchema, 0)
+
+	judge(nobody, "bob@example.com")
+	clicked("with another, who is a person", postgres.TakenSchema, 1)
+	w.move("acme", 8*day)
+	w.sweep("acme")
+	if n := pgtest.One[int](t, w.db, "acme", "SELECT count(*) FROM hit"); n > 0 {
+		t.Fatalf("%d hits are kept", n)
+	}
+	clicked("when its hit is forgotten", postgres.TakenSchema, 1)
 }
