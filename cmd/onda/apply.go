@@ -88,15 +88,7 @@ func (s *session) documents(ctx context.Context, dir string, do func(context.Con
 		changes, err = do(ctx, tx, set)
 		return err
 	})
-	var problems spec.Problems
-	if errors.As(err, &problems) {
-		for _, p := range problems {
-			_, _ = fmt.Fprintln(s.stderr, p)
-		}
-		_, _ = fmt.Fprintf(s.stderr, "%s in %s; nothing was applied\n", count(len(problems), "problem"), dir)
-		return nil, errQuiet
-	}
-	if err == nil {
+	if err = s.problems(err, dir, "applied"); err == nil {
 		warnings := make([]string, len(set.Warnings))
 		for i, w := range set.Warnings {
 			warnings[i] = w.Error()
@@ -104,6 +96,19 @@ func (s *session) documents(ctx context.Context, dir string, do func(context.Con
 		s.warn(warnings)
 	}
 	return changes, err
+}
+
+// problems prints what is wrong with documents, where that is what an error says; done is what was not done to them then.
+func (s *session) problems(err error, from, done string) error {
+	var problems spec.Problems
+	if !errors.As(err, &problems) {
+		return err
+	}
+	for _, p := range problems {
+		_, _ = fmt.Fprintln(s.stderr, p)
+	}
+	_, _ = fmt.Fprintf(s.stderr, "%s in %s; nothing was %s\n", count(len(problems), "problem"), from, done)
+	return errQuiet
 }
 
 func (s *session) printChanges(changes []apply.Change, would bool) error {

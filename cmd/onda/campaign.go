@@ -414,34 +414,3 @@ func findContact(ctx context.Context, tx *postgres.Tx, who string) (id int64, er
 	}
 	return id, err
 }
-
-type segmentCmd struct {
-	Name string `arg:"" help:"The segment's name."`
-}
-
-// Help is shown by --help.
-func (segmentCmd) Help() string { return "Example:\n  onda --tenant acme segment nordic-readers" }
-
-// Run counts a segment.
-func (c segmentCmd) Run(ctx context.Context, s *session) error {
-	var n segment.Size
-	var took time.Duration
-	err := s.named(ctx, c.Name, sort{"segment", []string{spec.KindSegment}}, "", func(ctx context.Context, tx *postgres.Tx) (err error) {
-		began := time.Now()
-		n, err = segment.Count(ctx, tx, c.Name)
-		took = time.Since(began)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	if ok, err := s.data(map[string]any{"segment": c.Name, "members": n.Members, "current": n.Current, "ms": took.Milliseconds()}); ok {
-		return err
-	}
-	note := ""
-	if !n.Current {
-		note = "; it is being rebuilt"
-	}
-	s.print("%d members (counted in %d ms%s)", n.Members, took.Milliseconds(), note)
-	return nil
-}

@@ -49,6 +49,11 @@ func Load(ctx context.Context, tx *postgres.Tx, fsys fs.FS) (*spec.Set, error) {
 	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1, $2)", applyLock, tx.Tenant.Number); err != nil {
 		return nil, fmt.Errorf("wait for another apply: %w", err)
 	}
+	return Read(ctx, tx, fsys)
+}
+
+// Read is Load for who only looks: it waits for no apply and keeps none from anything.
+func Read(ctx context.Context, tx *postgres.Tx, fsys fs.FS) (*spec.Set, error) {
 	known, err := Known(ctx, tx)
 	if err != nil {
 		return nil, err

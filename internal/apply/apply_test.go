@@ -14,6 +14,7 @@ import (
 	"github.com/onda-run/onda/internal/apply"
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/segment"
 	"github.com/onda-run/onda/internal/spec"
 )
 
@@ -208,24 +209,24 @@ spec: {members: manual}
 func TestAppliesAtOnceAreCheckedOneAfterTheOther(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t).DB(t)
-	segment := func(name, where string) map[string]string {
+	asking := func(name, where string) map[string]string {
 		return map[string]string{name + ".yaml": "apiVersion: onda/v1\nkind: Segment\nmetadata: {name: " + name + "}\nspec: {where: " + where + "}\n"}
 	}
 	for _, name := range []string{"a", "b"} {
-		if _, _, err := do(t, db, "acme", segment(name, "{field: email, exists: true}")); err != nil {
+		if _, _, err := do(t, db, "acme", asking(name, "{field: email, exists: true}")); err != nil {
 			t.Fatal(err)
 		}
 	}
 	second := make(chan error, 1)
 	done := make(chan struct{})
 	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
-		set, err := apply.Load(ctx, tx, dir(segment("a", "{segment: b}")))
+		set, err := apply.Load(ctx, tx, dir(asking("a", "{segment: b}")))
 		if err != nil {
 			return err
 		}
 		go func() {
 			defer close(done)
-			_, _, err := do(t, db, "acme", segment("b", "{segment: a}"))
+			_, _, err := do(t, db, "acme", asking("b", "{segment: a}"))
 			second <- err
 		}()
 		for waits := false; !waits; { // or has passed the check, and the end will show it
@@ -359,5 +360,63 @@ func TestOnlyWhatWasPutTogetherIsStored(t *testing.T) {
 	})
 	if err == nil || !strings.Contains(err.Error(), "store Email spring: it has not been put together") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// A preview counts what is not stored, also where it asks about what is not stored either, and writes nothing at all.
+func TestPreviewOnlyReads(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	for _, tenant := range []string{"acme", "brava"} {
+		if _, _, err := do(t, db, tenant, map[string]string{"a.yaml": plan + "---" + paying}); err != nil {
+			t.Fatal(err)
+		}
+		pgtest.Exec(t, db, tenant, `INSERT INTO contact (email, fields) SELECT 'c' || n || '@x.example', jsonb_build_object('plan', CASE WHEN n % 4 = 0 THEN 'paid' WHEN n % 4 = 1 THEN 'gold' ELSE 'free' END)
+			FROM generate_series(1, CASE WHEN current_schema = 'acme' THEN 40 ELSE 4 END) n`)
+		pgtest.Exec(t, db, tenant, "UPDATE segment SET document = current, requested = false FROM entity WHERE id = entity")
+		pgtest.Exec(t, db, tenant, `INSERT INTO member (segment, contact, kept) SELECT e.id, c.id, CASE WHEN c.email = 'c40@x.example' THEN 'out' WHEN c.email = 'c2@x.example' THEN 'in' ELSE '' END
+			FROM contact c, entity e WHERE e.name = 'paying' AND (c.fields->>'plan' = 'paid' OR c.email = 'c2@x.example')`)
+	}
+	files := map[string]string{"a.yaml": plan + "---" + strings.Replace(paying, "is: paid", "in: [paid, gold]", 1) + `
+---
+apiVersion: onda/v1
+kind: Segment
+metadata: {name: others}
+spec: {where: {not: {segment: paying}}}
+`}
+	err := db.InTenantSnapshot(t.Context(), "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		set, err := apply.Read(ctx, tx, dir(files))
+		if err != nil {
+			return err
+		}
+		for name, want := range map[string]apply.Members{
+			"paying": {Now: 10, Then: 20, Joins: 10}, // nine that pay and one kept in by hand; ten with gold
+			"others": {Then: 20, Joins: 20},          // all but the twenty
+		} {
+			p, err := apply.PreviewOf(ctx, tx, set, name, apply.PreviewOptions{Sample: 3, Plan: true, Limit: time.Minute})
+			if err != nil {
+				return err
+			}
+			if diff := cmp.Diff(want, p.Members); diff != "" {
+				t.Errorf("%s: %s", name, diff)
+			}
+			if len(p.Sample) != 3 || !strings.Contains(strings.Join(p.Plan, " "), "actual time") {
+				t.Errorf("%s: sample %v, plan %q", name, p.Sample, p.Plan)
+			}
+		}
+		if _, err := apply.PreviewOf(ctx, tx, set, "none", apply.PreviewOptions{Limit: time.Minute}); !errors.Is(err, segment.ErrUnknown) {
+			t.Errorf("error %v", err)
+		}
+		var wrote bool
+		if err := tx.QueryRow(ctx, "SELECT pg_current_xact_id_if_assigned() IS NOT NULL").Scan(&wrote); err != nil {
+			return err
+		}
+		if wrote {
+			t.Error("the transaction has an id: something was written")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }

@@ -36,6 +36,9 @@ type Env struct {
 	Scope string
 	// AskHits is set of a tenant whose schema is before postgres.TakenSchema.
 	AskHits bool
+	// Members are FROM items, by segment, that have the contacts of it in a column contact: of segments whose members are asked for as they would be, and not as
+	// they are stored.
+	Members map[string]string
 
 	zoneRead *bool // set when Zone is asked for; nil for nobody wants to know
 }
@@ -158,6 +161,8 @@ func (c *compiler) predicate(p *spec.Predicate) (string, error) {
 		return c.topic(p.Topic)
 	case p.Reachable != "":
 		return "(" + contact.GateSQL("c", c.text(p.Reachable)) + " IS NULL)", nil
+	case p.Segment != "" && c.env.Members[p.Segment] != "":
+		return "(c.id IN (SELECT m.contact FROM " + c.env.Members[p.Segment] + " m))", nil
 	case p.Segment != "":
 		return "EXISTS (SELECT FROM member m WHERE m.contact = c.id" + c.scope("m.contact") + " AND m.kept <> 'out' AND m.segment = (SELECT e.id FROM entity e WHERE e.kind = 'Segment' AND e.name = " +
 			c.text(p.Segment) + "))", nil

@@ -91,8 +91,15 @@ type checker struct {
 	compile  Compile // may be nil
 	docs     map[ref]*Document
 	broken   map[ref]bool
-	doc      *Document // whose checks run
+	doc      *Document    // whose checks run
+	refers   map[Ref]bool // to what that document refers; nil for nobody wants to know
 	problems Problems
+}
+
+func (c *checker) note(kind, name string) {
+	if c.refers != nil {
+		c.refers[Ref{kind, name}] = true
+	}
 }
 
 func (c *checker) fail(p position, format string, args ...any) {
@@ -137,6 +144,7 @@ func reference(kind string) rule[string] {
 }
 
 func (c *checker) mustHave(p position, kind, name string) bool {
+	c.note(kind, name)
 	_, ok := c.find(kind, name)
 	if !ok {
 		names := c.names(kind)
@@ -175,6 +183,7 @@ func (c *checker) field(p position, name string) *Field {
 	if f, ok := builtinField(name); ok {
 		return f
 	}
+	c.note(KindField, name)
 	doc, ok := c.find(KindField, name)
 	if !ok {
 		c.fail(p, "%s", unknown("field", name, c.fieldNames()))
@@ -303,6 +312,9 @@ func (c *checker) eventOf(n *node, event, of string, steps map[string]bool) {
 	entity, _, _ := strings.Cut(event, ".")
 	switch entity {
 	case "email":
+		if !steps[of] {
+			c.note(KindEmail, of)
+		}
 		if _, ok := c.find(KindEmail, of); ok {
 			return
 		}

@@ -229,6 +229,16 @@ func Find[T Doc](k Known, kind, name string) (T, bool) {
 // known and compile may be nil, as for Check.
 func LoadChecked(fsys fs.FS, known Known, compile Compile) (*Set, error) {
 	set, err := Load(fsys)
+	return checked(set, err, known, compile)
+}
+
+// LoadFileChecked is LoadChecked for the documents of one file.
+func LoadFileChecked(fsys fs.FS, name string, known Known, compile Compile) (*Set, error) {
+	set, err := loadFiles(fsys, []string{name})
+	return checked(set, err, known, compile)
+}
+
+func checked(set *Set, err error, known Known, compile Compile) (*Set, error) {
 	var problems Problems
 	if err != nil && !errors.As(err, &problems) {
 		return nil, err

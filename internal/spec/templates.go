@@ -205,6 +205,7 @@ func (c *checker) contactName(at position, name liquid.Name) {
 	if _, builtin := builtinField(field); builtin {
 		return
 	}
+	c.note(KindField, field)
 	if _, ok := c.find(KindField, field); !ok {
 		c.fail(at, "%s", unknown("field", name.String(), c.contactNames()))
 	}
