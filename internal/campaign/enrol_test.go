@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/postgres"
 )
@@ -184,8 +185,12 @@ func TestErasedContactsLeave(t *testing.T) {
 	w.start("welcome")
 	w.everything()
 	w.exec("UPDATE journey SET data = '{\"name\": \"Ada\"}'")
-	w.fact(postgres.Fact{Kind: "contact.erased", Contact: c})
+	if _, err := contact.Erase(t.Context(), w.db, pgtest.Acme, drainer, c, nil); err != nil {
+		t.Fatal(err)
+	}
+	// Who entered at that moment, by a transaction that did not see it, leaves too.
+	w.exec("UPDATE journey SET data = '{\"name\": \"Ada\"}', key = 'ada'")
 	w.everything()
 	w.wants(w.places(), "clicked 1, left(erased) 1")
-	w.wants(pgtest.One[string](t, w.db, pgtest.Acme, "SELECT data::text FROM journey WHERE contact = $1", c), "{}")
+	w.wants(pgtest.One[string](t, w.db, pgtest.Acme, "SELECT data::text || (key = id::text) FROM journey WHERE contact = $1", c), "{}true")
 }

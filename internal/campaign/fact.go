@@ -130,7 +130,7 @@ func (d *documents) waitingForOutcomes(ctx context.Context, tx *postgres.Tx) ([]
 	return out, nil
 }
 
-// forget ends the journeys of contacts who were erased, and empties what these kept of them, and what they sent by forms.
+// forget ends the journeys of contacts who were erased, or deleted, and erases what else was written of them meanwhile.
 func forget(ctx context.Context, tx *postgres.Tx, facts []postgres.Fact) error {
 	var erased []postgres.Fact
 	for _, f := range facts {
@@ -142,19 +142,9 @@ func forget(ctx context.Context, tx *postgres.Tx, facts []postgres.Fact) error {
 	if len(contacts) == 0 {
 		return nil
 	}
-	files := noFiles
-	if tx.Tenant.Schema < contact.FilesSchema {
-		files = ""
+	_, err := tx.Exec(ctx, `UPDATE journey SET due_at = 'infinity', ended_at = onda.now(), outcome = 'erased', state = 'left' WHERE contact = ANY ($1) AND state = 'active'`, contacts)
+	if err != nil {
+		return fmt.Errorf("end journeys of contacts who were erased: %w", err)
 	}
-	for _, sql := range []string{
-		`UPDATE journey SET data = '{}', due_at = 'infinity', ended_at = coalesce(ended_at, onda.now()),
-			outcome = CASE WHEN state = 'active' THEN 'erased' ELSE outcome END, state = CASE WHEN state = 'active' THEN 'left' ELSE state END
-		WHERE contact = ANY ($1)`,
-		"UPDATE submission SET contact = NULL, data = '{}'" + files + ", state = CASE WHEN state = 'pending' THEN 'expired' ELSE state END WHERE contact = ANY ($1)",
-	} {
-		if _, err := tx.Exec(ctx, sql, contacts); err != nil {
-			return fmt.Errorf("forget contacts who were erased: %w", err)
-		}
-	}
-	return nil
+	return contact.Forget(ctx, tx, contacts)
 }

@@ -79,7 +79,7 @@ func ChangedIDs(recorded []Recorded) (ids []int64) {
 //
 // The projection of a contact and purpose is the last entry by time; an import counts as older than all others, and a request (pending) does not take away what
 // is granted, nor a refusal of tracking: anybody can make one with somebody's address. So late and repeated entries are harmless. An entry that is there already is not written again: the same state, basis and proof at the same time or,
-// when At is zero or the basis is an import, at any time if it would change nothing. While the address is suppressed by a complaint no topic is granted: the ledger then says
+// when At is zero or the basis is an import, at any time if it would change nothing. Nor is one of a contact that is erased. While the address is suppressed by a complaint no topic is granted: the ledger then says
 // that the complaint withdrew it. Where in a file an import's entry was ("file" and "row" of its proof) does not make it another.
 func Record(ctx context.Context, tx *postgres.Tx, drainer string, entries ...Consent) ([]Recorded, error) {
 	w := &writer{drainer: drainer}
@@ -228,6 +228,7 @@ func queueLedger(b *pgx.Batch, entries []Consent) (ids []int64, err error) {
 	), fresh AS (
 		SELECT u.* FROM u LEFT JOIN subscription p USING (contact, purpose)
 		 WHERE nth = 1
+		   AND NOT EXISTS (SELECT FROM contact e WHERE e.id = u.contact AND e.erased_at IS NOT NULL)
 		   AND NOT EXISTS (SELECT FROM consent o WHERE o.contact = u.contact AND o.purpose = u.purpose AND o.state = u.state AND o.basis = u.basis AND (o.proof = u.proof OR u.basis = 'import' AND o.proof - '{file,row}'::text[] = u.told)
 		                      AND (o.at = u.at OR u.basis = 'import' AND u.state <> 'withdrawn' OR u.at IS NULL AND p.state = u.state))
 		   AND NOT (u.basis = 'import' AND u.state <> 'withdrawn' AND (coalesce(p.state, '') = 'withdrawn' OR `+inComplaint("u.contact", "u.purpose")+`))

@@ -226,3 +226,24 @@ func TestRecordingAndClosingAtOnce(t *testing.T) {
 		t.Errorf("counts (-want +got):\n%s", d)
 	}
 }
+
+// What comes of a mail whose recipient was erased while it was on its way is stored without the words that it was refused with: they may name the recipient.
+func TestLateOutcomesOfErasedContactsNameNobody(t *testing.T) {
+	t.Parallel()
+	f := setUp(t)
+	b := f.plan(4)[0]
+	f.advance(f.take(false), 4)
+	pgtest.Exec(t, f.db, f.tenant, "INSERT INTO contact (id, erased_at) OVERRIDING SYSTEM VALUE SELECT n, CASE WHEN n < 4 THEN onda.now() END FROM generate_series(1, 4) n ON CONFLICT (id) DO UPDATE SET erased_at = excluded.erased_at")
+	refused := func(k int) Outcome {
+		return Outcome{Delivery: ID(b.ID, k), Contact: int64(k), Attempt: 1, State: Failed, Class: "hard", Code: 550, Detail: "no such user ada"}
+	}
+	later := refused(2)
+	later.State, later.Class, later.RetryAt = Deferred, "soft", time.Now().Add(time.Hour)
+	f.record(refused(1))                                                                       // all alike
+	f.record(later, Outcome{Delivery: ID(b.ID, 3), Contact: 3, State: Sent, Detail: "queued"}) // mixed
+	f.record(refused(4))
+	got := pgtest.All[string](t, f.db, f.tenant, "SELECT concat_ws(' ', contact, state, code, detail) FROM delivery ORDER BY id")
+	if d := cmp.Diff([]string{"1 failed 550", "2 deferred 550", "3 sent queued", "4 failed 550 no such user ada"}, got); d != "" {
+		t.Error(d)
+	}
+}
