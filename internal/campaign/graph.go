@@ -176,6 +176,8 @@ func label(n *spec.Node) string {
 		return fmt.Sprintf("score %s %+d", s.Score.Group, s.Score.Add)
 	case s.Score != nil:
 		return fmt.Sprintf("score %+d", s.Score.Add)
+	case s.Stage != "":
+		return "stage " + s.Stage
 	case s.Goto != nil:
 		return "goto " + s.Goto.Step
 	case s.Exit != nil:

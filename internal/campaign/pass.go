@@ -170,7 +170,7 @@ func (p *pass) do(ctx context.Context, v *version, n *spec.Node, js []*journey) 
 		return p.wait(ctx, v, n, js)
 	case "if":
 		return p.branch(ctx, v, n, js)
-	case "tag", "update", "score":
+	case "tag", "update", "score", "stage":
 		return p.change(ctx, v, n, js)
 	case "goto":
 		return p.jump(ctx, n, js)
@@ -214,7 +214,7 @@ func (p *pass) branch(ctx context.Context, v *version, n *spec.Node, js []*journ
 	return nil
 }
 
-// change tags contacts, sets their fields or gives them points.
+// change tags contacts, sets their fields, gives them points or moves them to a stage.
 func (p *pass) change(ctx context.Context, v *version, n *spec.Node, js []*journey) error {
 	if !p.locked { // one step after the other would lock them in another order than a pass of another campaign does
 		if err := contact.Lock(ctx, p.tx, p.all); err != nil {
@@ -229,6 +229,8 @@ func (p *pass) change(ctx context.Context, v *version, n *spec.Node, js []*journ
 			points[i] = contact.Points{Contact: j.contact, Group: s.Group, Add: int64(s.Add)}
 		}
 		err = contact.AddPoints(ctx, p.tx, drainer, points, cause(v, n))
+	} else if n.Step.Stage != "" {
+		err = contact.SetStage(ctx, p.tx, drainer, contactsOf(js), n.Step.Stage, cause(v, n))
 	} else if t := n.Step.Tag; t != nil {
 		err = contact.Update(ctx, p.tx, drainer, contactsOf(js), contact.Change{AddTags: t.Add, RemoveTags: t.Remove}, cause(v, n))
 	} else {

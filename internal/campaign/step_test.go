@@ -81,6 +81,25 @@ func TestPoints(t *testing.T) {
 	}
 }
 
+func TestStages(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	c := w.people(pgtest.Acme, 4)
+	w.exec("UPDATE contact SET stage = 'hot' WHERE id = $1", c)
+	w.exec("UPDATE contact SET erased_at = now(), email = NULL WHERE id = $1", c+3)
+	w.campaign("stages", `
+		enter: {segment: everyone}
+		steps:
+		  - {id: hot, stage: hot}
+		  - {exit: done}
+	`)
+	w.start("stages")
+	w.everything()
+	w.wants(w.path(1), "hot 1")
+	w.wants(fmt.Sprint(w.columnsOf(pgtest.Acme, "SELECT coalesce(stage, '-') FROM contact ORDER BY id")), "[hot hot hot -]")
+	w.wants(fmt.Sprint(w.columnsOf(pgtest.Acme, "SELECT name || ' ' || contacts::text FROM fact WHERE kind = 'stage.changed'")), fmt.Sprintf("[hot {%d,%d}]", c+1, c+2))
+}
+
 // On the schema before, journeys wait at a step that gives points, and go on from there.
 func TestPointsWaitForTheirSchema(t *testing.T) {
 	t.Parallel()

@@ -105,6 +105,9 @@ func (b *builder) read(ctx context.Context, tx *postgres.Tx) error {
 			}
 		}
 	}
+	if tx.Tenant.Schema >= contact.StageSchema && len(settings.Stages) > 0 { // a field of this name goes first
+		b.add("stage", func() column { return words("c.stage") })
+	}
 	for i, purpose := range append(purposes, contact.TrackingEmail, contact.TrackingWeb) {
 		b.add("consent."+purpose, func() column {
 			as := fmt.Sprintf("p%d", i)

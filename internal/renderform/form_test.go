@@ -120,8 +120,8 @@ func TestDoubleOptIn(t *testing.T) {
 	if proof != "newsletter|1|Yes, send me the newsletter. I can unsubscribe at any time.|64|true|t|form" {
 		t.Errorf("proof: %s", proof)
 	}
-	got = pgtest.One[string](t, w.db, "acme", `SELECT s.state || ' ' || coalesce(c.expires_at::text, '-') || ' ' || array_to_string(c.tags, ',') || ' ' || c.scores::text || ' ' || c.fields::text || ' ' || (s.data->'values')::text FROM submission s JOIN contact c ON c.id = s.contact`)
-	want := `confirmed - confirmed {"score": 5} {"locale": "en", "country": "NO", "interests": ["sail", "ski"], "first_name": "Ada"} {"utm": "spring", "message": "Hello\nthere"}`
+	got = pgtest.One[string](t, w.db, "acme", `SELECT s.state || ' ' || coalesce(c.expires_at::text, '-') || ' ' || array_to_string(c.tags, ',') || ' ' || coalesce(c.stage, '-') || ' ' || c.scores::text || ' ' || c.fields::text || ' ' || (s.data->'values')::text FROM submission s JOIN contact c ON c.id = s.contact`)
+	want := `confirmed - confirmed subscriber {"score": 5} {"locale": "en", "country": "NO", "interests": ["sail", "ski"], "first_name": "Ada"} {"utm": "spring", "message": "Hello\nthere"}`
 	if got != want {
 		t.Errorf("after confirm:\n%s, want\n%s", got, want)
 	}

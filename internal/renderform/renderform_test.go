@@ -27,7 +27,7 @@ const documents = `
 apiVersion: onda/v1
 kind: Settings
 metadata: {name: settings, title: "Sail & Ski"}
-spec: {zone: Europe/Oslo}
+spec: {zone: Europe/Oslo, stages: [subscriber]}
 ---
 apiVersion: onda/v1
 kind: Topic
@@ -110,7 +110,7 @@ spec:
   protect: {honeypot: true, perAddress: 30/h, blockDomains: [mailinator.com]}
   confirm: {email: confirm-newsletter, expires: 7d}
   submitted: [{tag: {add: [web]}}]
-  confirmed: [{campaign: {enter: onboarding}}, {tag: {add: [confirmed], remove: [web]}}, {score: {add: 5}}]
+  confirmed: [{campaign: {enter: onboarding}}, {tag: {add: [confirmed], remove: [web]}}, {score: {add: 5}}, {stage: subscriber}]
   result: {message: thanks}
   origins: ["https://shop.example"]
 ---

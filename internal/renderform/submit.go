@@ -654,6 +654,8 @@ func actOne(ctx context.Context, tx *postgres.Tx, list []*submission, step spec.
 			points[i] = contact.Points{Contact: s.who, Group: step.Score.Group, Add: int64(step.Score.Add)}
 		}
 		return contact.AddPoints(ctx, tx, drainer, points, cause(list))
+	case step.Stage != "":
+		return contact.SetStage(ctx, tx, drainer, who, step.Stage, cause(list))
 	case step.Set != nil:
 		return contact.Assign(ctx, tx, drainer, who, step.Set, cause(list))
 	case step.Enter != nil:

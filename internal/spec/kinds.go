@@ -263,6 +263,7 @@ type Settings struct {
 	Theme      Theme     // of visitors' pages
 	Copy       string    // the transactional Email by which a person gets a copy of all that is stored of it; empty for none
 	Scores     []ScoreRule
+	Stages     []string // where contacts can stand; a step moves them
 	WebOrigins []string // of the tenant's own site: links of mails that lead there say whose click it was
 }
 
@@ -372,6 +373,7 @@ func settingsKeys(o *object, s *Settings) {
 		get(o, "copy", reference(KindEmail), email, required)
 	}), &s.Copy, optional)
 	get(o, "scores", list(scoreRule(), 0), &s.Scores, optional)
+	get(o, "stages", list(stageRule(), 1), &s.Stages, optional)
 	get(o, "web", shape("web", func(o *object, origins *[]string) {
 		get(o, "origins", list(siteRule(), 1), origins, required)
 	}), &s.WebOrigins, optional)

@@ -170,6 +170,9 @@ func badCases() []badCase {
 			`7:51: the field "level" must be a number such as 12 or 12.5, not "many"`,
 			`8:23: the field "ends" must be a date such as 2026-11-24, not "-30d"`, `8:48: unknown option "Free", did you mean "free"? of the field "plan"`, `8:62: unknown option "Ski", did you mean "ski"? of the field "likes"`,
 		}, true},
+		{"a stage of none", steps("    - {stage: hot}\n"), []string{`7:15: there are no stages: list them in the Settings, such as stages: [hot]`}, true},
+		{"a stage that is not listed", steps("    - {stage: hto}\n") + "---\n" + head("Settings", "settings", "  stages: [hot, won]\n"), []string{`7:15: unknown stage "hto", did you mean "hot"?, as the Settings have them`}, true},
+		{"a stage that is no name", steps("    - {stage: Hot}\n"), []string{`7:15: must be a stage such as customer, not "Hot"`}, false},
 		{"points", steps("    - {score: {add: 0}}\n    - {score: {add: 1.5, group: Fit}}\n    - {score: 10}\n"), []string{
 			`7:21: must be points such as 10 or -5, at most 1000000, not 0`, `8:21: must be points such as 10 or -5, at most 1000000, not 1.5`,
 			`8:33: must be a group of small letters, digits and _, not "Fit"`, `9:15: must be an object, not 10`,
@@ -442,7 +445,7 @@ func goodDocs() []string {
   keep: {in: [a@x.example], out: []}`),
 		head("Segment", "m", "  members: manual\n"),
 		head("Field", "l", "  {type: language, unique: false, personal: true, visitorWritable: true}\n"),
-		head("Settings", "s", "  {zone: Europe/Oslo, locale: pt-BR, tracking: none, frequency: [{count: 3, per: 7d}], quietHours: {from: \"21:00\", to: \"07:00\"}, retention: {facts: 1y}, pace: {rate: 50/s, domains: {google: 1000/m, mail.x.example: {rate: 10/15m, connections: 4}, y.example: {connections: 1}}}, duplicates: 24h, theme: {accent: \"#0B5E6B\", corners: square, font: serif}, scores: [{event: email.clicked, of: hello, add: 5}, {event: page.viewed, where: {url: {startsWith: \"https://\"}}, add: -2, group: fit}, {event: order.placed, add: 20}], web: {origins: [\"https://X.example:443\", \"http://localhost:8000\"]}}\n"),
+		head("Settings", "settings", "  {zone: Europe/Oslo, locale: pt-BR, tracking: none, frequency: [{count: 3, per: 7d}], quietHours: {from: \"21:00\", to: \"07:00\"}, retention: {facts: 1y}, pace: {rate: 50/s, domains: {google: 1000/m, mail.x.example: {rate: 10/15m, connections: 4}, y.example: {connections: 1}}}, duplicates: 24h, theme: {accent: \"#0B5E6B\", corners: square, font: serif}, scores: [{event: email.clicked, of: hello, add: 5}, {event: page.viewed, where: {url: {startsWith: \"https://\"}}, add: -2, group: fit}, {event: order.placed, add: 20}], web: {origins: [\"https://X.example:443\", \"http://localhost:8000\"]}, stages: [hot, won-back]}\n"),
 		head("Domain", "own", "  {domain: News.Bücher.example, signer: onda, returnPath: bounce.bücher.example, linkHost: l.x.example, spf: [\"include:_spf.x.example\", \"ip4:192.0.2.0/24\", \"ip6:2001:db8::/32\"], warmup: {from: 2026-12-01, days: [{days: 1-2, mails: 500}, {days: 3, mails: 1000}]}}\n"),
 		head("Domain", "relayed", "  {domain: x.example, dkim: {selectors: [s1, s2.key]}, spf: \"a:out.x.example\"}\n"),
 		head("Broadcast", "b", "  {email: hello, to: {segment: vips}, exclude: {tag: a}, at: 2026-05-01T09:00, zone: contact, over: 4h}\n"),
@@ -461,7 +464,7 @@ func goodDocs() []string {
   protect: {honeypot: false, perAddress: 10/15m, blockDomains: [x.example]}
   confirm: {email: confirm, expires: 7d}
   submitted: [{tag: {add: [web]}}, {update: {plan: free}}]
-  confirmed: [{campaign: {enter: c}}, {score: {add: 5}}]
+  confirmed: [{campaign: {enter: c}}, {score: {add: 5}}, {stage: hot}]
   result: {redirect: "https://x.example/"}
   origins: ["https://x.example:8443"]
   keep: 365d

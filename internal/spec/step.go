@@ -17,6 +17,7 @@ type Step struct {
 	If    *Predicate
 	Tag   *TagChange
 	Score *ScoreChange
+	Stage string       // the contact moves to it; "" for no such step
 	Set   []Assignment // of update, sorted by field
 	Goto  *Goto
 	Exit  *Exit
@@ -33,7 +34,7 @@ func (s *Step) Node() string {
 	return s.Path
 }
 
-// Action names the step's action: send, wait, if, tag, score, update, goto, score, exit or campaign.
+// Action names the step's action: send, wait, if, tag, score, stage, update, goto, exit or campaign.
 func (s *Step) Action() string {
 	switch {
 	case s.Send != nil:
@@ -46,6 +47,8 @@ func (s *Step) Action() string {
 		return "tag"
 	case s.Score != nil:
 		return "score"
+	case s.Stage != "":
+		return "stage"
 	case s.Goto != nil:
 		return "goto"
 	case s.Exit != nil:
@@ -164,7 +167,7 @@ func (u Until) OfField(value time.Time, loc *time.Location) time.Time {
 
 func laterSteps() []string {
 	return []string{
-		"split", "webhook", "call", "stage", "subscribe", "unsubscribe", "segment", "notify",
+		"split", "webhook", "call", "subscribe", "unsubscribe", "segment", "notify",
 		"deleteContact", "owner", "first",
 	}
 }
@@ -200,9 +203,18 @@ func stepRule(inForm bool) rule[Step] {
 			get(o, "group", scoreGroupRule(), &c.Group, optional)
 		}), s.Score, required)
 	}}
+	stage := variant[Step]{"stage", func(o *object, s *Step) {
+		id(o, s)
+		get(o, "stage", stageRule(), &s.Stage, required)
+		o.check(func(d *decoder, n *node) {
+			if s.Stage != "" {
+				d.later(func(c *checker) { c.stage(n.get("stage").position, s.Stage) })
+			}
+		})
+	}}
 	if inForm {
 		return variants("action", "action", append(laterSteps(), "send", "wait", "if", "goto", "exit"),
-			tag, update, score,
+			tag, update, score, stage,
 			variant[Step]{"campaign", func(o *object, s *Step) {
 				id(o, s)
 				s.Enter = &Enter{}
@@ -239,7 +251,7 @@ func stepRule(inForm bool) rule[Step] {
 			branches(o, s)
 			o.atLeastOne("then", "else")
 		}},
-		tag, update, score,
+		tag, update, score, stage,
 		variant[Step]{"goto", func(o *object, s *Step) {
 			id(o, s)
 			s.Goto = &Goto{}
