@@ -106,7 +106,7 @@ func audience(ctx context.Context, tx *postgres.Tx, b *spec.Broadcast, after int
 	var ids []int64
 	var zones []string
 	sql := `SELECT coalesce(array_agg(id), '{}'), CASE WHEN ` + fmt.Sprint(b.ByOwnClock()) + ` THEN array_agg(zone) END FROM (
-		SELECT c.id, ` + zone + ` AS zone FROM ` + from + ` AND c.id > $1 AND NOT ` + excluded + ` AND ` + condition + ` ORDER BY c.id LIMIT $2) a`
+		SELECT c.id, ` + zone + ` AS zone FROM ` + from + ` AND c.id > $1 AND (` + excluded + `) IS NOT TRUE AND ` + condition + ` ORDER BY c.id LIMIT $2) a`
 	if err := tx.QueryRow(ctx, sql, append([]any{after, limit, value}, args...)...).Scan(&ids, &zones); err != nil {
 		return nil, fmt.Errorf("read the audience: %w", err)
 	}
@@ -130,7 +130,7 @@ func audienceSize(ctx context.Context, tx *postgres.Tx, b *spec.Broadcast) (n in
 	if err != nil {
 		return 0, err
 	}
-	if err := tx.QueryRow(ctx, "SELECT count(*) FROM "+from+" AND NOT "+excluded, args...).Scan(&n); err != nil {
+	if err := tx.QueryRow(ctx, "SELECT count(*) FROM "+from+" AND ("+excluded+") IS NOT TRUE", args...).Scan(&n); err != nil {
 		return 0, fmt.Errorf("count the audience: %w", err)
 	}
 	return n, nil

@@ -30,6 +30,14 @@ func GateSQL(contact, topic string) string {
 		ELSE ` + consent + ` END)`
 }
 
+// OpenSQL is a condition, never NULL, that GateSQL is NULL for a topic, by tests that Postgres can make joins of: for statements that ask it of many. scope gives a further
+// condition on a column of contacts, such as AND the column BETWEEN $1 AND $2, or nothing.
+func OpenSQL(contact, topic string, scope func(column string) string) string {
+	return "(" + contact + ".erased_at IS NULL AND " + contact + ".merged_into IS NULL AND " + contact + ".email IS NOT NULL" +
+		" AND EXISTS (SELECT FROM subscription gp WHERE gp.contact = " + contact + ".id" + scope("gp.contact") + " AND gp.purpose = " + topic + " AND gp.state = 'granted')" +
+		" AND NOT EXISTS (SELECT FROM suppression gs WHERE gs.contact = " + contact + ".id" + scope("gs.contact") + " AND gs.channel = 'email' AND gs.until > onda.now()))"
+}
+
 // TrackingMode is how a recipient's opens and clicks may be followed.
 type TrackingMode string
 

@@ -60,7 +60,7 @@ func StillHuman(schema int) string {
 	if schema < TakenSchema {
 		return "NOT EXISTS (SELECT FROM hit h WHERE h.id = (f.data->>'hit')::bigint AND h.verdict = 'machine')"
 	}
-	return "(f.data->>'taken') IS NULL"
+	return "(f.data ? 'taken') IS NOT TRUE" // which Postgres expects of nearly all
 }
 
 // copied is from how many facts on COPY takes less than one statement.

@@ -26,7 +26,7 @@ func Crossing(p *spec.Predicate, env Env, from, to time.Time) (Query, error) {
 		case q.Event != nil:
 			x.event(q.Event)
 		case q.Reachable != "":
-			x.add("SELECT s.contact FROM suppression s WHERE s.contact IS NOT NULL AND s.until < 'infinity' AND s.until BETWEEN " + x.instants(from, to))
+			x.add("SELECT s.contact FROM suppression s WHERE s.contact IS NOT NULL AND s.until < 'infinity' AND s.until BETWEEN " + x.between(from, to))
 		}
 	})
 	if err != nil {
@@ -43,8 +43,8 @@ type crossing struct {
 
 func (x *crossing) add(sql string) { x.parts = append(x.parts, sql) }
 
-// instants are two parameters for BETWEEN.
-func (x *crossing) instants(lo, hi time.Time) string {
+// between are two parameters for BETWEEN.
+func (x *crossing) between(lo, hi time.Time) string {
 	return x.arg(lo, "timestamptz") + " AND " + x.arg(hi.Add(time.Microsecond), "timestamptz") // Postgres has whole ones
 }
 
@@ -102,7 +102,7 @@ func (x *crossing) field(t *spec.FieldTest) error {
 		switch {
 		case !moved:
 		case t.Field == "created":
-			x.add("SELECT c.id AS contact FROM contact c WHERE c.created_at BETWEEN " + x.instants(lo, hi))
+			x.add("SELECT c.id AS contact FROM contact c WHERE c.created_at BETWEEN " + x.between(lo, hi))
 		case typ == spec.TypeDate:
 			x.add("SELECT c.id AS contact FROM contact c WHERE " + x.stored(t.Field) + " BETWEEN " + x.text(lo.Format(isoDate)) + " AND " + x.text(hi.Format(isoDate)))
 		default: // whole seconds; without the Z it is before all that begin so
@@ -111,11 +111,6 @@ func (x *crossing) field(t *spec.FieldTest) error {
 		}
 	}
 	return nil
-}
-
-// stored is the text of a date as it is stored, which sorts as time does: an index on just this finds it.
-func (c *compiler) stored(field string) string {
-	return "(c.fields->>" + c.text(field) + `) COLLATE "C"`
 }
 
 // yearly finds those whose day of the year came into the window of anniversaries or went out of it.
@@ -176,7 +171,7 @@ func (x *crossing) event(t *spec.EventTest) {
 	for _, b := range bounds {
 		if lo, hi, moved := x.passed(b); moved {
 			from, at, contact := x.anyones(t)
-			x.add("SELECT " + contact + " AS contact " + from + " AND " + at + " BETWEEN " + x.instants(lo, hi))
+			x.add("SELECT " + contact + " AS contact " + from + " AND " + at + " BETWEEN " + x.between(lo, hi))
 		}
 	}
 	for _, p := range t.Where {

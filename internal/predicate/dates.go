@@ -20,135 +20,229 @@ func dateIn(t time.Time, loc *time.Location) time.Time {
 	return time.Date(y, m, d, 0, 0, 0, 0, time.UTC)
 }
 
-// dates are tests of days without a zone, as text in ISO 8601, which sorts in the order of time.
-func (c *compiler) dates(value string, t spec.Test) (string, error) {
-	// The order of bytes, whatever the database's collation.
-	value += ` COLLATE "C"`
+// noDate are what a text must not be like that has the length of a date and that Postgres reads as one: 2026- 1-+7.
+const noDate = "NOT LIKE ALL ('{% %,%+%,%--%,%-00%,%T-%,%:-%}')"
+
+// storedInstant is what an instant is like as it is stored.
+const storedInstant = "____-__-__T__:__:__Z"
+
+// stored is the text of a date as it is stored (package fieldvalue): it sorts as time does, and an index on just this finds it.
+func (c *compiler) stored(field string) string {
+	return "(c.fields->>" + c.text(field) + `) COLLATE "C"`
+}
+
+// isDate is a check that a field's value is a date as it is stored, by a path, which raises no error. It costs more than a comparison of text and less than a cast that is guarded by a regular
+// expression; CASE has Postgres ask it last, of those that have passed that, and not take it for rare. value is stored.
+func (c *compiler) isDate(field, value string, typ spec.FieldType) string {
+	like, form := "____-__-__", "YYYY-MM-DD"
+	if typ == spec.TypeDatetime {
+		like, form = storedInstant, `YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"`
+	}
+	return "CASE WHEN " + value + " >= '0001' AND " + value + " LIKE '" + like + "' AND " + value + " " + noDate +
+		" THEN c.fields @? " + c.arg("strict "+path(field)+`.datetime("`+form+`")`, "jsonpath") + " END"
+}
+
+// days are tests of a field of days without a zone.
+func (c *compiler) days(field string, t spec.Test) (string, error) {
+	value := c.stored(field)
+	sql, exact, err := c.onDays(value, t)
+	if err != nil || exact {
+		return sql, err
+	}
+	return "(" + sql + " AND " + c.isDate(field, value, spec.TypeDate) + ")", nil
+}
+
+// onDays compares a text that should be a day. exact: it is one for sure where this is true.
+func (c *compiler) onDays(value string, t spec.Test) (sql string, exact bool, err error) {
 	on := func(d time.Time) string { return c.text(d.Format(isoDate)) }
-	moment := func(v spec.Value) (string, error) {
+	days := make([]string, len(t.Values))
+	for i, v := range t.Values {
 		m, err := v.Moment()
 		if err != nil {
-			return "", err
+			return "", false, err
 		}
-		return on(m.Date(c.env.Now, c.env.zone())), nil
+		days[i] = on(m.Date(c.env.Now, c.env.zone()))
 	}
 	switch t.Op {
 	case spec.OpExists:
-		return presence(value, t), nil
-	case spec.OpIs, spec.OpIsNot, spec.OpIn, spec.OpNotIn:
-		var parts []string
-		for _, v := range t.Values {
-			s, err := moment(v)
-			if err != nil {
-				return "", err
-			}
-			parts = append(parts, s)
-		}
-		sql := known(value + " IN (" + strings.Join(parts, ", ") + ")")
-		if t.Op == spec.OpIsNot || t.Op == spec.OpNotIn {
-			sql = not(sql)
-		}
-		return sql, nil
+		return value + " IS NOT NULL", false, nil
+	case spec.OpIs, spec.OpIn:
+		return "(" + value + " IN (" + strings.Join(days, ", ") + "))", true, nil
 	case spec.OpBetween:
-		lo, err := moment(t.Values[0])
-		if err != nil {
-			return "", err
-		}
-		hi, err := moment(t.Values[1])
-		return known(value + " BETWEEN " + lo + " AND " + hi), err
+		return value + " BETWEEN " + days[0] + " AND " + days[1], false, nil
 	case spec.OpInLast:
-		return known(value + " BETWEEN " + on(c.env.day(t.Duration.Neg())) + " AND " + on(c.env.day(spec.Duration{}))), nil
+		return value + " BETWEEN " + on(c.env.day(t.Duration.Neg())) + " AND " + on(c.env.day(spec.Duration{})), false, nil
 	case spec.OpInNext:
-		return known(value + " BETWEEN " + on(c.env.day(spec.Duration{})) + " AND " + on(c.env.day(t.Duration))), nil
+		return value + " BETWEEN " + on(c.env.day(spec.Duration{})) + " AND " + on(c.env.day(t.Duration)), false, nil
 	case spec.OpOlderThan:
-		return known(value + " < " + on(c.env.day(t.Duration.Neg()))), nil
+		return value + " < " + on(c.env.day(t.Duration.Neg())), false, nil
 	case spec.OpYearly:
-		return c.yearly("right("+value+", 5)", t), nil
+		return c.yearly("right("+value+", 5)", t), false, nil
 	default:
 		op, ok := comparison(t.Op)
 		if !ok {
-			return "", fmt.Errorf("%s does not fit dates", t.Op)
+			return "", false, fmt.Errorf("%s does not fit dates", t.Op)
 		}
-		s, err := moment(t.Values[0])
-		return known(value + " " + op + " " + s), err
+		return value + " " + op + " " + days[0], false, nil
 	}
 }
 
-// instant compares an instant with a moment, of which a day is all of it: gt is after its end, lte before it.
-func (c *compiler) instant(value string, m spec.Moment, op spec.Op) string {
-	start, end := m.In(c.env.Now, c.env.zone()), m.End(c.env.Now, c.env.zone())
-	at := func(t time.Time) string { return c.arg(t, "timestamptz") }
-	switch op {
+// span is from a moment to another: nil is without an end. It has its ends in it, but for an open one.
+type span struct {
+	lo, hi         *time.Time
+	loOpen, hiOpen bool
+}
+
+// spans are the times of which a test is true; not for exists and yearly.
+func (env Env) spans(t spec.Test) ([]span, error) {
+	moments := make([]spec.Moment, len(t.Values))
+	for i, v := range t.Values {
+		var err error
+		if moments[i], err = v.Moment(); err != nil {
+			return nil, err
+		}
+	}
+	start := func(i int) *time.Time {
+		at := moments[i].In(env.Now, env.zone())
+		return &at
+	}
+	// A day is all of it: gt is after its end, lte before it.
+	upTo := func(i int, s span) span {
+		at := moments[i].End(env.Now, env.zone())
+		s.hi, s.hiOpen = &at, moments[i].WholeDay()
+		return s
+	}
+	on := func(d spec.Duration) *time.Time {
+		at := d.AddTo(env.Now, env.zone())
+		return &at
+	}
+	switch t.Op {
+	case spec.OpIs, spec.OpIn:
+		all := make([]span, len(moments))
+		for i := range moments {
+			all[i] = upTo(i, span{lo: start(i)})
+		}
+		return all, nil
+	case spec.OpBetween:
+		return []span{upTo(1, span{lo: start(0)})}, nil
+	case spec.OpInLast:
+		return []span{{lo: on(t.Duration.Neg()), hi: on(spec.Duration{})}}, nil
+	case spec.OpInNext:
+		return []span{{lo: on(spec.Duration{}), hi: on(t.Duration)}}, nil
+	case spec.OpOlderThan:
+		return []span{{hi: on(t.Duration.Neg()), hiOpen: true}}, nil
 	case spec.OpGt, spec.OpAfter:
-		if m.WholeDay() {
-			return known(value + " >= " + at(end))
-		}
-		return known(value + " > " + at(start))
+		s := upTo(0, span{})
+		return []span{{lo: s.hi, loOpen: !s.hiOpen}}, nil
 	case spec.OpGte:
-		return known(value + " >= " + at(start))
+		return []span{{lo: start(0)}}, nil
 	case spec.OpLte:
-		if m.WholeDay() {
-			return known(value + " < " + at(end))
-		}
-		return known(value + " <= " + at(start))
-	case spec.OpIs:
-		if m.WholeDay() {
-			return known(value + " >= " + at(start) + " AND " + value + " < " + at(end))
-		}
-		return known(value + " = " + at(start))
+		return []span{upTo(0, span{})}, nil
+	case spec.OpLt, spec.OpBefore:
+		return []span{{hi: start(0), hiOpen: true}}, nil
 	default:
-		return known(value + " < " + at(start)) // lt, before
+		return nil, fmt.Errorf("%s does not fit dates", t.Op)
 	}
 }
+
+// during is a condition that a value is in the span, whose ends are parameters that end makes.
+func (s span) during(value string, end func(t time.Time, upper bool) string) string {
+	switch {
+	case s.lo != nil && s.hi != nil && !s.loOpen && !s.hiOpen && s.lo.Equal(*s.hi) && s.lo.Nanosecond() == 0:
+		return value + " = " + end(*s.lo, false)
+	case s.lo != nil && s.hi != nil && !s.loOpen && !s.hiOpen:
+		return value + " BETWEEN " + end(*s.lo, false) + " AND " + end(*s.hi, true)
+	}
+	var parts []string
+	if s.lo != nil {
+		op := " >= "
+		if s.loOpen {
+			op = " > "
+		}
+		parts = append(parts, value+op+end(*s.lo, false))
+	}
+	if s.hi != nil {
+		op := " <= "
+		if s.hiOpen {
+			op = " < "
+		}
+		parts = append(parts, value+op+end(*s.hi, true))
+	}
+	return strings.Join(parts, " AND ")
+}
+
+// instant is an end of a span as it is.
+func (c *compiler) instant(t time.Time, _ bool) string { return c.arg(t, "timestamptz") }
 
 // instants are tests of points in time.
 func (c *compiler) instants(value string, t spec.Test) (string, error) {
-	at := func(t time.Time) string { return c.arg(t, "timestamptz") }
-	from := func(d spec.Duration) string { return at(d.AddTo(c.env.Now, c.env.zone())) }
 	switch t.Op {
 	case spec.OpExists:
-		return presence(value, t), nil
-	case spec.OpIs, spec.OpIsNot, spec.OpIn, spec.OpNotIn:
-		var parts []string
-		for _, v := range t.Values {
-			m, err := v.Moment()
-			if err != nil {
-				return "", err
-			}
-			parts = append(parts, c.instant(value, m, spec.OpIs))
-		}
-		sql := "(" + strings.Join(parts, " OR ") + ")"
-		if t.Op == spec.OpIsNot || t.Op == spec.OpNotIn {
-			sql = not(sql)
-		}
-		return sql, nil
-	case spec.OpBetween:
-		lo, err := t.Values[0].Moment()
-		if err != nil {
-			return "", err
-		}
-		hi, err := t.Values[1].Moment()
-		if err != nil {
-			return "", err
-		}
-		return "(" + c.instant(value, lo, spec.OpGte) + " AND " + c.instant(value, hi, spec.OpLte) + ")", nil
-	case spec.OpInLast:
-		return known(value + " BETWEEN " + from(t.Duration.Neg()) + " AND " + at(c.env.Now)), nil
-	case spec.OpInNext:
-		return known(value + " BETWEEN " + at(c.env.Now) + " AND " + from(t.Duration)), nil
-	case spec.OpOlderThan:
-		return known(value + " < " + from(t.Duration.Neg())), nil
+		return "(" + value + " IS NOT NULL)", nil
 	case spec.OpYearly:
-		return c.yearly("to_char("+value+" AT TIME ZONE "+c.text(c.env.zone().String())+", 'MM-DD')", t), nil
+		return c.yearly("to_char("+value+" AT TIME ZONE "+c.text(c.env.zone().String())+`, 'MM-DD') COLLATE "C"`, t), nil
 	default:
-		if _, ok := comparison(t.Op); !ok {
-			return "", fmt.Errorf("%s does not fit dates", t.Op)
+		return c.eachSpan(t, func(s span) string { return s.during(value, c.instant) })
+	}
+}
+
+func (c *compiler) eachSpan(t spec.Test, one func(span) string) (string, error) {
+	spans, err := c.env.spans(t)
+	if err != nil {
+		return "", err
+	}
+	parts := make([]string, len(spans))
+	for i, s := range spans {
+		parts[i] = "(" + one(s) + ")"
+	}
+	if len(parts) == 1 {
+		return parts[0], nil
+	}
+	return "(" + strings.Join(parts, " OR ") + ")", nil
+}
+
+// asInstant casts what can be cast.
+func asInstant(text string) string {
+	return "(CASE WHEN " + text + " ~ '" + instantForm + "' THEN (" + text + ")::timestamptz END)"
+}
+
+// nearby compares the text of an instant of whatever offset with the days about a span, before it is cast.
+func (c *compiler) nearby(value string, s span) string {
+	const widest = 15 * time.Hour // the offsets that are taken
+	var parts []string
+	if s.lo != nil {
+		parts = append(parts, value+" >= "+c.text(s.lo.UTC().Add(-widest).Format(isoDate)))
+	}
+	if s.hi != nil {
+		parts = append(parts, value+" < "+c.text(s.hi.UTC().Add(widest+24*time.Hour).Format(isoDate)))
+	}
+	return strings.Join(parts, " AND ")
+}
+
+// times are tests of a field of points in time. They are stored in UTC and in whole seconds, and such a text is compared as it is; another may only have come in otherwise, and is cast.
+func (c *compiler) times(field string, t spec.Test) (string, error) {
+	value := c.stored(field)
+	switch t.Op {
+	case spec.OpExists:
+		return "(" + value + " ~ '" + instantForm + "')", nil
+	case spec.OpYearly:
+		return c.instants(asInstant(value), t)
+	default:
+		return c.eachSpan(t, func(s span) string {
+			return c.nearby(value, s) + " AND CASE WHEN " + value + " LIKE '" + storedInstant + "' THEN " + s.during(value, c.storedAs(s)) + " AND " + c.isDate(field, value, spec.TypeDatetime) +
+				" ELSE " + s.during(asInstant(value), c.instant) + " END"
+		})
+	}
+}
+
+// storedAs writes an end of a span as instants are stored. Those have whole seconds: an end that is within one stands for the one before or after.
+func (c *compiler) storedAs(s span) func(t time.Time, upper bool) string {
+	return func(t time.Time, upper bool) string {
+		second := t.UTC().Truncate(time.Second)
+		if !second.Equal(t) && (upper && s.hiOpen || !upper && !s.loOpen) {
+			second = second.Add(time.Second)
 		}
-		m, err := t.Values[0].Moment()
-		if err != nil {
-			return "", err
-		}
-		return c.instant(value, m, t.Op), nil
+		return c.text(second.Format(time.RFC3339))
 	}
 }
 
@@ -177,35 +271,43 @@ func (env Env) anniversaryOf(t spec.Test) anniversary {
 	return y
 }
 
+// yearly compares a day of the year.
 func (c *compiler) yearly(day string, t spec.Test) string {
 	y := c.env.anniversaryOf(t)
-	day = "(" + day + `) COLLATE "C"`
 	switch {
 	case y.all:
 		return "(" + day + " IS NOT NULL)"
 	case y.from <= y.to:
-		return known(day + " BETWEEN " + c.text(y.from) + " AND " + c.text(y.to))
+		return "(" + day + " BETWEEN " + c.text(y.from) + " AND " + c.text(y.to) + ")"
 	}
-	return known("(" + day + " >= " + c.text(y.from) + " OR " + day + " <= " + c.text(y.to) + ")")
+	return "(" + day + " >= " + c.text(y.from) + " OR " + day + " <= " + c.text(y.to) + ")"
 }
 
 // property tests a property of an event, which has no type but that of its value and of what it is compared with.
 func (c *compiler) property(data string, p spec.Property) (string, error) {
-	path := c.arg(strings.Split(p.Name, "."), "text[]")
-	value, text := data+" #> "+path, data+" #>> "+path
-	words := "nullif(" + text + ", '')"
-	t := p.Test
-	kind := func(k spec.ValueKind) bool { return len(t.Values) > 0 && t.Values[0].Kind == k }
+	into, at := "->", ""
+	if steps := strings.Split(p.Name, "."); len(steps) > 1 {
+		into, at = "#>", c.arg(steps, "text[]")
+	} else {
+		at = c.text(p.Name)
+	}
+	value, text := data+into+at, data+into+">"+at
+	t, same := positive(p.Test)
+	sql, err := c.loose(value, text, t)
+	return unless(sql, same), err
+}
+
+func (c *compiler) loose(value, text string, t spec.Test) (string, error) {
 	switch t.Op {
 	case spec.OpExists:
-		return presence("nullif(nullif("+text+", ''), '[]')", t), nil
-	case spec.OpHasAny, spec.OpHasAll, spec.OpHasNone:
+		return "(" + text + " NOT IN ('', '[]'))", nil
+	case spec.OpHasAny, spec.OpHasAll:
 		return c.set(elements(value), t)
-	case spec.OpIs, spec.OpIn, spec.OpIsNot, spec.OpNotIn:
+	case spec.OpIs, spec.OpIn:
 		var parts []string
 		for _, v := range t.Values {
 			one := spec.Test{Op: spec.OpIs, Values: []spec.Value{v}}
-			sql, err := c.words(words, one)
+			sql, err := c.words(text, one)
 			if err != nil {
 				return "", err
 			}
@@ -218,25 +320,24 @@ func (c *compiler) property(data string, p spec.Property) (string, error) {
 			}
 			parts = append(parts, sql)
 		}
-		sql := "(" + strings.Join(parts, " OR ") + ")"
-		if t.Op == spec.OpIsNot || t.Op == spec.OpNotIn {
-			sql = not(sql)
-		}
-		return sql, nil
+		return "(" + strings.Join(parts, " OR ") + ")", nil
 	case spec.OpContains, spec.OpStartsWith, spec.OpEndsWith, spec.OpMatches:
-		return c.words(words, t)
+		return c.words(text, t)
 	default:
-		if kind(spec.NumberValue) {
+		if len(t.Values) > 0 && t.Values[0].Kind == spec.NumberValue {
 			return c.numbers(asLooseNumber(value, text), t)
 		}
-		days, err := c.dates(asDate(text), t)
+		text = "(" + text + `) COLLATE "C"`
+		days, _, err := c.onDays(text, t)
 		if err != nil {
 			return "", err
 		}
-		instants, err := c.instants(asInstant(text), t)
-		if err != nil {
-			return "", err
+		var instants string
+		if t.Op == spec.OpYearly {
+			instants, err = c.instants(asInstant(text), t)
+		} else {
+			instants, err = c.eachSpan(t, func(s span) string { return c.nearby(text, s) + " AND " + s.during(asInstant(text), c.instant) })
 		}
-		return "(" + days + " OR " + instants + ")", nil
+		return "(" + days + " AND " + text + " ~ '" + dateForm + "$' OR " + instants + ")", err
 	}
 }

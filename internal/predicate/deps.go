@@ -92,10 +92,7 @@ func touches(e spec.EventTest, f postgres.Fact) bool {
 		_, is := deliveryState(f.Kind)
 		return is
 	}
-	kind, name := e.Event, e.Of
-	if !isBuiltin(e.Event) {
-		kind, name = "event.tracked", e.Event
-	}
+	kind, name := factOf(&e)
 	return (f.Kind == kind || f.Kind == "hit.reclassified" && isHit(kind)) && (name == "" || f.Name == name)
 }
 

@@ -1,14 +1,17 @@
 package predicate
 
 import (
+	"encoding/json"
 	"fmt"
+	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/spec"
 )
 
-// A value that is not of its field's type counts as missing: one contact's broken value must not fail a statement about all of them. These two say what can be
+// A value that is not of its field's type counts as missing: one contact's broken value must not fail a statement about all of them. These say what can be
 // cast without an error: a day of the calendar, and an instant with an offset (RFC 3339).
 const (
 	dateForm = `^(?:(?!0000)[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))|` +
@@ -16,7 +19,7 @@ const (
 	instantForm = dateForm + `[Tt](?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,9})?(?:[Zz]|[+-](?:0[0-9]|1[0-4]):[0-5][0-9])$`
 )
 
-func (c *compiler) field(t *spec.FieldTest) (string, error) {
+func (c *compiler) field(t *spec.FieldTest, is bool) (string, error) {
 	typ, ok := c.env.fieldType(t.Field)
 	if !ok {
 		return "", fmt.Errorf("there is no field %q", t.Field)
@@ -24,45 +27,115 @@ func (c *compiler) field(t *spec.FieldTest) (string, error) {
 	if !t.Op.Fits(typ) {
 		return "", fmt.Errorf("%s does not fit the field %q, a %s", t.Op, t.Field, typ)
 	}
-	sql, err := c.typed(t, typ)
+	test, same := positive(t.Test)
+	sql, err := c.typed(t.Field, test, typ)
 	if err != nil {
 		return "", fmt.Errorf("field %s: %w", t.Field, err)
 	}
-	return sql, nil
+	return unless(sql, is == same), nil
 }
 
-func (c *compiler) typed(t *spec.FieldTest, typ spec.FieldType) (string, error) {
-	switch t.Field {
+// positive gives the test that a missing value fails, and whether it is the same as t or its opposite.
+func positive(t spec.Test) (test spec.Test, same bool) {
+	switch {
+	case t.Op == spec.OpIsNot:
+		t.Op = spec.OpIs
+	case t.Op == spec.OpNotIn:
+		t.Op = spec.OpIn
+	case t.Op == spec.OpHasNone:
+		t.Op = spec.OpHasAny
+	case t.Op == spec.OpExists && !t.Exists:
+		t.Exists = true
+	default:
+		return t, true
+	}
+	return t, false
+}
+
+// typed is a positive test.
+func (c *compiler) typed(field string, t spec.Test, typ spec.FieldType) (string, error) {
+	switch field {
 	case "email":
-		return c.words("c.email", t.Test)
+		return c.words("c.email", t)
 	case "external_id":
-		return c.words("c.external_id", t.Test)
+		return c.words("c.external_id", t)
 	case "created":
-		return c.instants("c.created_at", t.Test)
+		return c.instants("c.created_at", t)
 	case "tags":
-		return c.set("(SELECT lower(e.v) FROM unnest(c.tags) e(v))", t.Test)
+		return c.tags(t)
 	}
-	if group, ok := spec.ScoreGroup(t.Field); ok {
+	if group, ok := spec.ScoreGroup(field); ok {
 		if c.env.NoScores {
-			return c.numbers("0", t.Test)
+			return c.numbers("0", t)
 		}
-		return c.numbers(contact.ScoreSQL("c", c.text(group)), t.Test)
+		return c.numbers(contact.ScoreSQL("c", c.text(group)), t)
 	}
-	name := c.text(t.Field)
 	switch typ {
 	case spec.TypeNumber:
-		return c.numbers(asNumber("c.fields->"+name), t.Test)
+		if t.Op == spec.OpExists {
+			return "(jsonb_typeof(c.fields->" + c.text(field) + ") = 'number')", nil
+		}
+		return c.scalars(field, t, typ)
 	case spec.TypeBoolean:
-		return c.booleans("(CASE WHEN jsonb_typeof(c.fields->"+name+") = 'boolean' THEN (c.fields->>"+name+")::boolean END)", t.Test)
+		if t.Op == spec.OpExists {
+			return "(jsonb_typeof(c.fields->" + c.text(field) + ") = 'boolean')", nil
+		}
+		return c.scalars(field, t, typ)
 	case spec.TypeDate:
-		return c.dates(asDate("c.fields->>"+name), t.Test)
+		return c.days(field, t)
 	case spec.TypeDatetime:
-		return c.instants(asInstant("c.fields->>"+name), t.Test)
+		return c.times(field, t)
 	case spec.TypeMultiselect:
-		return c.set(elements("c.fields->"+name), t.Test)
+		return c.set(elements("c.fields->"+c.text(field)), t)
 	default:
-		return c.words("nullif(c.fields->>"+name+", '')", t.Test)
+		return c.words("c.fields->>"+c.text(field), t)
 	}
+}
+
+// path is an SQL/JSON path to a field.
+func path(field string) string {
+	name, _ := json.Marshal(field) // of a string it cannot fail
+	return "$." + string(name)
+}
+
+var jsonNumber = regexp.MustCompile(`^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$`)
+
+// scalars compares a number, or true and false, by an SQL/JSON path, which raises no error whatever value is there. It is strict: a list is not taken for what is in it.
+func (c *compiler) scalars(field string, t spec.Test, typ spec.FieldType) (string, error) {
+	compare := func(op string, v spec.Value) (string, error) {
+		literal := v.Text
+		switch {
+		case typ == spec.TypeBoolean:
+			literal = strconv.FormatBool(v.Bool)
+		case !jsonNumber.MatchString(literal):
+			return "", fmt.Errorf("%q is not a number", literal)
+		}
+		return path(field) + " " + op + " " + literal, nil
+	}
+	ops, by := []string{"=="}, " || "
+	switch t.Op {
+	case spec.OpIs, spec.OpIn:
+	case spec.OpBetween:
+		ops, by = []string{">=", "<="}, " && "
+	default:
+		op, ok := comparison(t.Op)
+		if !ok {
+			return "", fmt.Errorf("%s does not fit numbers", t.Op)
+		}
+		ops[0] = op
+	}
+	parts := make([]string, len(t.Values))
+	for i, v := range t.Values {
+		var err error
+		if parts[i], err = compare(ops[min(i, len(ops)-1)], v); err != nil {
+			return "", err
+		}
+	}
+	sql := "c.fields @@ " + c.arg("strict "+strings.Join(parts, by), "jsonpath")
+	if typ == spec.TypeNumber && ops[0] == "==" {
+		return "(" + sql + ")", nil
+	}
+	return "coalesce(" + sql + ", false)", nil // Postgres takes @@ for rare, and coalesce for an even chance
 }
 
 func asNumber(value string) string {
@@ -75,70 +148,67 @@ func asLooseNumber(value, text string) string {
 		") ~ '^-?[0-9]{1,30}([.][0-9]{1,30})?$' THEN (" + text + ")::numeric END END)"
 }
 
-// asDate stays text: in its one form it sorts as a date.
-func asDate(text string) string {
-	return "(CASE WHEN (" + text + ") ~ '" + dateForm + "$' THEN (" + text + ") END)"
-}
-
-func asInstant(text string) string {
-	return "(CASE WHEN (" + text + ") ~ '" + instantForm + "' THEN (" + text + ")::timestamptz END)"
-}
-
 func elements(value string) string {
 	return "(SELECT lower(e.v) FROM jsonb_array_elements_text(CASE WHEN jsonb_typeof(" + value + ") = 'array' THEN " + value + " ELSE '[]' END) e(v) WHERE e.v <> '')"
 }
 
-func known(sql string) string { return "coalesce(" + sql + ", false)" }
-
-func not(sql string) string { return "(NOT " + sql + ")" }
-
-// presence is exists, which all types have.
-func presence(value string, t spec.Test) string {
-	if t.Exists {
-		return "(" + value + " IS NOT NULL)"
-	}
-	return "(" + value + " IS NULL)"
-}
-
-// words are tests of text, which ignore case.
+// words are tests of text, which ignore case. An empty text is a missing one.
 func (c *compiler) words(value string, t spec.Test) (string, error) {
 	one := func() string { return "lower(" + c.text(t.Values[0].Text) + ")" }
 	switch t.Op {
 	case spec.OpExists:
-		return presence(value, t), nil
-	case spec.OpIs:
-		return known("lower(" + value + ") = " + one()), nil
-	case spec.OpIsNot:
-		return not(known("lower(" + value + ") = " + one())), nil
-	case spec.OpIn:
-		return known("lower(" + value + ") = ANY (" + c.lowered(t.Values) + ")"), nil
-	case spec.OpNotIn:
-		return not(known("lower(" + value + ") = ANY (" + c.lowered(t.Values) + ")")), nil
+		return "(" + value + " <> '')", nil
+	case spec.OpIs, spec.OpIn:
+		words := c.lowered(t.Values)
+		if words == "" {
+			return "false", nil
+		}
+		return "(lower(" + value + ") IN (" + words + "))", nil
 	case spec.OpContains:
-		return known("position(" + one() + " IN lower(" + value + ")) > 0"), nil
+		return "(position(" + one() + " IN lower(" + value + ")) > 0)", nil
 	case spec.OpStartsWith:
-		return known("starts_with(lower(" + value + "), " + one() + ")"), nil
+		return "starts_with(lower(" + value + "), " + one() + ")", nil
 	case spec.OpEndsWith:
 		v := one()
-		return known("right(lower(" + value + "), length(" + v + ")) = " + v), nil
+		return "(right(lower(" + value + "), length(" + v + ")) = " + v + ")", nil
 	case spec.OpMatches:
 		re, err := postgresPattern(t.Values[0].Text)
 		if err != nil {
 			return "", err
 		}
-		return known("left(" + value + ", 4096) ~ " + c.text(re)), nil
+		return "(" + value + " <> '' AND left(" + value + ", 4096) ~ " + c.text(re) + ")", nil
 	default:
 		return "", fmt.Errorf("%s does not fit text", t.Op)
 	}
 }
 
-// lowered is a set of words in lower case.
+// lowered is a list of words in lower case, as Postgres makes it; without the empty one, which is nobody's value.
 func (c *compiler) lowered(values []spec.Value) string {
-	words := make([]string, len(values))
-	for i, v := range values {
-		words[i] = v.Text
+	var parts []string
+	for _, v := range values {
+		if v.Text != "" {
+			parts = append(parts, "lower("+c.text(v.Text)+")")
+		}
 	}
-	return "SELECT lower(v) FROM unnest(" + c.arg(words, "text[]") + ") v"
+	return strings.Join(parts, ", ")
+}
+
+// tagged is a condition that is never NULL: the contact has one of the tags.
+func (c *compiler) tagged(tags []spec.Value) string {
+	return "c.tags <> '{}' AND lower(c.tags::text)::text[] && ARRAY[" + c.lowered(tags) + "]::text[]"
+}
+
+func (c *compiler) tags(t spec.Test) (string, error) {
+	switch t.Op {
+	case spec.OpExists:
+		return "(c.tags <> '{}')", nil
+	case spec.OpHasAny:
+		return "(" + c.tagged(t.Values) + ")", nil
+	case spec.OpHasAll:
+		return "(c.tags <> '{}' AND lower(c.tags::text)::text[] @> ARRAY[" + c.lowered(t.Values) + "]::text[])", nil
+	default:
+		return "", fmt.Errorf("%s does not fit lists", t.Op)
+	}
 }
 
 // numeric is a number as it was written, so that 0.1 is 0.1.
@@ -153,62 +223,40 @@ func comparison(op spec.Op) (string, bool) {
 }
 
 func (c *compiler) numbers(value string, t spec.Test) (string, error) {
+	for _, v := range t.Values {
+		if !jsonNumber.MatchString(v.Text) {
+			return "", fmt.Errorf("%q is not a number", v.Text)
+		}
+	}
 	switch t.Op {
 	case spec.OpExists:
-		return presence(value, t), nil
+		return "(" + value + " IS NOT NULL)", nil
 	case spec.OpIs, spec.OpIn:
-		return known(value + " IN (" + c.list(t.Values, c.numeric) + ")"), nil
-	case spec.OpIsNot, spec.OpNotIn:
-		return not(known(value + " IN (" + c.list(t.Values, c.numeric) + ")")), nil
+		parts := make([]string, len(t.Values))
+		for i, v := range t.Values {
+			parts[i] = c.numeric(v)
+		}
+		return "(" + value + " IN (" + strings.Join(parts, ", ") + "))", nil
 	case spec.OpBetween:
-		return known(value + " BETWEEN " + c.numeric(t.Values[0]) + " AND " + c.numeric(t.Values[1])), nil
+		return "(" + value + " BETWEEN " + c.numeric(t.Values[0]) + " AND " + c.numeric(t.Values[1]) + ")", nil
 	default:
 		op, ok := comparison(t.Op)
 		if !ok {
 			return "", fmt.Errorf("%s does not fit numbers", t.Op)
 		}
-		return known(value + " " + op + " " + c.numeric(t.Values[0])), nil
-	}
-}
-
-func (c *compiler) list(values []spec.Value, one func(spec.Value) string) string {
-	parts := make([]string, len(values))
-	for i, v := range values {
-		parts[i] = one(v)
-	}
-	return strings.Join(parts, ", ")
-}
-
-func (c *compiler) booleans(value string, t spec.Test) (string, error) {
-	switch t.Op {
-	case spec.OpExists:
-		return presence(value, t), nil
-	case spec.OpIs:
-		return known(value + " = " + c.arg(t.Values[0].Bool, "boolean")), nil
-	case spec.OpIsNot:
-		return not(known(value + " = " + c.arg(t.Values[0].Bool, "boolean"))), nil
-	default:
-		return "", fmt.Errorf("%s does not fit true and false", t.Op)
+		return "(" + value + " " + op + " " + c.numeric(t.Values[0]) + ")", nil
 	}
 }
 
 // set are tests of a list, given as a subquery of its elements in lower case. An empty list is a missing one.
 func (c *compiler) set(elements string, t spec.Test) (string, error) {
-	has := func() string {
-		return "EXISTS (SELECT FROM " + elements + " s(x) WHERE x = ANY (" + c.lowered(t.Values) + "))"
-	}
 	switch t.Op {
 	case spec.OpExists:
-		if t.Exists {
-			return "EXISTS " + elements, nil
-		}
-		return not("EXISTS " + elements), nil
+		return "EXISTS " + elements, nil
 	case spec.OpHasAny:
-		return has(), nil
-	case spec.OpHasNone:
-		return not(has()), nil
+		return "EXISTS (SELECT FROM " + elements + " s(x) WHERE x IN (" + c.lowered(t.Values) + "))", nil
 	case spec.OpHasAll:
-		return "(NOT EXISTS (SELECT FROM (" + c.lowered(t.Values) + ") w(x) WHERE x NOT IN " + elements + "))", nil
+		return "(NOT EXISTS (SELECT FROM unnest(ARRAY[" + c.lowered(t.Values) + "]) w(x) WHERE x NOT IN " + elements + "))", nil
 	default:
 		return "", fmt.Errorf("%s does not fit lists", t.Op)
 	}

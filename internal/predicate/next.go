@@ -149,7 +149,7 @@ func (n *nextChange) field(ctx context.Context, f *spec.FieldTest) error {
 	if f.Field != "created" {
 		text := "c.fields->>" + c.text(f.Field)
 		if value = asInstant(text); day {
-			value = "(" + asDate(text) + ` COLLATE "C")`
+			value = "(CASE WHEN " + text + " ~ '" + dateForm + "$' THEN " + text + ` END COLLATE "C")`
 		}
 	}
 	if f.Op == spec.OpYearly {
@@ -294,10 +294,7 @@ func (c *compiler) anyones(t *spec.EventTest) (from, at, contact string) {
 	if state, ok := deliveryState(t.Event); ok {
 		return "FROM delivery d" + c.deliveries(state, t.Of), "d.at", "d.contact"
 	}
-	kind, name := t.Event, t.Of
-	if !isBuiltin(t.Event) {
-		kind, name = "event.tracked", t.Event
-	}
+	kind, name := factOf(t)
 	from, contact = "FROM fact f WHERE f.contact IS NOT NULL", "f.contact"
 	if inSets(t.Event) {
 		from, contact = "FROM fact f CROSS JOIN LATERAL unnest(coalesce(f.contacts, ARRAY[f.contact])) u(contact) WHERE u.contact IS NOT NULL", "u.contact"

@@ -1,8 +1,10 @@
-// Package predicate makes SQL of the predicate language (language.md): a boolean expression over the rows of contact c, whose values are all
-// parameters, and that is never NULL.
+// Package predicate makes SQL of the predicate language (language.md): a condition over the rows of contact c, whose values are all parameters.
 //
 // Invariants: a missing value satisfies only isNot, notIn, hasNone and exists: false; not is the set difference; text ignores case. Everything that depends
 // on time is computed from Env.Now and Env.Zone, so that the same Env gives the same answer.
+//
+// The condition is true or, where the predicate is not, false or NULL, as WHERE takes it: a test stands in it bare, so that an index may answer it. To that end NOT
+// is pushed down to the single tests, which are negated there so that NULL counts as false.
 package predicate
 
 import (
@@ -94,7 +96,8 @@ func (env Env) zone() *time.Location {
 	return env.Zone
 }
 
-// Query is a condition for WHERE: a boolean expression over contact c, in parentheses, that is true or false and never NULL.
+// Query is a condition for WHERE: a boolean expression over contact c, in parentheses, that is true where the predicate is. Where it is not, it is false or NULL: so whoever
+// negates it, or needs a value, writes IS TRUE or IS NOT TRUE behind it.
 type Query struct {
 	SQL  string
 	Args []any
@@ -107,7 +110,7 @@ type Query struct {
 //	tx.Query(ctx, "SELECT c.id FROM contact c WHERE c.id > $1 AND "+q.SQL, append([]any{after}, q.Args...)...)
 func Compile(p *spec.Predicate, env Env) (Query, error) {
 	c := &compiler{env: env, first: max(env.First, 1)}
-	sql, err := c.predicate(p)
+	sql, err := c.predicate(p, true)
 	if err != nil {
 		return Query{}, err
 	}
@@ -144,74 +147,94 @@ func (c *compiler) scope(column string) string {
 
 func (c *compiler) text(s string) string { return c.arg(s, "text") }
 
-func (c *compiler) predicate(p *spec.Predicate) (string, error) {
+// predicate is a condition that is true where the predicate is, or with is = false where it is not; else it is false or NULL.
+func (c *compiler) predicate(p *spec.Predicate, is bool) (string, error) {
 	switch {
 	case len(p.All) > 0:
-		return c.join(p.All, " AND ")
+		return c.join(p.All, is, is)
 	case len(p.Any) > 0:
-		return c.join(p.Any, " OR ")
+		return c.join(p.Any, is, !is)
 	case p.Not != nil:
-		sql, err := c.predicate(p.Not)
-		return "(NOT " + sql + ")", err
+		return c.predicate(p.Not, !is)
 	case p.Field != nil:
-		return c.field(p.Field)
+		return c.field(p.Field, is)
 	case p.Tag != "":
-		return "EXISTS (SELECT FROM unnest(c.tags) t WHERE lower(t) = lower(" + c.text(p.Tag) + "))", nil
+		return whether("("+c.tagged([]spec.Value{{Text: p.Tag}})+")", is), nil
 	case p.Topic != nil:
-		return c.topic(p.Topic)
+		return c.topic(p.Topic, is)
 	case p.Reachable != "":
-		return "(" + contact.GateSQL("c", c.text(p.Reachable)) + " IS NULL)", nil
+		return whether(contact.OpenSQL("c", c.text(p.Reachable), c.scope), is), nil
 	case p.Segment != "" && c.env.Members[p.Segment] != "":
-		return "(c.id IN (SELECT m.contact FROM " + c.env.Members[p.Segment] + " m))", nil
+		return whether("(c.id IN (SELECT m.contact FROM "+c.env.Members[p.Segment]+" m))", is), nil
 	case p.Segment != "":
-		return "EXISTS (SELECT FROM member m WHERE m.contact = c.id" + c.scope("m.contact") + " AND m.kept <> 'out' AND m.segment = (SELECT e.id FROM entity e WHERE e.kind = 'Segment' AND e.name = " +
-			c.text(p.Segment) + "))", nil
+		return whether("EXISTS (SELECT FROM member m WHERE m.contact = c.id"+c.scope("m.contact")+
+			" AND m.kept <> 'out' AND m.segment = (SELECT e.id FROM entity e WHERE e.kind = 'Segment' AND e.name = "+c.text(p.Segment)+"))", is), nil
 	case p.Event != nil:
-		return c.event(p.Event)
+		return c.event(p.Event, is)
 	case p.Campaign != nil:
-		return c.campaign(p.Campaign)
+		return c.campaign(p.Campaign, is)
 	case p.Sample != nil:
 		// The first 32 bits of MD5: the same on every server and in every version, which Postgres's own hashes are not.
-		return "(('x' || left(md5(" + c.text(p.Sample.Seed) + " || '/' || c.id), 8))::bit(32)::bigint < " +
-			c.arg(int64(p.Sample.Percent/100*(1<<32)), "bigint") + ")", nil
+		return whether("(('x' || left(md5("+c.text(p.Sample.Seed)+" || '/' || c.id), 8))::bit(32)::bigint < "+
+			c.arg(int64(p.Sample.Percent/100*(1<<32)), "bigint")+")", is), nil
 	}
 	return "", fmt.Errorf("an empty predicate")
 }
 
-func (c *compiler) join(ps []spec.Predicate, op string) (string, error) {
+// whether is for a condition that is never NULL.
+func whether(sql string, is bool) string {
+	if is {
+		return sql
+	}
+	return "(NOT " + sql + ")"
+}
+
+// unless is for a condition that may be NULL, which counts as false.
+func unless(sql string, is bool) string {
+	if is {
+		return sql
+	}
+	return "(" + sql + " IS NOT TRUE)"
+}
+
+// join joins by AND or, with all = false, by OR.
+func (c *compiler) join(ps []spec.Predicate, is, all bool) (string, error) {
 	parts := make([]string, len(ps))
 	for i := range ps {
 		var err error
-		if parts[i], err = c.predicate(&ps[i]); err != nil {
+		if parts[i], err = c.predicate(&ps[i], is); err != nil {
 			return "", err
 		}
 	}
-	return "(" + strings.Join(parts, op) + ")", nil
+	if all {
+		return "(" + strings.Join(parts, " AND ") + ")", nil
+	}
+	return "(" + strings.Join(parts, " OR ") + ")", nil
 }
 
-func (c *compiler) topic(t *spec.TopicTest) (string, error) {
+func (c *compiler) topic(t *spec.TopicTest, is bool) (string, error) {
 	row := "EXISTS (SELECT FROM subscription s WHERE s.contact = c.id" + c.scope("s.contact") + " AND s.purpose = " + c.text(t.Topic)
 	switch t.State {
 	case spec.StateSubscribed:
-		return row + " AND s.state = 'granted')", nil
+		return whether(row+" AND s.state = 'granted')", is), nil
 	case spec.StatePending:
-		return row + " AND s.state = 'pending')", nil
+		return whether(row+" AND s.state = 'pending')", is), nil
 	case spec.StateUnsubscribed:
-		return row + " AND s.state = 'withdrawn')", nil
+		return whether(row+" AND s.state = 'withdrawn')", is), nil
 	case spec.StateNever:
-		return "(NOT " + row + "))", nil
+		return whether(row+")", !is), nil
 	}
 	return "", fmt.Errorf("topic %s: %q is not a state", t.Topic, t.State)
 }
 
-func (c *compiler) campaign(t *spec.CampaignTest) (string, error) {
-	row := "EXISTS (SELECT FROM journey j JOIN run r ON r.id = j.run WHERE j.contact = c.id" + c.scope("j.contact") + " AND r.entity = (SELECT e.id FROM entity e WHERE e.kind = 'Campaign' AND e.name = " +
-		c.text(t.Campaign) + ")"
+func (c *compiler) campaign(t *spec.CampaignTest, is bool) (string, error) {
+	row := "EXISTS (SELECT FROM journey j JOIN run r ON r.id = j.run WHERE j.contact = c.id" + c.scope("j.contact") +
+		" AND r.entity = (SELECT e.id FROM entity e WHERE e.kind = 'Campaign' AND e.name = " + c.text(t.Campaign) + ")"
 	switch t.State {
 	case spec.CampaignNever:
-		return "(NOT " + row + "))", nil
+		return whether(row+")", !is), nil
 	case spec.CampaignActive, spec.CampaignDone, spec.CampaignGoal, spec.CampaignLeft:
-		return row + " AND j.state = " + c.text(string(t.State)) + ")", nil
+		return whether(row+" AND j.state = "+c.text(string(t.State))+")", is), nil
 	}
 	return "", fmt.Errorf("campaign %s: %q is not a state", t.Campaign, t.State)
 }
@@ -225,24 +248,52 @@ func deliveryState(event string) (string, bool) {
 	return "", false
 }
 
-// inSets are the facts about many contacts at once, which no index finds by contact.
+// inSets are the facts that may be about many contacts at once, whom no index finds.
 func inSets(event string) bool { return event == "contact.changed" || event == "tag.changed" }
 
-func (c *compiler) event(t *spec.EventTest) (string, error) {
-	from, at, data := c.events(t)
+func (c *compiler) event(t *spec.EventTest, is bool) (string, error) {
+	zero := t.Count.Matches(0)
+	const many = 1e9
+	switch {
+	case t.Count.Matches(1) != zero && t.Count.Matches(many) != zero: // whether there is one, or none
+		from, err := c.happened(t, func(column string) string { return column + " = c.id" + c.scope(column) })
+		return whether("EXISTS (SELECT "+from+")", is != zero), err
+	case c.env.Scope == "" && !inSets(t.Event): // for each contact by itself
+		from, err := c.happened(t, func(column string) string { return column + " = c.id" })
+		if err != nil {
+			return "", err
+		}
+		test, err := c.count("(SELECT count(*) "+from+")", t.Count)
+		return whether(test, is), err
+	}
+	// Counted for all at once. Where also none would do, those are looked for whose number would not.
+	column := "f.contact"
+	from, err := c.happened(t, func(of string) string {
+		column = of
+		if c.env.Scope == "" {
+			return of + " IS NOT NULL"
+		}
+		return of + " " + c.env.Scope
+	})
+	if err != nil {
+		return "", err
+	}
+	test, err := c.count("count(*)", t.Count)
+	return whether("EXISTS (SELECT FROM (SELECT "+column+" AS contact "+from+" GROUP BY 1 HAVING "+whether(test, !zero)+") n WHERE n.contact = c.id)", is != zero), err
+}
+
+// happened is what the event counts: FROM and WHERE. who makes the condition on the column that says whose it is.
+func (c *compiler) happened(t *spec.EventTest, who func(column string) string) (string, error) {
+	from, at, data := c.events(t, who)
 	if t.Within != nil {
-		from += " AND " + at + " >= " + c.arg(t.Within.Neg().AddTo(c.env.Now, c.env.zone()), "timestamptz") + " AND " + at + " <= " + c.arg(c.env.Now, "timestamptz")
+		from += " AND " + at + " BETWEEN " + c.arg(t.Within.Neg().AddTo(c.env.Now, c.env.zone()), "timestamptz") + " AND " + c.arg(c.env.Now, "timestamptz")
 	}
 	if t.Between != nil {
-		lo, err := t.Between[0].Moment()
+		between, err := c.instants(at, spec.Test{Op: spec.OpBetween, Values: t.Between[:]})
 		if err != nil {
 			return "", err
 		}
-		hi, err := t.Between[1].Moment()
-		if err != nil {
-			return "", err
-		}
-		from += " AND " + c.instant(at, lo, spec.OpGte) + " AND " + c.instant(at, hi, spec.OpLte)
+		from += " AND " + between
 	}
 	for _, p := range t.Where {
 		sql, err := c.property(data, p)
@@ -251,50 +302,40 @@ func (c *compiler) event(t *spec.EventTest) (string, error) {
 		}
 		from += " AND " + sql
 	}
-	zero := t.Count.Matches(0)
-	if inSets(t.Event) {
-		// Computed once for all contacts: those whose number passes, or fails where also none passes.
-		test, err := c.count("count(*)", t.Count)
-		if err != nil {
-			return "", err
-		}
-		if zero {
-			return "(c.id NOT IN (SELECT u.contact " + from + " GROUP BY u.contact HAVING NOT " + test + "))", nil
-		}
-		return "(c.id IN (SELECT u.contact " + from + " GROUP BY u.contact HAVING " + test + "))", nil
-	}
-	if t.Count.Op == spec.OpGte && t.Count.Values[0].Number == 1 || t.Count.Op == spec.OpGt && t.Count.Values[0].Number == 0 {
-		return "EXISTS (SELECT " + from + ")", nil
-	}
-	return c.count("(SELECT count(*) "+from+")", t.Count)
+	return from, nil
 }
 
 // events is where the events of a kind are: FROM and WHERE, without the conditions on time and data, and the expressions for these.
-func (c *compiler) events(t *spec.EventTest) (from, at, data string) {
+func (c *compiler) events(t *spec.EventTest, who func(column string) string) (from, at, data string) {
 	if state, ok := deliveryState(t.Event); ok {
-		from = "FROM delivery d" + c.deliveries(state, t.Of) + " AND d.contact = c.id" + c.scope("d.contact")
-		return from, "d.at", "'{}'::jsonb"
+		return "FROM delivery d" + c.deliveries(state, t.Of) + " AND " + who("d.contact"), "d.at", "'{}'::jsonb"
 	}
-	kind, name := t.Event, t.Of
-	if !isBuiltin(t.Event) {
-		kind, name = "event.tracked", t.Event
-	}
-	if inSets(t.Event) {
-		from = "FROM fact f CROSS JOIN LATERAL unnest(coalesce(f.contacts, ARRAY[f.contact])) u(contact) WHERE f.kind = " + c.text(kind) + " AND u.contact IS NOT NULL"
-	} else {
-		from = "FROM fact f WHERE f.contact = c.id" + c.scope("f.contact") + " AND f.kind = " + c.text(kind)
-	}
+	kind, name := factOf(t)
+	of := " AND f.kind = " + c.text(kind)
 	if name != "" {
-		from += " AND f.name = " + c.text(name)
+		of += " AND f.name = " + c.text(name)
 	}
 	if isHit(kind) {
 		schema := postgres.TakenSchema
 		if c.env.AskHits {
 			schema--
 		}
-		from += " AND " + postgres.StillHuman(schema)
+		of += " AND " + postgres.StillHuman(schema)
 	}
-	return from, "f.at", "f.data"
+	if inSets(t.Event) {
+		return "FROM (SELECT f.contact, f.at, f.data FROM fact f WHERE f.contact IS NOT NULL" + c.scope("f.contact") + of +
+			" UNION ALL SELECT u.contact, f.at, f.data FROM fact f CROSS JOIN LATERAL unnest(f.contacts) u (contact) WHERE f.contacts IS NOT NULL" + c.scope("u.contact") + of +
+			") f WHERE " + who("f.contact"), "f.at", "f.data"
+	}
+	return "FROM fact f WHERE " + who("f.contact") + of, "f.at", "f.data"
+}
+
+// factOf gives the kind and the name of the facts that an event has; any name when it is empty.
+func factOf(t *spec.EventTest) (kind, name string) {
+	if !isBuiltin(t.Event) {
+		return "event.tracked", t.Event
+	}
+	return t.Event, t.Of
 }
 
 // deliveries is the rest of FROM delivery d: those in a state, of an email where one is named.
@@ -322,7 +363,10 @@ func (c *compiler) count(n string, t spec.Test) (string, error) {
 	if t.Op == spec.OpBetween {
 		return "(" + n + " BETWEEN " + c.numeric(t.Values[0]) + " AND " + c.numeric(t.Values[1]) + ")", nil
 	}
-	op, ok := map[spec.Op]string{spec.OpIs: "=", spec.OpGt: ">", spec.OpGte: ">=", spec.OpLt: "<", spec.OpLte: "<="}[t.Op]
+	op, ok := comparison(t.Op)
+	if t.Op == spec.OpIs {
+		op, ok = "=", true
+	}
 	if !ok {
 		return "", fmt.Errorf("%s does not fit a count", t.Op)
 	}
