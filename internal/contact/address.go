@@ -19,6 +19,9 @@ var ErrAddress = errors.New("not an email address")
 // matches ErrAddress.
 func Normalise(address string) (string, error) {
 	bad := func(why string) (string, error) { return "", fmt.Errorf("%w: %s", ErrAddress, why) }
+	if isPlain(address) {
+		return address, nil
+	}
 	if !utf8.ValidString(address) {
 		return bad("it is not UTF-8")
 	}
@@ -81,4 +84,38 @@ func isLabel(s string) bool {
 		}
 	}
 	return true
+}
+
+// isPlain tells of an address at once that it is in that form already: nearly all are, of those with letters of ASCII alone.
+func isPlain(address string) bool {
+	at := strings.IndexByte(address, '@')
+	if at < 1 || at > 64 || len(address) > 254 {
+		return false
+	}
+	before := byte('.')
+	for i := range at {
+		c := address[i]
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '_' && c != '-' && c != '+' && (c != '.' || before == '.') {
+			return false
+		}
+		before = c
+	}
+	if before == '.' {
+		return false
+	}
+	dots, begin := 0, at+1
+	for i := begin; i <= len(address); i++ {
+		if i < len(address) && address[i] != '.' {
+			c := address[i]
+			if (c < 'a' || c > 'z') && (c < '0' || c > '9') && (c != '-' || i > begin && address[i-1] == '-') { // two may be of an encoded label
+				return false
+			}
+			continue
+		}
+		if !isLabel(address[begin:i]) {
+			return false
+		}
+		dots, begin = dots+1, i+1
+	}
+	return dots > 1
 }

@@ -46,12 +46,22 @@ type Row struct {
 	Email, ExternalID string
 	// Fields are set; a value of nil removes the field, fields that are not named stay.
 	Fields map[string]any
+	// JSON, where it is not empty, stands in place of Fields: an object of them, as encoding/json would write it.
+	JSON string
 	// AddTags are added.
 	AddTags []string
 	// OnlyNew: what it says is of a contact that it makes; one that is there stays as it is.
 	OnlyNew bool
 	// Expires is when a contact that it makes is deleted, unless it has agreed to something by then (see Expire); zero for never.
 	Expires time.Time
+}
+
+// json is the object of what is set.
+func (r *Row) json() (string, error) {
+	if r.JSON != "" {
+		return r.JSON, nil
+	}
+	return jsonText(r.Fields, map[string]any{})
 }
 
 // RowResult is what became of a Row.
@@ -182,13 +192,8 @@ func upsertTurn(ctx context.Context, tx *postgres.Tx, w *writer, rows []Row, res
 			again = append(again, i)
 		}
 	}
-	if len(made) > 0 {
-		if err := w.addSet("contact.changed", "", made, nil); err != nil {
-			return nil, err
-		}
-		for chunk := range slices.Chunk(made, event.MaxItems) {
-			w.ring = append(w.ring, event.ContactChanged{Contacts: chunk})
-		}
+	if err := w.made(made); err != nil {
+		return nil, err
 	}
 	return again, applyRows(ctx, tx, w, rows, results, change)
 }
@@ -241,7 +246,7 @@ func insert(ctx context.Context, tx *postgres.Tx, rows []Row, results []RowResul
 	fields, tags, expires := make([]string, len(which)), make([]string, len(which)), make([]*time.Time, len(which))
 	byEmail, byID := map[string]int{}, map[string]int{}
 	for k, i := range which {
-		if fields[k], err = jsonText(rows[i].Fields, map[string]any{}); err != nil {
+		if fields[k], err = rows[i].json(); err != nil {
 			return nil, err
 		}
 		if tags[k], err = jsonText(normTags(rows[i].AddTags), []string{}); err != nil {
@@ -326,7 +331,7 @@ func applyRows(ctx context.Context, tx *postgres.Tx, w *writer, rows []Row, resu
 		}
 		contacts[k] = results[i].Contact
 		at[contacts[k]] = i
-		if fields[k], err = jsonText(rows[i].Fields, map[string]any{}); err != nil {
+		if fields[k], err = rows[i].json(); err != nil {
 			return err
 		}
 		if tags[k], err = jsonText(normTags(rows[i].AddTags), []string{}); err != nil {

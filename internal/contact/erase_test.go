@@ -26,6 +26,7 @@ var impersonal = map[string]string{
 	"what authors wrote":                                `attachment.content attachment.sha256 consent.purpose document.compiled document.hash entity.problems hit.step journey.step link.label link.url stat.step step.step subscription.purpose batch.step`,
 	"events and commands":                               `journey.cause run.cause batch.cause`,
 	"counts of what was erased, and names of documents": `contact.erasure`,
+	"counts of an import, and its file's place":         `cursor.data`,
 	"hashes of lists, pages and messages":               `cursor.lists message.id submission.once`,
 	"an answer's code":                                  `delivery.status`,
 	"keys of the tenant's":                              `key.name key.secret`,

@@ -1,7 +1,5 @@
 package csvexport
 
-import "strings"
-
 // Guard keeps a spreadsheet from computing a text: one that begins as a formula does gets a ' before it, and one that looks as if it had such a ' gets another. Unguard takes it away again.
 func Guard(s string) string {
 	if isFormula(s) {
@@ -11,8 +9,8 @@ func Guard(s string) string {
 }
 
 // Unguard gives what Guard made a cell of, and every other cell as it is.
-func Unguard(cell string) string {
-	if strings.HasPrefix(cell, "'") && isFormula(cell) {
+func Unguard[T string | []byte](cell T) T {
+	if len(cell) > 0 && cell[0] == '\'' && isFormula(cell) {
 		return cell[1:]
 	}
 	return cell

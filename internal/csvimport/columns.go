@@ -1,6 +1,8 @@
 package csvimport
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onda-run/onda/internal/contact"
+	"github.com/onda-run/onda/internal/csvexport"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
 )
@@ -47,8 +50,8 @@ func read(ctx context.Context, tx *postgres.Tx) (known, error) {
 	return k, nil
 }
 
-// consent checks what everyone is said to have agreed to.
-func (k known) consent(opts Options) error {
+// options checks what everyone is said to have, and to have agreed to.
+func (k known) options(opts Options) error {
 	purposes := append(slices.Clone(k.topics), contact.TrackingEmail, contact.TrackingWeb)
 	for _, c := range opts.Consent {
 		if !slices.Contains(purposes, c) {
@@ -63,37 +66,64 @@ func (k known) consent(opts Options) error {
 			return fmt.Errorf("%q is not a tag: 1 to 64 characters, no comma", t)
 		}
 	}
+	if !slices.Contains(Policies(), opts.Policy) {
+		return fmt.Errorf("there is no policy %q: it is upsert, create, update or skip", opts.Policy)
+	}
 	return nil
 }
 
+// maxUnknown is how many columns that are unknown are told of one by one.
+const maxUnknown = 10
+
 // columns reads the header. All that is wrong with it is told at once.
-func (k known) columns(header []string, mapping map[string]string) ([]column, error) {
+func (k known) columns(header [][]byte, opts Options) ([]column, error) {
 	names := append(slices.Sorted(maps.Keys(k.fields)), "email", "external_id", "tags")
 	var out []column
 	var errs []error
-	at := map[string]int{}
-	for i, h := range header {
-		h = strings.TrimSpace(h)
-		name, mapped := mapping[h]
-		if !mapped {
+	at, mapped, unknown := map[string]int{}, map[string]bool{}, 0
+	for i, cell := range header {
+		if !utf8.Valid(cell) || bytes.IndexByte(cell, 0) >= 0 {
+			errs = append(errs, fmt.Errorf("column %d has bytes in its name that are no text: say with --encoding what the file is written in", i+1))
+			continue
+		}
+		h := strings.TrimSpace(string(csvexport.Unguard(cell)))
+		name, isMapped := opts.Mapping[h]
+		if isMapped {
+			mapped[h] = true
+		} else {
 			name = strings.ReplaceAll(strings.ToLower(h), " ", "_")
 		}
-		c := column{header: h, name: name, field: k.fields[name], skip: name == errorColumn && k.fields[name] == nil || mapped && name == ""}
-		out = append(out, c)
-		switch {
+		c := column{header: h, name: name, field: k.fields[name], skip: name == errorColumn && k.fields[name] == nil || isMapped && name == ""}
+		switch isKnown := slices.Contains(names, name); {
 		case c.skip:
-			continue
+		case opts.IgnoreUnknown && !isMapped && !isKnown:
+			c.skip = true
 		case name == "":
 			errs = append(errs, fmt.Errorf("column %d has no name: the first row must name all columns", i+1))
-		case name == "created":
+		case name == "created" && !isKnown:
 			errs = append(errs, fmt.Errorf("column %d: %q cannot be imported, Onda sets it: take the column out", i+1, h))
-		case !slices.Contains(names, name):
-			errs = append(errs, fmt.Errorf("column %d: there is no field %q%s", i+1, h, suggestion(name, names)))
+		case !isKnown:
+			if unknown++; unknown <= maxUnknown {
+				errs = append(errs, fmt.Errorf("column %d: there is no field %q%s", i+1, clip(h), suggestion(name, names)))
+			}
 		case at[name] > 0:
 			errs = append(errs, fmt.Errorf("column %d: %q is column %d already", i+1, h, at[name]))
 		}
-		if at[name] == 0 {
-			at[name] = i + 1
+		if !c.skip {
+			at[name] = cmp.Or(at[name], i+1)
+			c.begin = fmt.Sprintf("%q:", name)
+		}
+		out = append(out, c)
+	}
+	if unknown > maxUnknown {
+		errs = append(errs, fmt.Errorf("and %d more columns that are no fields", unknown-maxUnknown))
+	}
+	if unknown > 0 {
+		errs = append(errs, errors.New("--map COLUMN=FIELD says which field a column is, --ignore-unknown leaves such columns out"))
+	}
+	for _, h := range slices.Sorted(maps.Keys(opts.Mapping)) {
+		if !mapped[h] {
+			errs = append(errs, fmt.Errorf("--map %s: the file has no such column", h))
 		}
 	}
 	if at["email"] == 0 && at["external_id"] == 0 {

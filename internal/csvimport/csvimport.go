@@ -1,46 +1,75 @@
 // Package csvimport brings contacts in from CSV files, with the consent that they gave.
 //
 // Invariants: a row is imported as a whole or is rejected with a reason, and rejected rows are written in a form that can be corrected and imported again; what was imported stays, chunk by
-// chunk, and to import a file again changes nothing; memory grows by some ten bytes a row, for telling repeated ones.
+// chunk, and to import a file again changes nothing, and writes nothing; memory does not grow with the file; what can be read in two ways is refused with both.
 package csvimport
 
 import (
+	"bytes"
 	"context"
-	"encoding/csv"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"io"
-	"strings"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgconn"
-	"golang.org/x/text/encoding/charmap"
 
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/csvexport"
-	"github.com/onda-run/onda/internal/fieldvalue"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
 )
+
+// Policy is what becomes of rows whose contacts are there, and of those whose are not.
+type Policy string
+
+// The policies. What is passed over is counted, and left as it is in all: fields, tags and consent.
+const (
+	// Upsert makes contacts that are not there, and changes those that are.
+	Upsert Policy = "upsert"
+	// Create makes contacts, and rejects rows of those that are there.
+	Create Policy = "create"
+	// Update changes contacts that are there, and rejects rows of nobody.
+	Update Policy = "update"
+	// Skip makes contacts that are not there, and passes over those that are.
+	Skip Policy = "skip"
+)
+
+// Policies gives all of them.
+func Policies() []Policy { return []Policy{Upsert, Create, Update, Skip} }
 
 // Options say how a file is read.
 type Options struct {
 	// Name is the file's, for the proof of consent.
 	Name string
-	// Mapping gives the field for a column whose header is another: header → field's name, or email, external_id, tags; an empty name leaves the column out.
-	Mapping map[string]string
-	// Consent are the topics, or tracking.email and tracking.web, that all of them agreed to; Proof tells how, and is kept in the ledger.
+	// Dialect is what of it is given; the rest is found out. OnDialect, if not nil, is called with all of it before anything is imported.
+	Dialect   Dialect
+	OnDialect func(Dialect)
+	// Mapping gives the field for a column whose header is another: header → field's name, or email, external_id, tags; an empty name leaves the column out. IgnoreUnknown leaves
+	// out all columns that are no fields.
+	Mapping       map[string]string
+	IgnoreUnknown bool
+	// Policy is Upsert where it is empty.
+	Policy Policy
+	// Consent are the topics, or tracking.email and tracking.web, that all of them agreed to; Proof tells how, and Basis (or nothing) on which ground: both are kept in the ledger.
 	Consent []string
+	Basis   string
 	Proof   string
 	// Tags are added to all of them.
 	Tags []string
-	// Rejects gets the rows that were not imported, with the header of the file and a column error; nil: they are only counted.
+	// DryRun stores nothing, and tells what would become of the rows.
+	DryRun bool
+	// Rejects gets the rows that were not imported, with the header of the file and a column error; nil: they are only counted. A *Rejects is never written over a file that is there.
 	Rejects io.Writer
-	// OnProgress, if not nil, is called after each chunk with the number of rows so far.
-	OnProgress func(rows int)
+	// Resume, if not empty, tells this import of this file from others: an import of the same that was interrupted goes on where it was. Rejects is a *Rejects then, and the file
+	// that is imported an io.ReadSeeker; no two of the same may run at once. Restart begins anew all the same.
+	Resume  string
+	Restart bool
+	// OnProgress, if not nil, is called after each chunk with the number of rows so far, and how many bytes of the file they are.
+	OnProgress func(rows int, bytes int64)
 	// Cause names the command, for the facts; "import" when empty.
 	Cause string
 }
@@ -51,14 +80,22 @@ type Result struct {
 	Made      int `json:"made"`
 	Updated   int `json:"updated"`
 	Unchanged int `json:"unchanged"`
-	Rejected  int `json:"rejected"`
+	// Skipped are those of contacts that are there, by the policy.
+	Skipped  int `json:"skipped,omitempty"`
+	Rejected int `json:"rejected"`
 	// Granted counts consents that were new; Withdrawn and Complained those that were not granted, since the contact has withdrawn, or complained: the contacts themselves were imported.
 	Granted    int           `json:"granted"`
 	Withdrawn  int           `json:"withdrawn"`
 	Complained int           `json:"complained"`
 	Took       time.Duration `json:"took"`
+	// Resumed is how many rows an import that was interrupted had done.
+	Resumed int `json:"resumed,omitempty"`
+	// ReadAs is how the file was read.
+	ReadAs Dialect `json:"read_as,omitzero"`
 	// Problems are of the first rejected rows, at most 20.
 	Problems []Problem `json:"problems,omitempty"`
+	// Samples are, of a dry run, the first rows of each kind, at most 5.
+	Samples []Sample `json:"samples,omitempty"`
 }
 
 // Problem is why a row was rejected.
@@ -67,24 +104,40 @@ type Problem struct {
 	Error string `json:"error"`
 }
 
+// Sample is a row of a dry run.
+type Sample struct {
+	Row int `json:"row"`
+	// Becomes is new, updated, unchanged or skipped.
+	Becomes string `json:"becomes"`
+	// Contact is the address, or else the external id.
+	Contact string `json:"contact"`
+	// Fields is what it says.
+	Fields string `json:"fields,omitempty"`
+}
+
 const (
-	chunkRows   = 2000
+	chunkRows   = 5_000
 	maxProblems = 20
+	maxSamples  = 5
+	maxTries    = 10
 	errorColumn = "error"
 )
 
-// Import reads CSV (RFC 4180, UTF-8, separated by commas, semicolons or tabs) with a header whose columns are email, external_id, tags and names of fields. A contact is found by its
-// address or external id, else made; an empty cell leaves a field as it is. Each chunk of 2,000 rows is a transaction.
+// Import reads CSV with a header whose columns are email, external_id, tags and names of fields. Its encoding, its separator and how it writes numbers and dates are found out, or given. A contact is found by its
+// address or external id, else made; an empty cell leaves a field as it is. Each chunk of 5,000 rows, fewer with consent, is a transaction.
 //
-// An error of the header or of the options comes before anything is imported. Of a later error (Postgres away, the file unreadable) the text says how far it came: what is in stays in, and
-// the file can be imported again.
+// An error of the header or of the options, or of what can be read in two ways, comes before anything is imported. Of a later error (Postgres away, the file unreadable) the text says how
+// far it came: what is in stays in, and the file can be imported again.
 func Import(ctx context.Context, db *postgres.DB, tenant string, r io.Reader, opts Options) (Result, error) {
 	began := time.Now()
-	im := &importer{db: db, tenant: tenant, opts: opts, seen: map[uint64]int{}, seed: maphash.MakeSeed(), analyzeAt: chunkRows}
-	if im.opts.Cause == "" {
-		im.opts.Cause = "import"
+	if opts.Cause == "" {
+		opts.Cause = "import"
 	}
-	err := im.run(ctx, r)
+	if opts.Policy == "" {
+		opts.Policy = Upsert
+	}
+	im := &importer{db: db, tenant: tenant, opts: opts, analyzeAt: chunkRows, analyzed: make(chan error, 1)}
+	err := errors.Join(im.run(ctx, r), im.awaitAnalyze())
 	im.res.Took = time.Since(began)
 	return im.res, err
 }
@@ -95,321 +148,586 @@ type importer struct {
 	opts   Options
 	res    Result
 
+	dialect dialect
 	columns []column
-	reader  *reader
-	rejects *csv.Writer
-	seen    map[uint64]int // hash of an address or external id → row
-	seed    maphash.Seed
+	mark    *mark
+	size    int64       // of the file of rejected rows
+	ahead   bool        // it has rows of an attempt that failed
+	allNew  atomic.Bool // the chunk before was of new contacts alone
+	alone   bool        // rows have one identity: so no two near each other are of one contact
 
 	analyzeAt int // how many made contacts
-
-	rows   []contact.Row
-	source []record
+	analyzing bool
+	analyzed  chan error
 }
 
 func (im *importer) run(ctx context.Context, r io.Reader) error {
-	var err error
-	if im.reader, err = newReader(r); err != nil {
+	given, err := im.opts.Dialect.check()
+	if err != nil {
 		return err
 	}
-	header, err := im.reader.next()
+	p, err := im.begin(ctx, r, given)
+	if err != nil {
+		return err
+	}
+	defer p.seen.close()
+	im.res.ReadAs = im.dialect.Dialect
+	if im.opts.OnDialect != nil {
+		im.opts.OnDialect(im.dialect.Dialect)
+	}
+	reading, cancel := context.WithCancel(ctx)
+	defer cancel()
+	chunks := make(chan *chunk)
+	var busy sync.WaitGroup
+	defer func() { // the file is the caller's again when this returns
+		cancel()
+		busy.Wait()
+	}()
+	busy.Go(func() { im.read(reading, p, chunks, &busy) })
+	rows := 0
+	for c := range chunks {
+		rows += c.records
+		if im.mark != nil && rows <= im.mark.rows {
+			im.problems(c.rejects) // the rest of it is known
+		} else if err := im.store(ctx, c); err != nil {
+			return err
+		}
+		if c.err != nil && !errors.Is(c.err, io.EOF) {
+			return im.stopped(c.err)
+		}
+		if im.opts.OnProgress != nil {
+			im.opts.OnProgress(rows, c.read)
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return im.stopped(err)
+	}
+	return im.forget(ctx)
+}
+
+// read makes the chunks, each while the one before is stored, and compares it meanwhile.
+func (im *importer) read(ctx context.Context, p *parser, to chan<- *chunk, busy *sync.WaitGroup) {
+	defer close(to)
+	size, room, rows := chunkRows/(1+len(im.opts.Consent)), 0, 0
+	for {
+		c := p.next(size, room)
+		room = c.text.Len() + c.text.Len()/16
+		rows += c.records
+		if im.alone && !im.allNew.Load() && (im.mark == nil || rows > im.mark.rows) {
+			c.ahead = make(chan compared, 1)
+			busy.Go(func() { c.ahead <- im.compare(ctx, c) })
+		}
+		select {
+		case to <- c:
+		case <-ctx.Done():
+			return
+		}
+		if c.err != nil {
+			return
+		}
+	}
+}
+
+// begin reads the header, and finds out all that is to be known before the first row is imported.
+func (im *importer) begin(ctx context.Context, r io.Reader, given dialect) (*parser, error) {
+	file, from := seekable(r)
+	counted := &countingReader{Reader: r}
+	rd, err := open(counted, given)
+	if err != nil {
+		return nil, err
+	}
+	header, err := rd.next()
 	switch {
 	case errors.Is(err, io.EOF):
-		return errors.New("the file is empty: its first row must name the columns, such as email,first_name")
+		return nil, errors.New("the file is empty: its first row must name the columns, such as email,first_name")
 	case err != nil:
-		return err
+		return nil, err
 	case header.problem != "":
-		return fmt.Errorf("row %d, which names the columns: %s", header.row, header.problem)
+		return nil, fmt.Errorf("row %d, which names the columns: %s", header.row, header.problem)
 	}
+	var resumes bool
 	err = im.db.InTenant(ctx, im.tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		known, err := read(ctx, tx)
 		if err != nil {
 			return err
 		}
-		if err := known.consent(im.opts); err != nil {
+		if err := known.options(im.opts); err != nil {
 			return err
 		}
-		im.columns, err = known.columns(header.cells, im.opts.Mapping)
+		resumes = tx.Tenant.Schema >= ResumeSchema
+		im.columns, err = known.columns(header.cells, im.opts)
 		return err
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for {
-		rec, err := im.reader.next()
-		if errors.Is(err, io.EOF) {
-			break
+	again := func() (*reader, error) {
+		if file == nil {
+			return nil, nil
 		}
+		if _, err := file.Seek(from, io.SeekStart); err != nil {
+			return nil, fmt.Errorf("read the file again: %w", err)
+		}
+		counted.n = 0
+		rd, err := open(counted, given)
+		if err == nil {
+			_, err = rd.next() // the header
+		}
+		return rd, err
+	}
+	if rd, err = im.look(rd, given, again); err != nil {
+		return nil, err
+	}
+	rejects, _ := im.opts.Rejects.(*Rejects)
+	if im.opts.Resume != "" && resumes && rejects != nil && file != nil && !im.opts.DryRun {
+		if err := im.resume(ctx, file, rejects); err != nil {
+			return nil, err
+		}
+	}
+	if rejects != nil && rejects.f == nil {
+		if err := rejects.begin(); err != nil {
+			return nil, err
+		}
+	}
+	identities := 0
+	for i := range im.columns {
+		if c := &im.columns[i]; !c.skip && (c.name == "email" || c.name == "external_id") {
+			identities++
+		}
+	}
+	im.alone = identities == 1
+	tags := slices.Clone(im.opts.Tags)
+	slices.Sort(tags)
+	seen, err := newSeen()
+	return &parser{reader: rd, columns: im.columns, tags: slices.Compact(tags), seen: seen, counted: counted, texts: !im.alone || im.opts.Policy == Create || im.opts.Policy == Update}, err
+}
+
+// seekable is a reader that can go back to where it is; nil for a pipe.
+func seekable(r io.Reader) (file io.ReadSeeker, at int64) {
+	file, ok := r.(io.ReadSeeker)
+	if !ok {
+		return nil, 0
+	}
+	at, err := file.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return nil, 0
+	}
+	return file, at
+}
+
+// look finds out how dates and numbers are written: by the first MiB and, where that has what is not ISO 8601, by all of the file, if it can be read twice.
+func (im *importer) look(rd *reader, given dialect, again func() (*reader, error)) (*reader, error) {
+	sample, err := rd.in.Peek(maxLine)
+	whole := errors.Is(err, io.EOF)
+	if !whole {
+		sample = sample[:bytes.LastIndexByte(sample, rd.dialect.end)+1]
+	}
+	part := reader{dialect: rd.dialect, width: rd.width, row: rd.row, line: rd.line}
+	part.over(sample)
+	f := finder{columns: im.columns}
+	if err := f.scan(&part); err != nil {
+		return nil, err
+	}
+	if !whole && f.doubts(given) {
+		all, err := again()
 		if err != nil {
-			return errors.Join(im.flush(ctx), im.stopped(err))
+			return nil, err
 		}
-		im.res.Rows++
-		row, problem := im.row(rec)
-		if problem != "" {
-			if err := im.reject(rec, problem); err != nil {
-				return err
+		if all != nil {
+			f = finder{columns: im.columns}
+			if err := f.scan(all); err != nil {
+				return nil, err
 			}
-			continue
-		}
-		im.rows, im.source = append(im.rows, row), append(im.source, rec)
-		if len(im.rows) == chunkRows {
-			if err := im.flush(ctx); err != nil {
-				return err
+			if rd, err = again(); err != nil {
+				return nil, err
 			}
 		}
 	}
-	if err := im.flush(ctx); err != nil {
-		return err
-	}
-	return im.flushRejects()
+	im.dialect = rd.dialect
+	return rd, f.settle(&im.dialect, given)
 }
 
 // stopped says how far it came.
 func (im *importer) stopped(err error) error {
-	done := im.res.Made + im.res.Updated + im.res.Unchanged
-	return errors.Join(fmt.Errorf("the import stopped when %d contacts were in: import the file again, what is in is left as it is: %w", done, err), im.flushRejects())
+	done := im.res.Made + im.res.Updated + im.res.Unchanged + im.res.Skipped
+	return fmt.Errorf("the import stopped when %d contacts were in: import the file again, what is in is left as it is: %w", done, err)
 }
 
-// row reads one record; problem says why it cannot be imported.
-func (im *importer) row(rec record) (row contact.Row, problem string) {
-	if rec.problem != "" {
-		return row, rec.problem
-	}
-	if n := len(im.columns); len(rec.cells) != n {
-		why := "a separator is missing, or a cell that has one in it is not in quotes"
-		return row, fmt.Sprintf("the row has %d cells, the header has %d: %s", len(rec.cells), n, why)
-	}
-	row.AddTags = append(row.AddTags, im.opts.Tags...)
-	for i, c := range im.columns {
-		cell := rec.cells[i]
-		switch {
-		case c.skip:
-			continue
-		case !utf8.ValidString(cell):
-			return row, fmt.Sprintf("column %s is not in UTF-8: this row was read as Windows-1252 (Latin-1), check the letters with accents; better save the whole file as UTF-8", c.header)
+// problems notes the first rows that were rejected.
+func (im *importer) problems(list []reject) {
+	for _, r := range list {
+		if len(im.res.Problems) == maxProblems {
+			return
 		}
-		cell = strings.TrimSpace(csvexport.Unguard(cell))
-		if cell == "" {
-			continue
-		}
-		if err := im.cell(&row, c, cell); err != nil {
-			return row, fmt.Sprintf("column %s: %v", c.header, err)
-		}
+		im.res.Problems = append(im.res.Problems, Problem{r.row, r.problem})
 	}
-	if row.Email == "" && row.ExternalID == "" {
-		return row, "neither an email nor an external_id is there: give one of them"
-	}
-	for what, id := range map[string]string{"address": row.Email, "external id": row.ExternalID} {
-		if id == "" {
-			continue
-		}
-		if first, twice := im.seen[im.hash(what, id)]; twice {
-			return row, fmt.Sprintf("the %s is on row %d already: keep one of the two rows", what, first)
-		}
-	}
-	if row.Email != "" {
-		im.seen[im.hash("address", row.Email)] = rec.row
-	}
-	if row.ExternalID != "" {
-		im.seen[im.hash("external id", row.ExternalID)] = rec.row
-	}
-	return row, ""
 }
 
-func (im *importer) hash(what, id string) uint64 { return maphash.String(im.seed, what+"\x00"+id) }
-
-func (im *importer) cell(row *contact.Row, c column, cell string) error {
-	switch c.name {
-	case "email":
-		address, err := contact.Normalise(cell)
-		if err != nil {
-			return fmt.Errorf("%w: correct it, or take the row out", err)
-		}
-		row.Email = address
-	case "external_id":
-		if len(cell) > 200 || strings.ContainsFunc(cell, unicode.IsControl) {
-			return errors.New("must be at most 200 characters, without control characters")
-		}
-		row.ExternalID = cell
-	case "tags":
-		for _, t := range strings.FieldsFunc(cell, func(r rune) bool { return r == ',' || r == ';' }) {
-			if t = strings.TrimSpace(t); t == "" {
-				continue
-			}
-			if !validTag(t) {
-				return fmt.Errorf("%q is not a tag: 1 to 64 characters, no comma", clip(t))
-			}
-			row.AddTags = append(row.AddTags, t)
-		}
-	default:
-		v, err := fieldvalue.Parse(c.field, cell)
-		if err != nil {
-			return fmt.Errorf("%w: %q is not", err, clip(cell))
-		}
-		if row.Fields == nil {
-			row.Fields = map[string]any{}
-		}
-		row.Fields[c.name] = v
-	}
-	return nil
+// outcome is what became of a chunk.
+type outcome struct {
+	made, updated, unchanged, skipped []int // numbers of its rows
+	rejects                           []reject
+	recorded                          []contact.Recorded
+	text                              []byte // of the rejected rows
+	written                           bool   // it is in the file, and the mark set behind it
 }
 
-func clip(s string) string {
-	if utf8.RuneCountInString(s) <= 40 {
-		return s
-	}
-	return string([]rune(s)[:40]) + "…"
-}
-
-// flush writes the chunk in one transaction, which is tried again when it met another that wrote the same contacts.
-func (im *importer) flush(ctx context.Context) error {
-	if len(im.rows) == 0 {
-		return nil
-	}
-	var results []contact.RowResult
-	var recorded []contact.Recorded
+// store writes a chunk in one transaction, which is tried again when it met another that wrote the same contacts.
+func (im *importer) store(ctx context.Context, c *chunk) error {
+	var o outcome
 	for try := 1; ; try++ {
-		err := im.db.InTenant(ctx, im.tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
-			if err := tx.EnsurePartitions(ctx); err != nil {
-				return err
-			}
-			if results, err = contact.Upsert(ctx, tx, "campaign", im.rows, im.opts.Cause); err != nil {
-				return err
-			}
-			recorded, err = contact.Record(ctx, tx, "campaign", im.consents(results)...)
-			return err
-		})
-		if err == nil {
+		var err error
+		if o, err = im.attempt(ctx, c, try); err == nil {
 			break
 		}
 		var pe *pgconn.PgError
-		if try < 5 && errors.As(err, &pe) && (pe.Code == "40P01" || pe.Code == "40001" || pe.Code == "23505") {
+		if try < maxTries && (errors.Is(err, contact.ErrThere) || errors.As(err, &pe) && (pe.Code == "40P01" || pe.Code == "40001" || pe.Code == "23505")) {
 			continue
 		}
 		return im.stopped(err)
 	}
-	for i, r := range results {
-		switch {
-		case errors.Is(r.Err, contact.ErrTwoContacts):
-			if err := im.reject(im.source[i], "email and external_id belong to two different contacts: correct the one that is wrong, or leave one of both empty"); err != nil {
-				return err
-			}
-		case r.Err != nil:
-			if err := im.reject(im.source[i], r.Err.Error()); err != nil {
-				return err
-			}
-		case r.Made:
-			im.res.Made++
-		case r.Changed:
-			im.res.Updated++
-		default:
-			im.res.Unchanged++
+	if im.opts.Rejects != nil && !im.opts.DryRun && len(o.text) > 0 && !o.written {
+		if _, err := im.opts.Rejects.Write(o.text); err != nil {
+			return fmt.Errorf("write rejected rows: %w", err)
 		}
 	}
-	for _, r := range recorded {
-		switch {
-		case r.Refused == "complaint":
-			im.res.Complained++
-		case r.Refused != "":
-			im.res.Withdrawn++
-		case r.Changed:
-			im.res.Granted++
-		}
-	}
-	im.rows, im.source = im.rows[:0], im.source[:0]
-	if im.opts.OnProgress != nil {
-		im.opts.OnProgress(im.res.Rows)
+	im.size += int64(len(o.text))
+	im.ahead = false
+	im.allNew.Store(len(o.made) > 0 && len(o.made) == len(c.rows))
+	im.res.add(c, o)
+	im.problems(o.rejects)
+	if im.opts.DryRun {
+		im.sample(c, o)
+		return nil
 	}
 	if err := im.analyze(ctx); err != nil {
 		return im.stopped(err)
 	}
-	return im.flushRejects()
+	return nil
 }
 
-func (im *importer) consents(results []contact.RowResult) []contact.Consent {
-	var out []contact.Consent
-	for i, r := range results {
-		if r.Err != nil {
-			continue
+// add counts what became of a chunk.
+func (res *Result) add(c *chunk, o outcome) {
+	res.Rows += c.records
+	res.Made, res.Updated, res.Unchanged, res.Skipped = res.Made+len(o.made), res.Updated+len(o.updated), res.Unchanged+len(o.unchanged), res.Skipped+len(o.skipped)
+	res.Rejected += len(o.rejects)
+	for _, r := range o.recorded {
+		switch {
+		case r.Refused == "complaint":
+			res.Complained++
+		case r.Refused != "":
+			res.Withdrawn++
+		case r.Changed:
+			res.Granted++
 		}
-		for _, purpose := range im.opts.Consent {
-			out = append(out, contact.Consent{
-				Contact: r.Contact, Purpose: purpose, State: contact.Granted, Basis: contact.BasisImport,
-				Proof: map[string]any{"file": im.opts.Name, "row": im.source[i].row, "text": im.opts.Proof},
-			})
+	}
+}
+
+// plan is what is to be done with a chunk's rows.
+type plan struct {
+	fresh, change []int
+	consents      []contact.Consent // of those who are there and stay as they are
+}
+
+// compared is what is known of a chunk when it is compared.
+type compared struct {
+	plan    plan
+	outcome outcome
+	err     error
+}
+
+// attempt stores a chunk. Behind one of new contacts alone its rows are taken for such, too, at first: one that is not is an error that matches contact.ErrThere.
+func (im *importer) attempt(ctx context.Context, c *chunk, try int) (o outcome, err error) {
+	var known compared
+	switch {
+	case try == 1 && c.ahead != nil:
+		known = <-c.ahead
+	case try == 1 && im.allNew.Load() && im.opts.Policy != Update && !im.opts.DryRun:
+		known = compared{plan: plan{fresh: all(len(c.rows))}, outcome: outcome{rejects: slices.Clone(c.rejects)}}
+	default:
+		known = im.compare(ctx, c)
+	}
+	if known.err != nil {
+		return o, known.err
+	}
+	p, o := known.plan, known.outcome
+	if im.opts.DryRun {
+		o.made, o.updated = p.fresh, p.change
+		return o, nil
+	}
+	writes := len(p.fresh)+len(p.change)+len(p.consents) > 0
+	if im.mark != nil && !im.mark.set && (writes || len(o.rejects) > 0) {
+		if err := im.beginMark(ctx); err != nil { // before there is a file of rejected rows, which would be in the way of the next
+			return o, err
 		}
+	}
+	if writes {
+		planned := o
+		err = im.db.InTenant(ctx, im.tenant, func(ctx context.Context, tx *postgres.Tx) error {
+			o = planned
+			return im.write(ctx, tx, c, p, &o)
+		})
+		if err != nil {
+			return o, err
+		}
+	}
+	if o.text == nil && len(o.rejects) > 0 {
+		o.text, err = im.rejected(o.rejects, im.size == 0)
+	}
+	return o, err
+}
+
+func all(n int) []int {
+	out := make([]int, n)
+	for i := range out {
+		out[i] = i
 	}
 	return out
 }
 
-// reject counts a row and writes it to the rejects: its cells under the file's header, the reason in the column error, and what it had too many cells behind that.
-func (im *importer) reject(rec record, problem string) error {
-	im.res.Rejected++
-	if len(im.res.Problems) < maxProblems {
-		im.res.Problems = append(im.res.Problems, Problem{rec.row, problem})
+// compare finds out what is to be done, without a lock.
+func (im *importer) compare(ctx context.Context, c *chunk) (out compared) {
+	out.err = im.db.InTenant(ctx, im.tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		out.outcome = outcome{rejects: slices.Clone(c.rejects)}
+		out.plan, err = im.plan(ctx, tx, c, &out.outcome)
+		return err
+	})
+	return out
+}
+
+func (im *importer) plan(ctx context.Context, tx *postgres.Tx, c *chunk, o *outcome) (p plan, err error) {
+	standing, err := contact.Compare(ctx, tx, c.rows)
+	if err != nil {
+		return p, err
 	}
-	if im.opts.Rejects == nil {
+	var consents []contact.Consent
+	for i, s := range standing {
+		reject := func(problem string) { o.rejects = append(o.rejects, reject{c.source[i], false, problem}) }
+		switch {
+		case errors.Is(s.Err, contact.ErrTwoContacts):
+			reject(twoContacts)
+		case s.Err != nil:
+			reject(s.Err.Error())
+		case s.Contact == 0 && im.opts.Policy == Update:
+			reject("there is no such contact, and --policy update makes none")
+		case s.Contact == 0:
+			p.fresh = append(p.fresh, i)
+		case im.opts.Policy == Create:
+			reject("the contact is there already, and --policy create changes none")
+		case im.opts.Policy == Skip:
+			o.skipped = append(o.skipped, i)
+		case s.Same:
+			o.unchanged = append(o.unchanged, i)
+			consents = im.consents(consents, s.Contact, c.source[i].row)
+		default:
+			p.change = append(p.change, i)
+		}
+	}
+	if im.opts.DryRun {
+		return p, nil
+	}
+	recorded, todo, err := contact.Unrecorded(ctx, tx, consents)
+	if err != nil {
+		return p, err
+	}
+	for _, r := range recorded {
+		o.recorded = append(o.recorded, r)
+	}
+	for _, i := range todo {
+		p.consents = append(p.consents, consents[i])
+	}
+	return p, nil
+}
+
+const twoContacts = "email and external_id belong to two different contacts: correct the one that is wrong, or leave one of both empty"
+
+// write does what is planned.
+func (im *importer) write(ctx context.Context, tx *postgres.Tx, c *chunk, p plan, o *outcome) error {
+	if im.mark != nil {
+		if err := im.mark.lock(ctx, tx); err != nil {
+			return err
+		}
+	}
+	if err := tx.EnsurePartitionsLately(ctx); err != nil {
+		return err
+	}
+	consents := p.consents
+	made, err := contact.Make(ctx, tx, "campaign", c.pick(p.fresh), im.opts.Cause)
+	if err != nil {
+		return err
+	}
+	o.made = p.fresh
+	for k, i := range p.fresh {
+		consents = im.consents(consents, made[k], c.source[i].row)
+	}
+	results, err := contact.Upsert(ctx, tx, "campaign", c.pick(p.change), im.opts.Cause)
+	if err != nil {
+		return err
+	}
+	o.unchanged = slices.Clip(o.unchanged)
+	for k, i := range p.change {
+		switch r := results[k]; {
+		case errors.Is(r.Err, contact.ErrTwoContacts):
+			o.rejects = append(o.rejects, reject{c.source[i], false, twoContacts})
+			continue
+		case r.Err != nil:
+			o.rejects = append(o.rejects, reject{c.source[i], false, r.Err.Error()})
+			continue
+		case r.Made:
+			o.made = append(slices.Clip(o.made), i)
+		case r.Changed:
+			o.updated = append(o.updated, i)
+		default:
+			o.unchanged = append(o.unchanged, i)
+		}
+		consents = im.consents(consents, results[k].Contact, c.source[i].row)
+	}
+	recorded, err := contact.Record(ctx, tx, "campaign", consents...)
+	if err != nil {
+		return err
+	}
+	o.recorded = append(slices.Clip(o.recorded), recorded...)
+	if im.mark == nil {
 		return nil
 	}
-	if im.rejects == nil {
-		im.rejects = csv.NewWriter(im.opts.Rejects)
-		im.rejects.Comma = rune(im.reader.comma)
-		var header []string
-		for _, c := range im.columns {
-			if c.name != errorColumn {
-				header = append(header, c.header)
+	return im.setMark(ctx, tx, c, o)
+}
+
+// pick gives some of the rows.
+func (c *chunk) pick(which []int) []contact.Row {
+	if len(which) == len(c.rows) {
+		return c.rows
+	}
+	out := make([]contact.Row, len(which))
+	for k, i := range which {
+		out[k] = c.rows[i]
+	}
+	return out
+}
+
+// consents adds what a contact agreed to.
+func (im *importer) consents(to []contact.Consent, id int64, row int) []contact.Consent {
+	for _, purpose := range im.opts.Consent {
+		proof := map[string]any{"file": im.opts.Name, "row": row, "text": im.opts.Proof}
+		if im.opts.Basis != "" {
+			proof["basis"] = im.opts.Basis
+		}
+		to = append(to, contact.Consent{Contact: id, Purpose: purpose, State: contact.Granted, Basis: contact.BasisImport, Proof: proof})
+	}
+	return to
+}
+
+// sample notes the first rows of each kind.
+func (im *importer) sample(c *chunk, o outcome) {
+	for _, kind := range []struct {
+		becomes string
+		rows    []int
+	}{{"new", o.made}, {"updated", o.updated}, {"unchanged", o.unchanged}, {"skipped", o.skipped}} {
+		n := 0
+		for _, s := range im.res.Samples {
+			if s.Becomes == kind.becomes {
+				n++
 			}
 		}
-		if err := im.rejects.Write(append(header, errorColumn)); err != nil {
-			return fmt.Errorf("write rejected rows: %w", err)
+		for _, i := range kind.rows[:min(len(kind.rows), maxSamples-n)] {
+			who := c.rows[i].Email
+			if who == "" {
+				who = c.rows[i].ExternalID
+			}
+			im.res.Samples = append(im.res.Samples, Sample{c.source[i].row, kind.becomes, who, c.rows[i].JSON})
 		}
 	}
-	var row, surplus []string
-	for i, c := range im.columns {
-		switch {
-		case c.name == errorColumn:
-		case i < len(rec.cells):
-			row = append(row, readable(rec.cells[i]))
-		default:
-			row = append(row, "")
+}
+
+// finder finds out how the columns' dates and numbers are written.
+type finder struct {
+	columns  []column
+	dates    []dates
+	decimals decimals
+}
+
+// scan looks at all rows that are left.
+func (f *finder) scan(r *reader) error {
+	f.dates = make([]dates, len(f.columns))
+	any := false
+	for i := range f.columns {
+		any = any || f.kind(i) != ""
+	}
+	for any {
+		rec, err := r.next()
+		if errors.Is(err, io.EOF) {
+			return nil
 		}
-	}
-	for i := len(im.columns); i < len(rec.cells); i++ {
-		surplus = append(surplus, readable(rec.cells[i]))
-	}
-	if err := im.rejects.Write(append(append(row, problem), surplus...)); err != nil {
-		return fmt.Errorf("write rejected rows: %w", err)
+		if err != nil {
+			return err
+		}
+		if rec.problem != "" || len(rec.cells) != len(f.columns) {
+			continue
+		}
+		for i := range f.columns {
+			switch cell := bytes.TrimSpace(csvexport.Unguard(rec.cells[i])); f.kind(i) {
+			case spec.TypeDate, spec.TypeDatetime:
+				if !isDay(cell) || f.dates[i].orders != yearFirst {
+					f.dates[i].see(rec.row, cell)
+				}
+			case spec.TypeNumber:
+				f.decimals.see(f.columns[i].header, rec.row, cell)
+			default: // written in one way
+			}
+		}
 	}
 	return nil
 }
 
-func (im *importer) flushRejects() error {
-	if im.rejects == nil {
-		return nil
+// kind is the type of a column's values, where they can be written in several ways; else empty.
+func (f *finder) kind(i int) spec.FieldType {
+	c := &f.columns[i]
+	if c.skip || c.field == nil {
+		return ""
 	}
-	im.rejects.Flush()
-	if err := im.rejects.Error(); err != nil {
-		return fmt.Errorf("write rejected rows: %w", err)
+	switch c.field.Type {
+	case spec.TypeDate, spec.TypeDatetime, spec.TypeNumber:
+		return c.field.Type
+	default:
+		return ""
 	}
-	return nil
 }
 
-// readable gives a cell in UTF-8, of what is none as if it were Windows-1252.
-func readable(cell string) string {
-	if utf8.ValidString(cell) {
-		return cell
+// doubts tells whether there is anything of which more rows may tell more.
+func (f *finder) doubts(given dialect) bool {
+	for i := range f.dates {
+		if given.order == 0 && !f.dates[i].iso() {
+			return true
+		}
 	}
-	s, err := charmap.Windows1252.NewDecoder().String(cell)
-	if err != nil { // it takes every byte
-		return strings.ToValidUTF8(cell, "\ufffd")
-	}
-	return s
+	return given.Decimal == "" && f.decimals.comma
 }
 
-// column is one of the file's.
-type column struct {
-	header string
-	name   string      // of the field, or email, external_id, tags, error
-	field  *spec.Field // nil for those
-	skip   bool
+// settle says how each column is read, or gives all errors.
+func (f *finder) settle(d *dialect, given dialect) error {
+	var errs []error
+	if d.Decimal == "" {
+		var err error
+		if d.Decimal, err = f.decimals.verdict(); err != nil {
+			errs = append(errs, err)
+			d.Decimal = "."
+		}
+	}
+	for i := range f.columns {
+		c := &f.columns[i]
+		c.decimal = d.Decimal[0]
+		if kind := f.kind(i); kind != spec.TypeDate && kind != spec.TypeDatetime {
+			continue
+		}
+		c.order, c.given = given.order, given.order != 0
+		if !c.given {
+			var err error
+			if c.order, err = f.dates[i].verdict(c.header); err != nil {
+				errs = append(errs, err)
+			} else if c.order != 0 && d.Dates == "" {
+				d.Dates = c.order.example(f.dates[i].between)
+			}
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 )
 
 const (
@@ -17,12 +16,13 @@ const (
 	maxLines = 200
 )
 
-// record is one row of the file.
+// record is one row of the file. What it holds is there until the next is read.
 type record struct {
 	row   int // as a spreadsheet counts: the header is 1
 	line  int // where it begins in the file
-	cells []string
-	// problem says why it cannot be read; cells are then a guess, of its first line alone.
+	text  []byte
+	cells [][]byte
+	// problem says why it cannot be read; text and cells are then those of its first line alone, and cells a guess.
 	problem string
 }
 
@@ -30,32 +30,16 @@ type record struct {
 // a problem, and the next line begins a row again: a quote is open when the file ends, or 200 lines or 1 MiB follow, before it is closed, when what follows it cannot be, or when
 // the row that comes of it has not the header's number of cells. A quote within a cell that does not begin with one stands for itself.
 type reader struct {
-	in      *bufio.Reader
-	comma   byte
+	in      *bufio.Reader // of maxLine
+	dialect dialect
 	width   int      // cells of the header, 0 before it was read
 	pending [][]byte // lines that were read ahead
 	line    int      // that the next pending line is, or is to be read
 	row     int
+	cells   [][]byte // of the last record
 }
 
-func newReader(r io.Reader) (*reader, error) {
-	in := bufio.NewReaderSize(r, 64<<10)
-	start, err := in.Peek(3)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("read the file: %w", err)
-	}
-	switch {
-	case bytes.HasPrefix(start, []byte{0xef, 0xbb, 0xbf}):
-		_, _ = in.Discard(3) // was peeked
-	case bytes.HasPrefix(start, []byte{0xff, 0xfe}), bytes.HasPrefix(start, []byte{0xfe, 0xff}):
-		return nil, errors.New("the file is in UTF-16: save it as CSV in UTF-8")
-	case bytes.HasPrefix(start, []byte("PK\x03")):
-		return nil, errors.New("the file is a spreadsheet or an archive: save it as CSV in UTF-8")
-	}
-	return &reader{in: in, comma: ',', line: 1}, nil
-}
-
-// nextLine gives a line with its end; io.EOF at the end of the file.
+// nextLine gives a line with its end, which is there until the next is read; io.EOF at the end of the file.
 func (r *reader) nextLine() ([]byte, error) {
 	if len(r.pending) > 0 {
 		l := r.pending[0]
@@ -63,28 +47,18 @@ func (r *reader) nextLine() ([]byte, error) {
 		r.line++
 		return l, nil
 	}
-	var all []byte
-	for {
-		part, err := r.in.ReadSlice('\n')
-		all = append(all, part...)
-		if len(all) > maxLine {
-			return nil, fmt.Errorf("line %d is longer than 1 MiB: this is not a CSV file", r.line)
-		}
-		if errors.Is(err, bufio.ErrBufferFull) {
-			continue
-		}
-		if errors.Is(err, io.EOF) && len(all) > 0 {
-			err = nil
-		}
-		if err != nil {
-			if !errors.Is(err, io.EOF) {
-				err = fmt.Errorf("read the file at line %d: %w", r.line, err)
-			}
-			return nil, err
-		}
-		r.line++
-		return all, nil
+	l, err := r.in.ReadSlice(r.dialect.end)
+	switch {
+	case errors.Is(err, bufio.ErrBufferFull):
+		return nil, fmt.Errorf("line %d is longer than 1 MiB: this is not a CSV file", r.line)
+	case errors.Is(err, io.EOF) && len(l) > 0:
+	case errors.Is(err, io.EOF):
+		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("read the file at line %d: %w", r.line, err)
 	}
+	r.line++
+	return l, nil
 }
 
 // back puts lines back, to be read again.
@@ -100,20 +74,17 @@ func (r *reader) next() (record, error) {
 		if err != nil {
 			return record{}, err
 		}
-		if len(bytes.TrimRight(first, "\r\n")) == 0 {
-			r.row++ // a spreadsheet counts it
-			continue
+		if r.width == 0 && r.row == 0 && separatorLine(first) != 0 {
+			continue // which a spreadsheet does not count
 		}
 		r.row++
-		rec := record{row: r.row, line: r.line - 1}
-		if r.width == 0 {
-			r.comma = separator(first)
+		if len(trimEnd(first)) == 0 {
+			continue // a spreadsheet counts it
 		}
+		rec := record{row: r.row, line: r.line - 1, text: first}
 		var more [][]byte
-		size := len(first)
-		text := first
 		for {
-			cells, open, bad := split(text, r.comma)
+			cells, open, bad := r.split(rec.text)
 			if !open && !bad && (len(more) == 0 || len(cells) == r.width || r.width == 0) {
 				rec.cells = cells
 				if r.width == 0 {
@@ -121,70 +92,75 @@ func (r *reader) next() (record, error) {
 				}
 				return rec, nil
 			}
-			if open && !bad && len(more) < maxLines && size < maxLine {
-				l, err := r.nextLine()
-				if err == nil {
-					more = append(more, l)
-					size += len(l)
-					text = append(slices.Clip(text), l...)
-					continue
-				}
-				if !errors.Is(err, io.EOF) {
-					return record{}, err
-				}
+			if !open || bad || len(more) == maxLines || len(rec.text) >= maxLine {
+				break
 			}
-			break
+			if len(more) == 0 { // the next line is read into where they are
+				first = slices.Clone(first)
+				rec.text = first
+			}
+			l, err := r.nextLine()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				return record{}, err
+			}
+			more = append(more, slices.Clone(l))
+			rec.text = append(slices.Clip(rec.text), l...)
 		}
 		r.back(more)
-		rec.cells = plain(first, r.comma)
-		rec.problem = quoteProblem(rec.line, firstQuoted(first, r.comma))
+		rec.text, rec.cells = first, r.plain(first)
+		rec.problem = quoteProblem(rec.line, r.firstQuoted(first), r.dialect.quote)
 		return rec, nil
 	}
 }
 
-func quoteProblem(line, cell int) string {
-	return fmt.Sprintf(`a quote is left open in cell %d (line %d of the file): close it with another ", or double it ("") where it is meant as a character`, cell+1, line)
+func quoteProblem(line, cell int, quote byte) string {
+	return fmt.Sprintf(`a quote is left open in cell %d (line %d of the file): close it with another %c, or double it (%[3]c%[3]c) where it is meant as a character`, cell+1, line, quote)
 }
 
-// separator is the one of comma, semicolon and tab that a header has most of.
-func separator(header []byte) byte {
-	best := byte(',')
-	for _, c := range []byte{';', '\t'} {
-		if bytes.Count(header, []byte{c}) > bytes.Count(header, []byte{best}) {
-			best = c
-		}
-	}
-	return best
-}
-
-// split takes a record apart. open: it ends within a quoted cell. bad: something follows a closing quote.
-func split(text []byte, comma byte) (cells []string, open, bad bool) {
+// split takes a record apart. open: it ends within a quoted cell. bad: something follows a closing quote. The cells are there until the next call.
+func (r *reader) split(text []byte) (cells [][]byte, open, bad bool) {
+	comma, quote := r.dialect.comma, r.dialect.quote
 	text = trimEnd(text)
+	cells = r.cells[:0]
+	defer func() { r.cells = cells }()
 	for {
-		if len(text) == 0 || text[0] != '"' {
+		if len(text) == 0 || text[0] != quote {
 			i := bytes.IndexByte(text, comma)
 			if i < 0 {
-				return append(cells, string(text)), false, false
+				return append(cells, text), false, false
 			}
-			cells, text = append(cells, string(text[:i])), text[i+1:]
+			cells, text = append(cells, text[:i]), text[i+1:]
 			continue
 		}
-		var b strings.Builder
+		var cell []byte
 		text = text[1:]
-		for {
-			i := bytes.IndexByte(text, '"')
+		for first := true; ; first = false {
+			i := bytes.IndexByte(text, quote)
 			if i < 0 {
 				return cells, true, false
 			}
-			b.Write(text[:i])
-			text = text[i+1:]
-			if len(text) == 0 || text[0] != '"' {
+			if len(text) == i+1 || text[i+1] != quote {
+				if first {
+					cell = text[:i]
+				} else {
+					cell = append(cell, text[:i]...)
+				}
+				text = text[i+1:]
 				break
 			}
-			b.WriteByte('"')
-			text = text[1:]
+			cell = append(slices.Clip(cell), text[:i+1]...)
+			text = text[i+2:]
 		}
-		cells = append(cells, strings.ReplaceAll(b.String(), "\r\n", "\n"))
+		if bytes.IndexByte(cell, '\r') >= 0 {
+			cell = bytes.ReplaceAll(cell, []byte("\r\n"), []byte("\n"))
+			if r.dialect.end == '\r' {
+				cell = bytes.ReplaceAll(cell, []byte("\r"), []byte("\n"))
+			}
+		}
+		cells = append(cells, cell)
 		if len(text) == 0 {
 			return cells, false, false
 		}
@@ -196,13 +172,13 @@ func split(text []byte, comma byte) (cells []string, open, bad bool) {
 }
 
 // plain takes a line apart at its separators, whatever its quotes say: so that nothing of it is lost.
-func plain(line []byte, comma byte) []string {
-	return strings.Split(string(trimEnd(line)), string(rune(comma)))
+func (r *reader) plain(line []byte) [][]byte {
+	return bytes.Split(trimEnd(line), []byte{r.dialect.comma})
 }
 
 // firstQuoted is the number of the first cell of a line whose quotes are wrong.
-func firstQuoted(line []byte, comma byte) int {
-	cells, open, _ := split(line, comma)
+func (r *reader) firstQuoted(line []byte) int {
+	cells, open, _ := r.split(line)
 	if open {
 		return len(cells)
 	}
@@ -213,3 +189,6 @@ func trimEnd(line []byte) []byte {
 	line = bytes.TrimSuffix(line, []byte("\n"))
 	return bytes.TrimSuffix(line, []byte("\r"))
 }
+
+// over has the reader read a text.
+func (r *reader) over(text []byte) { r.in = bufio.NewReaderSize(bytes.NewReader(text), maxLine) }

@@ -2,25 +2,47 @@ package csvimport
 
 import (
 	"context"
+	"errors"
+	"time"
 
 	"github.com/onda-run/onda/internal/postgres"
 )
 
-// analyze tells Postgres how large the tables have become, each time an import has doubled what it made. Autovacuum would in a minute or more: until then Postgres
-// plans for tables that are empty, and a segment of 20,000 contacts was computed in more than five seconds instead of 0.1.
+// lockFor is how long it waits for a lock.
+const lockFor = 100 * time.Millisecond
+
+// analyze tells Postgres how large the tables have become, each time an import has made four times as many as before. Autovacuum would in a minute or more: until then Postgres
+// plans for tables that are empty, and a segment of 20,000 contacts was computed in more than five seconds instead of 0.1. It takes as long as some chunks, and goes on beside them.
 func (im *importer) analyze(ctx context.Context) error {
+	if im.analyzing {
+		select {
+		case err := <-im.analyzed:
+			im.analyzing = false
+			if err != nil {
+				return err
+			}
+		default:
+			return nil
+		}
+	}
 	if im.res.Made < im.analyzeAt {
 		return nil
 	}
-	im.analyzeAt = 2 * im.res.Made
-	err := im.db.InTenant(ctx, im.tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '100ms'"); err != nil {
-			return err
+	im.analyzeAt, im.analyzing = 4*im.res.Made, true
+	go func() {
+		err := im.db.InTenantUnlocked(ctx, im.tenant, lockFor, func(ctx context.Context, tx *postgres.Tx) error { return tx.UpdateStatistics(ctx) })
+		if postgres.IsLocked(err) || errors.Is(err, context.Canceled) { // another is at it, or the import has stopped and says so itself
+			err = nil
 		}
-		return tx.UpdateStatistics(ctx)
-	})
-	if postgres.IsLocked(err) { // another is at it
+		im.analyzed <- err
+	}()
+	return nil
+}
+
+// awaitAnalyze waits for what goes on beside.
+func (im *importer) awaitAnalyze() error {
+	if !im.analyzing {
 		return nil
 	}
-	return err
+	return <-im.analyzed
 }

@@ -59,6 +59,28 @@ func (r *CopyRow) JSON(b []byte) {
 	r.b = append(append(r.size(1+len(b)), version), b...)
 }
 
+// JSONText is JSON of a text.
+func (r *CopyRow) JSONText(s string) {
+	const version = 1
+	r.b = append(append(r.size(1+len(s)), version), s...)
+}
+
+// Texts adds a text[]; nil is an empty one.
+func (r *CopyRow) Texts(texts []string) {
+	const textOID = 25
+	dimensions, size := min(len(texts), 1), 0
+	for _, s := range texts {
+		size += 4 + len(s)
+	}
+	r.size(12 + 8*dimensions + size)
+	for _, n := range []int{dimensions, 0, textOID, len(texts), 1}[:3+2*dimensions] { // has no NULL, and begins at 1
+		r.b = binary.BigEndian.AppendUint32(r.b, uint32(n))
+	}
+	for _, s := range texts {
+		r.Text(s)
+	}
+}
+
 // Time adds a timestamptz.
 func (r *CopyRow) Time(t time.Time) {
 	const from2000 = 946_684_800 * 1_000_000

@@ -108,6 +108,8 @@ func paths() []path {
 		{name: "clicks", unit: "clicks/s", memory: 60, prepare: prepareClicks, world: true},
 		{name: "hundred", unit: "facts/s", memory: 60, prepare: prepareHundred, world: true},
 		{name: "together", unit: "mails/s", goal: 0.5, memory: 60, prepare: prepareTogether, world: true},
+		{name: "import-new", unit: "rows/s", goal: 0.12, memory: 64, prepare: prepareImportNew},
+		{name: "import-same", unit: "rows/s", goal: 0.15, memory: 64, prepare: prepareImportSame},
 		{name: "campaign", unit: "recipients/s", goal: 0.8, prepare: prepareCampaign},
 		{name: "export", unit: "contacts/s", goal: 1 / 1.5, memory: 40, prepare: prepareExport},
 	}
@@ -123,6 +125,8 @@ func main() {
 		switch name {
 		case "sink":
 			serve = func() error { return serveSink(os.Stdin, os.Stdout) }
+		case "import":
+			serve = func() error { return serveImport(os.Stdin, os.Stdout) }
 		case "sender":
 			serve = serveSender
 		case "export":

@@ -55,7 +55,7 @@ func TestLine(t *testing.T) {
 func TestChoose(t *testing.T) {
 	t.Parallel()
 	for only, want := range map[string]string{
-		"": "send send-postfix send-starttls send-transactional pixel pixel-256 click click-256 cold batch form-page form-submit rebuild follow clicks hundred together campaign export", "click": "click", "campaign, send": "campaign send", "havoc-cut, send": "send havoc-cut",
+		"": "send send-postfix send-starttls send-transactional pixel pixel-256 click click-256 cold batch form-page form-submit rebuild follow clicks hundred together import-new import-same campaign export", "click": "click", "campaign, send": "campaign send", "havoc-cut, send": "send havoc-cut",
 		"hits": "hits-twice hits-kill hits-postgres hits-locked", "hits-kill,havoc-cut": "havoc-cut hits-kill",
 		"havoc": "havoc-kill havoc-stop havoc-postgres havoc-late havoc-cut havoc-refuse havoc-plain havoc-shut",
 	} {

@@ -49,6 +49,8 @@ type task struct {
 	Key   string
 	// Listen asks the function to listen on a port instead.
 	Listen bool
+	// Import asks the process of onda import for a file.
+	Import string
 }
 
 // report is its answer.
@@ -57,7 +59,9 @@ type report struct {
 	Address string           // where it listens
 	Wrote   int64            // bytes of an export
 	Posted  map[string]int64 // when mails were asked for, by recipient, in nanoseconds since 1970
-	Err     string
+	// Imported is how many rows of a file were new, and how many unchanged.
+	Imported [2]int
+	Err      string
 }
 
 // side is a function in a process of its own.
@@ -168,19 +172,11 @@ func serveSide(name string, in io.Reader, out io.Writer) (err error) {
 	if !ok {
 		return errors.New("there is no such function")
 	}
-	if to := os.Getenv(profileEnv); to != "" {
-		f, err := os.Create(to)
-		if err != nil {
-			return err
-		}
-		if err := pprof.StartCPUProfile(f); err != nil {
-			return err
-		}
-		defer func() {
-			pprof.StopCPUProfile()
-			_ = f.Close()
-		}()
+	stop, err := profiled()
+	if err != nil {
+		return err
 	}
+	defer stop()
 	ctx := context.Background()
 	f := &function{name: name}
 	cfg := zap.NewProductionConfig() // to standard error
@@ -228,6 +224,25 @@ func serveSide(name string, in io.Reader, out io.Writer) (err error) {
 			return err
 		}
 	}
+}
+
+// profiled writes the process's CPU profile, where one is asked for, until it is stopped.
+func profiled() (stop func(), err error) {
+	to := os.Getenv(profileEnv)
+	if to == "" {
+		return func() {}, nil
+	}
+	f, err := os.Create(to)
+	if err != nil {
+		return nil, err
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return nil, err
+	}
+	return func() {
+		pprof.StopCPUProfile()
+		_ = f.Close()
+	}, nil
 }
 
 func (f *function) do(ctx context.Context, t task) (time.Duration, error) {
