@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/onda-run/onda/internal/apply"
+	"github.com/onda-run/onda/internal/fieldindex"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/senderdomain"
 	"github.com/onda-run/onda/internal/spec"
@@ -24,12 +25,15 @@ func (applyCmd) Help() string {
 
 // Run applies a directory.
 func (c applyCmd) Run(ctx context.Context, s *session) error {
-	var unverified []string
+	var unverified, unindexed []string
 	changes, err := s.documents(ctx, c.File, func(ctx context.Context, tx *postgres.Tx, set *spec.Set) (changes []apply.Change, err error) {
 		if changes, err = apply.Apply(ctx, tx, set); err != nil {
 			return nil, err
 		}
-		unverified, err = senderdomain.Unverified(ctx, tx)
+		if unverified, err = senderdomain.Unverified(ctx, tx); err != nil {
+			return nil, err
+		}
+		unindexed, err = fieldindex.Missing(ctx, tx)
 		return changes, err
 	})
 	if err != nil {
@@ -39,7 +43,26 @@ func (c applyCmd) Run(ctx context.Context, s *session) error {
 		return err
 	}
 	s.warn(unverified)
+	if err := s.indexInDev(ctx, unindexed); err != nil {
+		return err
+	}
 	return s.ring(ctx)
+}
+
+// indexInDev makes the indexes that are missing in the database of onda dev, where nobody else would; elsewhere it says so.
+func (s *session) indexInDev(ctx context.Context, missing []string) error {
+	if len(missing) == 0 || !s.fromDev() {
+		s.warn(missing)
+		return nil
+	}
+	a, err := s.admin(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = a.Close(ctx) }()
+	_, said, err := fieldindex.Ensure(ctx, a, s.tenant)
+	s.warn(said)
+	return err
 }
 
 type diffCmd struct {

@@ -7,6 +7,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/onda-run/onda/internal/fieldindex"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/token"
 )
@@ -43,17 +44,44 @@ func (c migrateCmd) Run(ctx context.Context, s *session) error {
 	case failed != nil:
 		return failed
 	}
+	made, dropped, err := s.index(ctx, a)
+	if err != nil {
+		return err
+	}
 	if ok, err := s.data(struct {
 		postgres.Migrated
-		Stage postgres.Stage `json:"stage"`
-	}{m, stage}); ok {
+		Stage   postgres.Stage `json:"stage"`
+		Indexed int            `json:"indexed"` // indexes on contacts that were made
+	}{m, stage, made}); ok {
 		return err
 	}
 	s.print("%s of the shared schema applied, %s brought up to date", count(m.Shared, "migration"), count(len(m.Tenants), "tenant"))
+	if made+dropped > 0 {
+		s.print("%d indexes on contacts made, %d dropped", made, dropped)
+	}
 	if stage == postgres.Preproduction {
 		s.print("%s is a pre-production: nobody real is mailed", name)
 	}
 	return nil
+}
+
+// index makes the indexes on contacts that the documents of tenants want. One that fails keeps no other from theirs.
+func (s *session) index(ctx context.Context, a *postgres.Admin) (made, dropped int, err error) {
+	tenants, err := a.Tenants(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	var errs []error
+	for _, t := range tenants {
+		done, said, err := fieldindex.Ensure(ctx, a, t.Name)
+		made, dropped = made+len(done.Made), dropped+len(done.Dropped)
+		for i := range said {
+			said[i] = t.Name + ": " + said[i]
+		}
+		s.warn(said)
+		errs = append(errs, err)
+	}
+	return made, dropped, errors.Join(errs...)
 }
 
 type tenantCmd struct {
