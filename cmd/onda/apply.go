@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
+	"time"
 
 	"github.com/onda-run/onda/internal/apply"
 	"github.com/onda-run/onda/internal/fieldindex"
@@ -14,30 +16,38 @@ import (
 )
 
 type applyCmd struct {
-	File string `short:"f" required:"" type:"existingdir" help:"Directory of documents." placeholder:"DIR"`
+	File    string `short:"f" required:"" type:"existingdir" help:"Directory of documents." placeholder:"DIR"`
+	Prune   bool   `help:"Take away what is in force and not in the directory."`
+	Confirm int    `help:"How many documents --prune takes away: without it, nothing is applied where any would go, but in a database for development." default:"-1" placeholder:"N"`
 }
 
 // Help is shown by --help.
 func (applyCmd) Help() string {
 	return "Every problem of every document is listed, and then nothing is applied. Warnings are of what somebody should look at, and nothing is refused for them. " +
-		"To apply again changes nothing. Emails in MJML need its compiler: ONDA_MJML says where it is, or else it is the mjml of the path.\n\nExample:\n  onda --tenant acme apply -f examples/company"
+		"To apply again changes nothing. Emails in MJML need its compiler: ONDA_MJML says where it is, or else it is the mjml of the path.\n\n" +
+		"Example:\n  onda --tenant acme apply -f examples/company\n  onda --tenant acme apply -f examples/company --prune --confirm 2"
 }
 
 // Run applies a directory.
 func (c applyCmd) Run(ctx context.Context, s *session) error {
+	if c.Confirm >= 0 && !c.Prune {
+		return usageError{"--confirm is of --prune"}
+	}
 	var unverified, unindexed []string
-	changes, err := s.documents(ctx, c.File, func(ctx context.Context, tx *postgres.Tx, set *spec.Set) (changes []apply.Change, err error) {
-		if changes, err = apply.Apply(ctx, tx, set); err != nil {
-			return nil, err
+	changes, err := s.apply(ctx, c.File, func(ctx context.Context, tx *postgres.Tx, set *spec.Set) (gone []spec.Ref, err error) {
+		if c.Prune {
+			if gone, err = c.prune(ctx, tx, set); err != nil {
+				return nil, err
+			}
 		}
 		if unverified, err = senderdomain.Unverified(ctx, tx); err != nil {
 			return nil, err
 		}
 		unindexed, err = fieldindex.Missing(ctx, tx)
-		return changes, err
+		return gone, err
 	})
 	if err != nil {
-		return err
+		return s.inUse(err, "nothing was applied")
 	}
 	if err := s.printChanges(changes, false); err != nil {
 		return err
@@ -65,21 +75,122 @@ func (s *session) indexInDev(ctx context.Context, missing []string) error {
 	return err
 }
 
+// prune takes away what is not in a set, where that is confirmed.
+func (c applyCmd) prune(ctx context.Context, tx *postgres.Tx, set *spec.Set) ([]spec.Ref, error) {
+	gone, err := apply.Beside(ctx, tx, set)
+	if err != nil || len(gone) == 0 {
+		return nil, err
+	}
+	var development bool
+	if err := tx.QueryRow(ctx, "SELECT development FROM onda.database").Scan(&development); err != nil {
+		return nil, err
+	}
+	if (!development || c.Confirm >= 0) && c.Confirm != len(gone) {
+		words := make([]string, len(gone))
+		for i, r := range gone {
+			words[i] = r.Kind + " " + r.Name
+		}
+		return nil, fmt.Errorf("nothing was applied: --prune would take away %s, not in %s: %s\nif that is right, say --confirm %d (onda diff --prune shows more)",
+			count(len(gone), "document"), c.File, strings.Join(words, ", "), len(gone))
+	}
+	return gone, apply.TakeAway(ctx, tx, gone)
+}
+
+// inUse prints why documents cannot be taken away, where that is what an error says.
+func (s *session) inUse(err error, nothing string) error {
+	var inUse apply.InUse
+	if !errors.As(err, &inUse) {
+		return err
+	}
+	for line := range strings.Lines(inUse.Error() + "\n") {
+		_, _ = fmt.Fprintln(s.stderr, wrap(strings.TrimSpace(line), "  "))
+	}
+	_, _ = fmt.Fprintln(s.stderr, nothing)
+	return errQuiet
+}
+
+type deleteCmd struct {
+	Kind string `arg:"" help:"What it is, such as Segment."`
+	Name string `arg:"" help:"Its name."`
+}
+
+// Help is shown by --help.
+func (deleteCmd) Help() string {
+	return "Refused while another document refers to it, or it is a campaign that is under way; what does is listed. Its versions stay, so that what was done by them can be " +
+		"explained, and so do values of a field, which can come back with its type alone. To apply its document again brings it back.\n\n" +
+		"Example:\n  onda --tenant acme delete Segment nordic-readers"
+}
+
+// Run takes one document away.
+func (c deleteCmd) Run(ctx context.Context, s *session) error {
+	kind := ""
+	for _, k := range spec.Kinds() {
+		if strings.EqualFold(k, c.Kind) {
+			kind = k
+		}
+	}
+	if kind == "" {
+		return usageError{fmt.Sprintf("there is no kind %q of document: it is one of %s", c.Kind, strings.Join(spec.Kinds(), ", "))}
+	}
+	err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) error {
+		err := apply.TakeAway(ctx, tx, []spec.Ref{{Kind: kind, Name: c.Name}})
+		if errors.Is(err, apply.ErrUnknown) {
+			if other := unknown(ctx, tx, c.Name, sort{strings.ToLower(kind), []string{kind}}); other != nil {
+				return other
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return s.inUse(err, "nothing was taken away")
+	}
+	if ok, err := s.data(apply.Change{Kind: kind, Name: c.Name, Action: apply.Remove}); ok {
+		return errors.Join(err, s.ring(ctx))
+	}
+	s.print("- %s %s", kind, c.Name)
+	return s.ring(ctx)
+}
+
 type diffCmd struct {
-	File string `short:"f" required:"" type:"existingdir" help:"Directory of documents." placeholder:"DIR"`
+	File  string        `short:"f" required:"" type:"existingdir" help:"Directory of documents." placeholder:"DIR"`
+	Prune bool          `help:"Show what apply --prune would take away too."`
+	Limit time.Duration `default:"30s" help:"How long counting who joins and leaves segments may take in all; 0s counts nobody." placeholder:"30s"`
 }
 
 // Help is shown by --help.
 func (diffCmd) Help() string {
-	return "Changes nothing.\n\nExample:\n  onda --tenant acme diff -f examples/company"
+	return "Changes nothing. Of segments it tells how many contacts would join and leave, also where what changes is another segment, or the zone, that they ask about." +
+		"\n\nExample:\n  onda --tenant acme diff -f examples/company"
 }
 
 // Run shows what apply would do.
 func (c diffCmd) Run(ctx context.Context, s *session) error {
-	changes, err := s.documents(ctx, c.File, apply.Diff)
+	db, tenant, err := s.database()
 	if err != nil {
 		return err
 	}
+	var changes []apply.Change
+	var set *spec.Set
+	err = db.InTenantSnapshot(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		if set, err = apply.Read(ctx, tx, os.DirFS(c.File)); err != nil {
+			return err
+		}
+		if len(set.Documents) == 0 {
+			return noDocuments(c.File)
+		}
+		var gone []spec.Ref
+		if c.Prune {
+			if gone, err = apply.Beside(ctx, tx, set); err != nil {
+				return err
+			}
+		}
+		changes, err = apply.Diff(ctx, tx, set, gone, c.Limit)
+		return err
+	})
+	if err = s.problems(err, c.File, "applied"); err != nil {
+		return err
+	}
+	s.warnings(set)
 	return s.printChanges(changes, true)
 }
 
@@ -96,29 +207,43 @@ func (schemaCmd) Run(s *session) error {
 	return err
 }
 
-// documents loads a directory and does one thing with it, in one transaction. What is wrong with the documents is printed, a line each, and so is what somebody
-// should look at.
-func (s *session) documents(ctx context.Context, dir string, do func(context.Context, *postgres.Tx, *spec.Set) ([]apply.Change, error)) (changes []apply.Change, err error) {
+// apply applies a directory, in one transaction with what then does, which may take documents away. What is wrong with the documents is printed, a line each, and so is what
+// somebody should look at.
+func (s *session) apply(ctx context.Context, dir string, then func(context.Context, *postgres.Tx, *spec.Set) (gone []spec.Ref, err error)) ([]apply.Change, error) {
+	var changes []apply.Change
 	var set *spec.Set
-	err = s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
-		set, err = apply.Load(ctx, tx, os.DirFS(dir))
-		if err != nil {
+	err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
+		if set, err = apply.Load(ctx, tx, os.DirFS(dir)); err != nil {
 			return err
 		}
 		if len(set.Documents) == 0 {
-			return fmt.Errorf("%s: there is no .yaml file in it", dir)
+			return noDocuments(dir)
 		}
-		changes, err = do(ctx, tx, set)
+		if changes, err = apply.Apply(ctx, tx, set); err != nil || then == nil {
+			return err
+		}
+		gone, err := then(ctx, tx, set)
+		for _, r := range gone {
+			changes = append(changes, apply.Change{Kind: r.Kind, Name: r.Name, Action: apply.Remove})
+		}
 		return err
 	})
-	if err = s.problems(err, dir, "applied"); err == nil {
-		warnings := make([]string, len(set.Warnings))
-		for i, w := range set.Warnings {
-			warnings[i] = w.Error()
-		}
-		s.warn(warnings)
+	if err = s.problems(err, dir, "applied"); err != nil {
+		return nil, err
 	}
-	return changes, err
+	s.warnings(set)
+	return changes, nil
+}
+
+func noDocuments(dir string) error { return fmt.Errorf("%s: there is no .yaml file in it", dir) }
+
+// warnings prints what somebody should look at in documents.
+func (s *session) warnings(set *spec.Set) {
+	warnings := make([]string, len(set.Warnings))
+	for i, w := range set.Warnings {
+		warnings[i] = w.Error()
+	}
+	s.warn(warnings)
 }
 
 // problems prints what is wrong with documents, where that is what an error says; done is what was not done to them then.
@@ -151,6 +276,10 @@ func (s *session) printChanges(changes []apply.Change, would bool) error {
 			s.print("+ %s %s", c.Kind, c.Name)
 		case apply.Update:
 			s.print("~ %s %s (version %d)", c.Kind, c.Name, c.Version)
+		case apply.Affected:
+			s.print("! %s %s (its document stays)", c.Kind, c.Name)
+		case apply.Remove:
+			s.print("- %s %s", c.Kind, c.Name)
 		}
 		if c.Remade {
 			s.print("    put together anew: its layout changed, or this version of onda makes it otherwise")
@@ -158,13 +287,35 @@ func (s *session) printChanges(changes []apply.Change, would bool) error {
 		for _, e := range c.Edits {
 			s.print("    %s: %s -> %s", e.Path, apply.Text(e.Before, 60), apply.Text(e.After, 60))
 		}
+		if c.Members != nil {
+			s.print("    %s", impact(*c.Members))
+		}
 	}
 	verb := ""
 	if would {
 		verb = "would be "
 	}
-	s.print("%d %screated, %d %supdated, %d unchanged", n[apply.Create], verb, n[apply.Update], verb, n[apply.Keep])
+	more := ""
+	if n[apply.Remove] > 0 {
+		more = fmt.Sprintf(", %d %staken away", n[apply.Remove], verb)
+	}
+	if n[apply.Affected] > 0 {
+		more += fmt.Sprintf(", %s affected", count(n[apply.Affected], "segment"))
+	}
+	s.print("%d %screated, %d %supdated%s, %d unchanged", n[apply.Create], verb, n[apply.Update], verb, more, n[apply.Keep])
 	return nil
+}
+
+// impact says what would become of a segment's members.
+func impact(m apply.Members) string {
+	switch {
+	case m.Unknown != "":
+		return m.Unknown
+	case m.Joins == 0 && m.Leaves == 0:
+		return fmt.Sprintf("members: %s, and nobody would join or leave", comma(m.Now))
+	default:
+		return fmt.Sprintf("members: %s -> %s; %s would join, %s would leave", comma(m.Now), comma(m.Then), comma(m.Joins), comma(m.Leaves))
+	}
 }
 
 // count is a number with its noun.

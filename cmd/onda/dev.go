@@ -20,7 +20,6 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
-	"github.com/onda-run/onda/internal/apply"
 	"github.com/onda-run/onda/internal/dev"
 	"github.com/onda-run/onda/internal/localbroker"
 	"github.com/onda-run/onda/internal/mailbox"
@@ -317,7 +316,7 @@ func logsIn(ctx context.Context, url string) error {
 
 // apply applies the documents. What is wrong with them is said, and what was in force stays in force.
 func (c devCmd) apply(ctx context.Context, s *session) {
-	changes, err := s.documents(ctx, c.Docs, apply.Apply)
+	changes, err := s.apply(ctx, c.Docs, nil)
 	if err == nil {
 		err = s.printChanges(changes, false)
 	}

@@ -29,6 +29,7 @@ type cli struct {
 	Migrate  migrateCmd  `cmd:"" help:"Bring the database to the newest schema."`
 	Apply    applyCmd    `cmd:"" help:"Apply a directory of documents, all or nothing."`
 	Diff     diffCmd     `cmd:"" help:"Show what apply would change."`
+	Delete   deleteCmd   `cmd:"" help:"Take a document away that nothing refers to."`
 	Schema   schemaCmd   `cmd:"" help:"Print the JSON Schema of the documents, for editors."`
 	Import   importCmd   `cmd:"" help:"Import contacts from a CSV file."`
 	Export   exportCmd   `cmd:"" help:"Write contacts, or what was sent in with a form and its files."`

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -28,6 +29,9 @@ const (
 	Create Action = "create"
 	Update Action = "update"
 	Keep   Action = "unchanged"
+	// Affected: its document stays, and others will be in it, because of what the documents that change say.
+	Affected Action = "affected"
+	Remove   Action = "remove"
 )
 
 // Change is what happened, or would happen, to one document.
@@ -35,21 +39,30 @@ type Change struct {
 	Kind   string `json:"kind"`
 	Name   string `json:"name"`
 	Action Action `json:"action"`
-	// Version is the number of the version in force afterwards, from 1.
+	// Version is the number of the version in force afterwards, from 1; 0 of one that is taken away.
 	Version int `json:"version"`
 	// Edits are the places that differ, for Update.
 	Edits []Edit `json:"edits,omitempty"`
 	// Remade tells of an email that what is made of it differs, such as by a layout that changed: a new version, so that a mail is decided by its version.
 	Remade bool `json:"remade,omitempty"`
+	// Members says, of a segment, who joins and leaves: Diff tells it.
+	Members *Members `json:"members,omitempty"`
 }
 
 // Load reads the documents of a directory and checks them, also against what the tenant has. The error is spec.Problems when there is anything
 // wrong with the documents. Until the transaction's end nobody else applies any: what they were checked against stays.
 func Load(ctx context.Context, tx *postgres.Tx, fsys fs.FS) (*spec.Set, error) {
-	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1, $2)", applyLock, tx.Tenant.Number); err != nil {
-		return nil, fmt.Errorf("wait for another apply: %w", err)
+	if err := lock(ctx, tx); err != nil {
+		return nil, err
 	}
 	return Read(ctx, tx, fsys)
+}
+
+func lock(ctx context.Context, tx *postgres.Tx) error {
+	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1, $2)", applyLock, tx.Tenant.Number); err != nil {
+		return fmt.Errorf("wait for another apply: %w", err)
+	}
+	return nil
 }
 
 // Read is Load for who only looks: it waits for no apply and keeps none from anything.
@@ -61,34 +74,55 @@ func Read(ctx context.Context, tx *postgres.Tx, fsys fs.FS) (*spec.Set, error) {
 	return spec.LoadChecked(fsys, known, emailsource.Compile)
 }
 
-// Known reads the tenant's documents in force.
+// Known reads the tenant's documents in force, and the last versions of fields that were taken away: values of those are still stored.
 func Known(ctx context.Context, tx *postgres.Tx) (*spec.Stored, error) {
-	rows, err := tx.Query(ctx, "SELECT e.kind, d.spec FROM entity e JOIN document d ON d.id = e.current ORDER BY e.kind, e.name")
+	rows, err := tx.Query(ctx, `SELECT e.kind, d.spec, e.current IS NULL FROM entity e JOIN document d ON d.id = coalesce(e.current,
+			(SELECT max(l.id) FROM document l WHERE l.entity = e.id AND e.kind = 'Field')) ORDER BY e.kind, e.name`)
 	if err != nil {
 		return nil, fmt.Errorf("read documents: %w", err)
 	}
-	var docs []spec.Doc
+	var docs, gone []spec.Doc
 	var kind string
 	var stored []byte
-	_, err = pgx.ForEachRow(rows, []any{&kind, &stored}, func() error {
+	var away bool
+	_, err = pgx.ForEachRow(rows, []any{&kind, &stored, &away}, func() error {
 		doc, err := spec.Decode(kind, stored)
-		docs = append(docs, doc)
+		if away {
+			gone = append(gone, doc)
+		} else {
+			docs = append(docs, doc)
+		}
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read documents: %w", err)
 	}
-	return spec.NewStored(docs...), nil
+	return spec.NewStored(docs...).TakenAway(gone...), nil
 }
 
-// Diff tells what Apply would do. It changes nothing.
-func Diff(ctx context.Context, tx *postgres.Tx, set *spec.Set) ([]Change, error) {
+// Diff tells what Apply would do, and how many contacts would join and leave the segments that ask something else then, in the set or not; those that are not counted
+// within limit, in all, say so. gone are documents that are to be taken away. It changes nothing.
+func Diff(ctx context.Context, tx *postgres.Tx, set *spec.Set, gone []spec.Ref, limit time.Duration) ([]Change, error) {
 	all, err := plan(ctx, tx, set)
+	if err != nil {
+		return nil, err
+	}
 	changes := make([]Change, len(all))
 	for i, p := range all {
 		changes[i] = p.Change
 	}
-	return changes, err
+	w, err := worldOf(ctx, tx, set, gone...)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range gone {
+		c := Change{Kind: r.Kind, Name: r.Name, Action: Remove}
+		if n, ok := w.gone[r.Name]; ok && r.Kind == spec.KindSegment {
+			c.Members = &Members{Now: n, Leaves: n}
+		}
+		changes = append(changes, c)
+	}
+	return w.impact(ctx, changes, limit)
 }
 
 // planned is a document and what is to be done to it.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -68,23 +69,26 @@ var ErrTooSlow = errors.New("it takes too long")
 type world struct {
 	tx       *postgres.Tx
 	after    predicate.Env
-	segments map[string]*counted
+	segments map[string]*counted // those that stay, or come
+	gone     map[string]int64    // how many are in those that go
 }
 
 // counted is a segment that may be counted.
 type counted struct {
 	name   string
 	entity int32 // 0: it is not stored
-	doc    *spec.Segment
-	err    error // why it can be computed for nobody
+	// version is the number of the document in force.
+	version int
+	doc     *spec.Segment
+	err     error // why it can be computed for nobody
 	// changed: the documents of the set ask another question, in it or in what it asks about.
 	changed bool
 	// moves: its members are not, or will not be, those that are stored: it is changed, not up to date, or asks about one that is.
 	moves bool
 }
 
-// worldOf looks at what the documents of a set make of the tenant's segments.
-func worldOf(ctx context.Context, tx *postgres.Tx, set *spec.Set) (*world, error) {
+// worldOf looks at what the documents of a set make of the tenant's segments, and what becomes of them without those that are gone.
+func worldOf(ctx context.Context, tx *postgres.Tx, set *spec.Set, gone ...spec.Ref) (*world, error) {
 	before, err := predicate.Load(ctx, tx)
 	if err != nil {
 		return nil, err
@@ -93,7 +97,7 @@ func worldOf(ctx context.Context, tx *postgres.Tx, set *spec.Set) (*world, error
 	if err != nil {
 		return nil, err
 	}
-	w := &world{tx: tx, after: before, segments: map[string]*counted{}}
+	w := &world{tx: tx, after: before, segments: map[string]*counted{}, gone: map[string]int64{}}
 	w.after.Fields = maps.Clone(before.Fields)
 	for _, d := range set.Documents {
 		switch doc := d.Doc.(type) {
@@ -105,13 +109,22 @@ func worldOf(ctx context.Context, tx *postgres.Tx, set *spec.Set) (*world, error
 			w.segments[doc.Name] = &counted{name: doc.Name, doc: doc, changed: true, moves: true}
 		}
 	}
+	for _, r := range gone {
+		if r.Kind == spec.KindSettings {
+			w.after.Zone = time.UTC
+		}
+	}
 	for _, s := range stored {
+		if slices.Contains(gone, spec.Ref{Kind: spec.KindSegment, Name: s.Name}) {
+			w.gone[s.Name] = s.Members
+			continue
+		}
 		n := w.segments[s.Name]
 		if n == nil {
 			n = &counted{name: s.Name, doc: s.Doc}
 			w.segments[s.Name] = n
 		}
-		n.entity = s.Entity
+		n.entity, n.version = s.Entity, s.Version
 		n.changed = !sameQuestion(s.Doc, before, n.doc, w.after)
 		n.moves = n.changed || !s.Current || s.DueAt != nil && !s.DueAt.After(tx.Now())
 	}
@@ -275,6 +288,35 @@ func (w *world) within(ctx context.Context, limit time.Duration, f func() error)
 		return ErrTooSlow
 	}
 	return err
+}
+
+// impact counts who joins and leaves the segments that change, and adds those whose own document does not.
+func (w *world) impact(ctx context.Context, changes []Change, limit time.Duration) ([]Change, error) {
+	end := time.Now().Add(limit)
+	for _, name := range slices.Sorted(maps.Keys(w.segments)) {
+		s := w.segments[name]
+		if !s.changed {
+			continue
+		}
+		m, _, err := w.count(ctx, s, 0, time.Until(end))
+		switch {
+		case errors.Is(err, ErrTooSlow):
+			m = Members{Unknown: fmt.Sprintf("not counted: that takes longer than %v", limit)}
+		case s.err != nil:
+			m = Members{Unknown: "cannot be computed: " + s.err.Error()}
+		case err != nil:
+			return nil, fmt.Errorf("count segment %s: %w", name, err)
+		}
+		i := slices.IndexFunc(changes, func(c Change) bool { return c.Kind == spec.KindSegment && c.Name == name })
+		if i < 0 {
+			changes = append(changes, Change{Kind: spec.KindSegment, Name: name, Action: Affected, Version: s.version})
+			i = len(changes) - 1
+		}
+		if changes[i].Members = &m; changes[i].Action == Keep {
+			changes[i].Action = Affected
+		}
+	}
+	return changes, nil
 }
 
 // PreviewOf counts who the document of a segment puts in it, that of the set or else the one in force, with the other documents of the set in place of those in force. It only

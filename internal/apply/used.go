@@ -15,7 +15,7 @@ import (
 // under way. Each list is sorted.
 func UsedBy(ctx context.Context, tx *postgres.Tx) (map[spec.Ref][]Use, error) {
 	rows, err := tx.Query(ctx, `SELECT e.kind, e.name, d.version, d.id IS DISTINCT FROM e.current, d.spec FROM document d JOIN entity e ON e.id = d.entity
-		WHERE d.id = e.current OR d.id IN (SELECT r.document FROM run r WHERE r.state IN ('scheduled', 'running', 'paused') UNION ALL
+		WHERE d.id = e.current OR d.id IN (SELECT r.document FROM run r WHERE r.kind <> 'standing' AND r.state IN ('scheduled', 'running', 'paused') UNION ALL
 			SELECT j.document FROM journey j WHERE j.state = 'active') ORDER BY e.kind, e.name, d.version`)
 	if err != nil {
 		return nil, fmt.Errorf("read what documents refer to: %w", err)

@@ -14,10 +14,11 @@ import (
 
 // Stored is a segment whose document is in force, as it is stored.
 type Stored struct {
-	Entity int32
-	Name   string
-	Doc    *spec.Segment // nil where Err says why it cannot be read
-	Err    error
+	Entity  int32
+	Name    string
+	Version int
+	Doc     *spec.Segment // nil where Err says why it cannot be read
+	Err     error
 	// Members is how many are in it; of which version of the document it says, Current does.
 	Members int64
 	// Current: the members are those of the document in force, and no rebuild is wanted or under way.
@@ -38,14 +39,14 @@ func All(ctx context.Context, tx *postgres.Tx) ([]Stored, error) {
 	if tx.Tenant.Schema < SweepSchema {
 		failed = "'', NULL::timestamptz"
 	}
-	rows, err := tx.Query(ctx, `SELECT e.id, e.name, d.spec, coalesce(s.members, 0), NOT `+stale(tx)+`, s.building IS NOT NULL, coalesce(s.rebuild_to, 0), s.rebuilt_at, nullif(s.due_at, 'infinity'), `+failed+`
+	rows, err := tx.Query(ctx, `SELECT e.id, e.name, d.version, d.spec, coalesce(s.members, 0), NOT `+stale(tx)+`, s.building IS NOT NULL, coalesce(s.rebuild_to, 0), s.rebuilt_at, nullif(s.due_at, 'infinity'), `+failed+`
 		FROM entity e JOIN document d ON d.id = e.current LEFT JOIN segment s ON s.entity = e.id WHERE e.kind = 'Segment' ORDER BY e.name`)
 	if err != nil {
 		return nil, fmt.Errorf("read segments: %w", err)
 	}
 	all, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (s Stored, err error) {
 		var doc []byte
-		if err := r.Scan(&s.Entity, &s.Name, &doc, &s.Members, &s.Current, &s.Building, &s.RebuiltTo, &s.RebuiltAt, &s.DueAt, &s.Failed, &s.RetryAt); err != nil {
+		if err := r.Scan(&s.Entity, &s.Name, &s.Version, &doc, &s.Members, &s.Current, &s.Building, &s.RebuiltTo, &s.RebuiltAt, &s.DueAt, &s.Failed, &s.RetryAt); err != nil {
 			return s, err
 		}
 		s.Doc, s.Err = spec.DecodeAs[*spec.Segment](spec.KindSegment, doc)

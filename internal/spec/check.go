@@ -19,6 +19,7 @@ type Known interface {
 // Stored is a Known made of documents that were decoded.
 type Stored struct {
 	docs map[ref]Doc
+	gone map[ref]Doc
 }
 
 // NewStored makes a Known of decoded documents.
@@ -26,6 +27,15 @@ func NewStored(docs ...Doc) *Stored {
 	s := &Stored{docs: map[ref]Doc{}}
 	for _, d := range docs {
 		s.docs[ref{d.Kind(), d.Head().Name}] = d
+	}
+	return s
+}
+
+// TakenAway adds documents that are no longer in force, for what stays fixed all the same.
+func (s *Stored) TakenAway(docs ...Doc) *Stored {
+	s.gone = map[ref]Doc{}
+	for _, d := range docs {
+		s.gone[ref{d.Kind(), d.Head().Name}] = d
 	}
 	return s
 }
@@ -447,6 +457,9 @@ func (c *checker) immutable(doc *Document) {
 		return
 	}
 	stored, ok := c.known.Document(KindField, doc.Name)
+	if s, is := c.known.(*Stored); !ok && is {
+		stored, ok = s.gone[ref{KindField, doc.Name}]
+	}
 	if !ok {
 		return
 	}
