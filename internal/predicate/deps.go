@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/spec"
@@ -52,6 +53,27 @@ func DepsOf(p *spec.Predicate) Deps {
 		*names = slices.Compact(*names)
 	}
 	return d
+}
+
+// Remember tells whether the answer of a moment may go by facts (or by deliveries) from before another.
+func (d Deps) Remember(deliveries bool, before, moment time.Time, zone *time.Location) bool {
+	return slices.ContainsFunc(d.Events, func(e spec.EventTest) bool {
+		if _, is := deliveryState(e.Event); is != deliveries {
+			return false
+		}
+		from := time.Time{}
+		if e.Within != nil {
+			from = e.Within.Neg().AddTo(moment, zone)
+		}
+		if e.Between != nil {
+			if m, err := e.Between[0].Moment(); err == nil {
+				if m.In(moment, zone).After(from) {
+					from = m.In(moment, zone)
+				}
+			}
+		}
+		return !from.After(before)
+	})
 }
 
 // Touched tells whether the fact may have changed the answer for the contacts that it is about. Other segments are not looked at: their own joins and leaves are not read as facts.

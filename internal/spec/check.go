@@ -345,6 +345,21 @@ func (c *checker) eventOf(n *node, event, of string, steps map[string]bool) {
 	}
 }
 
+// window warns of one that looks back to what is forgotten.
+func (c *checker) window(within *node, e *EventTest) {
+	keep := DefaultRetention()
+	if s, ok := found[*Settings](c, KindSettings, "settings"); ok {
+		keep = s.Retention
+	}
+	what, kept := "facts", keep.Facts
+	if slices.Contains([]string{"email.sent", "email.deferred", "email.failed", "email.suppressed"}, e.Event) {
+		what, kept = "deliveries", keep.Deliveries
+	}
+	if !kept.IsZero() && e.Within.Approx() > kept.Approx() {
+		c.set.Warnings = append(c.set.Warnings, within.problem("%s is longer than what happens is kept: retention.%s of Settings says %s, and what is older does not count", within.text, what, kept))
+	}
+}
+
 // topicOf checks that a mail of a campaign with a topic is of that topic.
 func (c *checker) topicOf(n *node, email, topic string) {
 	if n == nil {

@@ -77,6 +77,9 @@ func eventTestKeys(o *object) *EventTest {
 		if hasOf {
 			d.later(func(c *checker) { c.eventOf(n, e.Event, e.Of, nil) })
 		}
+		if e.Within != nil {
+			d.later(func(c *checker) { c.window(n.get("within"), e) })
+		}
 	})
 	return e
 }

@@ -2,6 +2,7 @@ package spec
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -338,6 +339,34 @@ func TestProblems(t *testing.T) {
 				t.Errorf("the JSON Schema says valid = %v, want %v, of\n%s", valid, tt.blind, tt.doc)
 			}
 		})
+	}
+}
+
+// A window that looks back to what is forgotten is no error: what there is counts.
+func TestWarningsOfWindows(t *testing.T) {
+	t.Parallel()
+	const segment = "apiVersion: onda/v1\nkind: Segment\nmetadata: {name: s}\nspec: {where: {event: %s, within: %s}}\n"
+	for _, tt := range []struct{ settings, event, within, want string }{
+		{"{}", "order.placed", "24mo", ""},
+		{"{}", "order.placed", "25mo", "x.yaml:4:45: 25mo is longer than what happens is kept: retention.facts of Settings says 2y, and what is older does not count"},
+		{"{retention: {facts: 30d}}", "email.clicked", "31d", "x.yaml:4:46: 31d is longer than what happens is kept: retention.facts of Settings says 4w2d, and what is older does not count"},
+		{"{retention: {facts: 30d}}", "email.sent", "31d", ""},
+		{"{retention: {deliveries: 30d}}", "email.sent", "31d", "x.yaml:4:43: 31d is longer than what happens is kept: retention.deliveries of Settings says 4w2d, and what is older does not count"},
+	} {
+		set, err := LoadChecked(fstest.MapFS{
+			"settings.yaml": {Data: []byte("apiVersion: onda/v1\nkind: Settings\nmetadata: {name: settings}\nspec: " + tt.settings + "\n")},
+			"x.yaml":        {Data: fmt.Appendf(nil, segment, tt.event, tt.within)},
+		}, nil, plainly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, w := range set.Warnings {
+			got += w.Error()
+		}
+		if got != tt.want {
+			t.Errorf("%s within %s: %q, want %q", tt.event, tt.within, got, tt.want)
+		}
 	}
 }
 

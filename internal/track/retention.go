@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/predicate"
 	"github.com/onda-run/onda/internal/spec"
 )
 
@@ -20,7 +23,11 @@ type limit struct {
 	what           string
 	before         time.Time // zero: kept for ever
 	forget, oldest string    // no forget: dropPartition does
+	told           bool      // segments may go by them
 }
+
+// daily has rows that segments may go by forgotten in one go a day, with all segments told of it once, and not each when its time is over.
+const daily = " AND (SELECT min(at) FROM (SELECT at FROM %[1]s ORDER BY id LIMIT $2) o) <= $1::timestamptz - interval '1 day' - "
 
 // monthMore is by how much longer single rows are kept where a whole partition can be dropped with them; one that took longer to be filled is not waited for.
 const monthMore = "(SELECT coalesce(max(interval '31 days'), '0') FROM oldest_partition('%s'))"
@@ -38,6 +45,7 @@ func (t *Tracker) limits(ctx context.Context, tx *postgres.Tx) ([]limit, error) 
 		// There may be ten thousands a second; and none is looked for by its time alone, but once an hour while there are any.
 		"DELETE FROM message WHERE ctid = ANY (ARRAY(SELECT ctid FROM message WHERE at <= $1 LIMIT 10 * $2::bigint))",
 		"SELECT onda.now() - interval '47 hours' FROM message LIMIT 1",
+		false,
 	}
 	if tx.Tenant.Schema < MessageSchema {
 		messages.forget = "DELETE FROM allowance WHERE (kind, contact, period) IN (SELECT kind, contact, period FROM allowance WHERE kind LIKE 'message:%' AND period <= $1 LIMIT $2)"
@@ -48,16 +56,19 @@ func (t *Tracker) limits(ctx context.Context, tx *postgres.Tx) ([]limit, error) 
 			"visitors", ago(r.Visitors),
 			"DELETE FROM visitor WHERE id IN (SELECT id FROM visitor WHERE last_at <= $1 ORDER BY last_at LIMIT $2)",
 			"SELECT min(last_at) FROM visitor",
+			false,
 		},
 		{
 			"origins of hits", now.Add(-t.cfg.OriginKeep),
 			"UPDATE hit SET origin = NULL, agent = '' WHERE id IN (SELECT id FROM hit WHERE origin IS NOT NULL AND at <= $1 ORDER BY at LIMIT $2)",
 			"SELECT min(at) FROM hit WHERE origin IS NOT NULL",
+			false,
 		},
 		{
 			"hits", ago(r.Hits),
 			forgetHits,
 			"SELECT at FROM hit ORDER BY id LIMIT 1",
+			false,
 		},
 		messages,
 	}
@@ -65,26 +76,30 @@ func (t *Tracker) limits(ctx context.Context, tx *postgres.Tx) ([]limit, error) 
 		return limits, nil
 	}
 	deliveryMore, factMore := fmt.Sprintf(monthMore, "delivery"), fmt.Sprintf(monthMore, "fact")
+	deliveriesDaily, factsDaily := fmt.Sprintf(daily, "delivery")+deliveryMore, fmt.Sprintf(daily, "fact")+factMore
 	return append(
 		limits,
 		limit{ // mails that wait are kept
 			"deliveries", ago(r.Deliveries),
 			`DELETE FROM delivery WHERE id IN (SELECT id FROM delivery ORDER BY id LIMIT $2) AND at <= $1::timestamptz - ` + deliveryMore + ` AND state <> 'deferred'
-				AND NOT EXISTS (SELECT FROM batch b WHERE b.id = delivery.id >> 9 AND b.state = 'open')`,
-			"SELECT at + " + deliveryMore + " FROM delivery ORDER BY id LIMIT 1",
+				AND NOT EXISTS (SELECT FROM batch b WHERE b.id = delivery.id >> 9 AND b.state = 'open')` + deliveriesDaily,
+			"SELECT at + interval '1 day' + " + deliveryMore + " FROM delivery ORDER BY id LIMIT 1",
+			true,
 		},
 		limit{ // their counts stay
 			"recipients of batches", ago(r.Deliveries),
 			"UPDATE batch SET contacts = '{}' WHERE id IN (SELECT id FROM batch WHERE " + withoutDeliveries + " AND closed_at <= $1 ORDER BY id LIMIT $2)",
 			"SELECT closed_at FROM batch WHERE " + withoutDeliveries + " ORDER BY id LIMIT 1",
+			false,
 		},
 		limit{ // unless a reader has not come to them
 			"facts", ago(r.Facts),
-			`DELETE FROM fact WHERE id IN (SELECT id FROM fact ORDER BY id LIMIT $2) AND at <= $1::timestamptz - ` + factMore + ` AND NOT EXISTS (SELECT FROM cursor c WHERE (fact.xid, fact.id) > (c.xid, c.id))`,
-			"SELECT at + " + factMore + " FROM fact ORDER BY id LIMIT 1",
+			`DELETE FROM fact WHERE id IN (SELECT id FROM fact ORDER BY id LIMIT $2) AND at <= $1::timestamptz - ` + factMore + ` AND NOT EXISTS (SELECT FROM cursor c WHERE (fact.xid, fact.id) > (c.xid, c.id))` + factsDaily,
+			"SELECT at + interval '1 day' + " + factMore + " FROM fact ORDER BY id LIMIT 1",
+			true,
 		},
-		limit{"partitions of deliveries", ago(r.Deliveries), "", fmt.Sprintf(lastOfOldest, "delivery")},
-		limit{"partitions of facts", ago(r.Facts), "", fmt.Sprintf(lastOfOldest, "fact")},
+		limit{"partitions of deliveries", ago(r.Deliveries), "", fmt.Sprintf(lastOfOldest, "delivery"), true},
+		limit{"partitions of facts", ago(r.Facts), "", fmt.Sprintf(lastOfOldest, "fact"), true},
 	), nil
 }
 
@@ -116,7 +131,52 @@ func (t *Tracker) dropPartition(ctx context.Context, tx *postgres.Tx) (again boo
 	if err != nil {
 		return false, err
 	}
-	return tx.DropPartition(ctx, ago(tx, settings, settings.Retention.Deliveries), ago(tx, settings, settings.Retention.Facts))
+	deliveries, facts := ago(tx, settings, settings.Retention.Deliveries), ago(tx, settings, settings.Retention.Facts)
+	again, err = tx.DropPartition(ctx, deliveries, facts)
+	if err != nil || !again {
+		return false, err
+	}
+	return true, tellSegments(ctx, tx, deliveries, facts)
+}
+
+// tellSegments has those segments computed in full that may have gone by deliveries or facts from before a time (zero: none), which are forgotten: no fact tells of that. A segment whose window
+// is over before is not among them, as far as it was swept.
+func tellSegments(ctx context.Context, tx *postgres.Tx, deliveries, facts time.Time) error {
+	settings, err := contact.Settings(ctx, tx)
+	if err != nil {
+		return err
+	}
+	// Without swept_at, on a schema before it: not swept.
+	rows, err := tx.Query(ctx, `SELECT s.entity, d.spec, coalesce((to_jsonb(s)->>'swept_at')::timestamptz, '0001-01-01Z') FROM segment s JOIN entity e ON e.id = s.entity JOIN document d ON d.id = e.current`)
+	if err != nil {
+		return fmt.Errorf("read segments: %w", err)
+	}
+	var told []int32
+	var entity int32
+	var stored []byte
+	var swept time.Time
+	_, err = pgx.ForEachRow(rows, []any{&entity, &stored, &swept}, func() error {
+		s, err := spec.DecodeAs[*spec.Segment](spec.KindSegment, stored)
+		if err != nil || s.Where == nil { // one that cannot be read has no members to lose
+			return nil //nolint:nilerr // segment says so
+		}
+		deps := predicate.DepsOf(s.Where)
+		if !deliveries.IsZero() && deps.Remember(true, deliveries, swept, settings.Location()) || !facts.IsZero() && deps.Remember(false, facts, swept, settings.Location()) {
+			told = append(told, entity)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read segments: %w", err)
+	}
+	if len(told) == 0 {
+		return nil
+	}
+	if _, err := tx.Exec(ctx, "UPDATE segment SET requested = true WHERE entity IN (SELECT entity FROM segment WHERE entity = ANY ($1) ORDER BY entity FOR NO KEY UPDATE)", told); err != nil {
+		return fmt.Errorf("request segments: %w", err)
+	}
+	tx.Wake("segment", tx.Now())
+	return nil
 }
 
 // forget forgets a chunk of each kind of row whose time is over.
@@ -125,6 +185,7 @@ func (t *Tracker) forget(ctx context.Context, tx *postgres.Tx) (again bool, err 
 	if err != nil {
 		return false, err
 	}
+	told := map[string]time.Time{}
 	for _, l := range limits {
 		if l.before.IsZero() || l.forget == "" {
 			continue
@@ -134,8 +195,14 @@ func (t *Tracker) forget(ctx context.Context, tx *postgres.Tx) (again bool, err 
 			return false, fmt.Errorf("forget %s: %w", l.what, err)
 		}
 		again = again || tag.RowsAffected() >= forgetChunk
+		if l.told && tag.RowsAffected() > 0 {
+			told[l.what] = l.before
+		}
 	}
-	return again, nil
+	if len(told) == 0 {
+		return again, nil
+	}
+	return again, tellSegments(ctx, tx, told["deliveries"], told["facts"])
 }
 
 // forgetDue is when the first of them is over.

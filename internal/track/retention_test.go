@@ -10,6 +10,9 @@ import (
 	"testing/fstest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
 	"github.com/onda-run/onda/internal/campaign"
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/postgres"
@@ -330,4 +333,47 @@ func TestTakenBackForGood(t *testing.T) {
 		t.Fatalf("%d hits are kept", n)
 	}
 	clicked("when its hit is forgotten", postgres.TakenSchema, 1)
+}
+
+// Segments that may have gone by what is forgotten are computed anew; those that look back for less, and were swept, are left alone.
+func TestForgettingIsToldToSegments(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	document := func(kind, name, spec string) string {
+		return "apiVersion: onda/v1\nkind: " + kind + "\nmetadata: {name: " + name + "}\nspec: " + spec + "\n"
+	}
+	applyTo(t, w.db, "acme", fstest.MapFS{"all.yaml": {Data: []byte(strings.Join([]string{
+		document("Settings", "settings", "{retention: {facts: 30d, deliveries: 90d}}"),
+		document("Segment", "ever", "{where: {not: {event: email.clicked}}}"),
+		document("Segment", "fixed", `{where: {event: email.clicked, between: ["2020-01-01", "2070-01-01"]}}`),
+		document("Segment", "lagging", "{where: {event: email.clicked, within: 7d}}"),
+		document("Segment", "long", "{where: {event: email.opened, within: 40d}}"),
+		document("Segment", "mails", "{where: {event: email.sent}}"),
+		document("Segment", "people", "{where: {field: email, exists: true}}"),
+		document("Segment", "short", "{where: {event: email.clicked, within: 7d}}"),
+	}, "---\n"))}})
+	pgtest.Exec(t, w.db, "acme", "INSERT INTO segment (entity, swept_at) SELECT id, onda.now() FROM entity WHERE kind = 'Segment' ON CONFLICT (entity) DO UPDATE SET swept_at = onda.now(), requested = false")
+	w.mailed("acme", "ada@example.com")
+	forget := func(what string, after time.Duration, want ...string) {
+		t.Helper()
+		w.move("acme", after)
+		pgtest.Exec(t, w.db, "acme", "UPDATE segment s SET swept_at = onda.now() FROM entity e WHERE e.id = s.entity AND e.name <> 'lagging'")
+		w.read("acme")
+		w.sweep("acme")
+		if diff := cmp.Diff(want, pgtest.All[string](t, w.db, "acme", "SELECT e.name FROM segment s JOIN entity e ON e.id = s.entity WHERE s.requested ORDER BY 1"), cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%s: %s", what, diff)
+		}
+		pgtest.Exec(t, w.db, "acme", "UPDATE segment SET requested = false")
+	}
+	forget("nothing yet", 30*day+12*time.Hour)
+	w.expectKept("acme", "not a day over", "1 deliveries, 1 clicks, 1 recipients, 2 partitions")
+	forget("facts", 13*time.Hour, "ever", "fixed", "lagging", "long")
+	w.expectKept("acme", "facts are over", "1 deliveries, 0 clicks, 1 recipients, 2 partitions")
+	forget("deliveries", 61*day, "mails")
+	w.expectKept("acme", "all is over", "0 deliveries, 0 clicks, 0 recipients, 2 partitions")
+	w.mailed("acme", "bob@example.com")
+	w.nextPartitions("acme")
+	forget("partitions", 130*day, "ever", "fixed", "lagging", "long", "mails")
+	w.expectKept("acme", "partitions are over", "0 deliveries, 0 clicks, 0 recipients, 2 partitions")
+	forget("nothing more", 2*day)
 }
