@@ -71,7 +71,26 @@ func Read(ctx context.Context, tx *postgres.Tx, fsys fs.FS) (*spec.Set, error) {
 	if err != nil {
 		return nil, err
 	}
-	return spec.LoadChecked(fsys, known, emailsource.Compile)
+	set, err := spec.LoadChecked(fsys, known, emailsource.Compile)
+	if err != nil {
+		return set, err
+	}
+	return set, computable(ctx, tx, set)
+}
+
+// computable finds segments that are well written and that Postgres cannot be asked about all the same, such as by a pattern that is too large. They would be set aside.
+func computable(ctx context.Context, tx *postgres.Tx, set *spec.Set) error {
+	w, err := worldOf(ctx, tx, set)
+	if err != nil {
+		return err
+	}
+	var problems spec.Problems
+	for _, d := range set.Documents {
+		if s := w.segments[d.Name]; d.Kind == spec.KindSegment && s.err != nil {
+			problems = append(problems, spec.Problem{File: d.File, Line: d.Line, Col: d.Col, Msg: s.err.Error()})
+		}
+	}
+	return problems.Err()
 }
 
 // Known reads the tenant's documents in force, and the last versions of fields that were taken away: values of those are still stored.
