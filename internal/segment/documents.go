@@ -163,7 +163,7 @@ func (d *documents) load(ctx context.Context, tx *postgres.Tx, plans string) (al
 	var stamp string
 	var unmade []int32
 	b := &pgx.Batch{}
-	b.Queue("SELECT set_config('lock_timeout', '2s', true), set_config('statement_timeout', $1, true), set_config('plan_cache_mode', $2, true)", fmt.Sprint(statementTime.Milliseconds()), plans)
+	b.Queue("SELECT set_config('lock_timeout', '1s', true), set_config('statement_timeout', $1, true), set_config('plan_cache_mode', $2, true)", fmt.Sprint(statementTime.Milliseconds()), plans)
 	b.Queue("SELECT pg_advisory_xact_lock($1, $2)", lockClass, tx.Tenant.Number)
 	b.Queue(stampOf).QueryRow(func(row pgx.Row) error { return row.Scan(&stamp) })
 	b.Queue(fmt.Sprintf(segmentRows, columns)).Query(func(rows pgx.Rows) error {
