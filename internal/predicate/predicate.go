@@ -145,6 +145,14 @@ func (c *compiler) scope(column string) string {
 	return " AND " + column + " " + c.env.Scope
 }
 
+// along is Env.Scope of the column of a table that is asked for each contact: of a list, which would be gone through for each, there is nothing to repeat.
+func (c *compiler) along(column string) string {
+	if !strings.HasPrefix(c.env.Scope, "BETWEEN") {
+		return ""
+	}
+	return c.scope(column)
+}
+
 func (c *compiler) text(s string) string { return c.arg(s, "text") }
 
 // predicate is a condition that is true where the predicate is, or with is = false where it is not; else it is false or NULL.
@@ -163,11 +171,11 @@ func (c *compiler) predicate(p *spec.Predicate, is bool) (string, error) {
 	case p.Topic != nil:
 		return c.topic(p.Topic, is)
 	case p.Reachable != "":
-		return whether(contact.OpenSQL("c", c.text(p.Reachable), c.scope), is), nil
+		return whether(contact.OpenSQL("c", c.text(p.Reachable), c.along), is), nil
 	case p.Segment != "" && c.env.Members[p.Segment] != "":
 		return whether("(c.id IN (SELECT m.contact FROM "+c.env.Members[p.Segment]+" m))", is), nil
 	case p.Segment != "":
-		return whether("EXISTS (SELECT FROM member m WHERE m.contact = c.id"+c.scope("m.contact")+
+		return whether("EXISTS (SELECT FROM member m WHERE m.contact = c.id"+c.along("m.contact")+
 			" AND m.kept <> 'out' AND m.segment = (SELECT e.id FROM entity e WHERE e.kind = 'Segment' AND e.name = "+c.text(p.Segment)+"))", is), nil
 	case p.Event != nil:
 		return c.event(p.Event, is)
@@ -213,7 +221,7 @@ func (c *compiler) join(ps []spec.Predicate, is, all bool) (string, error) {
 }
 
 func (c *compiler) topic(t *spec.TopicTest, is bool) (string, error) {
-	row := "EXISTS (SELECT FROM subscription s WHERE s.contact = c.id" + c.scope("s.contact") + " AND s.purpose = " + c.text(t.Topic)
+	row := "EXISTS (SELECT FROM subscription s WHERE s.contact = c.id" + c.along("s.contact") + " AND s.purpose = " + c.text(t.Topic)
 	switch t.State {
 	case spec.StateSubscribed:
 		return whether(row+" AND s.state = 'granted')", is), nil
@@ -228,7 +236,7 @@ func (c *compiler) topic(t *spec.TopicTest, is bool) (string, error) {
 }
 
 func (c *compiler) campaign(t *spec.CampaignTest, is bool) (string, error) {
-	row := "EXISTS (SELECT FROM journey j JOIN run r ON r.id = j.run WHERE j.contact = c.id" + c.scope("j.contact") +
+	row := "EXISTS (SELECT FROM journey j JOIN run r ON r.id = j.run WHERE j.contact = c.id" + c.along("j.contact") +
 		" AND r.entity = (SELECT e.id FROM entity e WHERE e.kind = 'Campaign' AND e.name = " + c.text(t.Campaign) + ")"
 	switch t.State {
 	case spec.CampaignNever:
@@ -256,7 +264,7 @@ func (c *compiler) event(t *spec.EventTest, is bool) (string, error) {
 	const many = 1e9
 	switch {
 	case t.Count.Matches(1) != zero && t.Count.Matches(many) != zero: // whether there is one, or none
-		from, err := c.happened(t, func(column string) string { return column + " = c.id" + c.scope(column) })
+		from, err := c.happened(t, func(column string) string { return column + " = c.id" + c.along(column) })
 		return whether("EXISTS (SELECT "+from+")", is != zero), err
 	case c.env.Scope == "" && !inSets(t.Event): // for each contact by itself
 		from, err := c.happened(t, func(column string) string { return column + " = c.id" })

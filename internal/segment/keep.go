@@ -25,7 +25,7 @@ const (
 	lockClass = 0x6f6e6473
 	// chunkMost and chunkLeast bound how many contacts are looked at in one transaction of a rebuild; it begins with chunkFirst, and goes on with as many as take chunkTime: facts
 	// wait for so long.
-	chunkMost, chunkFirst, chunkLeast = 100_000, 5_000, 250
+	chunkMost, chunkFirst, chunkLeast = 200_000, 10_000, 250
 	chunkTime                         = 500 * time.Millisecond
 	// statementTime and turnTime bound a transaction: one that has written holds back, on the whole server, whoever reads facts.
 	statementTime = 2 * time.Second
@@ -220,6 +220,8 @@ type turn struct {
 	all    []*kept // in order of who asks about whom
 	failed map[string]bool
 	joins  []postgres.Fact
+	// rebuilds is set where segments are touched by another's rebuild: see spare.
+	rebuilds bool
 }
 
 // leaves tells whether the segment is left alone for now.

@@ -58,6 +58,7 @@ func (t *turn) goOn(ctx context.Context, s *kept, size int) error {
 	if err := t.compute(ctx, computation{s, between(s.rebuiltTo+1, upTo)}); err != nil || t.failed[s.name] {
 		return err
 	}
+	t.rebuilds = true
 	if err := t.settle(ctx); err != nil {
 		return err
 	}
@@ -116,16 +117,17 @@ func (t *turn) dueInFull(ctx context.Context, s *kept, at time.Time) error {
 	return nil
 }
 
-// chunk says up to which id the next contacts go; last: there are no more behind it.
+// chunk says up to which id the next contacts go, size ids from the next that there is; last: there are no more behind it.
 func (t *turn) chunk(ctx context.Context, after int64, size int) (upTo int64, last bool, err error) {
-	var to *int64
-	if err := t.tx.QueryRow(ctx, "SELECT (SELECT id FROM contact WHERE id > $1 ORDER BY id OFFSET $2 LIMIT 1)", after, size-1).Scan(&to); err != nil {
+	var next, most int64
+	err = t.tx.QueryRow(ctx, "SELECT coalesce((SELECT min(id) FROM contact WHERE id > $1), 0), coalesce((SELECT max(id) FROM contact), 0)", after).Scan(&next, &most)
+	if err != nil {
 		return 0, false, fmt.Errorf("look for the next contacts: %w", err)
 	}
-	if to == nil { // also members whose contacts are no more
+	if upTo = next - 1 + int64(size); next == 0 || upTo >= most { // also members whose contacts are no more
 		return math.MaxInt64, true, nil
 	}
-	return *to, false, nil
+	return upTo, false, nil
 }
 
 // takeAway ends a segment whose document is gone: all leave.

@@ -14,7 +14,7 @@ import (
 
 const (
 	// idsAtOnce are looked up in one statement.
-	idsAtOnce = 10_000
+	idsAtOnce = 1000
 	// batchAtOnce are how many statements go in one round trip.
 	batchAtOnce = 50
 )
@@ -51,6 +51,9 @@ func (t *turn) settle(ctx context.Context) error {
 	for level := 0; level <= deepest; level++ {
 		var todo []computation
 		for _, s := range t.all {
+			if t.rebuilds && s.level == level {
+				s.spare()
+			}
 			if s.level != level || len(s.touched) == 0 || t.leaves(s) || !s.follows() {
 				continue
 			}
@@ -73,6 +76,17 @@ func (t *turn) settle(ctx context.Context) error {
 		s.touched = nil
 	}
 	return nil
+}
+
+// spare leaves out those who will be computed in full anyway: where segments that ask about one another are all rebuilt, each would be computed twice or more.
+func (s *kept) spare() {
+	switch {
+	case s.building != 0 && s.building == s.current:
+		n, _ := slices.BinarySearch(s.touched, s.rebuiltTo+1)
+		s.touched = s.touched[:n]
+	case s.requested || s.document != s.current:
+		s.touched = nil
+	}
 }
 
 // hurry brings the segment's due date forward, if the contacts have one of their own that is earlier.
