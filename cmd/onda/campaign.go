@@ -11,8 +11,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/onda-run/onda/internal/campaign"
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/postgres"
@@ -402,15 +400,13 @@ func (c campaignExplainCmd) Run(ctx context.Context, s *session) error {
 }
 
 // findContact finds a contact by address, external id or number.
-func findContact(ctx context.Context, tx *postgres.Tx, who string) (id int64, err error) {
-	email, err := contact.Normalise(who)
-	if err != nil {
-		email = ""
-	}
-	err = tx.QueryRow(ctx, "SELECT coalesce(merged_into, id) FROM contact WHERE email = nullif($1, '') OR external_id = $2 OR id::text = $2 ORDER BY email = $1 DESC NULLS LAST LIMIT 1",
-		email, who).Scan(&id)
-	if errors.Is(err, pgx.ErrNoRows) {
+func findContact(ctx context.Context, tx *postgres.Tx, who string) (int64, error) {
+	id, err := contact.Find(ctx, tx, who)
+	switch {
+	case errors.Is(err, contact.ErrUnknown):
 		return 0, fmt.Errorf("there is no contact %s: name it by address, external id or number", who)
+	case errors.Is(err, contact.ErrAmbiguous):
+		return 0, fmt.Errorf("%s: %w", who, err)
 	}
 	return id, err
 }

@@ -60,8 +60,7 @@ type Erased struct {
 	Stays string `json:"stays,omitempty"`
 }
 
-// Find finds a contact by its address, external id or number, and follows a merge: two that were merged are one person. An address that was erased finds what is left of its contact. It is an
-// error that matches ErrUnknown or ErrAmbiguous.
+// Find finds a contact by its address, external id or number, and follows a merge: two that were merged are one person. It is an error that matches ErrUnknown or ErrAmbiguous.
 func Find(ctx context.Context, tx *postgres.Tx, who string) (int64, error) {
 	who = strings.TrimSpace(who)
 	if strings.ContainsRune(who, 0) || !utf8.ValidString(who) { // which is in no text of Postgres
@@ -84,18 +83,24 @@ func Find(ctx context.Context, tx *postgres.Tx, who string) (int64, error) {
 	switch {
 	case err != nil:
 		return 0, fmt.Errorf("look for a contact: %w", err)
+	case len(found) == 0:
+		return 0, ErrUnknown
 	case len(found) > 1:
 		return 0, ErrAmbiguous
-	case len(found) == 1:
-		return found[0], nil
-	case email == "" || tx.Tenant.Schema < ErasureSchema:
+	}
+	return found[0], nil
+}
+
+// FindErased finds what is left of the contact whose address was erased last. One that never was is an error that matches ErrUnknown.
+func FindErased(ctx context.Context, tx *postgres.Tx, address string) (id int64, err error) {
+	email, err := Normalise(address)
+	if err != nil || tx.Tenant.Schema < ErasureSchema {
 		return 0, ErrUnknown
 	}
 	keys, err := tx.Keys(ctx)
 	if err != nil {
 		return 0, err
 	}
-	var id int64
 	err = tx.QueryRow(ctx, "SELECT c.id FROM suppression s JOIN contact c ON c.erased_at = s.at WHERE s.hash = $1 AND s.channel = 'email' AND s.reason = 'erasure' AND c.erasure IS NOT NULL",
 		keys.HashAddress(email)).Scan(&id)
 	if errors.Is(err, pgx.ErrNoRows) {

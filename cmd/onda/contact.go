@@ -1,0 +1,6 @@
+package main
+
+type contactCmd struct {
+	Export contactExportCmd `cmd:"" help:"Write all that is stored of a person, as JSON."`
+	Erase  contactEraseCmd  `cmd:"" help:"Erase a person: show what there is, and with --confirm do it."`
+}
