@@ -69,7 +69,7 @@ type RowResult struct {
 	Contact int64
 	// Made: the contact is new. Changed: it was there, and now is another.
 	Made, Changed bool
-	// Err says why nothing was done: it matches ErrAddress, ErrNobody or ErrTwoContacts.
+	// Err says why nothing was done: it matches ErrAddress, ErrNobody or ErrTwoContacts, or is a *TakenError.
 	Err error
 }
 
@@ -152,9 +152,21 @@ type found struct {
 }
 
 func upsertTurn(ctx context.Context, tx *postgres.Tx, w *writer, rows []Row, results []RowResult, turn []int) (again []int, err error) {
-	have, err := look(ctx, tx, rows, turn)
+	have, unique, err := look(ctx, tx, rows, turn)
 	if err != nil {
 		return nil, err
+	}
+	of, err := claimsOf(ctx, tx, rows, turn, unique)
+	if err != nil {
+		return nil, err
+	}
+	given := claimed{}
+	free := func(row int) bool { // else it is told why not, or has to wait for another
+		later, err := given.take(of[row], results[row].Contact)
+		if results[row].Err = err; later {
+			again = append(again, row)
+		}
+		return !later && err == nil
 	}
 	var fresh []int
 	var change []found
@@ -163,7 +175,9 @@ func upsertTurn(ctx context.Context, tx *postgres.Tx, w *writer, rows []Row, res
 		r := &results[f.row]
 		switch {
 		case f.byEmail == nil && f.byID == nil:
-			fresh = append(fresh, f.row)
+			if free(f.row) {
+				fresh = append(fresh, f.row)
+			}
 			continue
 		case f.byEmail != nil && f.byID != nil && *f.byEmail != *f.byID,
 			f.byID == nil && rows[f.row].ExternalID != "" && f.emailsOwnID != nil:
@@ -176,6 +190,9 @@ func upsertTurn(ctx context.Context, tx *postgres.Tx, w *writer, rows []Row, res
 		}
 		if written[r.Contact] { // one by its address, the other by its id
 			again = append(again, f.row)
+			continue
+		}
+		if !free(f.row) {
 			continue
 		}
 		written[r.Contact] = true
@@ -198,8 +215,28 @@ func upsertTurn(ctx context.Context, tx *postgres.Tx, w *writer, rows []Row, res
 	return again, applyRows(ctx, tx, w, rows, results, change)
 }
 
-// look finds them, under the lock of those who make contacts.
-func look(ctx context.Context, tx *postgres.Tx, rows []Row, turn []int) (have []found, err error) {
+// claimsOf are the values of unique fields that rows say, by the rows' numbers.
+func claimsOf(ctx context.Context, tx *postgres.Tx, rows []Row, turn []int, unique []string) (map[int][]claim, error) {
+	if len(unique) == 0 {
+		return nil, nil
+	}
+	objects := make([]string, len(turn))
+	for k, i := range turn {
+		var err error
+		if objects[k], err = rows[i].json(); err != nil {
+			return nil, err
+		}
+	}
+	at, err := claims(ctx, tx, unique, objects)
+	of := map[int][]claim{}
+	for k, c := range at {
+		of[turn[k]] = c
+	}
+	return of, err
+}
+
+// look finds them, under the lock of those who make contacts, and the fields that are unique.
+func look(ctx context.Context, tx *postgres.Tx, rows []Row, turn []int) (have []found, unique []string, err error) {
 	emails, ids := pick(rows, turn)
 	b := &pgx.Batch{}
 	b.Queue("SELECT pg_advisory_xact_lock_shared($1, $2)", makeLock, tx.Tenant.Number)
@@ -217,10 +254,14 @@ func look(ctx context.Context, tx *postgres.Tx, rows []Row, turn []int) (have []
 		})
 		return err
 	})
+	b.Queue(enforced).Query(func(got pgx.Rows) (err error) {
+		unique, err = pgx.CollectRows(got, pgx.RowTo[string])
+		return err
+	})
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {
-		return nil, fmt.Errorf("look for contacts: %w", err)
+		return nil, nil, fmt.Errorf("look for contacts: %w", err)
 	}
-	return have, nil
+	return have, unique, nil
 }
 
 // pick gives the identities of some rows as columns, NULL for none.
@@ -385,7 +426,7 @@ func Update(ctx context.Context, tx *postgres.Tx, drainer string, contacts []int
 }
 
 // Assign is Update with what a step gives to fields, in the form in which values are stored. What does not fit its field any more, such as an option that was taken away since,
-// leaves the field as it is.
+// leaves the field as it is; so does a value of one that is unique now, which not all can have.
 func Assign(ctx context.Context, tx *postgres.Tx, drainer string, contacts []int64, set []spec.Assignment, cause string) error {
 	values := map[string]any{}
 	for _, a := range set {
@@ -403,7 +444,7 @@ func Assign(ctx context.Context, tx *postgres.Tx, drainer string, contacts []int
 		if err != nil {
 			return err
 		}
-		if v, err := fieldvalue.FromJSON(f, values[name]); err == nil {
+		if v, err := fieldvalue.FromJSON(f, values[name]); err == nil && (v == nil || !f.Unique) {
 			fields[name] = v
 		}
 		return nil
@@ -414,15 +455,19 @@ func Assign(ctx context.Context, tx *postgres.Tx, drainer string, contacts []int
 	return Update(ctx, tx, drainer, contacts, Change{Fields: fields}, cause)
 }
 
-// SetFields sets fields of contacts, of each its own, in a few statements however many they are (at most some thousands); a value of nil removes the field. It is Update otherwise.
+// SetFields sets fields of contacts, of each its own, in a few statements however many they are (at most some thousands); a value of nil removes the field. What is unique, and another contact has, is
+// left out. It is Update otherwise.
 func SetFields(ctx context.Context, tx *postgres.Tx, drainer string, fields map[int64]map[string]any, cause string) error {
 	if len(fields) == 0 {
 		return nil
 	}
+	fields, err := free(ctx, tx, fields)
+	if err != nil {
+		return err
+	}
 	contacts := slices.Sorted(maps.Keys(fields))
 	values := make([]string, len(contacts))
 	for i, c := range contacts {
-		var err error
 		if values[i], err = jsonText(fields[c], map[string]any{}); err != nil {
 			return err
 		}
@@ -481,7 +526,7 @@ func change(ctx context.Context, tx *postgres.Tx, w *writer, contacts []int64, s
 		return c, err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("change contacts: %w", err)
+		return nil, fmt.Errorf("change contacts: %w", asTaken(err))
 	}
 	return out, w.changed(out)
 }

@@ -299,7 +299,7 @@ func (im *importer) begin(ctx context.Context, r io.Reader, given dialect) (*par
 	tags := slices.Clone(im.opts.Tags)
 	slices.Sort(tags)
 	seen, err := newSeen()
-	return &parser{reader: rd, columns: im.columns, tags: slices.Compact(tags), seen: seen, counted: counted, texts: !im.alone || im.opts.Policy == Create || im.opts.Policy == Update}, err
+	return &parser{reader: rd, columns: im.columns, tags: slices.Compact(tags), seen: seen, counted: counted, texts: !im.alone || im.opts.Policy == Create || im.opts.Policy == Update || im.unique()}, err
 }
 
 // seekable is a reader that can go back to where it is; nil for a pipe.
@@ -526,6 +526,11 @@ func (im *importer) plan(ctx context.Context, tx *postgres.Tx, c *chunk, o *outc
 	if im.opts.DryRun {
 		return p, nil
 	}
+	if im.unique() { // each has to be looked up, also by those of this chunk
+		p.change = append(p.change, p.fresh...)
+		slices.Sort(p.change)
+		p.fresh = nil
+	}
 	recorded, todo, err := contact.Unrecorded(ctx, tx, consents)
 	if err != nil {
 		return p, err
@@ -540,6 +545,11 @@ func (im *importer) plan(ctx context.Context, tx *postgres.Tx, c *chunk, o *outc
 }
 
 const twoContacts = "email and external_id belong to two different contacts: correct the one that is wrong, or leave one of both empty"
+
+// unique tells whether a column is of a unique field.
+func (im *importer) unique() bool {
+	return slices.ContainsFunc(im.columns, func(c column) bool { return c.field != nil && c.field.Unique })
+}
 
 // write does what is planned.
 func (im *importer) write(ctx context.Context, tx *postgres.Tx, c *chunk, p plan, o *outcome) error {

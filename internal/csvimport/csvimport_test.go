@@ -13,6 +13,7 @@ import (
 
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/csvimport"
+	"github.com/onda-run/onda/internal/fieldindex"
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/postgres"
 )
@@ -70,6 +71,26 @@ func count(tb testing.TB, db *postgres.DB, tenant string) map[string]int {
 		out[table] = pgtest.One[int](tb, db, tenant, "SELECT count(*) FROM "+table)
 	}
 	return out
+}
+
+func TestUniqueFields(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	db := d.DB(t)
+	apply(t, db, "Field", "code", `{"type": "text", "unique": true}`)
+	if _, said, err := fieldindex.Ensure(t.Context(), d.Admin(t), "acme"); err != nil || said != nil {
+		t.Fatal(said, err)
+	}
+	const file = "email,code\na@example.com,1\nb@example.com,1\nc@example.com,2\n"
+	for _, want := range []csvimport.Result{{Rows: 3, Made: 2, Rejected: 1}, {Rows: 3, Unchanged: 2, Rejected: 1}} {
+		res, rejects := run(t, db, file, csvimport.Options{})
+		if res.Made != want.Made || res.Unchanged != want.Unchanged || res.Rejected != 1 {
+			t.Errorf("%+v", res)
+		}
+		if want := "email,code,error\nb@example.com,1,\"field code: another contact has this value, and no two may have the same: correct it, or merge the two contacts\"\n"; rejects != want {
+			t.Errorf("rejects: %s", rejects)
+		}
+	}
 }
 
 func TestImport(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/onda-run/onda/internal/contact"
+	"github.com/onda-run/onda/internal/fieldindex"
 	"github.com/onda-run/onda/internal/fieldvalue"
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/postgres"
@@ -365,6 +366,30 @@ func TestProblemsStandBesideTheirInputs(t *testing.T) {
 	}
 	if got := pgtest.All[string](t, w.db, "acme", "SELECT state || ' ' || reason || ' ' || data::text FROM submission"); !cmp.Equal(got, []string{"rejected domain {}"}) {
 		t.Errorf("submissions: %v", got)
+	}
+}
+
+// A value that another contact has of what is unique is told beside its input, and nothing of the submission is kept; who has it may send it again.
+func TestAValueThatIsTaken(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	pgtest.Exec(t, w.db, "acme", `UPDATE document SET spec = jsonb_set(spec, '{spec,unique}', 'true') WHERE spec->>'kind' = 'Field' AND spec->'metadata'->>'name' = 'first_name'`)
+	if _, said, err := fieldindex.Ensure(t.Context(), w.admin, "acme"); err != nil || said != nil {
+		t.Fatal(said, err)
+	}
+	pgtest.Exec(t, w.db, "acme", `INSERT INTO contact (email, fields) VALUES ('first@example.com', '{"first_name": "Ada"}')`)
+	values := good()
+	values.Set("first_name", "Ada")
+	a := w.post(newsletter, w.fill(values))
+	if a.status != 422 || !strings.Contains(a.body, "This is taken already") || !strings.Contains(a.body, `id="onda-newsletter-first_name-problem"`) {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+	if n := w.count("acme", "contact") + w.count("acme", "submission"); n != 1 {
+		t.Errorf("%d rows", n)
+	}
+	values.Set("email", "first@example.com")
+	if a := w.post(newsletter, w.fill(values)); a.status != 200 {
+		t.Errorf("%d %s", a.status, a.body)
 	}
 }
 

@@ -379,6 +379,10 @@ func findContacts(ctx context.Context, tx *postgres.Tx, list []*submission, skip
 		}
 		r := found[row[s.entry.email]]
 		s.who, s.err, s.made = r.Contact, r.Err, s.made && r.Made
+		if taken := (*contact.TakenError)(nil); errors.As(r.Err, &taken) {
+			s.err, s.problems = nil, []failed{{Key: taken.Field, Text: "form.problem.taken"}}
+			continue
+		}
 		if r.Err == nil && !r.Made {
 			known[r.Contact] = true
 		}
@@ -391,7 +395,7 @@ func findContacts(ctx context.Context, tx *postgres.Tx, list []*submission, skip
 		if held[s.who] {
 			s.err = errHeld
 		}
-		if s.err != nil {
+		if s.err != nil || len(s.problems) > 0 {
 			return true
 		}
 		if p := (pair{s.who, s.entity}); s.Confirm != nil && s.reason == "" && mails[p] < maxConfirmations {

@@ -290,6 +290,10 @@ func (c *checker) assignments(n *node, all []Assignment) {
 			continue
 		}
 		value := n.get(a.Field)
+		if f.Unique && a.Value != nil {
+			c.fail(value.position, "the field %q is unique: a step cannot give all the same value", f.Name)
+			continue
+		}
 		switch v := a.Value.(type) {
 		case nil:
 		case []string:

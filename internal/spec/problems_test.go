@@ -166,6 +166,7 @@ func badCases() []badCase {
 		{"of an unknown step", steps("    - {id: first, send: {email: hello}}\n    - {wait: {event: email.opened, of: frist, timeout: 1d}}\n"), []string{`8:40: unknown step or email "frist", did you mean "first"?`}, true},
 		{"until a field that is no date", steps("    - {wait: {until: {field: plan, offset: -3d}}}\n"), []string{`7:30: the field "plan" is a select: it must be a date or a datetime`}, true},
 		{"update of a wrong value", steps("    - {update: {plan: gold, likes: ski, level: null}}\n"), []string{`7:23: unknown option "gold": it is one of free, paid of the field "plan"`, `7:36: the field "likes" is a multiselect: it takes a list`}, true},
+		{"update of what is unique", steps("    - {update: {code: x}}\n    - {update: {code: null}}\n") + "---\n" + head("Field", "code", "  {type: text, unique: true}\n"), []string{`7:23: the field "code" is unique: a step cannot give all the same value`}, true},
 		{"update of what would not be stored", steps("    - {update: {ends: today, country: NOR, level: many}}\n    - {update: {ends: -30d, country: no, plan: Free, likes: [Ski]}}\n"), []string{
 			`7:23: the field "ends" must be a date such as 2026-11-24, not "today"`, `7:39: the field "country" must be a country's code of two letters such as NO (ISO 3166-1), not "NOR"`,
 			`7:51: the field "level" must be a number such as 12 or 12.5, not "many"`,
