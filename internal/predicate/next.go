@@ -3,6 +3,8 @@ package predicate
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -11,16 +13,21 @@ import (
 	"github.com/onda-run/onda/internal/spec"
 )
 
-// manyFacts is from how many on the next change is not looked up among facts, but assumed to come soon.
-const manyFacts = 1_000_000
+// Up to so many contacts, or facts or deliveries, are read to find the next change exactly.
+const fewContacts, fewFacts = 20_000, 100_000
 
 // NextChange is the earliest time after env.Now at which time alone may change the predicate's answer for any contact, as things stand: postgres.Never when it will not.
-// It may be early, never late, but for one case: with more than a million facts, an event's window is looked at again after a
-// hundredth of its length, at least a minute and at most an hour. It reads all contacts (or facts) that have the value in question, once for each bound that moves.
+// It may be early, and is never late, but for one case: where a property of an event is compared with the present, it is looked at again after a hundredth of the window, at least a
+// minute and at most an hour.
 //
-// only, when not nil, are the contacts that are asked about.
+// only, when not nil, are the contacts that are asked about. Else little is read however many there are: of what happened that which a bound will pass soon, and where it
+// will pass nothing within a day, that is when to ask again; of dates nothing but the calendar, since bounds pass these at midnight.
 func NextChange(ctx context.Context, tx *postgres.Tx, p *spec.Predicate, env Env, only []int64) (time.Time, error) {
-	n := &nextChange{tx: tx, env: env, only: only, at: postgres.Never}
+	return nextOf(ctx, tx, p, env, only, fewContacts, fewFacts)
+}
+
+func nextOf(ctx context.Context, tx *postgres.Tx, p *spec.Predicate, env Env, only []int64, fewContacts, fewFacts int64) (time.Time, error) {
+	n := &nextChange{tx: tx, env: env, only: only, fewContacts: fewContacts, fewFacts: fewFacts, at: postgres.Never}
 	var err error
 	p.Walk(func(q *spec.Predicate) {
 		if err != nil {
@@ -43,10 +50,20 @@ func NextChange(ctx context.Context, tx *postgres.Tx, p *spec.Predicate, env Env
 }
 
 type nextChange struct {
-	tx   *postgres.Tx
-	env  Env
-	only []int64
-	at   time.Time
+	tx                    *postgres.Tx
+	env                   Env
+	only                  []int64
+	fewContacts, fewFacts int64
+	at                    time.Time
+}
+
+// many tells whether there are more of them, by ids that SQL counts from the least to the greatest, than are read for this.
+func (n *nextChange) many(ctx context.Context, few int64, ids string) (many bool, err error) {
+	if n.only != nil { // an index finds what they have
+		return false, nil
+	}
+	err = n.tx.QueryRow(ctx, "SELECT coalesce("+ids+", 0) > $1", few).Scan(&many)
+	return many, err
 }
 
 // of is the condition that a row is of one of the contacts asked about.
@@ -138,25 +155,62 @@ func (n *nextChange) crosses(b bound, first time.Time, step time.Duration) {
 	n.candidate(high.Add(time.Microsecond - 1).Truncate(time.Microsecond))
 }
 
+// windows are how far ahead of a bound what it will pass is looked for, one after the other until something is found.
+func windows() []time.Duration {
+	return []time.Duration{time.Minute, 10 * time.Minute, 2 * time.Hour, 24 * time.Hour}
+}
+
+// soon finds when the bound will pass the first of many that are found by time: at is an expression of from, which ends in WHERE and conditions. It is the end of the last window when there is none in it.
+func (n *nextChange) soon(ctx context.Context, b bound, from, at string, c *compiler) error {
+	now := b(n.env.Now)
+	args := append([]any{now}, c.args...)
+	var parts []string
+	for _, w := range windows() {
+		parts = append(parts, fmt.Sprintf("(SELECT min(%[1]s) %[2]s AND %[1]s BETWEEN $1 AND $%[3]d)", at, from, len(args)+1))
+		args = append(args, now.Add(w))
+	}
+	var first *time.Time
+	if err := n.tx.QueryRow(ctx, "SELECT coalesce("+strings.Join(parts, ", ")+")", args...).Scan(&first); err != nil { // each is asked only when the one before it has none
+		return err
+	}
+	if first == nil {
+		last := now.Add(windows()[len(windows())-1])
+		first = &last
+	}
+	n.crosses(b, *first, time.Microsecond)
+	return nil
+}
+
 func (n *nextChange) field(ctx context.Context, f *spec.FieldTest) error {
 	typ, _ := n.env.fieldType(f.Field)
 	if typ != spec.TypeDate && typ != spec.TypeDatetime {
 		return nil
 	}
 	day := typ == spec.TypeDate
+	bounds := n.env.bounds(f.Test, day)
+	if len(bounds) == 0 && f.Op != spec.OpYearly {
+		return nil
+	}
+	many, err := n.many(ctx, n.fewContacts, "(SELECT max(id) - min(id) FROM contact)")
+	if err != nil {
+		return err
+	}
+	if many {
+		return n.fieldOfMany(ctx, f, bounds, day)
+	}
 	c := &compiler{env: n.env, first: 2}
 	value := "c.created_at"
 	if f.Field != "created" {
-		text := "c.fields->>" + c.text(f.Field)
+		text := c.stored(f.Field)
 		if value = asInstant(text); day {
-			value = "(CASE WHEN " + text + " ~ '" + dateForm + "$' THEN " + text + ` END COLLATE "C")`
+			value = "(CASE WHEN " + text + " ~ '" + dateForm + "$' THEN " + text + " END)"
 		}
 	}
 	if f.Op == spec.OpYearly {
 		return n.yearly(ctx, f.Test, value, day, c)
 	}
 	sql := "SELECT min(" + value + ") FROM contact c WHERE " + value + " >= $1" + n.of(c, "c.id")
-	for _, b := range n.env.bounds(f.Test, day) {
+	for _, b := range bounds {
 		at := b(n.env.Now)
 		var first time.Time
 		var err error
@@ -187,19 +241,61 @@ func (n *nextChange) field(ctx context.Context, f *spec.FieldTest) error {
 	return nil
 }
 
-// yearly goes through the coming year, as the window of anniversaries moves on over the days that contacts have.
+// fieldOfMany reads no contacts, but by an index.
+func (n *nextChange) fieldOfMany(ctx context.Context, f *spec.FieldTest, bounds []bound, day bool) error {
+	if f.Op == spec.OpYearly {
+		return n.yearly(ctx, f.Test, "", day, nil)
+	}
+	indexed := f.Field == "created"
+	if !day && !indexed {
+		err := n.tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = 'contact'::regclass AND i.indisvalid AND pg_get_expr(i.indexprs, i.indrelid) LIKE '%(fields ->> ' || quote_literal($1) || '::text)%')`,
+			f.Field).Scan(&indexed)
+		if err != nil {
+			return err
+		}
+	}
+	for _, b := range bounds {
+		c := &compiler{env: n.env, first: 2}
+		switch {
+		case day: // when it will be the next
+			n.crosses(b, b(n.env.Now), 24*time.Hour)
+		case f.Field == "created":
+			if err := n.soon(ctx, b, "FROM contact c WHERE true", "c.created_at", c); err != nil {
+				return err
+			}
+		case indexed:
+			value := c.stored(f.Field)
+			var first *time.Time
+			err := n.tx.QueryRow(ctx, "SELECT ("+asInstant("min("+value+")")+") FROM contact c WHERE "+value+" >= $1 AND "+value+" < '9999' AND "+value+" LIKE '"+storedInstant+"'",
+				append([]any{b(n.env.Now).UTC().Format(time.RFC3339)}, c.args...)...).Scan(&first)
+			if err != nil {
+				return err
+			}
+			if first != nil {
+				n.crosses(b, *first, time.Microsecond)
+			}
+		default:
+			n.candidate(n.env.Now.Add(windows()[0]))
+		}
+	}
+	return nil
+}
+
+// yearly goes through the coming year, as the window of anniversaries moves on over the days that contacts have; over any day, when value is empty.
 func (n *nextChange) yearly(ctx context.Context, t spec.Test, value string, day bool, c *compiler) error {
-	month := "right(" + value + ", 5)"
-	if !day {
-		month = "to_char(" + value + " AT TIME ZONE " + c.text(n.env.zone().String()) + ", 'MM-DD')"
-	}
-	rows, err := n.tx.Query(ctx, "SELECT DISTINCT "+month+" FROM contact c WHERE $1::int = 0 AND "+value+" IS NOT NULL"+n.of(c, "c.id"), append([]any{0}, c.args...)...)
-	if err != nil {
-		return err
-	}
-	days, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil || len(days) == 0 {
-		return err
+	var days []string
+	if value != "" {
+		month := "right(" + value + ", 5)"
+		if !day {
+			month = "to_char(" + value + " AT TIME ZONE " + c.text(n.env.zone().String()) + ", 'MM-DD')"
+		}
+		rows, err := n.tx.Query(ctx, "SELECT DISTINCT "+month+" FROM contact c WHERE $1::int = 0 AND "+value+" IS NOT NULL"+n.of(c, "c.id"), append([]any{0}, c.args...)...)
+		if err != nil {
+			return err
+		}
+		if days, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil || len(days) == 0 {
+			return err
+		}
 	}
 	now := n.env.anniversaryOf(t)
 	if now.all {
@@ -215,11 +311,9 @@ func (n *nextChange) yearly(ctx context.Context, t spec.Test, value string, day 
 			continue
 		}
 		was = then
-		for _, d := range days {
-			if now.has(d) != then.has(d) {
-				n.candidate(env.Now)
-				return nil
-			}
+		if value == "" || slices.ContainsFunc(days, func(d string) bool { return now.has(d) != then.has(d) }) {
+			n.candidate(env.Now)
+			return nil
 		}
 	}
 	return nil
@@ -251,40 +345,46 @@ func (n *nextChange) event(ctx context.Context, t *spec.EventTest) error {
 	if len(bounds) == 0 && !moving {
 		return nil
 	}
-	c := &compiler{env: n.env, first: 2}
-	from, at, contact := c.anyones(t)
-	from += n.of(c, contact)
-	var big bool
-	if n.only == nil { // an index finds the events of a contact
-		many := "SELECT coalesce(max(id) - min(id), 0) > $1 FROM fact"
-		if at == "d.at" {
-			many = "SELECT coalesce((max(id) - min(id)) >> 9, 0) * 500 > $1 FROM delivery"
-		}
-		if err := n.tx.QueryRow(ctx, many, manyFacts).Scan(&big); err != nil {
-			return err
-		}
+	ids := "(SELECT max(id) - min(id) FROM fact)"
+	if _, ok := deliveryState(t.Event); ok { // a batch has 512 ids, however few its recipients are
+		ids = "(SELECT (max(id) - min(id)) >> 9 FROM delivery) * 500"
+	}
+	many, err := n.many(ctx, n.fewFacts, ids)
+	if err != nil {
+		return err
 	}
 	for _, b := range bounds {
-		var first *time.Time
-		if !big {
-			if err := n.tx.QueryRow(ctx, "SELECT min("+at+") "+from+" AND "+at+" >= $1", append([]any{b(n.env.Now)}, c.args...)...).Scan(&first); err != nil {
+		c := &compiler{env: n.env, first: 2}
+		from, at, contact := c.anyones(t)
+		if many {
+			if err := n.soon(ctx, b, from, at, c); err != nil {
 				return err
-			}
-			if first != nil {
-				n.crosses(b, *first, time.Microsecond)
 			}
 			continue
 		}
-		n.candidate(n.env.Now.Add(period))
+		from += n.of(c, contact)
+		var first *time.Time
+		if err := n.tx.QueryRow(ctx, "SELECT min("+at+") "+from+" AND "+at+" >= $1", append([]any{b(n.env.Now)}, c.args...)...).Scan(&first); err != nil {
+			return err
+		}
+		if first != nil {
+			n.crosses(b, *first, time.Microsecond)
+		}
 	}
-	if moving {
-		var some bool
+	if !moving {
+		return nil
+	}
+	some := many
+	if !many {
+		c := &compiler{env: n.env, first: 2}
+		from, _, contact := c.anyones(t)
+		from += n.of(c, contact)
 		if err := n.tx.QueryRow(ctx, "SELECT $1::int = 0 AND EXISTS (SELECT "+from+")", append([]any{0}, c.args...)...).Scan(&some); err != nil {
 			return err
 		}
-		if some {
-			n.candidate(n.env.Now.Add(period))
-		}
+	}
+	if some {
+		n.candidate(n.env.Now.Add(period))
 	}
 	return nil
 }

@@ -135,6 +135,13 @@ func TestNextChangeIsNeverLate(t *testing.T) {
 				if !earliest.Equal(next) {
 					return fmt.Errorf("%s: the next change is at %s, that of each contact alone at %s", source, next, earliest)
 				}
+				ofMany, err := predicate.NextChangeOfMany(ctx, tx, p, env)
+				if err != nil {
+					return fmt.Errorf("%s: of many: %w", source, err)
+				}
+				if !ofMany.After(now) || ofMany.After(next) {
+					return fmt.Errorf("%s: the next change after %s is at %s, and of many at %s", source, now, next, ofMany)
+				}
 				if !next.After(now) {
 					return fmt.Errorf("%s: the next change after %s is %s", source, now, next)
 				}
