@@ -13,6 +13,7 @@ import (
 
 	cloudevents "github.com/cloudevents/sdk-go/v2"
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
 	"go.uber.org/zap"
 	"pgregory.net/rapid"
 
@@ -72,13 +73,15 @@ type lab struct {
 	admin *postgres.Admin
 	track *track.Tracker
 	zones map[string]*time.Location
-	now   time.Time // of the tenant that is at hand
+	// merges that were not undone yet, of each tenant
+	merges map[string][]merged
+	now    time.Time // of the tenant that is at hand
 }
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
 	w := newWorld(t)
-	p := &lab{world: w, admin: w.pg.Admin(t), zones: map[string]*time.Location{}}
+	p := &lab{world: w, admin: w.pg.Admin(t), zones: map[string]*time.Location{}, merges: map[string][]merged{}}
 	p.track = track.New(track.Config{OriginKeep: 30 * 24 * time.Hour, Slots: 1, EventsPerSecond: 1, Proxies: 1, Compose: compose.Config{LinkURL: "https://links.example"}}, w.db, zap.NewNop())
 	for tenant, zone := range map[string]string{"acme": "Europe/Oslo", "brava": "America/St_Johns"} {
 		loc, err := time.LoadLocation(zone)
@@ -107,6 +110,7 @@ func (p *lab) empty(t *rapid.T, tenant string) {
 		p.exec(t, tenant, "DELETE FROM "+table)
 	}
 	p.exec(t, tenant, "UPDATE entity SET current = NULL WHERE kind = 'Segment'")
+	p.merges[tenant] = nil
 }
 
 func (p *lab) in(t *rapid.T, tenant string, f func(ctx context.Context, tx *postgres.Tx) error) {
@@ -299,6 +303,8 @@ func (p *lab) actions() map[string]func(t *rapid.T, tenant string) {
 				}
 			}
 		},
+		"merge":   p.merge,
+		"unmerge": p.unmerge,
 		"forget": func(t *rapid.T, tenant string) { // all but segment have read of all
 			p.exec(t, tenant, "UPDATE cursor SET xid = pg_current_xact_id(), id = 9223372036854775807 WHERE name IN ('campaign', 'track')")
 			if err := p.track.Sweep(context.Background(), tenant, nil, func(context.Context, string, cloudevents.Event) error { return nil }); err != nil {
@@ -344,6 +350,74 @@ func (p *lab) actions() map[string]func(t *rapid.T, tenant string) {
 			}
 		},
 	}
+}
+
+// merged is what undoes a merge.
+type merged struct {
+	loser, winner int64
+	moved         map[string][]int64 // ids, by table
+}
+
+// merge has a contact stand for another from now on, which takes what happened to it; what was told of many at once stays.
+func (p *lab) merge(t *rapid.T, tenant string) {
+	two := p.some(t, tenant, 2, 2)
+	if len(two) < 2 {
+		return
+	}
+	m := merged{loser: two[0], winner: two[1], moved: map[string][]int64{}}
+	if rapid.Bool().Draw(t, "the other way") {
+		m.loser, m.winner = m.winner, m.loser
+	}
+	p.in(t, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		for _, table := range []string{"fact", "delivery", "hit", "journey"} {
+			sql := "UPDATE " + table + " SET contact = $2 WHERE contact = $1"
+			if table == "journey" { // of two in one campaign one is enough
+				sql += " AND (state <> 'active' OR NOT EXISTS (SELECT FROM journey j WHERE j.contact = $2 AND j.state = 'active'))"
+			}
+			rows, err := tx.Query(ctx, sql+" RETURNING id", m.loser, m.winner)
+			if err != nil {
+				return err
+			}
+			if m.moved[table], err = pgx.CollectRows(rows, pgx.RowTo[int64]); err != nil {
+				return err
+			}
+		}
+		return p.standFor(ctx, tx, m, &m.winner)
+	})
+	p.merges[tenant] = append(p.merges[tenant], m)
+}
+
+// unmerge undoes the last merge, unless the one or the other is nobody by now.
+func (p *lab) unmerge(t *rapid.T, tenant string) {
+	n := len(p.merges[tenant])
+	if n == 0 {
+		return
+	}
+	m := p.merges[tenant][n-1]
+	p.merges[tenant] = p.merges[tenant][:n-1]
+	p.in(t, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		var there int
+		err := tx.QueryRow(ctx, "SELECT count(*) FROM contact WHERE id IN ($1, $2) AND erased_at IS NULL", m.loser, m.winner).Scan(&there)
+		if err != nil || there < 2 {
+			return err
+		}
+		for table, ids := range m.moved {
+			if _, err := tx.Exec(ctx, "UPDATE "+table+" SET contact = $1 WHERE id = ANY ($2)", m.loser, ids); err != nil {
+				return err
+			}
+		}
+		return p.standFor(ctx, tx, m, nil)
+	})
+}
+
+func (p *lab) standFor(ctx context.Context, tx *postgres.Tx, m merged, into *int64) error {
+	if _, err := tx.Exec(ctx, "UPDATE contact SET merged_into = $2, expires_at = NULL WHERE id = $1", m.loser, into); err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, "UPDATE contact SET expires_at = NULL WHERE id = $1", m.winner); err != nil {
+		return err
+	}
+	return tx.AddFacts(ctx, postgres.Fact{Kind: "contact.merged", Contact: m.loser, Data: fmt.Appendf(nil, `{"into": %d}`, m.winner)})
 }
 
 func keys[V any](m map[string]V) func(yield func(string) bool) {
