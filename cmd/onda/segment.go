@@ -15,6 +15,7 @@ import (
 	"github.com/onda-run/onda/internal/apply"
 	"github.com/onda-run/onda/internal/page"
 	"github.com/onda-run/onda/internal/postgres"
+	"github.com/onda-run/onda/internal/predicate"
 	"github.com/onda-run/onda/internal/segment"
 	"github.com/onda-run/onda/internal/spec"
 )
@@ -23,6 +24,7 @@ type segmentCmd struct {
 	Count   segmentCountCmd   `cmd:"" default:"withargs" help:"Count a segment's members, from a number that is kept."`
 	List    segmentListCmd    `cmd:"" help:"List the segments: how many are in each, whether it is current, and what uses it."`
 	Preview segmentPreviewCmd `cmd:"" help:"Count who a document would put in, before it is applied."`
+	Explain segmentExplainCmd `cmd:"" help:"Say why a contact is in a segment, or is not: which part of the predicate holds, because of what, until when."`
 	Rebuild segmentRebuildCmd `cmd:"" help:"Have a segment computed in full."`
 }
 
@@ -428,5 +430,116 @@ func (s *session) preview(p *apply.Preview) {
 		for _, l := range p.Plan {
 			s.print("%s", l)
 		}
+	}
+}
+
+type segmentExplainCmd struct {
+	Name    string `arg:"" help:"The segment's name."`
+	Contact string `arg:"" help:"The contact: its address, its external id, or its number."`
+}
+
+// Help is shown by --help.
+func (segmentExplainCmd) Help() string {
+	return "Each part of the predicate is marked by whether it holds now. What is known of the contact is shown, personal fields too. A time is when time alone may change " +
+		"a part, in UTC.\n\nExample:\n  onda --tenant acme segment explain nordic-readers ada@example.com"
+}
+
+// segmentExplanation is an explanation with what uses the segment.
+type segmentExplanation struct {
+	segment.Explanation
+	UsedBy []apply.Use `json:"usedBy"`
+}
+
+// Run explains a membership.
+func (c segmentExplainCmd) Run(ctx context.Context, s *session) error {
+	e := segmentExplanation{UsedBy: []apply.Use{}}
+	err := s.named(ctx, c.Name, segments(), "", func(ctx context.Context, tx *postgres.Tx) error {
+		if _, err := segment.Count(ctx, tx, c.Name); err != nil {
+			return err
+		}
+		id, err := findContact(ctx, tx, c.Contact)
+		if err != nil {
+			return err
+		}
+		if e.Explanation, err = segment.Explain(ctx, tx, c.Name, id); err != nil {
+			return err
+		}
+		used, err := apply.UsedBy(ctx, tx)
+		e.UsedBy = append(e.UsedBy, used[spec.Ref{Kind: spec.KindSegment, Name: c.Name}]...)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if ok, err := s.data(e); ok {
+		return err
+	}
+	s.print("%s", wrap(standing(c.Contact, e.Explanation), "  "))
+	for _, note := range notes(e.Explanation) {
+		s.print("%s", wrap("  "+note, "  "))
+	}
+	if e.Why != nil {
+		s.part(*e.Why, "  ")
+	}
+	if len(e.UsedBy) > 0 {
+		s.print("%s", wrap("used by "+uses(e.UsedBy), "  "))
+	}
+	return nil
+}
+
+// standing says in a line how a contact stands to a segment.
+func standing(who string, e segment.Explanation) string {
+	on := "with the next work"
+	if !e.Current {
+		on = "with the rebuild that is on its way"
+	}
+	who = fmt.Sprintf("%s (contact %d)", who, e.Contact)
+	switch {
+	case e.Member && e.Belongs:
+		return fmt.Sprintf("%s is in %s, since %s", who, e.Segment, moment(e.Since))
+	case e.Member:
+		return fmt.Sprintf("%s is in %s, since %s, and leaves it %s", who, e.Segment, moment(e.Since), on)
+	case e.Belongs:
+		return fmt.Sprintf("%s is not in %s yet, and joins it %s", who, e.Segment, on)
+	default:
+		return fmt.Sprintf("%s is not in %s", who, e.Segment)
+	}
+}
+
+// notes are what decides beside the predicate.
+func notes(e segment.Explanation) []string {
+	var out []string
+	if e.Gone {
+		out = append(out, "it was erased, or merged into another contact: it is in no segment")
+	}
+	if e.Kept != "" {
+		out = append(out, "kept "+e.Kept+" by hand, whatever the document says")
+	}
+	if e.Listed != "" {
+		out = append(out, "kept "+e.Listed+" by the document (keep), whatever holds below")
+	}
+	return out
+}
+
+// part prints a part of a predicate, and its parts.
+func (s *session) part(p predicate.Part, indent string) {
+	mark := "✗"
+	if p.Holds {
+		mark = "✓"
+	}
+	text := p.Text
+	if len(p.Parts) > 1 {
+		text += " of"
+	}
+	s.print("%s", wrap(indent+mark+" "+text, indent+"    "))
+	because := strings.Join(p.Because, "; ")
+	if len(p.Parts) == 0 && p.Until.Before(postgres.Never) {
+		because = strings.TrimPrefix(because+", until "+moment(&p.Until), ", ")
+	}
+	if because != "" {
+		s.print("%s", wrap(indent+"    "+because, indent+"      "))
+	}
+	for _, child := range p.Parts {
+		s.part(child, indent+"  ")
 	}
 }

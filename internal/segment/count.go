@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -47,23 +48,36 @@ func Count(ctx context.Context, tx *postgres.Tx, name string) (Size, error) {
 
 // Explanation says why a contact is in a segment, or is not.
 type Explanation struct {
-	// Member is what the stored membership says.
-	Member bool
-	// Kept is in or out when it was set by hand.
-	Kept string
-	// Matches is what the document in force says of the contact at this moment.
-	Matches bool
+	Segment string `json:"segment"`
+	Contact int64  `json:"contact"`
+	// Member is what the stored membership says; Since is when it joined.
+	Member bool       `json:"member"`
+	Since  *time.Time `json:"since,omitempty"`
+	// Kept is in or out when it was set by hand, Listed when the document keeps it in or out by name.
+	Kept   string `json:"kept,omitempty"`
+	Listed string `json:"listed,omitempty"`
+	// Matches is what the document in force says of the contact at this moment, Belongs with what was set by hand.
+	Matches bool `json:"matches"`
+	Belongs bool `json:"belongs"`
+	// Gone says that the contact was erased or merged into another: it is in no segment then.
+	Gone bool `json:"gone,omitempty"`
+	// Current is as in Size.
+	Current bool `json:"current"`
+	// Why are the parts of the predicate; nil where members are kept by hand alone.
+	Why *predicate.Part `json:"why,omitempty"`
 }
 
-// Explain tells how a contact stands to a segment.
+// Explain tells how a contact stands to a segment, and which part of the predicate holds, because of what, until when.
 func Explain(ctx context.Context, tx *postgres.Tx, name string, id int64) (Explanation, error) {
-	var e Explanation
+	e := Explanation{Segment: name, Contact: id}
+	size, err := Count(ctx, tx, name)
+	if err != nil {
+		return e, err
+	}
+	e.Current = size.Current
 	s := &kept{name: name}
 	var stored []byte
-	err := tx.QueryRow(ctx, `SELECT e.id, d.spec FROM entity e JOIN document d ON d.id = e.current WHERE e.kind = 'Segment' AND e.name = $1`, name).Scan(&s.entity, &stored)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return e, fmt.Errorf("segment %s: %w", name, ErrUnknown)
-	}
+	err = tx.QueryRow(ctx, `SELECT e.id, d.spec FROM entity e JOIN document d ON d.id = e.current WHERE e.kind = 'Segment' AND e.name = $1`, name).Scan(&s.entity, &stored)
 	if err != nil {
 		return e, fmt.Errorf("explain segment %s: %w", name, err)
 	}
@@ -72,14 +86,38 @@ func Explain(ctx context.Context, tx *postgres.Tx, name string, id int64) (Expla
 	if err != nil {
 		return e, err
 	}
-	cond, err := s.condition(env, 3, "= $2")
+	cond, err := s.condition(env, 3, "")
 	if err != nil {
 		return e, err
 	}
-	err = tx.QueryRow(ctx, `SELECT coalesce(m.kept <> 'out', false), coalesce(m.kept, ''), coalesce((SELECT `+cond.SQL+` FROM contact c WHERE c.id = $2), false)
-		FROM (SELECT $1::int, $2::bigint) a(segment, contact) LEFT JOIN member m USING (segment, contact)`, append([]any{s.entity, id}, cond.Args...)...).Scan(&e.Member, &e.Kept, &e.Matches)
+	var email, external string
+	err = tx.QueryRow(ctx, `SELECT coalesce(m.kept <> 'out', false), m.since, coalesce(m.kept, ''), coalesce((SELECT `+cond.SQL+` FROM contact c WHERE c.id = $2), false),
+			coalesce(p.email, ''), coalesce(p.external_id, ''), p.id IS NULL OR p.erased_at IS NOT NULL OR p.merged_into IS NOT NULL
+		FROM (SELECT $1::int, $2::bigint) a(segment, contact) LEFT JOIN member m USING (segment, contact) LEFT JOIN contact p ON p.id = a.contact`,
+		append([]any{s.entity, id}, cond.Args...)...).Scan(&e.Member, &e.Since, &e.Kept, &e.Matches, &email, &external, &e.Gone)
 	if err != nil {
 		return e, fmt.Errorf("explain segment %s: %w", name, err)
+	}
+	e.Belongs = e.Kept != "out" && (e.Matches || e.Kept == "in" && !e.Gone)
+	if !e.Member {
+		e.Since = nil
+	}
+	listed := func(who []string) bool {
+		emails, ids := split(who)
+		return email != "" && slices.Contains(emails, email) || external != "" && slices.Contains(ids, external)
+	}
+	switch {
+	case listed(s.doc.Out):
+		e.Listed = "out"
+	case listed(s.doc.In):
+		e.Listed = "in"
+	}
+	if s.doc.Where != nil && !e.Gone {
+		why, err := predicate.Explain(ctx, tx, s.doc.Where, env, id)
+		if err != nil {
+			return e, fmt.Errorf("explain segment %s: %w", name, err)
+		}
+		e.Why = &why
 	}
 	return e, nil
 }

@@ -14,6 +14,7 @@ import (
 
 	cloudevents "github.com/cloudevents/sdk-go/v2"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/sethvargo/go-envconfig"
 	"go.uber.org/zap"
 	"pgregory.net/rapid"
@@ -345,10 +346,18 @@ func TestKeep(t *testing.T) {
 	w.want("hand", ids[0], ids[4])
 	pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
 		for id, want := range map[int64]Explanation{
-			ids[0]: {Member: true, Matches: true}, ids[1]: {}, ids[3]: {Kept: "out", Matches: true}, 999: {},
+			ids[0]: {Member: true, Listed: "in", Matches: true, Belongs: true}, ids[1]: {Listed: "out"}, ids[3]: {Kept: "out", Matches: true}, 999: {Gone: true},
 		} {
-			if got, err := Explain(ctx, tx, "some", id); err != nil || got != want {
-				t.Errorf("contact %d: %+v, %v, want %+v", id, got, err, want)
+			want.Segment, want.Contact, want.Current = "some", id, true
+			got, err := Explain(ctx, tx, "some", id)
+			if err != nil {
+				return err
+			}
+			if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(Explanation{}, "Since", "Why")); diff != "" {
+				t.Errorf("contact %d: %s", id, diff)
+			}
+			if (got.Since != nil) != want.Member || (got.Why == nil) != want.Gone || got.Why != nil && want.Listed == "" && got.Why.Holds != want.Matches {
+				t.Errorf("contact %d: since %v, why %+v", id, got.Since, got.Why)
 			}
 		}
 		if _, err := Count(ctx, tx, "none"); !errors.Is(err, ErrUnknown) {
