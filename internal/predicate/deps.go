@@ -15,6 +15,7 @@ type Deps struct {
 	Fields    []string // names of fields, built-in ones too
 	Scores    []string // groups
 	Tags      bool
+	Stage     bool
 	Topics    []string // whose subscriptions
 	Gate      bool     // suppressions, and whether the contact has an address
 	Segments  []string
@@ -35,6 +36,8 @@ func DepsOf(p *spec.Predicate) Deps {
 			d.Tags = d.Tags || q.Field.Field == "tags"
 		case q.Tag != "":
 			d.Tags = true
+		case q.Stage != "":
+			d.Stage = true
 		case q.Topic != nil:
 			d.Topics = append(d.Topics, q.Topic.Topic)
 		case q.Reachable != "":
@@ -86,6 +89,10 @@ func (d Deps) Touched(f postgres.Fact) bool {
 		}
 	case "tag":
 		if d.Tags {
+			return true
+		}
+	case "stage":
+		if d.Stage {
 			return true
 		}
 	case "score":

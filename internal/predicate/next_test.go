@@ -215,6 +215,8 @@ func TestTouched(t *testing.T) {
 		{`{field: plan, is: x}`, postgres.Fact{Kind: "tag.changed", Name: "plan"}, false},
 		{`{not: {tag: vip}}`, postgres.Fact{Kind: "tag.changed", Name: "vip"}, true},
 		{`{field: tags, hasAny: [vip]}`, postgres.Fact{Kind: "tag.changed", Name: "vip"}, true},
+		{`{not: {stage: hot}}`, postgres.Fact{Kind: "stage.changed", Name: "cold"}, true},
+		{`{tag: hot}`, postgres.Fact{Kind: "stage.changed", Name: "hot"}, false},
 		{`{field: score, gte: 50}`, postgres.Fact{Kind: "score.changed", Name: "score"}, true},
 		{`{field: score, gte: 50}`, postgres.Fact{Kind: "score.changed", Name: "fit"}, false},
 		{`{not: {field: score.fit, gte: 50}}`, postgres.Fact{Kind: "score.changed", Name: "fit"}, true},

@@ -33,6 +33,8 @@ type Env struct {
 	First int
 	// NoScores is set of a tenant whose schema has none yet: all are 0.
 	NoScores bool
+	// NoStages is set of a tenant whose schema has none yet: nobody is at any.
+	NoStages bool
 	// Scope, when the statement looks at some contacts only, is the condition that it has on c.id, as it stands behind the column: BETWEEN $1 AND $2, or
 	// = ANY ($1::bigint[]). It is repeated wherever other tables are asked, so that these are read by range and once, and not once a contact.
 	Scope string
@@ -47,7 +49,7 @@ type Env struct {
 
 // Load reads the tenant's Env: its fields, the zone of its settings, its clock.
 func Load(ctx context.Context, tx *postgres.Tx) (Env, error) {
-	env := Env{Fields: map[string]spec.FieldType{}, Zone: time.UTC, Now: tx.Now(), NoScores: tx.Tenant.Schema < contact.ScoresSchema, AskHits: tx.Tenant.Schema < postgres.TakenSchema}
+	env := Env{Fields: map[string]spec.FieldType{}, Zone: time.UTC, Now: tx.Now(), NoScores: tx.Tenant.Schema < contact.ScoresSchema, NoStages: tx.Tenant.Schema < contact.StageSchema, AskHits: tx.Tenant.Schema < postgres.TakenSchema}
 	rows, err := tx.Query(ctx, `SELECT e.kind, d.spec FROM entity e JOIN document d ON d.id = e.current WHERE e.kind IN ('Field', 'Settings')`)
 	if err != nil {
 		return env, fmt.Errorf("read fields: %w", err)
@@ -168,6 +170,11 @@ func (c *compiler) predicate(p *spec.Predicate, is bool) (string, error) {
 		return c.field(p.Field, is)
 	case p.Tag != "":
 		return whether("("+c.tagged([]spec.Value{{Text: p.Tag}})+")", is), nil
+	case p.Stage != "":
+		if c.env.NoStages {
+			return whether("false", is), nil
+		}
+		return unless("(c.stage = "+c.text(p.Stage)+")", is), nil
 	case p.Topic != nil:
 		return c.topic(p.Topic, is)
 	case p.Reachable != "":

@@ -42,6 +42,7 @@ type person struct {
 	erased    bool
 	forwarded bool
 	scores    map[string]int64
+	stage     string
 }
 
 type happening struct {
@@ -117,6 +118,7 @@ func drawPerson(t *rapid.T) *person {
 		p.fields["country"] = rapid.SampledFrom([]string{"NO", "FR"}).Draw(t, "country")
 	}
 	p.scores = rapid.MapOf(rapid.SampledFrom([]string{"score", "fit", "other"}), rapid.Int64Range(-3, 6)).Draw(t, "scores")
+	p.stage = rapid.SampledFrom([]string{"", "cold", "hot"}).Draw(t, "stage")
 	p.tags = rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"VIP", "web"}), 0, 2, rapid.ID).Draw(t, "tags")
 	for _, topic := range []string{"news", "offers"} {
 		if s := rapid.SampledFrom([]string{"", "pending", "granted", "withdrawn"}).Draw(t, topic); s != "" {
@@ -158,7 +160,7 @@ func drawPerson(t *rapid.T) *person {
 
 // drawPredicate gives a predicate in the words of the language.
 func drawPredicate(t *rapid.T, depth int) any {
-	kinds := []string{"field", "field", "field", "field", "field", "tag", "topic", "reachable", "segment", "event", "event", "campaign", "sample"}
+	kinds := []string{"field", "field", "field", "field", "field", "tag", "stage", "topic", "reachable", "segment", "event", "event", "campaign", "sample"}
 	if depth > 0 {
 		kinds = append(kinds, "all", "any", "not", "not")
 	}
@@ -173,6 +175,8 @@ func drawPredicate(t *rapid.T, depth int) any {
 		return map[string]any{"not": drawPredicate(t, depth-1)}
 	case "tag":
 		return map[string]any{"tag": rapid.SampledFrom([]string{"vip", "Web", "none"}).Draw(t, "tag")}
+	case "stage":
+		return map[string]any{"stage": rapid.SampledFrom([]string{"hot", "none"}).Draw(t, "stage")}
 	case "topic":
 		return map[string]any{"topic": "news", "state": rapid.SampledFrom([]string{"subscribed", "pending", "unsubscribed", "never"}).Draw(t, "state")}
 	case "reachable":
@@ -332,6 +336,8 @@ func (n naive) eval(p *spec.Predicate, c *person) bool {
 		return !n.eval(p.Not, c)
 	case p.Tag != "":
 		return slices.ContainsFunc(c.tags, func(t string) bool { return strings.EqualFold(t, p.Tag) })
+	case p.Stage != "":
+		return c.stage == p.Stage
 	case p.Topic != nil:
 		state := map[string]spec.TopicState{"": spec.StateNever, "granted": spec.StateSubscribed, "pending": spec.StatePending, "withdrawn": spec.StateUnsubscribed}
 		return state[c.topics[p.Topic.Topic]] == p.Topic.State
@@ -725,8 +731,8 @@ func store(ctx context.Context, tx *postgres.Tx, people []*person) error {
 			e := *p.email
 			email = &e
 		}
-		b.Queue(`INSERT INTO contact (id, email, external_id, fields, tags, created_at, erased_at, merged_into, scores) OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, $4, $5, $6,
-			CASE WHEN $7 THEN now() END, CASE WHEN $8 THEN 1::bigint END, $9)`, p.id, email, fmt.Sprintf("x%d", p.id), fields, p.tags, p.created, p.erased, p.forwarded, p.scores)
+		b.Queue(`INSERT INTO contact (id, email, external_id, fields, tags, created_at, erased_at, merged_into, scores, stage) OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, $4, $5, $6,
+			CASE WHEN $7 THEN now() END, CASE WHEN $8 THEN 1::bigint END, $9, nullif($10, ''))`, p.id, email, fmt.Sprintf("x%d", p.id), fields, p.tags, p.created, p.erased, p.forwarded, p.scores, p.stage)
 		for topic, state := range p.topics {
 			b.Queue("INSERT INTO subscription (contact, purpose, state, consent, at) VALUES ($1, $2, $3, 0, now())", p.id, topic, state)
 		}
@@ -895,6 +901,7 @@ func TestValuesAreParameters(t *testing.T) {
 		{Field: &spec.FieldTest{Field: evil, Test: spec.Test{Op: spec.OpMatches, Values: []spec.Value{{Text: evil}}}}},
 		{Field: &spec.FieldTest{Field: evil, Test: spec.Test{Op: spec.OpIn, Values: []spec.Value{{Text: evil}, {Text: evil}}}}},
 		{Tag: evil},
+		{Stage: evil},
 		{Topic: &spec.TopicTest{Topic: evil, State: spec.StateNever}},
 		{Reachable: evil},
 		{Segment: evil},

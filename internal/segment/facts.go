@@ -20,7 +20,7 @@ const (
 
 // kinds are the facts that may change who is in a segment.
 func kinds() []string {
-	return []string{"contact.", "tag.", "score.", "consent.", "suppression.", "email.", "hit.", "page.", "event.", "form.", "journey."}
+	return []string{"contact.", "tag.", "score.", "stage.", "consent.", "suppression.", "email.", "hit.", "page.", "event.", "form.", "journey."}
 }
 
 // facts reads the next facts and computes the segments anew for the contacts that they are about. more says that there may be further ones. A segment that cannot be computed is set aside, and the facts are read

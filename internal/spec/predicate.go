@@ -17,6 +17,7 @@ type Predicate struct {
 	Not       *Predicate    //
 	Field     *FieldTest    // of a Field, or a built-in one: email, external_id, created, tags, score
 	Tag       string        // has this tag
+	Stage     string        // is at this stage
 	Topic     *TopicTest    //
 	Reachable string        // the gate would let a mail of this topic through
 	Segment   string        // is a member
@@ -185,12 +186,20 @@ func predicateRule() rule[Predicate] {
 		read:   func(d *decoder, n *node) (Predicate, bool) { return predicateRule().read(d, n) },
 		schema: func(b *schemaBuilder) schema { return predicateRule().schema(b) },
 	}
-	return variants("predicate", "predicate", []string{"stage", "device", "location"},
+	return variants("predicate", "predicate", []string{"device", "location"},
 		variant[Predicate]{"all", func(o *object, p *Predicate) { get(o, "all", list(self, 1), &p.All, optional) }},
 		variant[Predicate]{"any", func(o *object, p *Predicate) { get(o, "any", list(self, 1), &p.Any, optional) }},
 		variant[Predicate]{"not", func(o *object, p *Predicate) { get(o, "not", pointer(self), &p.Not, optional) }},
 		variant[Predicate]{"field", func(o *object, p *Predicate) { p.Field = fieldTestKeys(o) }},
 		variant[Predicate]{"tag", func(o *object, p *Predicate) { get(o, "tag", tagRule(), &p.Tag, optional) }},
+		variant[Predicate]{"stage", func(o *object, p *Predicate) {
+			get(o, "stage", stageRule(), &p.Stage, optional)
+			o.check(func(d *decoder, n *node) {
+				if p.Stage != "" {
+					d.later(func(c *checker) { c.stage(n.get("stage").position, p.Stage) })
+				}
+			})
+		}},
 		variant[Predicate]{"topic", func(o *object, p *Predicate) {
 			p.Topic = &TopicTest{}
 			get(o, "topic", reference(KindTopic), &p.Topic.Topic, required)
