@@ -16,7 +16,7 @@ import (
 
 type exportContactsCmd struct {
 	Segment string   `help:"Its members alone." placeholder:"NAME"`
-	Field   []string `help:"These columns alone, in their order: names of fields, email, external_id, tags, score, consent.TOPIC, created." placeholder:"NAME,..."`
+	Field   []string `help:"These columns alone, in their order: names of fields, email, external_id, tags, score, stage, consent.TOPIC, email.typed, created." placeholder:"NAME,..."`
 	Format  string   `help:"csv, or jsonl: a line of JSON each, as with --output json." enum:"csv,jsonl" default:"csv" placeholder:"csv"`
 	Raw     bool     `help:"Write texts in CSV that a spreadsheet would compute as they are: for programs."`
 }

@@ -144,6 +144,10 @@ func Make(ctx context.Context, tx *postgres.Tx, drainer string, rows []Row, caus
 		contacts[i] = ids[k]
 	}
 	columns := []string{"id", "external_id", "email", "fields", "tags", "created_at", "changed_at", "expires_at"}
+	typed := tx.Tenant.Schema >= TypedSchema
+	if typed {
+		columns = append(columns, "typed")
+	}
 	var bad error
 	err = tx.Copy(ctx, "contact", columns, len(rows), func(k int, r *postgres.CopyRow) {
 		row := &rows[order[k]]
@@ -166,6 +170,9 @@ func Make(ctx context.Context, tx *postgres.Tx, drainer string, rows []Row, caus
 			r.Null()
 		} else {
 			r.Time(row.Expires)
+		}
+		if typed {
+			textOrNull(r, row.Typed)
 		}
 	})
 	var pe *pgconn.PgError

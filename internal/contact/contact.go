@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -44,6 +45,8 @@ func Ensure(ctx context.Context, tx *postgres.Tx, address string) (id int64, mad
 type Row struct {
 	// Email is an address in any form, ExternalID the tenant's own id; at least one is there. Both are set on the contact that is found by either.
 	Email, ExternalID string
+	// Typed is the address as it was typed, where Email is the normalised form of it already; it is kept beside the address of a contact that gets that.
+	Typed string
 	// Fields are set; a value of nil removes the field, fields that are not named stay.
 	Fields map[string]any
 	// JSON, where it is not empty, stands in place of Fields: an object of them, as encoding/json would write it.
@@ -96,6 +99,12 @@ func upsert(ctx context.Context, tx *postgres.Tx, drainer string, rows []Row, ca
 		if r.Email != "" {
 			if norm[i].Email, results[i].Err = Normalise(r.Email); results[i].Err != nil {
 				continue
+			}
+			if r.Typed == "" {
+				norm[i].Typed = strings.TrimSpace(r.Email)
+			}
+			if norm[i].Typed == norm[i].Email {
+				norm[i].Typed = ""
 			}
 		}
 		if r.Email == "" && r.ExternalID == "" {
@@ -324,6 +333,15 @@ func insert(ctx context.Context, tx *postgres.Tx, rows []Row, results []RowResul
 	if err != nil {
 		return nil, fmt.Errorf("make contacts: %w", err)
 	}
+	var otherwise []int
+	for _, i := range which {
+		if results[i].Contact != 0 && rows[i].Typed != "" {
+			otherwise = append(otherwise, i)
+		}
+	}
+	if err := retype(ctx, tx, rows, results, otherwise); err != nil {
+		return nil, err
+	}
 	return made, adopt(ctx, tx, rows, results, which)
 }
 
@@ -390,6 +408,9 @@ func applyRows(ctx context.Context, tx *postgres.Tx, w *writer, rows []Row, resu
 		if c.moved {
 			moved = append(moved, at[c.id])
 		}
+	}
+	if err := retype(ctx, tx, rows, results, moved); err != nil {
+		return err
 	}
 	return adopt(ctx, tx, rows, results, moved)
 }

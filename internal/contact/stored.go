@@ -236,7 +236,7 @@ func tell(ctx context.Context, tx *postgres.Tx, id int64, mask *Mask, search boo
 		m = *mask
 	}
 	var self json.RawMessage
-	err := tx.QueryRow(ctx, `SELECT CASE WHEN $2 THEN to_jsonb(c) || jsonb_build_object('email', $3::text, 'external_id', CASE WHEN c.external_id IS NOT NULL THEN $5::text END, 'fields',
+	err := tx.QueryRow(ctx, `SELECT CASE WHEN $2 THEN to_jsonb(c) - 'typed' || jsonb_build_object('email', $3::text, 'external_id', CASE WHEN c.external_id IS NOT NULL THEN $5::text END, 'fields',
 		(SELECT coalesce(jsonb_object_agg(f.name, CASE WHEN f.name = ANY ($4::text[]) THEN f.value ELSE to_jsonb($5::text) END), '{}') FROM jsonb_each(c.fields) f(name, value))) ELSE to_jsonb(c) END
 		FROM contact c WHERE c.id = $1 AND c.erased_at IS NULL AND c.merged_into IS NULL`, id, mask != nil, m.Address, m.Fields, hidden).Scan(&self)
 	if errors.Is(err, pgx.ErrNoRows) {

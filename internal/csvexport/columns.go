@@ -116,6 +116,9 @@ func (b *builder) read(ctx context.Context, tx *postgres.Tx) error {
 			return c
 		})
 	}
+	if tx.Tenant.Schema >= contact.TypedSchema {
+		b.add("email.typed", func() column { return words("c.typed") }) // no field has a dot in its name
+	}
 	b.add("created", func() column { return words(`to_char(c.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')`) })
 	return nil
 }

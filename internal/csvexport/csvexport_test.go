@@ -66,7 +66,7 @@ func fill(tb testing.TB, db *postgres.DB) {
 		('out@example.com', NULL, '{}', '{}', '{}', '2026-01-02T03:04:05Z', NULL, NULL)`)
 	pgtest.Exec(tb, db, pgtest.Acme, "INSERT INTO subscription (contact, purpose, state, consent, at) VALUES (1, 'newsletter', 'granted', 1, now()), (1, 'tracking.web', 'withdrawn', 2, now()), (5, 'newsletter', 'pending', 3, now())")
 	pgtest.Exec(tb, db, pgtest.Acme, "INSERT INTO member (segment, contact, kept) SELECT id, c, k FROM entity, (VALUES (1, ''), (2, 'in'), (3, ''), (5, 'out')) v(c, k) WHERE kind = 'Segment'")
-	pgtest.Exec(tb, db, pgtest.Acme, "UPDATE contact SET stage = 'hot' WHERE id = 1")
+	pgtest.Exec(tb, db, pgtest.Acme, "UPDATE contact SET stage = 'hot', typed = 'Ada@Example.com' WHERE id = 1")
 	pgtest.Exec(tb, db, pgtest.Brava, "INSERT INTO contact (email) VALUES ('brava@example.com')")
 }
 
@@ -79,17 +79,17 @@ func TestExport(t *testing.T) {
 		opts csvexport.Options
 		want string
 	}{
-		{"all", csvexport.Options{}, `email,external_id,forename,level,likes,phone,vip,tags,score,score.fit,stage,consent.newsletter,consent.tracking.email,consent.tracking.web,created
+		{"all", csvexport.Options{}, `email,external_id,forename,level,likes,phone,vip,tags,score,score.fit,stage,consent.newsletter,consent.tracking.email,consent.tracking.web,email.typed,created
 ada@example.com,'=1+1,"Ada ""A""
-, Countess",-5,"'=ski,sail",'+4721000000,true,"'-x,reader",-3,7,hot,granted,,withdrawn,2026-01-02T03:04:05Z
-,7,,'-x,none,,,,,,,,,,2026-01-02T03:04:05Z
-out@example.com,,,,,,,,,,,pending,,,2026-01-02T03:04:05Z
+, Countess",-5,"'=ski,sail",'+4721000000,true,"'-x,reader",-3,7,hot,granted,,withdrawn,Ada@Example.com,2026-01-02T03:04:05Z
+,7,,'-x,none,,,,,,,,,,,2026-01-02T03:04:05Z
+out@example.com,,,,,,,,,,,pending,,,,2026-01-02T03:04:05Z
 `},
 		{"raw", csvexport.Options{Raw: true, Columns: []string{"tags", "external_id"}}, "tags,external_id\n\"-x,reader\",=1+1\n,7\n,\n"},
 		{"one column", csvexport.Options{Columns: []string{"email"}}, "email\nada@example.com\n\"\"\nout@example.com\n"},
 		{"segment", csvexport.Options{Segment: "readers", Columns: []string{"email", "consent.newsletter"}}, "email,consent.newsletter\nada@example.com,granted\n,\n"},
 		{"JSON", csvexport.Options{JSON: true}, `{"email":"ada@example.com","external_id":"=1+1","forename":"Ada \"A\"\n, Countess","level":-5,"likes":["=ski", "sail"],"phone":"+4721000000","vip":true,"tags":["-x","reader"],` +
-			`"score":-3,"score.fit":7,"stage":"hot","consent.newsletter":"granted","consent.tracking.web":"withdrawn","created":"2026-01-02T03:04:05Z"}
+			`"score":-3,"score.fit":7,"stage":"hot","consent.newsletter":"granted","consent.tracking.web":"withdrawn","email.typed":"Ada@Example.com","created":"2026-01-02T03:04:05Z"}
 {"external_id":"7","level":"-x","likes":"none","tags":[],"created":"2026-01-02T03:04:05Z"}
 {"email":"out@example.com","tags":[],"consent.newsletter":"pending","created":"2026-01-02T03:04:05Z"}
 `},
@@ -110,7 +110,7 @@ out@example.com,,,,,,,,,,,pending,,,2026-01-02T03:04:05Z
 		want string
 	}{
 		{csvexport.Options{Columns: []string{"emial"}}, `there is no column "emial", did you mean "email"?`},
-		{csvexport.Options{Columns: []string{"x"}}, `there is no column "x": there are email, external_id, forename, level, likes, phone, vip, tags, score, score.fit, stage, consent.newsletter, consent.tracking.email, consent.tracking.web, created`},
+		{csvexport.Options{Columns: []string{"x"}}, `there is no column "x": there are email, external_id, forename, level, likes, phone, vip, tags, score, score.fit, stage, consent.newsletter, consent.tracking.email, consent.tracking.web, email.typed, created`},
 		{csvexport.Options{Columns: []string{"vip", "vip"}}, `"vip" is named twice: a column is exported once`},
 		{csvexport.Options{Segment: "writers"}, `there is no segment "writers"`},
 	} {

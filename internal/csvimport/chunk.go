@@ -184,8 +184,12 @@ func (p *parser) cell(row *contact.Row, c *column, cell []byte, text *strings.Bu
 			return fmt.Errorf("%w: %q is not", err, clip(string(cell)))
 		}
 	case c.name == "email":
-		if row.Email, err = contact.Normalise(keep(text, cell)); err != nil {
+		typed := keep(text, cell)
+		if row.Email, err = contact.Normalise(typed); err != nil {
 			return fmt.Errorf("%w: correct it, or take the row out", err)
+		}
+		if typed != row.Email {
+			row.Typed = typed
 		}
 	case c.name == "external_id":
 		if len(cell) > 200 || bytes.ContainsFunc(cell, unicode.IsControl) {

@@ -363,7 +363,7 @@ func findContacts(ctx context.Context, tx *postgres.Tx, list []*submission, skip
 		row[s.entry.email] = len(rows)
 		s.made = true // unless it was there
 		// Nobody else's words are overwritten by what a form says of a contact that it makes. Without a confirmation by then the contact goes.
-		rows = append(rows, contact.Row{Email: s.entry.email, Fields: s.firstFields(s.entry), OnlyNew: true, Expires: s.expires})
+		rows = append(rows, contact.Row{Email: s.entry.email, Typed: s.typed(), Fields: s.firstFields(s.entry), OnlyNew: true, Expires: s.expires})
 	}
 	if len(rows) == 0 {
 		return list, nil
@@ -404,6 +404,15 @@ func findContacts(ctx context.Context, tx *postgres.Tx, list []*submission, skip
 		}
 		return false
 	}), nil
+}
+
+// typed is the address as it was typed; empty where it was not, but known.
+func (s *submission) typed() string {
+	typed := strings.TrimSpace(s.values.Get("email"))
+	if address, err := contact.Normalise(typed); err != nil || address != s.entry.email {
+		return ""
+	}
+	return typed
 }
 
 // toBeGiven stands for a delivery until it has its id.
