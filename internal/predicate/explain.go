@@ -157,6 +157,8 @@ func (e *explainer) evidence(p *spec.Predicate) (string, error) {
 			value = "c.fields->>" + c.text(p.Field.Field)
 		}
 		return "ARRAY[" + value + "]", nil
+	case p.Stage != "" && !c.env.NoStages:
+		return "ARRAY[c.stage]", nil
 	case p.Topic != nil:
 		return "(SELECT ARRAY[s.state, " + utc("s.at") + "] FROM subscription s WHERE s.contact = c.id AND s.purpose = " + c.text(p.Topic.Topic) + ")", nil
 	case p.Reachable != "":
@@ -195,6 +197,10 @@ func because(p *spec.Predicate, found []*string) []string {
 		return []string{p.Field.Field + " has no value"}
 	case p.Field != nil:
 		return []string{p.Field.Field + " is " + at(0)}
+	case p.Stage != "" && at(0) == "":
+		return []string{"it is at no stage"}
+	case p.Stage != "":
+		return []string{"its stage is " + at(0)}
 	case p.Topic != nil && len(found) == 0:
 		return []string{"it never subscribed"}
 	case p.Topic != nil:
@@ -243,6 +249,8 @@ func words(p *spec.Predicate) string {
 		return p.Field.Field + " " + test(p.Field.Test)
 	case p.Tag != "":
 		return "tag " + p.Tag
+	case p.Stage != "":
+		return "stage " + p.Stage
 	case p.Topic != nil:
 		return fmt.Sprintf("topic %s %s", p.Topic.Topic, p.Topic.State)
 	case p.Reachable != "":
