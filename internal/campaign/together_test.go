@@ -296,6 +296,60 @@ func TestContactsExpireWhilePassesMoveThem(t *testing.T) {
 	}
 }
 
+// Contacts are erased while passes move them, and facts of them are read: nobody waits in a circle for good, and nothing of them is left.
+func TestContactsAreErasedWhilePassesMoveThem(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.campaign("busy", busy)
+	w.start("busy")
+	const people = 12
+	for range 4 {
+		w.people(pgtest.Acme, people)
+		first := w.count("SELECT max(id) FROM contact") - people + 1
+		for n := range int64(people) {
+			w.fact(postgres.Fact{Kind: "event.tracked", Name: "trial.started", Contact: first + n, Data: []byte(`{"note": "ada"}`)})
+		}
+		var group sync.WaitGroup
+		for half := range int64(2) { // of which each erases all, from its own end
+			group.Go(func() {
+				for n := range int64(people) {
+					id := first + n + half*(people-1-2*n)
+					if _, err := contact.Erase(context.Background(), w.db, pgtest.Acme, drainer, id, nil); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		group.Go(func() {
+			e := w.another()
+			for range 10 {
+				for _, work := range []func(ctx context.Context, tx *postgres.Tx) error{
+					func(ctx context.Context, tx *postgres.Tx) error { _, err := e.docs.readFacts(ctx, tx); return err },
+					func(ctx context.Context, tx *postgres.Tx) error {
+						_, _, err := e.docs.advance(ctx, tx, 1, chunk)
+						return err
+					},
+				} {
+					if err := w.db.InTenant(context.Background(), pgtest.Acme, work); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		})
+		group.Wait()
+		if t.Failed() {
+			return
+		}
+	}
+	w.everything()
+	if n := w.count("SELECT count(*) FROM journey WHERE state = 'active' OR data <> '{}'") + w.count("SELECT count(*) FROM fact WHERE contact IS NOT NULL OR data::text LIKE '%ada%'"); n != 0 {
+		t.Errorf("%d journeys and facts are left", n)
+	}
+	if n := w.count("SELECT count(*) FROM contact WHERE erasure ? 'done'"); n != 4*people {
+		t.Errorf("%d contacts are erased, want %d", n, 4*people)
+	}
+}
+
 // A contact who expires while a pass holds its journey does not wait for it: the pass may be about to ask for the contact.
 func TestExpiringWaitsForNoJourney(t *testing.T) {
 	t.Parallel()

@@ -253,6 +253,37 @@ func TestPauseWhileSendingHoldsAndCancelEnds(t *testing.T) {
 	}
 }
 
+// Who is erased while a worker holds the batch gets no mail but the one on its way, and what comes of that is stored without the relay's words.
+func TestErasedWhileSending(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	people := w.people(300)
+	w.plan(people, 500)
+	hold, reached := make(chan struct{}), make(chan struct{})
+	w.smtp.Script("u20@x.example", smtptest.Script{Rcpt: smtptest.Step{Wait: hold, Reached: reached, Reply: "550 5.1.1 there is no u20 here"}})
+	in := w.start("ONDA_SMTP_CONNECTIONS=1")
+	done := make(chan int)
+	go func() { done <- w.sweep(in, "send") }()
+	<-reached
+	for _, c := range []int64{people[19], people[299]} {
+		if _, err := contact.Erase(t.Context(), w.db, pgtest.Acme, "campaign", c, nil); err != nil {
+			t.Error(err)
+		}
+	}
+	close(hold)
+	if status := <-done; status != http.StatusAccepted {
+		t.Errorf("status %d", status)
+	}
+	w.mustSweep(in, "send")
+	got := pgtest.All[string](t, w.db, pgtest.Acme, "SELECT concat_ws(' ', contact, state, reason, code, detail) FROM delivery WHERE state <> 'sent' ORDER BY contact")
+	if d := cmp.Diff([]string{fmt.Sprint(people[19], " failed 550"), fmt.Sprint(people[299], " suppressed erased")}, got); d != "" {
+		t.Errorf("outcomes (-want +got):\n%s", d)
+	}
+	if n := len(w.smtp.Mails()); n != 298 {
+		t.Errorf("%d mails went out, want 298", n)
+	}
+}
+
 func TestWorkersAtOnceSendEachMailOnce(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
