@@ -2,6 +2,7 @@ package predicate
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -20,8 +21,21 @@ type Part struct {
 	// Because is what is known of the contact that decides it. It may be personal.
 	Because []string `json:"because,omitempty"`
 	// Until is when time alone may change it, at the earliest; postgres.Never: it stays until something happens.
-	Until time.Time `json:"until"`
+	Until time.Time `json:"-"`
 	Parts []Part    `json:"parts,omitempty"`
+}
+
+// MarshalJSON leaves until out where it is never.
+func (p Part) MarshalJSON() ([]byte, error) {
+	type plain Part
+	out := struct {
+		plain
+		Until *time.Time `json:"until,omitempty"`
+	}{plain: plain(p)}
+	if p.Until.Before(postgres.Never) {
+		out.Until = &p.Until
+	}
+	return json.Marshal(out)
 }
 
 // Explain tells of each part of the predicate whether it holds for a contact, because of what, and until when. The whole holds as Compile says. A contact that is not there
