@@ -266,7 +266,7 @@ func (n *nextChange) fieldOfMany(ctx context.Context, f *spec.FieldTest, bounds 
 		case indexed:
 			value := c.stored(f.Field)
 			var first *time.Time
-			err := n.tx.QueryRow(ctx, "SELECT ("+asInstant("min("+value+")")+") FROM contact c WHERE "+value+" >= $1 AND "+value+" < '9999' AND "+value+" LIKE '"+storedInstant+"'",
+			err := n.tx.QueryRow(ctx, "SELECT (SELECT "+asInstant(value)+" FROM contact c WHERE "+value+" >= $1 AND "+value+" < '9999' AND "+value+" LIKE '"+storedInstant+"' ORDER BY "+value+" LIMIT 1)",
 				append([]any{b(n.env.Now).UTC().Format(time.RFC3339)}, c.args...)...).Scan(&first)
 			if err != nil {
 				return err

@@ -64,6 +64,34 @@ func TestNextChange(t *testing.T) {
 	}
 }
 
+// Of many contacts, an index tells of a field's dates when one will be passed; without it, they are to be looked at soon.
+func TestNextChangeByIndex(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	db := d.DB(t)
+	now := time.Date(2026, 11, 24, 17, 0, 0, 0, zone())
+	pgtest.Exec(t, db, "acme", `INSERT INTO contact (fields) VALUES ('{"seen": "2026-11-20T10:00:00Z"}'), ('{"seen": "2026-11-21T10:00:00Z"}'), ('{"seen": "2026-11-2"}'), ('{"seen": "soon"}'), ('{}')`)
+	p, err := spec.ParsePredicate(`{field: seen, inLast: 7d}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := func() (at time.Time) {
+		pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+			var err error
+			at, err = predicate.NextChangeOfMany(ctx, tx, p, predicate.Env{Fields: fieldTypes(), Zone: zone(), Now: now})
+			return err
+		})
+		return at
+	}
+	if at := next(); !at.Equal(now.Add(time.Minute)) {
+		t.Errorf("without an index: %s", at)
+	}
+	d.Own(t, "acme", `CREATE INDEX seen ON contact (((fields->>'seen') COLLATE "C")) WHERE (fields->>'seen') IS NOT NULL`)
+	if at, want := next(), time.Date(2026, 11, 27, 10, 0, 0, 0, time.UTC); at.Before(want) || at.After(want.Add(time.Millisecond)) {
+		t.Errorf("with an index: %s, want %s", at, want)
+	}
+}
+
 // Until the next change, no answer changes.
 func TestNextChangeIsNeverLate(t *testing.T) {
 	t.Parallel()
