@@ -212,19 +212,31 @@ func rejectsOf(file string) (string, error) {
 type importBar struct {
 	bar   *progressbar.ProgressBar
 	name  string
-	began time.Time
+	since time.Time // when the rate was counted anew, and how many rows there were
+	from  int
+	rate  int
 }
+
+// rateFor is for how long rows are counted for the rate: what an import that goes on passes over counts for no longer.
+const rateFor = 5 * time.Second
 
 func (s *session) importBar(size int64, name string) *importBar {
 	f, ok := s.stderr.(*os.File)
 	visible := ok && isatty.IsTerminal(f.Fd())
-	return &importBar{name: name, began: time.Now(), bar: progressbar.NewOptions64(size, progressbar.OptionSetWriter(s.stderr), progressbar.OptionSetDescription("reading "+name),
+	return &importBar{name: name, since: time.Now(), bar: progressbar.NewOptions64(size, progressbar.OptionSetWriter(s.stderr), progressbar.OptionSetDescription("reading "+name),
 		progressbar.OptionSetVisibility(visible), progressbar.OptionSetWidth(30), progressbar.OptionClearOnFinish(), progressbar.OptionSetPredictTime(true))}
 }
 
 // rows shows how many rows are done, and that they were so many bytes of the file.
 func (b *importBar) rows(rows int, bytes int64) {
-	b.bar.Describe(fmt.Sprintf("%s: %s rows, %s a second", b.name, thousands(rows), thousands(int(float64(rows)/time.Since(b.began).Seconds()))))
+	took := time.Since(b.since)
+	if took > time.Second {
+		b.rate = int(float64(rows-b.from) / took.Seconds())
+	}
+	if took > rateFor {
+		b.since, b.from = time.Now(), rows
+	}
+	b.bar.Describe(fmt.Sprintf("%s: %s rows, %s a second", b.name, thousands(rows), thousands(b.rate)))
 	_ = b.bar.Set64(bytes) // it is for show
 }
 

@@ -91,7 +91,7 @@ func (k known) columns(header [][]byte, opts Options) ([]column, error) {
 		if isMapped {
 			mapped[h] = true
 		} else {
-			name = strings.ReplaceAll(strings.ToLower(h), " ", "_")
+			name = meant(h, names)
 		}
 		c := column{header: h, name: name, field: k.fields[name], skip: name == errorColumn && k.fields[name] == nil || isMapped && name == ""}
 		switch isKnown := slices.Contains(names, name); {
@@ -130,6 +130,27 @@ func (k known) columns(header [][]byte, opts Options) ([]column, error) {
 		errs = append(errs, errors.New(`the column email is missing, and external_id too: one of them says who a row is about; the first row must name the columns`))
 	}
 	return out, errors.Join(errs...)
+}
+
+// meant is the field that a header names, in any case and with anything between its words: E-Mail is email. What names none is given in small letters.
+func meant(header string, names []string) string {
+	squeezed := func(s string) string {
+		return strings.NewReplacer(" ", "", "_", "", "-", "").Replace(strings.ToLower(s))
+	}
+	name := strings.ReplaceAll(strings.ToLower(header), " ", "_")
+	if slices.Contains(names, name) {
+		return name
+	}
+	var found []string
+	for _, n := range names {
+		if squeezed(n) == squeezed(header) {
+			found = append(found, n)
+		}
+	}
+	if len(found) == 1 {
+		return found[0]
+	}
+	return name
 }
 
 // suggestion is what was meant instead, if that can be guessed.

@@ -299,7 +299,7 @@ func TestSeparatorsAndMapping(t *testing.T) {
 	if res.Made != 1 || res.Rejected != 1 || rejects != "E-Mail;Vorname;x;error\nbad;Bob;2;column E-Mail: not an email address: there is no @ in it: correct it, or take the row out\n" {
 		t.Errorf("%+v %q", res, rejects)
 	}
-	if res, _ := run(t, db, "email\tfirst_name\neve@example.com\t\"Eve\tX\"\n", csvimport.Options{}); res.Made != 1 {
+	if res, _ := run(t, db, "E-Mail\tFirstName\neve@example.com\t\"Eve\tX\"\n", csvimport.Options{}); res.Made != 1 {
 		t.Errorf("%+v", res)
 	}
 	if d := cmp.Diff([]string{`ada@example.com {"first_name": "Ada"} {}`, `eve@example.com {"first_name": "Eve\tX"} {}`}, contacts(t, db)); d != "" {
