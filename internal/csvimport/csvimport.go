@@ -116,7 +116,7 @@ type Sample struct {
 }
 
 const (
-	chunkRows   = 5_000
+	chunkRows   = 4_000
 	maxProblems = 20
 	maxSamples  = 5
 	maxTries    = 10
@@ -124,7 +124,7 @@ const (
 )
 
 // Import reads CSV with a header whose columns are email, external_id, tags and names of fields. Its encoding, its separator and how it writes numbers and dates are found out, or given. A contact is found by its
-// address or external id, else made; an empty cell leaves a field as it is. Each chunk of 5,000 rows, fewer with consent, is a transaction.
+// address or external id, else made; an empty cell leaves a field as it is. Each chunk of 4,000 rows, fewer with consent, is a transaction.
 //
 // An error of the header or of the options, or of what can be read in two ways, comes before anything is imported. Of a later error (Postgres away, the file unreadable) the text says how
 // far it came: what is in stays in, and the file can be imported again.
