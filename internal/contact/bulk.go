@@ -130,7 +130,7 @@ func Make(ctx context.Context, tx *postgres.Tx, drainer string, rows []Row, caus
 	var suppressed bool
 	b := &pgx.Batch{}
 	b.Queue("SELECT pg_advisory_xact_lock_shared($1, $2)", makeLock, tx.Tenant.Number)
-	b.Queue(`SELECT array_agg(nextval(seq)) FROM (SELECT pg_get_serial_sequence('contact', 'id')::regclass AS seq OFFSET 0) s, generate_series(1, $1::int)`, len(rows)).QueryRow(func(row pgx.Row) error {
+	b.Queue("SELECT array_agg(nextval('contact_id_seq')) FROM generate_series(1, $1::int)", len(rows)).QueryRow(func(row pgx.Row) error {
 		return row.Scan(&ids)
 	})
 	b.Queue("SELECT EXISTS (SELECT FROM suppression)").QueryRow(func(row pgx.Row) error { return row.Scan(&suppressed) })

@@ -119,7 +119,8 @@ const (
 	chunkRows   = 4_000
 	maxProblems = 20
 	maxSamples  = 5
-	maxTries    = 10
+	maxTries    = 20
+	quickTries  = 2 // by COPY
 	errorColumn = "error"
 )
 
@@ -451,6 +452,9 @@ func (im *importer) attempt(ctx context.Context, c *chunk, try int) (o outcome, 
 		return o, known.err
 	}
 	p, o := known.plan, known.outcome
+	if try > quickTries && !im.opts.DryRun { // others make the same contacts: row by row in one statement, nobody is in the way of anybody
+		p.change, p.fresh = slices.Concat(p.fresh, p.change), nil
+	}
 	if im.opts.DryRun {
 		o.made, o.updated = p.fresh, p.change
 		return o, nil
@@ -513,7 +517,7 @@ func (im *importer) plan(ctx context.Context, tx *postgres.Tx, c *chunk, o *outc
 		case s.Contact == 0:
 			p.fresh = append(p.fresh, i)
 		case im.opts.Policy == Create:
-			reject("the contact is there already, and --policy create changes none")
+			reject(isThere)
 		case im.opts.Policy == Skip:
 			o.skipped = append(o.skipped, i)
 		case s.Same:
@@ -544,6 +548,8 @@ func (im *importer) plan(ctx context.Context, tx *postgres.Tx, c *chunk, o *outc
 	return p, nil
 }
 
+const isThere = "the contact is there already, and --policy create changes none"
+
 const twoContacts = "email and external_id belong to two different contacts: correct the one that is wrong, or leave one of both empty"
 
 // unique tells whether a column is of a unique field.
@@ -570,7 +576,14 @@ func (im *importer) write(ctx context.Context, tx *postgres.Tx, c *chunk, p plan
 	for k, i := range p.fresh {
 		consents = im.consents(consents, made[k], c.source[i].row)
 	}
-	results, err := contact.Upsert(ctx, tx, "campaign", c.pick(p.change), im.opts.Cause)
+	rows := c.pick(p.change)
+	if im.opts.Policy == Create || im.opts.Policy == Skip { // they were nobody's a moment ago
+		rows = slices.Clone(rows)
+		for i := range rows {
+			rows[i].OnlyNew = true
+		}
+	}
+	results, err := contact.Upsert(ctx, tx, "campaign", rows, im.opts.Cause)
 	if err != nil {
 		return err
 	}
@@ -585,6 +598,12 @@ func (im *importer) write(ctx context.Context, tx *postgres.Tx, c *chunk, p plan
 			continue
 		case r.Made:
 			o.made = append(slices.Clip(o.made), i)
+		case im.opts.Policy == Create:
+			o.rejects = append(o.rejects, reject{c.source[i], false, isThere})
+			continue
+		case im.opts.Policy == Skip:
+			o.skipped = append(slices.Clip(o.skipped), i)
+			continue
 		case r.Changed:
 			o.updated = append(o.updated, i)
 		default:
