@@ -255,8 +255,9 @@ func words(p *spec.Predicate) string {
 			return fmt.Sprintf("yearly %s %s", t.Yearly, length(t.Duration))
 		case spec.OpExists:
 			return fmt.Sprintf("exists %t", t.Exists)
+		default:
+			return fmt.Sprintf("%s %s", t.Op, strings.Join(values, ", "))
 		}
-		return fmt.Sprintf("%s %s", t.Op, strings.Join(values, ", "))
 	}
 	switch {
 	case p.Field != nil:
