@@ -2,7 +2,8 @@
 //
 // Invariants: who is a member is a function of the documents, the contacts and the time, so that it comes out the same however often, in whatever order and by however many
 // processes the work is done; all writing of a tenant's memberships is under one lock, and looks at the contacts after it has the lock, so that an older view never
-// overwrites a newer one; members, the facts of who joined and left, and how far a rebuild is, commit together.
+// overwrites a newer one; members, the facts of who joined and left, and how far a rebuild is, commit together; no contact is computed as of a time before that of a sweep, which looks once
+// at what time changes until then; a segment that cannot be computed is set aside, and stops no other.
 package segment
 
 import (

@@ -29,11 +29,12 @@ func (k *keeper) rebuild(ctx context.Context, tenant string, size int, failed ma
 			return nil
 		}
 		more = true
-		if s := t.all[i]; s.current == 0 {
+		switch s := t.all[i]; {
+		case s.current == 0:
 			return t.takeAway(ctx, s, size)
-		} else if s.building != s.current {
+		case s.building != s.current:
 			return t.begin(ctx, k.docs, s)
-		} else {
+		default:
 			return t.goOn(ctx, s, size)
 		}
 	})

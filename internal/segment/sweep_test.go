@@ -31,7 +31,8 @@ func TestTimeAloneIsSwept(t *testing.T) {
 	now := pgtest.One[time.Time](t, w.db, "acme", "SELECT onda.now()")
 	for i, id := range ids {
 		w.update([]int64{id}, contact.Change{Fields: map[string]any{
-			"seen": now.Add(-time.Duration(i) * 10 * time.Hour).UTC().Format(time.RFC3339), "birthday": now.UTC().AddDate(-30, 0, 5+i).Format(time.DateOnly)}})
+			"seen": now.Add(-time.Duration(i) * 10 * time.Hour).UTC().Format(time.RFC3339), "birthday": now.UTC().AddDate(-30, 0, 5+i).Format(time.DateOnly),
+		}})
 	}
 	pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
 		return tx.AddFacts(ctx, postgres.Fact{Kind: "event.tracked", Name: "order.placed", Contact: ids[0], At: now.AddDate(0, 0, -29)},
@@ -101,11 +102,11 @@ func TestASweepOfMany(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.segment("lately", `{"all": [{"field": "plan", "is": "paid"}, {"field": "seen", "inLast": "2d"}]}`)
-	make := func(n int) {
+	more := func(n int) {
 		pgtest.Exec(t, w.db, "acme", `INSERT INTO contact (fields) SELECT jsonb_build_object('plan', 'paid', 'seen', to_char((onda.now() - interval '1 day') AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'))
 			FROM generate_series(1, $1::int) n`, n)
 	}
-	make(900)
+	more(900)
 	w.work()
 	all, first := w.members("lately"), w.rebuilt("lately")
 	if len(all) != 900 {
@@ -135,7 +136,7 @@ func TestASweepOfMany(t *testing.T) {
 	if !w.rebuilt("lately").Equal(first) {
 		t.Error("it was computed in full")
 	}
-	make(sweepMost + 1)
+	more(sweepMost + 1)
 	if err := w.request("lately"); err != nil {
 		t.Fatal(err)
 	}
