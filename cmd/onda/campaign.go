@@ -399,14 +399,19 @@ func (c campaignExplainCmd) Run(ctx context.Context, s *session) error {
 	return nil
 }
 
-// findContact finds a contact by address, external id or number.
+// findContact finds a contact by address, external id or number, and follows merges.
 func findContact(ctx context.Context, tx *postgres.Tx, who string) (int64, error) {
 	id, err := contact.Find(ctx, tx, who)
+	return id, noContact(err, who)
+}
+
+// noContact says who it is that there is not.
+func noContact(err error, who string) error {
 	switch {
 	case errors.Is(err, contact.ErrUnknown):
-		return 0, fmt.Errorf("there is no contact %s: name it by address, external id or number", who)
+		return fmt.Errorf("there is no contact %s: name it by address, external id or number", who)
 	case errors.Is(err, contact.ErrAmbiguous):
-		return 0, fmt.Errorf("%s: %w", who, err)
+		return fmt.Errorf("%s: %w", who, err)
 	}
-	return id, err
+	return err
 }

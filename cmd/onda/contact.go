@@ -1,6 +1,8 @@
 package main
 
 type contactCmd struct {
-	Export contactExportCmd `cmd:"" help:"Write all that is stored of a person, as JSON."`
-	Erase  contactEraseCmd  `cmd:"" help:"Erase a person: show what there is, and with --confirm do it."`
+	Merge   contactMergeCmd   `cmd:"" help:"Make one contact of two."`
+	Unmerge contactUnmergeCmd `cmd:"" help:"Undo a merge."`
+	Export  contactExportCmd  `cmd:"" help:"Write all that is stored of a person, as JSON."`
+	Erase   contactEraseCmd   `cmd:"" help:"Erase a person: show what there is, and with --confirm do it."`
 }

@@ -39,7 +39,11 @@ func (d *documents) readFacts(ctx context.Context, tx *postgres.Tx) (more bool, 
 	if err := forget(ctx, tx, facts); err != nil {
 		return false, err
 	}
-	woken, err := touch(ctx, tx, contactsIn(facts))
+	who := contactsIn(facts)
+	if err := contact.Gather(ctx, tx, drainer, who); err != nil {
+		return false, err
+	}
+	woken, err := touch(ctx, tx, who)
 	if err != nil {
 		return false, err
 	}
@@ -60,7 +64,7 @@ func contactsIn(facts []postgres.Fact) []int64 {
 		if f.Contact != 0 {
 			ids = append(ids, f.Contact)
 		}
-		ids = append(ids, f.Contacts...)
+		ids = append(append(ids, f.Contacts...), contact.MergedBy(f)...)
 	}
 	slices.Sort(ids)
 	return slices.Compact(ids)

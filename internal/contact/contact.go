@@ -514,10 +514,19 @@ type changed struct {
 // Lock keeps others from changing the contacts, or those that they were merged into, until the transaction's end. Who changes contacts in several calls locks them all before
 // the first: a call locks its own in order of id, and so two transactions never wait for each other.
 func Lock(ctx context.Context, tx *postgres.Tx, contacts []int64) error {
-	if _, err := tx.Exec(ctx, `SELECT FROM contact WHERE id IN (SELECT coalesce(merged_into, id) FROM contact WHERE id = ANY ($1)) ORDER BY id FOR UPDATE`, contacts); err != nil {
-		return fmt.Errorf("lock contacts: %w", err)
+	for {
+		rows, err := tx.Query(ctx, `SELECT merged_into IS NOT NULL FROM contact WHERE id IN (SELECT coalesce(merged_into, id) FROM contact WHERE id = ANY ($1)) ORDER BY id FOR UPDATE`, contacts)
+		if err != nil {
+			return fmt.Errorf("lock contacts: %w", err)
+		}
+		merged, err := pgx.CollectRows(rows, pgx.RowTo[bool])
+		if err != nil {
+			return fmt.Errorf("lock contacts: %w", err)
+		}
+		if !slices.Contains(merged, true) { // else one was merged while it was waited for: the next statement sees into whom
+			return nil
+		}
 	}
-	return nil
 }
 
 // change applies a set of changes, which is SQL that gives id, fields, add, remove, email and external_id, to contacts in order of id.

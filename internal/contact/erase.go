@@ -62,6 +62,18 @@ type Erased struct {
 
 // Find finds a contact by its address, external id or number, and follows a merge: two that were merged are one person. It is an error that matches ErrUnknown or ErrAmbiguous.
 func Find(ctx context.Context, tx *postgres.Tx, who string) (int64, error) {
+	id, err := FindRow(ctx, tx, who)
+	if err != nil {
+		return 0, err
+	}
+	if err := tx.QueryRow(ctx, "SELECT coalesce(merged_into, id) FROM contact WHERE id = $1", id).Scan(&id); err != nil {
+		return 0, fmt.Errorf("look for a contact: %w", err)
+	}
+	return id, nil
+}
+
+// FindRow is Find that follows no merge: what leads to a contact that is part of another gives the one that was.
+func FindRow(ctx context.Context, tx *postgres.Tx, who string) (int64, error) {
 	who = strings.TrimSpace(who)
 	if strings.ContainsRune(who, 0) || !utf8.ValidString(who) { // which is in no text of Postgres
 		return 0, ErrUnknown
@@ -74,8 +86,7 @@ func Find(ctx context.Context, tx *postgres.Tx, who string) (int64, error) {
 	if err != nil {
 		number = 0
 	}
-	rows, err := tx.Query(ctx, `SELECT coalesce(merged_into, id) FROM contact WHERE email = nullif($1, '') UNION SELECT coalesce(merged_into, id) FROM contact WHERE external_id = $2
-		UNION SELECT coalesce(merged_into, id) FROM contact WHERE id = $3`, email, who, number)
+	rows, err := tx.Query(ctx, `SELECT id FROM contact WHERE email = nullif($1, '') UNION SELECT id FROM contact WHERE external_id = $2 UNION SELECT id FROM contact WHERE id = $3`, email, who, number)
 	if err != nil {
 		return 0, fmt.Errorf("look for a contact: %w", err)
 	}

@@ -63,7 +63,7 @@ func scatter(t *testing.T, db *postgres.DB, tenant, mark string) (id int64) {
 	base := base64.StdEncoding.EncodeToString([]byte("to=" + mark + "@example.com"))
 	for _, sql := range []string{
 		"UPDATE contact SET tags = tags || $2::text, scores = jsonb_build_object($2::text, 1), frequency = $2, stage = $2, typed = $2 WHERE id = $1",
-		"INSERT INTO contact (email, external_id, fields, merged_into) VALUES ('old.' || $2::text || '@example.com', 'old ' || $2::text, jsonb_build_object('name', $2::text), $1)",
+		"INSERT INTO contact (email, external_id, fields, merged_into, merge) VALUES ('old.' || $2::text || '@example.com', 'old ' || $2::text, jsonb_build_object('name', $2::text), $1, jsonb_build_object('loser', $2::text))",
 		"UPDATE consent SET proof = jsonb_build_object('text', $2::text) WHERE contact = $1",
 		"UPDATE delivery SET detail = '550 nobody is called ' || $2::text WHERE contact = $1",
 		"UPDATE request SET attachments = jsonb_build_array(jsonb_build_object('name', $2::text || '.pdf')) WHERE key = $2 AND $1::bigint > 0",

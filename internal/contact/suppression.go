@@ -180,8 +180,11 @@ func hashes(ctx context.Context, tx *postgres.Tx, list []Suppression) ([]owner, 
 	if err != nil {
 		return nil, err
 	}
-	ids, addresses := make([]*int64, len(list)), make([]*string, len(list))
+	ids, addresses, bounced := make([]*int64, len(list)), make([]*string, len(list)), make([]int64, len(list))
 	for i, s := range list {
+		if s.Reason == Bounce {
+			bounced[i] = s.Delivery
+		}
 		switch {
 		case !slices.Contains([]Reason{Bounce, Complaint, Manual, Erasure}, s.Reason):
 			return nil, fmt.Errorf("suppress: %q is not a reason", s.Reason)
@@ -196,8 +199,11 @@ func hashes(ctx context.Context, tx *postgres.Tx, list []Suppression) ([]owner, 
 		}
 	}
 	find := func() ([]owner, bool, error) {
-		rows, err := tx.Query(ctx, `SELECT u.n - 1, c.id, c.email FROM unnest($1::bigint[], $2::text[]) WITH ORDINALITY u(id, email, n)
-			LEFT JOIN contact m ON m.id = u.id JOIN contact c ON c.id = coalesce(m.merged_into, m.id) OR c.email = u.email`, ids, addresses)
+		// What bounced is the address of whom the mail was planned for, also when that one is part of another by now.
+		rows, err := tx.Query(ctx, `SELECT u.n - 1, CASE WHEN l.email IS NULL THEN c.id ELSE l.id END, coalesce(l.email, c.email) FROM unnest($1::bigint[], $2::text[], $3::bigint[]) WITH ORDINALITY u(id, email, mail, n)
+			LEFT JOIN contact m ON m.id = u.id JOIN contact c ON c.id = coalesce(m.merged_into, m.id) OR c.email = u.email
+			LEFT JOIN batch b ON u.mail > 0 AND b.id = u.mail >> 9 AND b.attempt = 1 LEFT JOIN contact l ON l.id = b.contacts[(u.mail & $4)::integer] AND l.merged_into = c.id`,
+			ids, addresses, bounced, int64(postgres.BatchWidth-1))
 		if err != nil {
 			return nil, false, fmt.Errorf("look for contacts: %w", err)
 		}

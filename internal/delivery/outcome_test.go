@@ -247,3 +247,23 @@ func TestLateOutcomesOfErasedContactsNameNobody(t *testing.T) {
 		t.Error(d)
 	}
 }
+
+// Who is merged while a mail to it is on its way: what becomes of the mail is known of whom it became part of.
+func TestOutcomesOfWhoWasMerged(t *testing.T) {
+	t.Parallel()
+	f := setUp(t)
+	b := f.plan(3)[0]
+	ids := make([]int64, 3)
+	for i := range ids {
+		ids[i] = pgtest.One[int64](t, f.db, f.tenant, "SELECT contacts[$2] FROM batch WHERE id = $1", b.ID, i+1)
+		pgtest.Exec(t, f.db, f.tenant, "INSERT INTO contact (id) OVERRIDING SYSTEM VALUE VALUES ($1) ON CONFLICT DO NOTHING", ids[i])
+	}
+	pgtest.Exec(t, f.db, f.tenant, "UPDATE contact SET merged_into = $2 WHERE id = $1", ids[0], ids[2])
+	f.record(Outcome{Delivery: ID(b.ID, 1), Contact: ids[0], Attempt: 1, State: Sent}, Outcome{Delivery: ID(b.ID, 2), Contact: ids[1], Attempt: 1, State: Failed, Class: "hard"})
+	pgtest.Exec(t, f.db, f.tenant, "UPDATE contact SET merged_into = $2 WHERE id = $1", ids[1], ids[2])
+	f.record(Outcome{Delivery: ID(b.ID, 2), Contact: ids[1], Attempt: 1, State: Sent})
+	f.record(Outcome{Delivery: ID(b.ID, 3), Contact: ids[2], Attempt: 1, State: Sent})
+	if diff := cmp.Diff([]int64{ids[2], ids[1], ids[2]}, pgtest.All[int64](t, f.db, f.tenant, "SELECT contact FROM delivery ORDER BY id")); diff != "" { // the second's row was there when it was merged, and moves with the merge
+		t.Error(diff)
+	}
+}

@@ -70,6 +70,7 @@ func Catalogue() []Entry {
 
 		fact[ContactChanged]("Contacts were made or their fields changed.", by("onda", "track", "render-form", "campaign")),
 		fact[ContactMerged]("Contacts were merged into others.", by("onda")),
+		fact[ContactUnmerged]("Merges of contacts were undone.", by("onda")),
 		fact[ContactErased]("Contacts were erased.", by("onda", "track", "campaign")),
 
 		entry[SegmentRebuildRequested]("A segment's memberships are to be computed in full.", by("onda"), to("segment")),

@@ -335,6 +335,12 @@ type Merge struct {
 	Into int64 `json:"into" is:"id"`
 }
 
+// ContactUnmerged says that merges were undone: who had been merged into another is a contact of its own again.
+type ContactUnmerged struct {
+	// Items are the merges that are no more, at most 500.
+	Items []Merge `json:"items"`
+}
+
 // ContactErased says that contacts were erased; what is left of them is their ids.
 type ContactErased struct {
 	// Contacts are the ids, at most 500.

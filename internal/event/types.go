@@ -36,6 +36,7 @@ const (
 	TypeFormConfirmed           = "onda.form.confirmed.v1"
 	TypeContactChanged          = "onda.contact.changed.v1"
 	TypeContactMerged           = "onda.contact.merged.v1"
+	TypeContactUnmerged         = "onda.contact.unmerged.v1"
 	TypeContactErased           = "onda.contact.erased.v1"
 	TypeSegmentRebuildRequested = "onda.segment.rebuild.requested.v1"
 	TypeSegmentChanged          = "onda.segment.changed.v1"
@@ -140,6 +141,9 @@ func (ContactChanged) EventType() string { return TypeContactChanged }
 
 // EventType implements Data.
 func (ContactMerged) EventType() string { return TypeContactMerged }
+
+// EventType implements Data.
+func (ContactUnmerged) EventType() string { return TypeContactUnmerged }
 
 // EventType implements Data.
 func (ContactErased) EventType() string { return TypeContactErased }

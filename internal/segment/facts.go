@@ -2,13 +2,13 @@ package segment
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/postgres"
 )
 
@@ -162,14 +162,7 @@ func (g *alike) add(f postgres.Fact) {
 	if f.Contact != 0 {
 		g.contacts = append(g.contacts, f.Contact)
 	}
-	if f.Kind == "contact.merged" {
-		var merged struct {
-			Into int64 `json:"into"`
-		}
-		if json.Unmarshal(f.Data, &merged) == nil && merged.Into != 0 {
-			g.contacts = append(g.contacts, merged.Into)
-		}
-	}
+	g.contacts = append(g.contacts, contact.MergedBy(f)...)
 	if len(g.contacts) == before {
 		g.deliveries = append(g.deliveries, f.Deliveries...)
 	}
