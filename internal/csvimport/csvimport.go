@@ -137,7 +137,7 @@ func Import(ctx context.Context, db *postgres.DB, tenant string, r io.Reader, op
 	if opts.Policy == "" {
 		opts.Policy = Upsert
 	}
-	im := &importer{db: db, tenant: tenant, opts: opts, analyzeAt: chunkRows, analyzed: make(chan error, 1)}
+	im := &importer{db: db, tenant: tenant, opts: opts, analyzeAt: chunkRows, counted: make(chan error, 1)}
 	err := errors.Join(im.run(ctx, r), im.awaitAnalyze())
 	im.res.Took = time.Since(began)
 	return im.res, err
@@ -158,8 +158,8 @@ type importer struct {
 	alone   bool        // rows have one identity: so no two near each other are of one contact
 
 	analyzeAt int // how many made contacts
-	analyzing bool
-	analyzed  chan error
+	counting  bool
+	counted   chan error
 }
 
 func (im *importer) run(ctx context.Context, r io.Reader) error {
@@ -678,11 +678,11 @@ type finder struct {
 // scan looks at all rows that are left.
 func (f *finder) scan(r *reader) error {
 	f.dates = make([]dates, len(f.columns))
-	any := false
+	several := false
 	for i := range f.columns {
-		any = any || f.kind(i) != ""
+		several = several || f.kind(i) != ""
 	}
-	for any {
+	for several {
 		rec, err := r.next()
 		if errors.Is(err, io.EOF) {
 			return nil

@@ -55,8 +55,12 @@ func (d Dialect) String() string {
 }
 
 // check reads what was given of a dialect.
-func (given Dialect) check() (dialect, error) {
-	d := dialect{Dialect: given}
+func (d Dialect) check() (dialect, error) {
+	return readDialect(dialect{Dialect: d})
+}
+
+// readDialect reads it into what the reader goes by.
+func readDialect(d dialect) (dialect, error) {
 	var errs []error
 	if d.Encoding != "" {
 		if _, name := encodingOf(d.Encoding); name == "" {

@@ -99,13 +99,21 @@ func TestTwoReadings(t *testing.T) {
 		made  int
 		say   string // what is then stored
 	}{
-		"either": {"email,birthday\na@example.com,03/04/2026\nb@example.com,5/5/2026\n", []string{`column birthday has dates that can be read in two ways: "03/04/2026" in row 2 is 3 April 2026 (day/month/year) or 4 March 2026 (month/day/year)`,
-			"--dates 31/12/2026 or --dates 12/31/2026"}, csvimport.Dialect{Dates: "31/12/2026"}, 2, "2026-04-03"},
+		"either": {"email,birthday\na@example.com,03/04/2026\nb@example.com,5/5/2026\n", []string{
+			`column birthday has dates that can be read in two ways: "03/04/2026" in row 2 is 3 April 2026 (day/month/year) or 4 March 2026 (month/day/year)`,
+			"--dates 31/12/2026 or --dates 12/31/2026",
+		}, csvimport.Dialect{Dates: "31/12/2026"}, 2, "2026-04-03"},
 		"either, with a hyphen": {"email,birthday\na@example.com,03-04-2026\n", []string{"--dates 31-12-2026 or --dates 12-31-2026"}, csvimport.Dialect{Dates: "mdy"}, 1, "2026-03-04"},
-		"both": {"email,birthday\na@example.com,31/12/2026\nb@example.com,12/30/2026\n", []string{"column birthday has dates in more than one format", `"31/12/2026" in row 2 is 31 December 2026 (day/month/year)`,
-			`"12/30/2026" in row 3 is 30 December 2026 (month/day/year)`}, csvimport.Dialect{Dates: "31/12/2026"}, 1, "2026-12-31"},
-		"ISO, and another": {"email,birthday\na@example.com,2026-12-31\nb@example.com,30.12.2026\n", []string{`"2026-12-31" in row 2 is 31 December 2026 (year-month-day), and "30.12.2026" in row 3 is 30 December 2026 (day.month.year)`},
-			csvimport.Dialect{Dates: "31.12.2026"}, 2, "2026-12-31"},
+		"both": {"email,birthday\na@example.com,31/12/2026\nb@example.com,12/30/2026\n", []string{
+			"column birthday has dates in more than one format", `"31/12/2026" in row 2 is 31 December 2026 (day/month/year)`,
+			`"12/30/2026" in row 3 is 30 December 2026 (month/day/year)`,
+		}, csvimport.Dialect{Dates: "31/12/2026"}, 1, "2026-12-31"},
+		"ISO, and another": {
+			"email,birthday\na@example.com,2026-12-31\nb@example.com,30.12.2026\n",
+			[]string{`"2026-12-31" in row 2 is 31 December 2026 (year-month-day), and "30.12.2026" in row 3 is 30 December 2026 (day.month.year)`},
+			csvimport.Dialect{Dates: "31.12.2026"},
+			2, "2026-12-31",
+		},
 		"told beyond the first MiB": {long("03/04/2026", "4/5/2026", "31/12/2026"), nil, csvimport.Dialect{}, 2, "2026-04-03"},
 		"mixed far down":            {long("31/12/2026", "30/12/2026", "12/31/2026"), []string{`"12/31/2026" in row 80003`}, csvimport.Dialect{Dates: "dmy"}, 1, "2026-12-31"},
 		"a number":                  {"email;level\na@example.com;1,234\n", []string{`column level has numbers that can be read in two ways: "1,234" in row 2 is 1234 or 1.234`, "--decimal"}, csvimport.Dialect{Decimal: ","}, 1, "1.234"},
@@ -166,8 +174,12 @@ func TestHostileFiles(t *testing.T) {
 		"no such dates":           {"email\n", csvimport.Options{Dialect: csvimport.Dialect{Dates: "12/12/2026", Decimal: "x"}}, `"12/12/2026" does not say how dates are written`, 0, nil},
 		"no such policy":          {"email\n", csvimport.Options{Policy: "merge"}, `there is no policy "merge"`, 0, nil},
 		"formulas":                {"email,first_name\na@example.com,'=1+1\nb@example.com,'+47\nbad,=HYPERLINK(1)\n", csvimport.Options{}, "", 2, []string{"no @ in it"}},
-		"addresses": {"email\n" + strings.Join([]string{"zoë@example.com", " space@example.com ", "dot.@example.com", "\"\"\"quoted\"\"@example.com\"", "a b@example.com", "trailing@example.com.", "x@bücher.example", "two@@example.com"}, "\n") + "\n",
-			csvimport.Options{}, "", 3, []string{"a dot before the @", "may not be before the @", "space before the @", "not a domain", "may not be before the @"}},
+		"addresses": {
+			"email\n" + strings.Join([]string{"zoë@example.com", " space@example.com ", "dot.@example.com", "\"\"\"quoted\"\"@example.com\"", "a b@example.com", "trailing@example.com.", "x@bücher.example", "two@@example.com"}, "\n") + "\n",
+			csvimport.Options{},
+			"", 3,
+			[]string{"a dot before the @", "may not be before the @", "space before the @", "not a domain", "may not be before the @"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -198,11 +198,11 @@ func (s *dates) verdict(header string) (order, error) {
 
 // decimals finds out which character is before the decimals of a file's numbers.
 type decimals struct {
-	comma          bool // one has a comma in it
-	point          bool // one can be read with a point before its decimals alone
-	onlyComma      bool // one can be read with a comma alone
-	first, differs cellAt
-	header         string
+	comma     bool // one has a comma in it
+	point     bool // one can be read with a point before its decimals alone
+	onlyComma bool // one can be read with a comma alone
+	differs   cellAt
+	header    string
 }
 
 // see looks at a cell of a column of numbers.
@@ -286,7 +286,7 @@ func plainNumber(cell []byte, decimal byte) (string, bool) {
 const cached, cachedLen = 2_048, 48
 
 // appendValue appends the value of a cell, which is not empty, as JSON.
-func (c *column) appendValue(b []byte, cell []byte) ([]byte, error) {
+func (c *column) appendValue(b, cell []byte) ([]byte, error) {
 	switch c.field.Type {
 	case spec.TypeText:
 		if isPlain(cell) {
