@@ -38,8 +38,10 @@ func segments() *rapid.Generator[string] {
 		names := []string{"a", "b", "c", "d"}
 		for i, name := range names {
 			leaf := rapid.OneOf(
-				rapid.SampledFrom([]string{"{field: plan, is: gold}", "{field: plan, in: [paid, gold]}", "{field: plan, isNot: free}", "{tag: vip}", "{field: seen, yearly: {inLast: 1d}}",
-					"{field: seen, before: today}", "{field: email, contains: '1'}"}),
+				rapid.SampledFrom([]string{
+					"{field: plan, is: gold}", "{field: plan, in: [paid, gold]}", "{field: plan, isNot: free}", "{tag: vip}", "{field: seen, yearly: {inLast: 1d}}",
+					"{field: seen, before: today}", "{field: email, contains: '1'}",
+				}),
 				rapid.Custom(func(t *rapid.T) string { return "{segment: " + rapid.SampledFrom(names[:i]).Draw(t, "about") + "}" }),
 			)
 			if i == 0 {
