@@ -142,7 +142,7 @@ func (p *lab) some(t *rapid.T, tenant string, least, most int) []int64 {
 
 // ago draws how long before now something was; below 0: it is to come. All are whole hours, so that nothing is about to change just after it was computed.
 func (p *lab) ago(t *rapid.T) time.Time {
-	hours := rapid.SampledFrom([]int{0, 0, 0, 1, 24, 47, 72, 9 * 24, 14 * 24, 19 * 24, 30 * 24, -2, -48}).Draw(t, "hours ago")
+	hours := rapid.SampledFrom([]int{0, 0, 0, 1, 24, 47, 72, 9 * 24, 10 * 24, 14 * 24, 19 * 24, 30 * 24, -2, -48}).Draw(t, "hours ago")
 	return p.now.Add(-time.Duration(hours) * time.Hour)
 }
 
@@ -305,7 +305,11 @@ func (p *lab) actions() map[string]func(t *rapid.T, tenant string) {
 		},
 		"merge":   p.merge,
 		"unmerge": p.unmerge,
-		"forget": func(t *rapid.T, tenant string) { // all but segment have read of all
+		"forget": func(t *rapid.T, tenant string) { // all have read of all, but segment perhaps not
+			if rapid.Bool().Draw(t, "later") {
+				p.settled(tenant)
+				p.move(t, tenant, 12*24*time.Hour)
+			}
 			p.exec(t, tenant, "UPDATE cursor SET xid = pg_current_xact_id(), id = 9223372036854775807 WHERE name IN ('campaign', 'track')")
 			if err := p.track.Sweep(context.Background(), tenant, nil, func(context.Context, string, cloudevents.Event) error { return nil }); err != nil {
 				t.Fatal(err)
@@ -544,7 +548,7 @@ func TestMembersAreThoseOfTheLanguage(t *testing.T) {
 	actions := p.actions()
 	names := slices.Sorted(keys(actions))
 	for range 4 { // as often as all others together
-		names = append(names, "fields", "tags", "event", "click", "reclassified", "clock", "document")
+		names = append(names, "fields", "tags", "event", "click", "reclassified", "clock", "document", "facts", "forget")
 	}
 	deep := false
 	flag.Visit(func(f *flag.Flag) { deep = deep || strings.HasPrefix(f.Name, "rapid.") })
