@@ -57,7 +57,7 @@ func (c migrateCmd) Run(ctx context.Context, s *session) error {
 	}
 	s.print("%s of the shared schema applied, %s brought up to date", count(m.Shared, "migration"), count(len(m.Tenants), "tenant"))
 	if made+dropped > 0 {
-		s.print("%d indexes on contacts made, %d dropped", made, dropped)
+		s.print("indexes on contacts: %d made, %d dropped", made, dropped)
 	}
 	if stage == postgres.Preproduction {
 		s.print("%s is a pre-production: nobody real is mailed", name)

@@ -274,7 +274,9 @@ func TestAssign(t *testing.T) {
 	pgtest.Exec(t, db, pgtest.Brava, `INSERT INTO contact (email) VALUES ('a@example.com')`)
 	pgtest.In(t, db, pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
 		return contact.Assign(ctx, tx, "campaign", []int64{1}, []spec.Assignment{
-			{Field: "country", Value: "no"}, {Field: "seen", Value: "2026-11-24T15:04+02:00"}, {Field: "seen", Value: "2026-11-24"}, {Field: "likes", Value: []string{"ski", "sail"}},
+			{Field: "country", Value: "no"},
+			{Field: "seen", Value: "2026-11-24T15:04+02:00"},
+			{Field: "seen", Value: "2026-11-24"}, {Field: "likes", Value: []string{"ski", "sail"}},
 			{Field: "plan", Value: "gone"}, {Field: "phone", Value: "+47 21 00 00 00"}, {Field: "level", Value: 2.0}, {Field: "nowhere", Value: "x"}, {Field: "old", Value: nil},
 		}, "")
 	})

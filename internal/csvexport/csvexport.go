@@ -196,7 +196,7 @@ func (e *exporter) cell(i int, v []byte, number bool) {
 	if i > 0 {
 		e.out.WriteByte(',')
 	}
-	guarded := !e.raw && isFormula(v) && !(number && isNumber(v))
+	guarded := !e.raw && isFormula(v) && (!number || !isNumber(v))
 	quoted := bytes.ContainsAny(v, "\",\r\n")
 	if quoted {
 		e.out.WriteByte('"')

@@ -61,9 +61,9 @@ func Wanted(docs []postgres.StoredDocument) ([]postgres.ContactIndex, error) {
 			}
 		})
 	}
-	all := append(unique, slices.SortedFunc(maps.Keys(moving), func(a, b postgres.ContactIndex) int {
+	all := slices.Concat(unique, slices.SortedFunc(maps.Keys(moving), func(a, b postgres.ContactIndex) int {
 		return cmp.Or(cmp.Compare(a.Entity, b.Entity), cmp.Compare(a.For, b.For))
-	})...)
+	}))
 	return all[:min(len(all), most)], nil
 }
 
