@@ -229,9 +229,10 @@ func (o *oracle) field(t *spec.FieldTest, p *somebody) bool {
 		s, _ := value.(string)
 		at, err := time.Parse(time.RFC3339, s)
 		return o.known(t.Test, err == nil, func() bool { return o.instant(at, t.Test) })
+	default:
+		s, _ := value.(string)
+		return o.known(t.Test, s != "", func() bool { return text(s, t.Test) })
 	}
-	s, _ := value.(string)
-	return o.known(t.Test, s != "", func() bool { return text(s, t.Test) })
 }
 
 func (o *oracle) known(t spec.Test, is bool, says func() bool) bool {
@@ -261,8 +262,9 @@ func number(n float64, t spec.Test) bool {
 		return n <= a
 	case spec.OpBetween:
 		return n >= a && n <= t.Values[1].Number
+	default:
+		panic(t.Op)
 	}
-	panic(t.Op)
 }
 
 func text(s string, t spec.Test) bool {
@@ -284,8 +286,9 @@ func text(s string, t spec.Test) bool {
 		return strings.HasSuffix(low, first)
 	case spec.OpMatches:
 		return t.Pattern.MatchString(s)
+	default:
+		panic(t.Op)
 	}
-	panic(t.Op)
 }
 
 func among(list []string, t spec.Test) bool {
@@ -302,8 +305,9 @@ func among(list []string, t spec.Test) bool {
 		return n == len(t.Values)
 	case spec.OpHasNone:
 		return n == 0
+	default:
+		panic(t.Op)
 	}
-	panic(t.Op)
 }
 
 // ago is so long before now, by the clocks of the zone; ahead so long after it.
@@ -363,8 +367,9 @@ func (o *oracle) date(d time.Time, t spec.Test) bool {
 			}
 		}
 		return false
+	default:
+		panic(t.Op)
 	}
-	panic(t.Op)
 }
 
 func (o *oracle) instant(at time.Time, t spec.Test) bool {
@@ -377,6 +382,7 @@ func (o *oracle) instant(at time.Time, t spec.Test) bool {
 		return at.Before(o.ago(t.Duration))
 	case spec.OpYearly:
 		return o.date(o.dayOf(at), t)
+	default:
 	}
 	from, to := o.span(t.Values[0])
 	switch t.Op {
@@ -387,8 +393,9 @@ func (o *oracle) instant(at time.Time, t spec.Test) bool {
 	case spec.OpBetween:
 		_, end := o.span(t.Values[1])
 		return within(at, from, end)
+	default:
+		panic(t.Op)
 	}
-	panic(t.Op)
 }
 
 // event counts what happened.

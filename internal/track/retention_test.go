@@ -275,7 +275,7 @@ func TestTakenBackForGood(t *testing.T) {
 	dir := t.TempDir()
 	w.scanners.dir, w.scanners.every = dir, 0
 	applyTo(t, w.db, "acme", fstest.MapFS{"settings.yaml": {Data: []byte("apiVersion: onda/v1\nkind: Settings\nmetadata: {name: settings}\nspec: {retention: {hits: 7d}}\n")}})
-	clicked := func(when string, schema int, want int) {
+	clicked := func(when string, schema, want int) {
 		t.Helper()
 		pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
 			tx.Tenant.Schema = schema
