@@ -27,30 +27,58 @@ func NextChange(ctx context.Context, tx *postgres.Tx, p *spec.Predicate, env Env
 }
 
 func nextOf(ctx context.Context, tx *postgres.Tx, p *spec.Predicate, env Env, only []int64, fewContacts, fewFacts int64) (time.Time, error) {
-	n := &nextChange{tx: tx, env: env, only: only, fewContacts: fewContacts, fewFacts: fewFacts, at: postgres.Never}
-	var err error
+	n := &nextChange{env: env, only: only, fewContacts: fewContacts, fewFacts: fewFacts, at: postgres.Never}
+	n.ask = func(sql string, args []any, read func(pgx.Rows) error) error {
+		rows, err := tx.Query(ctx, sql, args...)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		return read(rows)
+	}
+	if err := n.walk(p); err != nil {
+		return postgres.Never, fmt.Errorf("look for the next change: %w", err)
+	}
+	return n.at, nil
+}
+
+// Ask has SQL asked, now or later, and its rows read.
+type Ask func(sql string, args []any, read func(pgx.Rows) error)
+
+// AskNextChange is NextChange for some contacts, who are not nil, in one round trip with whatever else is asked: at is what it gives, once all that it asks for is read.
+func AskNextChange(p *spec.Predicate, env Env, only []int64, ask Ask) (at func() time.Time, err error) {
+	n := &nextChange{env: env, only: only, at: postgres.Never}
+	n.ask = func(sql string, args []any, read func(pgx.Rows) error) error {
+		ask(sql, args, read)
+		return nil
+	}
+	if err := n.walk(p); err != nil {
+		return nil, fmt.Errorf("look for the next change: %w", err)
+	}
+	return func() time.Time { return n.at }, nil
+}
+
+func (n *nextChange) walk(p *spec.Predicate) (err error) {
 	p.Walk(func(q *spec.Predicate) {
 		if err != nil {
 			return
 		}
 		switch {
 		case q.Field != nil:
-			err = n.field(ctx, q.Field)
+			err = n.field(q.Field)
 		case q.Event != nil:
-			err = n.event(ctx, q.Event)
+			err = n.event(q.Event)
 		case q.Reachable != "":
-			c := &compiler{env: env, first: 2}
-			err = n.earliest(ctx, "SELECT min(s.until) FROM suppression s WHERE s.until > $1 AND s.until < 'infinity'"+n.of(c, "s.contact"), append([]any{env.Now}, c.args...)...)
+			c := &compiler{env: n.env, first: 2}
+			err = n.first("SELECT min(s.until) FROM suppression s WHERE s.until > $1 AND s.until < 'infinity'"+n.of(c, "s.contact"), append([]any{n.env.Now}, c.args...), n.candidate)
 		}
 	})
-	if err != nil {
-		return postgres.Never, fmt.Errorf("look for the next change: %w", err)
-	}
-	return n.at, nil
+	return err
 }
 
 type nextChange struct {
-	tx                    *postgres.Tx
+	// ask may answer later where only is not nil: what is asked then depends on no answer.
+	ask                   func(sql string, args []any, read func(pgx.Rows) error) error
 	env                   Env
 	only                  []int64
 	fewContacts, fewFacts int64
@@ -58,11 +86,11 @@ type nextChange struct {
 }
 
 // many tells whether there are more of them, by ids that SQL counts from the least to the greatest, than are read for this.
-func (n *nextChange) many(ctx context.Context, few int64, ids string) (many bool, err error) {
+func (n *nextChange) many(few int64, ids string) (many bool, err error) {
 	if n.only != nil { // an index finds what they have
 		return false, nil
 	}
-	err = n.tx.QueryRow(ctx, "SELECT coalesce("+ids+", 0) > $1", few).Scan(&many)
+	err = n.tells("SELECT coalesce("+ids+", 0) > $1", []any{few}, func(is bool) { many = is })
 	return many, err
 }
 
@@ -80,16 +108,26 @@ func (n *nextChange) candidate(t time.Time) {
 	}
 }
 
-// earliest takes a time that SQL gives as it is.
-func (n *nextChange) earliest(ctx context.Context, sql string, args ...any) error {
-	var t *time.Time
-	if err := n.tx.QueryRow(ctx, sql, args...).Scan(&t); err != nil {
+// first has the time that SQL gives taken, unless it gives none.
+func (n *nextChange) first(sql string, args []any, take func(time.Time)) error {
+	return n.ask(sql, args, func(rows pgx.Rows) error {
+		t, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[*time.Time])
+		if err == nil && t != nil {
+			take(*t)
+		}
 		return err
-	}
-	if t != nil {
-		n.candidate(*t)
-	}
-	return nil
+	})
+}
+
+// tells has what SQL says taken.
+func (n *nextChange) tells(sql string, args []any, take func(is bool)) error {
+	return n.ask(sql, args, func(rows pgx.Rows) error {
+		is, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[bool])
+		if err == nil {
+			take(is)
+		}
+		return err
+	})
 }
 
 // bound is something that values are compared with and that moves on with time.
@@ -161,7 +199,7 @@ func windows() []time.Duration {
 }
 
 // soon finds when the bound will pass the first of many that are found by time: at is an expression of from, which ends in WHERE and conditions. It is the end of the last window when there is none in it.
-func (n *nextChange) soon(ctx context.Context, b bound, from, at string, c *compiler) error {
+func (n *nextChange) soon(b bound, from, at string, c *compiler) error {
 	now := b(n.env.Now)
 	args := append([]any{now}, c.args...)
 	var parts []string
@@ -169,19 +207,16 @@ func (n *nextChange) soon(ctx context.Context, b bound, from, at string, c *comp
 		parts = append(parts, fmt.Sprintf("(SELECT min(%[1]s) %[2]s AND %[1]s BETWEEN $1 AND $%[3]d)", at, from, len(args)+1))
 		args = append(args, now.Add(w))
 	}
-	var first *time.Time
-	if err := n.tx.QueryRow(ctx, "SELECT coalesce("+strings.Join(parts, ", ")+")", args...).Scan(&first); err != nil { // each is asked only when the one before it has none
+	first := now.Add(windows()[len(windows())-1])
+	err := n.first("SELECT coalesce("+strings.Join(parts, ", ")+")", args, func(t time.Time) { first = t }) // each is asked only when the one before it has none
+	if err != nil {
 		return err
 	}
-	if first == nil {
-		last := now.Add(windows()[len(windows())-1])
-		first = &last
-	}
-	n.crosses(b, *first, time.Microsecond)
+	n.crosses(b, first, time.Microsecond)
 	return nil
 }
 
-func (n *nextChange) field(ctx context.Context, f *spec.FieldTest) error {
+func (n *nextChange) field(f *spec.FieldTest) error {
 	typ, _ := n.env.fieldType(f.Field)
 	if typ != spec.TypeDate && typ != spec.TypeDatetime {
 		return nil
@@ -191,12 +226,12 @@ func (n *nextChange) field(ctx context.Context, f *spec.FieldTest) error {
 	if len(bounds) == 0 && f.Op != spec.OpYearly {
 		return nil
 	}
-	many, err := n.many(ctx, n.fewContacts, "(SELECT max(id) - min(id) FROM contact)")
+	many, err := n.many(n.fewContacts, "(SELECT max(id) - min(id) FROM contact)")
 	if err != nil {
 		return err
 	}
 	if many {
-		return n.fieldOfMany(ctx, f, bounds, day)
+		return n.fieldOfMany(f, bounds, day)
 	}
 	c := &compiler{env: n.env, first: 2}
 	value := "c.created_at"
@@ -207,49 +242,43 @@ func (n *nextChange) field(ctx context.Context, f *spec.FieldTest) error {
 		}
 	}
 	if f.Op == spec.OpYearly {
-		return n.yearly(ctx, f.Test, value, day, c)
+		return n.yearlyOfFew(f.Test, value, day, c)
 	}
 	sql := "SELECT min(" + value + ") FROM contact c WHERE " + value + " >= $1" + n.of(c, "c.id")
 	for _, b := range bounds {
 		at := b(n.env.Now)
-		var first time.Time
-		var err error
 		if day {
-			var s *string
-			err = n.tx.QueryRow(ctx, sql, append([]any{at.Format(isoDate)}, c.args...)...).Scan(&s)
-			if err == nil && s != nil {
-				first, err = time.Parse(isoDate, *s)
-			}
+			err = n.ask(sql, append([]any{at.Format(isoDate)}, c.args...), func(rows pgx.Rows) error {
+				first, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[*string])
+				if err != nil || first == nil {
+					return err
+				}
+				t, err := time.Parse(isoDate, *first)
+				if err == nil {
+					n.crosses(b, t, 24*time.Hour)
+				}
+				return err
+			})
 		} else {
-			var t *time.Time
-			err = n.tx.QueryRow(ctx, sql, append([]any{at}, c.args...)...).Scan(&t)
-			if t != nil {
-				first = *t
-			}
+			err = n.first(sql, append([]any{at}, c.args...), func(t time.Time) { n.crosses(b, t, time.Microsecond) })
 		}
 		if err != nil {
 			return err
-		}
-		step := time.Microsecond
-		if day {
-			step = 24 * time.Hour
-		}
-		if !first.IsZero() {
-			n.crosses(b, first, step)
 		}
 	}
 	return nil
 }
 
 // fieldOfMany reads no contacts, but by an index.
-func (n *nextChange) fieldOfMany(ctx context.Context, f *spec.FieldTest, bounds []bound, day bool) error {
+func (n *nextChange) fieldOfMany(f *spec.FieldTest, bounds []bound, day bool) error {
 	if f.Op == spec.OpYearly {
-		return n.yearly(ctx, f.Test, "", day, nil)
+		n.yearly(f.Test, nil)
+		return nil
 	}
 	indexed := f.Field == "created"
 	if !day && !indexed {
-		err := n.tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = 'contact'::regclass AND i.indisvalid AND pg_get_expr(i.indexprs, i.indrelid) LIKE '%(fields ->> ' || quote_literal($1) || '::text)%')`,
-			f.Field).Scan(&indexed)
+		err := n.tells(`SELECT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = 'contact'::regclass AND i.indisvalid AND pg_get_expr(i.indexprs, i.indrelid) LIKE '%(fields ->> ' || quote_literal($1) || '::text)%')`,
+			[]any{f.Field}, func(is bool) { indexed = is })
 		if err != nil {
 			return err
 		}
@@ -260,19 +289,15 @@ func (n *nextChange) fieldOfMany(ctx context.Context, f *spec.FieldTest, bounds 
 		case day: // when it will be the next
 			n.crosses(b, b(n.env.Now), 24*time.Hour)
 		case f.Field == "created":
-			if err := n.soon(ctx, b, "FROM contact c WHERE true", "c.created_at", c); err != nil {
+			if err := n.soon(b, "FROM contact c WHERE true", "c.created_at", c); err != nil {
 				return err
 			}
 		case indexed:
 			value := c.stored(f.Field)
-			var first *time.Time
-			err := n.tx.QueryRow(ctx, "SELECT (SELECT "+asInstant(value)+" FROM contact c WHERE "+value+" >= $1 AND "+value+" < '9999' AND "+value+" LIKE '"+storedInstant+"' ORDER BY "+value+" LIMIT 1)",
-				append([]any{b(n.env.Now).UTC().Format(time.RFC3339)}, c.args...)...).Scan(&first)
+			err := n.first("SELECT (SELECT "+asInstant(value)+" FROM contact c WHERE "+value+" >= $1 AND "+value+" < '9999' AND "+value+" LIKE '"+storedInstant+"' ORDER BY "+value+" LIMIT 1)",
+				append([]any{b(n.env.Now).UTC().Format(time.RFC3339)}, c.args...), func(t time.Time) { n.crosses(b, t, time.Microsecond) })
 			if err != nil {
 				return err
-			}
-			if first != nil {
-				n.crosses(b, *first, time.Microsecond)
 			}
 		default:
 			n.candidate(n.env.Now.Add(windows()[0]))
@@ -281,25 +306,27 @@ func (n *nextChange) fieldOfMany(ctx context.Context, f *spec.FieldTest, bounds 
 	return nil
 }
 
-// yearly goes through the coming year, as the window of anniversaries moves on over the days that contacts have; over any day, when value is empty.
-func (n *nextChange) yearly(ctx context.Context, t spec.Test, value string, day bool, c *compiler) error {
-	var days []string
-	if value != "" {
-		month := "right(" + value + ", 5)"
-		if !day {
-			month = "to_char(" + value + " AT TIME ZONE " + c.text(n.env.zone().String()) + ", 'MM-DD')"
-		}
-		rows, err := n.tx.Query(ctx, "SELECT DISTINCT "+month+" FROM contact c WHERE $1::int = 0 AND "+value+" IS NOT NULL"+n.of(c, "c.id"), append([]any{0}, c.args...)...)
-		if err != nil {
-			return err
-		}
-		if days, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil || len(days) == 0 {
-			return err
-		}
+// yearlyOfFew looks for the days of the year that contacts have.
+func (n *nextChange) yearlyOfFew(t spec.Test, value string, day bool, c *compiler) error {
+	month := "right(" + value + ", 5)"
+	if !day {
+		month = "to_char(" + value + " AT TIME ZONE " + c.text(n.env.zone().String()) + ", 'MM-DD')"
 	}
+	sql := "SELECT DISTINCT " + month + " FROM contact c WHERE $1::int = 0 AND " + value + " IS NOT NULL" + n.of(c, "c.id")
+	return n.ask(sql, append([]any{0}, c.args...), func(rows pgx.Rows) error {
+		days, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err == nil && len(days) > 0 {
+			n.yearly(t, days)
+		}
+		return err
+	})
+}
+
+// yearly goes through the coming year, as the window of anniversaries moves on over days; over any, when these are nil.
+func (n *nextChange) yearly(t spec.Test, days []string) {
 	now := n.env.anniversaryOf(t)
 	if now.all {
-		return nil
+		return
 	}
 	env := n.env
 	was := now
@@ -311,12 +338,11 @@ func (n *nextChange) yearly(ctx context.Context, t spec.Test, value string, day 
 			continue
 		}
 		was = then
-		if value == "" || slices.ContainsFunc(days, func(d string) bool { return now.has(d) != then.has(d) }) {
+		if days == nil || slices.ContainsFunc(days, func(d string) bool { return now.has(d) != then.has(d) }) {
 			n.candidate(env.Now)
-			return nil
+			return
 		}
 	}
-	return nil
 }
 
 func (y anniversary) has(day string) bool {
@@ -326,7 +352,7 @@ func (y anniversary) has(day string) bool {
 	return day >= y.from || day <= y.to
 }
 
-func (n *nextChange) event(ctx context.Context, t *spec.EventTest) error {
+func (n *nextChange) event(t *spec.EventTest) error {
 	var bounds []bound
 	period := time.Hour
 	if t.Within != nil {
@@ -349,7 +375,7 @@ func (n *nextChange) event(ctx context.Context, t *spec.EventTest) error {
 	if _, ok := deliveryState(t.Event); ok { // a batch has 512 ids, however few its recipients are
 		ids = "(SELECT (max(id) - min(id)) >> 9 FROM delivery) * 500"
 	}
-	many, err := n.many(ctx, n.fewFacts, ids)
+	many, err := n.many(n.fewFacts, ids)
 	if err != nil {
 		return err
 	}
@@ -357,36 +383,30 @@ func (n *nextChange) event(ctx context.Context, t *spec.EventTest) error {
 		c := &compiler{env: n.env, first: 2}
 		from, at, contact := c.anyones(t)
 		if many {
-			if err := n.soon(ctx, b, from, at, c); err != nil {
-				return err
-			}
-			continue
+			err = n.soon(b, from, at, c)
+		} else {
+			from += n.of(c, contact)
+			err = n.first("SELECT min("+at+") "+from+" AND "+at+" >= $1", append([]any{b(n.env.Now)}, c.args...), func(t time.Time) { n.crosses(b, t, time.Microsecond) })
 		}
-		from += n.of(c, contact)
-		var first *time.Time
-		if err := n.tx.QueryRow(ctx, "SELECT min("+at+") "+from+" AND "+at+" >= $1", append([]any{b(n.env.Now)}, c.args...)...).Scan(&first); err != nil {
+		if err != nil {
 			return err
 		}
-		if first != nil {
-			n.crosses(b, *first, time.Microsecond)
-		}
 	}
-	if !moving {
+	switch {
+	case !moving:
+		return nil
+	case many:
+		n.candidate(n.env.Now.Add(period))
 		return nil
 	}
-	some := many
-	if !many {
-		c := &compiler{env: n.env, first: 2}
-		from, _, contact := c.anyones(t)
-		from += n.of(c, contact)
-		if err := n.tx.QueryRow(ctx, "SELECT $1::int = 0 AND EXISTS (SELECT "+from+")", append([]any{0}, c.args...)...).Scan(&some); err != nil {
-			return err
+	c := &compiler{env: n.env, first: 2}
+	from, _, contact := c.anyones(t)
+	from += n.of(c, contact)
+	return n.tells("SELECT $1::int = 0 AND EXISTS (SELECT "+from+")", append([]any{0}, c.args...), func(some bool) {
+		if some {
+			n.candidate(n.env.Now.Add(period))
 		}
-	}
-	if some {
-		n.candidate(n.env.Now.Add(period))
-	}
-	return nil
+	})
 }
 
 // anyones is where the events of a kind are, whoever's they are: FROM and WHERE, and the expressions for when and whose.

@@ -9,13 +9,14 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/predicate"
 )
 
 const (
 	// idsAtOnce are looked up in one statement.
 	idsAtOnce = 1000
-	// batchAtOnce are how many statements go in one round trip.
+	// batchAtOnce are about how many statements go in one round trip.
 	batchAtOnce = 50
 )
 
@@ -67,12 +68,10 @@ func (t *turn) settle(ctx context.Context) error {
 			}
 		}
 	}
+	if err := t.hurry(ctx); err != nil {
+		return err
+	}
 	for _, s := range t.all {
-		if len(s.touched) > 0 && !t.leaves(s) && s.follows() {
-			if err := t.hurry(ctx, s); err != nil {
-				return err
-			}
-		}
 		s.touched = nil
 	}
 	return nil
@@ -89,18 +88,34 @@ func (s *kept) spare() {
 	}
 }
 
-// hurry brings the segment's due date forward, if the contacts have one of their own that is earlier.
-func (t *turn) hurry(ctx context.Context, s *kept) error {
-	if s.doc.Where == nil || s.dueKnown || s.dueAt != nil && !s.dueAt.After(t.env.Now.Add(t.tx.Tick())) {
-		return nil
+// hurry brings the due dates of segments forward where the contacts that were touched have one of their own that is earlier, in few round trips.
+func (t *turn) hurry(ctx context.Context) error {
+	q := newQueue()
+	next := map[*kept]func() time.Time{}
+	for _, s := range t.all {
+		if len(s.touched) == 0 || t.leaves(s) || !s.follows() || s.doc.Where == nil || s.dueKnown || s.dueAt != nil && !s.dueAt.After(t.env.Now.Add(t.tx.Tick())) {
+			continue
+		}
+		at, err := predicate.AskNextChange(s.doc.Where, t.env, s.touched, func(sql string, args []any, read func(pgx.Rows) error) { q.add(s, sql, args, read) })
+		if err != nil {
+			return blame(s, err)
+		}
+		next[s] = at
+		if q.batch.Len() >= batchAtOnce {
+			if err := q.send(ctx, t.tx); err != nil {
+				return err
+			}
+			q = newQueue()
+		}
 	}
-	stop := s.clock()
-	at, err := predicate.NextChange(ctx, t.tx, s.doc.Where, t.env, s.touched)
-	stop()
-	if err != nil {
-		return blame(s, err)
+	if err := q.send(ctx, t.tx); err != nil {
+		return err
 	}
-	t.dueBy(s, at, 0)
+	for _, s := range t.all {
+		if at := next[s]; at != nil {
+			t.dueBy(s, at(), 0)
+		}
+	}
 	return nil
 }
 
@@ -127,42 +142,58 @@ const computed = `WITH differs AS MATERIALIZED (
 
 // compute does computations of different segments, none of which asks about another of them, in one round trip. A segment whose document does not fit is left out.
 func (t *turn) compute(ctx context.Context, all ...computation) error {
-	b := &pgx.Batch{}
-	var at *kept
-	bySQL := map[string]*kept{}
-	last := time.Now()
+	q := newQueue()
 	for _, c := range all {
 		cond, err := c.condition(t.env, 2+len(c.in.args), c.in.sql)
 		if err != nil {
 			t.broken(c.kept, err)
 			continue
 		}
-		sql := fmt.Sprintf(computed, c.in.sql, cond.SQL)
-		bySQL[sql] = c.kept
-		b.Queue(sql, slices.Concat([]any{c.entity}, c.in.args, cond.Args)...).Query(func(rows pgx.Rows) error {
-			at = c.kept
-			err := t.collect(c.kept, rows)
-			c.spent += time.Since(last)
-			last = time.Now()
-			return err
-		})
+		q.add(c.kept, fmt.Sprintf(computed, c.in.sql, cond.SQL), slices.Concat([]any{c.entity}, c.in.args, cond.Args), func(rows pgx.Rows) error { return t.collect(c.kept, rows) })
 	}
-	if b.Len() == 0 {
+	return q.send(ctx, t.tx)
+}
+
+// queue is what is asked in one round trip, each statement for a segment.
+type queue struct {
+	batch *pgx.Batch
+	bySQL map[string]*kept
+	at    *kept // whose statement was read last
+	last  time.Time
+}
+
+func newQueue() *queue { return &queue{batch: &pgx.Batch{}, bySQL: map[string]*kept{}} }
+
+func (q *queue) add(s *kept, sql string, args []any, read func(pgx.Rows) error) {
+	q.bySQL[sql] = s
+	q.batch.Queue(sql, args...).Query(func(rows pgx.Rows) error {
+		q.at = s
+		err := read(rows)
+		s.spent += time.Since(q.last)
+		q.last = time.Now()
+		return err
+	})
+}
+
+// send asks, and blames the segment whose statement fails.
+func (q *queue) send(ctx context.Context, tx *postgres.Tx) error {
+	if q.batch.Len() == 0 {
 		return nil
 	}
-	err := t.tx.SendBatch(ctx, b).Close()
+	q.last = time.Now()
+	err := tx.SendBatch(ctx, q.batch).Close()
 	if err == nil {
 		return nil
 	}
 	var pe pgx.ErrPreprocessingBatch
 	if errors.As(err, &pe) {
-		at = bySQL[pe.SQL()]
+		q.at = q.bySQL[pe.SQL()]
 	}
-	if at == nil {
+	if q.at == nil {
 		return fmt.Errorf("compute segments: %w", err)
 	}
-	at.spent += time.Since(last)
-	return blame(at, err)
+	q.at.spent += time.Since(q.last)
+	return blame(q.at, err)
 }
 
 // collect reads who joined and left.
