@@ -37,8 +37,8 @@ func (x ContactIndex) Name() string { return fmt.Sprintf("%s%d_%s", indexPrefix,
 func (x ContactIndex) sql(table, field string) string {
 	value := "(fields->>" + field + `) COLLATE "C"`
 	switch {
-	case x.Entity == 0: // in the order in which rows are made, so that a summary of it does
-		return " INDEX CONCURRENTLY " + x.Name() + " ON " + table + " USING brin (created_at) WITH (autosummarize = on)"
+	case x.Entity == 0: // it never changes, so that this keeps no update from being hot; the summary that is always there helps only where rows lie in its order
+		return " INDEX CONCURRENTLY " + x.Name() + " ON " + table + " (created_at)"
 	case x.For == IndexUnique:
 		return " UNIQUE INDEX CONCURRENTLY " + x.Name() + " ON " + table + " (md5(fields->>" + field + ")) WHERE fields->>" + field + " IS NOT NULL"
 	case x.For == IndexDay:

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/onda-run/onda/internal/fieldindex"
 	"github.com/onda-run/onda/internal/postgres"
 )
 
@@ -80,6 +81,9 @@ func (l *lab) withSegments(ctx context.Context, n int) error {
 	if err := l.apply(ctx, segmentDocuments(segments(n))); err != nil {
 		return err
 	}
+	if err := l.index(ctx); err != nil {
+		return err
+	}
 	if err := l.start(ctx, "segment"); err != nil {
 		return err
 	}
@@ -87,6 +91,17 @@ func (l *lab) withSegments(ctx context.Context, n int) error {
 		return err
 	}
 	return l.refresh(ctx)
+}
+
+// index makes the indexes that documents want, as onda apply does.
+func (l *lab) index(ctx context.Context) (err error) {
+	admin, err := postgres.OpenAdmin(ctx, l.url)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, admin.Close(context.Background())) }()
+	_, _, err = fieldindex.Ensure(ctx, admin, l.tenant)
+	return err
 }
 
 // rebuild has all segments computed in full, and gives how long it took.
