@@ -28,6 +28,11 @@ func TestLimits(t *testing.T) {
 		_, err := tx.Exec(ctx, "INSERT INTO contact (fields) SELECT $1::jsonb FROM generate_series(1, 50)", text)
 		return err
 	})
+	var words, days strings.Builder
+	for i := range 9_900 { // of 10,000 that a document may have
+		fmt.Fprintf(&words, "w%d, ", i)
+		fmt.Fprintf(&days, "%s, ", time.Date(1900, 1, 1+i, 0, 0, 0, 0, time.UTC).Format(time.DateOnly))
+	}
 	deep := strings.Repeat("{not: {all: [", 31) + "{field: plan, exists: false}" + strings.Repeat("]}}", 31)
 	for source, want := range map[string]int{
 		`{field: seen, inLast: 100y}`:                     50,
@@ -36,16 +41,19 @@ func TestLimits(t *testing.T) {
 		`{field: seen, yearly: {inNext: 100y}}`:           50,
 		`{event: email.clicked, within: 100y}`:            0,
 		`{event: order.placed, within: 36600d, count: 0}`: 50,
-		deep:                                                50,
-		`{field: level, gt: 5}`:                             0, // a text is no number
-		`{field: level, lt: 5}`:                             0,
-		`{field: level, is: 12}`:                            0,
-		`{field: plan, matches: "^(a|aa)+$"}`:               0, // these take an engine that goes back exponential time
-		`{field: plan, matches: "^(a+)+$"}`:                 0,
-		`{field: plan, matches: "(.*)*x"}`:                  0,
-		`{field: plan, matches: "(?:a?){60}a{60}$"}`:        0,
-		`{field: plan, matches: "(a|b|c|d|e|f)*[^a]{20}$"}`: 0,
-		`{field: plan, matches: "a.*a.*a.*a.*a.*a.*a.*a.*a.*a.*a.*a.*a.*a.*$"}`: 50,
+		deep: 50,
+		"{field: plan, in: [" + words.String() + "x]}":                             0,
+		"{field: plan, notIn: [" + words.String() + "x]}":                          50,
+		"{field: plan, in: [" + words.String() + strings.Repeat("A", 4095) + "!]}": 50,
+		`{field: level, gt: 5}`:                                                    0, // a text is no number
+		`{field: level, lt: 5}`:                                                    0,
+		`{field: level, is: 12}`:                                                   0,
+		`{field: plan, matches: "^(a|aa)+$"}`:                                      0, // these take an engine that goes back exponential time
+		`{field: plan, matches: "^(a+)+$"}`:                                        0,
+		`{field: plan, matches: "(.*)*x"}`:                                         0,
+		`{field: plan, matches: "(?:a?){60}a{60}$"}`:                               0,
+		`{field: plan, matches: "(a|b|c|d|e|f)*[^a]{20}$"}`:                        0,
+		`{field: plan, matches: "a.*a.*a.*a.*a.*a.*a.*a.*a.*a.*a.*a.*a.*a.*$"}`:    50,
 	} {
 		p, err := spec.ParsePredicate(source)
 		if err != nil {
@@ -77,6 +85,13 @@ func TestLimits(t *testing.T) {
 			}
 			return nil
 		})
+	}
+	p, err := spec.ParsePredicate("{field: seen, in: [" + days.String() + "2026-11-24]}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := predicate.Compile(p, predicate.Env{Fields: fieldTypes(), Zone: zone()}); err == nil || !strings.Contains(err.Error(), "values, of at most") {
+		t.Errorf("9,901 days: %v", err)
 	}
 	for source, want := range map[string]string{
 		`{event: order.placed, within: 0d}`:                                   "must be longer than 0d",
