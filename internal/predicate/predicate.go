@@ -49,7 +49,7 @@ type Env struct {
 
 // Load reads the tenant's Env: its fields, the zone of its settings, its clock.
 func Load(ctx context.Context, tx *postgres.Tx) (Env, error) {
-	env := Env{Fields: map[string]spec.FieldType{}, Zone: time.UTC, Now: tx.Now(), NoScores: tx.Tenant.Schema < contact.ScoresSchema, NoStages: tx.Tenant.Schema < contact.StageSchema, AskHits: tx.Tenant.Schema < postgres.TakenSchema}
+	env := Env{Fields: map[string]spec.FieldType{}, Zone: time.UTC}.At(tx)
 	rows, err := tx.Query(ctx, `SELECT e.kind, d.spec FROM entity e JOIN document d ON d.id = e.current WHERE e.kind IN ('Field', 'Settings')`)
 	if err != nil {
 		return env, fmt.Errorf("read fields: %w", err)
@@ -73,6 +73,13 @@ func Load(ctx context.Context, tx *postgres.Tx) (Env, error) {
 		return env, fmt.Errorf("read fields: %w", err)
 	}
 	return env, nil
+}
+
+// At gives the Env with what a transaction knows of the tenant: its clock, and what its schema has. For one that is kept from one transaction to the next.
+func (env Env) At(tx *postgres.Tx) Env {
+	schema := tx.Tenant.Schema
+	env.Now, env.NoScores, env.NoStages, env.AskHits = tx.Now(), schema < contact.ScoresSchema, schema < contact.StageSchema, schema < postgres.TakenSchema
+	return env
 }
 
 func (env Env) fieldType(name string) (spec.FieldType, bool) {
@@ -116,8 +123,14 @@ func Compile(p *spec.Predicate, env Env) (Query, error) {
 	if err != nil {
 		return Query{}, err
 	}
+	if len(c.args) > maxArgs {
+		return Query{}, fmt.Errorf("it compares with %d values, of at most %d in all: give those contacts a tag, or keep them by name", len(c.args), maxArgs)
+	}
 	return Query{SQL: sql, Args: c.args}, nil
 }
+
+// maxArgs leaves room for the other parameters of a statement, which has 65,535 at most.
+const maxArgs = 60_000
 
 // ReadsZone tells whether the predicate's answer depends on the zone that dates are read in. One that does not fit the fields counts as if.
 func ReadsZone(p *spec.Predicate, env Env) bool {

@@ -162,3 +162,25 @@ func TestTheSchemaBefore(t *testing.T) {
 		return err
 	})
 }
+
+// A process that has a tenant's documents reads them by the schema that the tenant has by now.
+func TestATenantThatIsMigrated(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ids := w.people(3)
+	w.pg.Own(t, "acme", "UPDATE onda.tenant SET schema = 18 WHERE name = 'acme'")
+	w.segment("hot", `{"stage": "hot"}`)
+	w.segment("clicked", `{"event": "email.clicked"}`)
+	w.work()
+	w.want("hot")
+	w.pg.Own(t, "acme", "UPDATE onda.tenant SET schema = 21 WHERE name = 'acme'")
+	pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		if err := contact.SetStage(ctx, tx, "campaign", ids[:1], "hot", "test"); err != nil {
+			return err
+		}
+		return tx.AddFacts(ctx, postgres.Fact{Kind: "email.clicked", Contact: ids[1], Data: []byte(`{"hit": 1, "taken": true}`)}) // its hit is forgotten
+	})
+	w.work()
+	w.want("hot", ids[0])
+	w.want("clicked")
+}

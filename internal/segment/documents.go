@@ -203,8 +203,8 @@ func (d *documents) load(ctx context.Context, tx *postgres.Tx, plans string) (al
 	if err := d.read(ctx, tx, k, all...); err != nil {
 		return nil, env, err
 	}
-	env = k.env
-	env.Now, env.NoScores = latest(tx.Now(), all), tx.Tenant.Schema < contact.ScoresSchema
+	env = k.env.At(tx) // it may have been migrated since
+	env.Now = latest(tx.Now(), all)
 	return inOrder(all), env, nil
 }
 

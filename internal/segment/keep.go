@@ -33,6 +33,8 @@ const (
 	// perContact is how long, for each contact, a segment whose members change by time alone is left as it is: a rebuild costs 3 µs a contact, so that these take a
 	// thirtieth of one processor at most.
 	perContact = 100 * time.Microsecond
+	// asideMost is for how long a segment is set aside at most.
+	asideMost = 24 * time.Hour
 	// heldTime is for how long facts are waited for that a transaction of somebody else's holds back; they are looked for each heldPause.
 	heldTime, heldPause = 3 * time.Second, 100 * time.Millisecond
 )
@@ -226,7 +228,7 @@ type turn struct {
 
 // leaves tells whether the segment is left alone for now.
 func (t *turn) leaves(s *kept) bool {
-	return t.failed[s.name] || s.retryAt != nil && s.retryAt.After(t.env.Now)
+	return t.failed[s.name] || s.retryAt != nil && s.retryAt.After(t.env.Now) && !s.retryAt.After(t.env.Now.Add(asideMost+clockSlack)) // else the clock was moved back
 }
 
 func (t *turn) slowest() (slowest *kept) {
@@ -287,7 +289,7 @@ func (k *keeper) setAside(ctx context.Context, tenant string, failed map[string]
 			if !t.sweeps() {
 				return nil
 			}
-			at := t.env.Now.Add(min(t.tx.Tick()<<min(s.failures, 16), 24*time.Hour))
+			at := t.env.Now.Add(min(t.tx.Tick()<<min(s.failures, 16), asideMost))
 			s.set("sweep_to", nil)
 			s.set("failures", s.failures+1)
 			s.set("failed", u.what())

@@ -95,6 +95,28 @@ func TestAClockThatWasMovedBack(t *testing.T) {
 	w.moveClock(72 * time.Hour)
 	w.work()
 	w.want("lately")
+	// One that is set aside until a time that is far off by now is tried again.
+	w.trip("lately", "RAISE EXCEPTION 'no' USING ERRCODE = '22023'")
+	pgtest.Exec(t, w.db, "acme", "UPDATE contact SET fields = fields || jsonb_build_object('seen', to_char(onda.now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')) WHERE id = $1", ids[0])
+	if err := w.request("lately"); err != nil {
+		t.Fatal(err)
+	}
+	w.work()
+	w.untrip()
+	if n := w.count("lately"); n.Failed == "" {
+		t.Errorf("it is told as %+v", n)
+	}
+	w.pg.Own(t, "acme", `UPDATE onda.tenant SET "offset" = interval '1 hour' WHERE name = 'acme'`)
+	if err := w.db.Recompute(context.Background(), "acme", "segment", w.keeper.next); err != nil {
+		t.Fatal(err)
+	}
+	if !pgtest.One[bool](t, w.db, "acme", "SELECT at <= onda.now() FROM onda.wakeup WHERE function = 'segment' AND tenant = 'acme'") {
+		t.Error("it does not wake now")
+	}
+	w.work()
+	if n := w.count("lately"); n.Failed != "" || !n.Current {
+		t.Errorf("it is told as %+v", n)
+	}
 }
 
 // Many whom time changes at once are computed some at a time, also by keepers that are killed, or all are, where they are most.
