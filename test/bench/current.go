@@ -26,7 +26,6 @@ type stream struct {
 	make  func(n int) postgres.Fact
 	data  func(items []event.Hit) event.Data
 
-	rang time.Time
 	// at is when each commit was over.
 	at []time.Time
 }
@@ -377,7 +376,7 @@ func prepareTogether(ctx context.Context, l *lab) (r rounds, err error) {
 // ids reads ids of the tenant.
 func (l *lab) ids(ctx context.Context, sql string) (ids []int64, err error) {
 	err = l.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		return tx.QueryRow(ctx, "SELECT array(" + sql + ")").Scan(&ids)
+		return tx.QueryRow(ctx, "SELECT array("+sql+")").Scan(&ids)
 	})
 	return ids, err
 }

@@ -40,7 +40,9 @@ func importDocuments() string {
 func prepareImportNew(ctx context.Context, l *lab) (rounds, error) { return l.prepareImport(ctx, true) }
 
 // prepareImportSame measures the import of the same file when all that it says is so already: nothing of it may be written to the WAL.
-func prepareImportSame(ctx context.Context, l *lab) (rounds, error) { return l.prepareImport(ctx, false) }
+func prepareImportSame(ctx context.Context, l *lab) (rounds, error) {
+	return l.prepareImport(ctx, false)
+}
 
 func (l *lab) prepareImport(ctx context.Context, fresh bool) (r rounds, err error) {
 	if err := l.apply(ctx, importDocuments()); err != nil {

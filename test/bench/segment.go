@@ -19,21 +19,33 @@ func examples() []example {
 	const gate = `c.email IS NOT NULL AND EXISTS (SELECT FROM subscription s WHERE s.contact = c.id AND s.purpose = 'news' AND s.state = 'granted')
 		AND NOT EXISTS (SELECT FROM suppression s WHERE s.contact = c.id AND s.channel = 'email' AND s.until > onda.now())`
 	return []example{
-		{"paying", `{all: [{field: plan, is: paid}, {field: level, gte: 10}]}`,
-			`lower(c.fields->>'plan') = 'paid' AND (c.fields->'level')::numeric >= 10`},
-		{"late", `{any: [{tag: vip}, {field: trial_ends, inLast: 10d}]}`,
-			`c.tags @> '{vip}' OR (c.fields->>'trial_ends')::timestamptz BETWEEN onda.now() - interval '10 days' AND onda.now()`},
-		{"readers", `{all: [{reachable: news}, {field: city, in: [Lisbon, Oslo, Paris, Porto]}]}`,
-			gate + ` AND lower(c.fields->>'city') IN ('lisbon', 'oslo', 'paris', 'porto')`},
-		{"clicked", `{event: email.clicked, within: 30d}`,
-			`EXISTS (SELECT FROM fact f WHERE f.contact = c.id AND f.kind = 'email.clicked' AND f.at BETWEEN onda.now() - interval '30 days' AND onda.now() AND NOT f.data ? 'taken')`},
-		{"buyers", `{event: order.placed, within: 365d, where: {total: {gte: 100}}, count: {gte: 2}}`,
+		{
+			"paying", `{all: [{field: plan, is: paid}, {field: level, gte: 10}]}`,
+			`lower(c.fields->>'plan') = 'paid' AND (c.fields->'level')::numeric >= 10`,
+		},
+		{
+			"late", `{any: [{tag: vip}, {field: trial_ends, inLast: 10d}]}`,
+			`c.tags @> '{vip}' OR (c.fields->>'trial_ends')::timestamptz BETWEEN onda.now() - interval '10 days' AND onda.now()`,
+		},
+		{
+			"readers", `{all: [{reachable: news}, {field: city, in: [Lisbon, Oslo, Paris, Porto]}]}`,
+			gate + ` AND lower(c.fields->>'city') IN ('lisbon', 'oslo', 'paris', 'porto')`,
+		},
+		{
+			"clicked", `{event: email.clicked, within: 30d}`,
+			`EXISTS (SELECT FROM fact f WHERE f.contact = c.id AND f.kind = 'email.clicked' AND f.at BETWEEN onda.now() - interval '30 days' AND onda.now() AND NOT f.data ? 'taken')`,
+		},
+		{
+			"buyers", `{event: order.placed, within: 365d, where: {total: {gte: 100}}, count: {gte: 2}}`,
 			`c.id IN (SELECT f.contact FROM fact f WHERE f.contact IS NOT NULL AND f.kind = 'event.tracked' AND f.name = 'order.placed'
-				AND f.at BETWEEN onda.now() - interval '365 days' AND onda.now() AND (f.data->'total')::numeric >= 100 GROUP BY f.contact HAVING count(*) >= 2)`},
-		{"quiet", `{all: [{segment: readers}, {not: {segment: clicked}}, {not: {event: email.opened, within: 90d}}, {field: created, olderThan: 90d}]}`,
+				AND f.at BETWEEN onda.now() - interval '365 days' AND onda.now() AND (f.data->'total')::numeric >= 100 GROUP BY f.contact HAVING count(*) >= 2)`,
+		},
+		{
+			"quiet", `{all: [{segment: readers}, {not: {segment: clicked}}, {not: {event: email.opened, within: 90d}}, {field: created, olderThan: 90d}]}`,
 			`c.created_at < onda.now() - interval '90 days' AND EXISTS (SELECT FROM member m WHERE m.segment = %[3]d AND m.contact = c.id AND m.kept <> 'out')
 				AND NOT EXISTS (SELECT FROM member m WHERE m.segment = %[4]d AND m.contact = c.id AND m.kept <> 'out')
-				AND NOT EXISTS (SELECT FROM fact f WHERE f.contact = c.id AND f.kind = 'email.opened' AND f.at BETWEEN onda.now() - interval '90 days' AND onda.now() AND NOT f.data ? 'taken')`},
+				AND NOT EXISTS (SELECT FROM fact f WHERE f.contact = c.id AND f.kind = 'email.opened' AND f.at BETWEEN onda.now() - interval '90 days' AND onda.now() AND NOT f.data ? 'taken')`,
+		},
 	}
 }
 
