@@ -513,18 +513,25 @@ type changed struct {
 
 // Lock keeps others from changing the contacts, or those that they were merged into, until the transaction's end. Who changes contacts in several calls locks them all before
 // the first: a call locks its own in order of id, and so two transactions never wait for each other.
+//
+// One that was merged while it was waited for is let go of again, by the savepoint: who has it may come before the one that it became, which is locked next.
 func Lock(ctx context.Context, tx *postgres.Tx, contacts []int64) error {
 	for {
-		rows, err := tx.Query(ctx, `SELECT merged_into IS NOT NULL FROM contact WHERE id IN (SELECT coalesce(merged_into, id) FROM contact WHERE id = ANY ($1)) ORDER BY id FOR UPDATE`, contacts)
-		if err != nil {
+		var merged bool
+		b := &pgx.Batch{}
+		b.Queue("SAVEPOINT contacts")
+		b.Queue(`SELECT coalesce(bool_or(merged), false) FROM (SELECT merged_into IS NOT NULL AS merged FROM contact
+			WHERE id IN (SELECT coalesce(merged_into, id) FROM contact WHERE id = ANY ($1)) ORDER BY id FOR UPDATE) c`, contacts).QueryRow(func(row pgx.Row) error {
+			return row.Scan(&merged)
+		})
+		if err := tx.SendBatch(ctx, b).Close(); err != nil {
 			return fmt.Errorf("lock contacts: %w", err)
 		}
-		merged, err := pgx.CollectRows(rows, pgx.RowTo[bool])
-		if err != nil {
-			return fmt.Errorf("lock contacts: %w", err)
-		}
-		if !slices.Contains(merged, true) { // else one was merged while it was waited for: the next statement sees into whom
+		if !merged {
 			return nil
+		}
+		if _, err := tx.Exec(ctx, "ROLLBACK TO SAVEPOINT contacts"); err != nil {
+			return fmt.Errorf("lock contacts: %w", err)
 		}
 	}
 }
