@@ -38,6 +38,7 @@ type chunk struct {
 	records int             // rows of the file, those that are rejected too
 	read    int64           // how far in the file, in bytes
 	err     error           // that ended it: io.EOF at the end of the file
+	before  <-chan struct{} // closed when all chunks before it are in
 	ahead   chan compared   // what is known of it, when it was compared before its turn; or nil
 }
 

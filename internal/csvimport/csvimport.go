@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/csvexport"
@@ -185,25 +186,64 @@ func (im *importer) run(ctx context.Context, r io.Reader) error {
 		busy.Wait()
 	}()
 	busy.Go(func() { im.read(reading, p, chunks, &busy) })
-	rows := 0
-	for c := range chunks {
-		rows += c.records
-		if im.mark != nil && rows <= im.mark.rows {
-			im.problems(c.rejects) // the rest of it is known
-		} else if err := im.store(ctx, c); err != nil {
-			return err
-		}
-		if c.err != nil && !errors.Is(c.err, io.EOF) {
-			return im.stopped(c.err)
-		}
-		if im.opts.OnProgress != nil {
-			im.opts.OnProgress(rows, c.read)
-		}
+	if err := im.storeAll(ctx, chunks); err != nil {
+		return im.stopped(err)
 	}
 	if err := ctx.Err(); err != nil {
 		return im.stopped(err)
 	}
 	return im.forget(ctx)
+}
+
+// storeAll stores the chunks. Behind one of new contacts alone two are written at once, since that is work for Postgres above all; they are committed in their order.
+func (im *importer) storeAll(ctx context.Context, chunks <-chan *chunk) error {
+	g, storing := errgroup.WithContext(ctx)
+	g.SetLimit(2)
+	before, rows := make(chan struct{}), 0
+	close(before)
+	for c := range chunks {
+		rows += c.records
+		if im.mark != nil && rows <= im.mark.rows {
+			im.problems(c.rejects) // the rest of it is known
+			im.progress(rows, c)
+			continue
+		}
+		// Rows of one identity each are of other contacts than those of the chunk before.
+		if !im.alone || !im.allNew.Load() || len(im.opts.Consent) > 0 || im.opts.DryRun {
+			select {
+			case <-before:
+			case <-storing.Done():
+			}
+		}
+		if storing.Err() != nil {
+			break
+		}
+		done, upTo := make(chan struct{}), rows
+		c.before, before = before, done
+		g.Go(func() error {
+			if err := im.store(storing, c); err != nil {
+				return err
+			}
+			if !im.opts.DryRun {
+				if err := im.analyze(ctx); err != nil {
+					return err
+				}
+			}
+			if c.err != nil && !errors.Is(c.err, io.EOF) {
+				return c.err
+			}
+			im.progress(upTo, c)
+			close(done) // and not where it failed: then none behind it is committed
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+func (im *importer) progress(rows int, c *chunk) {
+	if im.opts.OnProgress != nil {
+		im.opts.OnProgress(rows, c.read)
+	}
 }
 
 // read makes the chunks, each while the one before is stored, and compares it meanwhile.
@@ -373,7 +413,28 @@ type outcome struct {
 	written                           bool   // it is in the file, and the mark set behind it
 }
 
-// store writes a chunk in one transaction, which is tried again when it met another that wrote the same contacts.
+// errLate: the chunk before takes long, and this one's transaction stays open no longer for it.
+var errLate = errors.New("the chunk before is not in yet")
+
+// turn waits until all chunks before this one are in: within a transaction for a second at most, after which it is errLate.
+func (c *chunk) turn(ctx context.Context, within bool) error {
+	var late <-chan time.Time
+	if within {
+		t := time.NewTimer(time.Second)
+		defer t.Stop()
+		late = t.C
+	}
+	select {
+	case <-c.before:
+		return nil
+	case <-late:
+		return errLate
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// store writes a chunk in one transaction, which is tried again, behind all that come before it, when it met another that wrote the same contacts.
 func (im *importer) store(ctx context.Context, c *chunk) error {
 	var o outcome
 	for try := 1; ; try++ {
@@ -382,10 +443,13 @@ func (im *importer) store(ctx context.Context, c *chunk) error {
 			break
 		}
 		var pe *pgconn.PgError
-		if try < maxTries && (errors.Is(err, contact.ErrThere) || errors.As(err, &pe) && (pe.Code == "40P01" || pe.Code == "40001" || pe.Code == "23505")) {
-			continue
+		again := errors.Is(err, contact.ErrThere) || errors.Is(err, errLate) || errors.As(err, &pe) && (pe.Code == "40P01" || pe.Code == "40001" || pe.Code == "23505")
+		if try == maxTries || !again {
+			return err
 		}
-		return im.stopped(err)
+		if err := c.turn(ctx, false); err != nil {
+			return err
+		}
 	}
 	if im.opts.Rejects != nil && !im.opts.DryRun && len(o.text) > 0 && !o.written {
 		if _, err := im.opts.Rejects.Write(o.text); err != nil {
@@ -399,10 +463,6 @@ func (im *importer) store(ctx context.Context, c *chunk) error {
 	im.problems(o.rejects)
 	if im.opts.DryRun {
 		im.sample(c, o)
-		return nil
-	}
-	if err := im.analyze(ctx); err != nil {
-		return im.stopped(err)
 	}
 	return nil
 }
@@ -474,6 +534,9 @@ func (im *importer) attempt(ctx context.Context, c *chunk, try int) (o outcome, 
 		if err != nil {
 			return o, err
 		}
+	}
+	if err := c.turn(ctx, false); err != nil {
+		return o, err
 	}
 	if o.text == nil && len(o.rejects) > 0 {
 		o.text, err = im.rejected(o.rejects, im.size == 0)
@@ -560,7 +623,7 @@ func (im *importer) unique() bool {
 // write does what is planned.
 func (im *importer) write(ctx context.Context, tx *postgres.Tx, c *chunk, p plan, o *outcome) error {
 	if im.mark != nil {
-		if err := im.mark.lock(ctx, tx); err != nil {
+		if err := im.mark.share(ctx, tx); err != nil {
 			return err
 		}
 	}
@@ -616,8 +679,8 @@ func (im *importer) write(ctx context.Context, tx *postgres.Tx, c *chunk, p plan
 		return err
 	}
 	o.recorded = append(slices.Clip(o.recorded), recorded...)
-	if im.mark == nil {
-		return nil
+	if err := c.turn(ctx, true); err != nil || im.mark == nil {
+		return err
 	}
 	return im.setMark(ctx, tx, c, o)
 }

@@ -37,11 +37,19 @@ type marked struct {
 	At      time.Time `json:"at"`
 }
 
-// markLock is the class of the advisory lock of those who move a mark: what a process that was killed had asked for may still be under way.
+// markLock is the class of the advisory lock of a mark, which those who write hold together: who goes on with an import waits for what a process that was killed had asked for, and that
+// may still be under way.
 const markLock = 0x6f6e6469
 
 func (m *mark) lock(ctx context.Context, tx *postgres.Tx) error {
 	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1, hashtext($2))", markLock, m.name); err != nil {
+		return fmt.Errorf("lock how far the import came: %w", err)
+	}
+	return nil
+}
+
+func (m *mark) share(ctx context.Context, tx *postgres.Tx) error {
+	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock_shared($1, hashtext($2))", markLock, m.name); err != nil {
 		return fmt.Errorf("lock how far the import came: %w", err)
 	}
 	return nil
