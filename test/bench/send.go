@@ -187,7 +187,7 @@ func prepareMails(ctx context.Context, l *lab, more ...string) error {
 	err := l.exec(ctx,
 		`INSERT INTO contact (email, fields) SELECT 'u' || n || '@example.org', jsonb_build_object('first_name', 'Grace', 'last_name', 'Hopper' || n, 'city', 'Lisbon',
 			'company', 'Company ' || n, 'plan', 'paid', 'seat', 'A' || n) FROM generate_series(1, `+strconv.Itoa(l.mails)+`) n`,
-		`INSERT INTO subscription (contact, purpose, state, consent, at) SELECT id, p, 'granted', 0, onda.now() FROM contact, unnest('{news,tracking.email}'::text[]) p`,
+		`INSERT INTO subscription (contact, purpose, state, consent, at) SELECT id, p, 'granted', 0, onda.now() FROM contact, unnest('{news,tracking.email}'::text[]) p WHERE email LIKE '%@example.org'`,
 		`INSERT INTO run (kind, entity, document, state) SELECT 'broadcast', e.id, e.current, 'running' FROM entity e WHERE e.kind = 'Email' AND e.name = 'news'`)
 	if err != nil {
 		return err
