@@ -183,6 +183,27 @@ func (n *nextChange) crosses(b bound, first time.Time, step time.Duration) {
 	for b(high).Before(target) {
 		high = high.Add(30 * 24 * time.Hour)
 	}
+	last := passes(b, target, low, high)
+	n.candidate(whole(last))
+	// A month before the 29th, the 30th and the 31st of March is the 28th of February each time: the bound goes back at these midnights, and may have passed it on a day before.
+	y, m, d := last.In(n.env.zone()).Date()
+	for day := -5; day <= 0; day++ {
+		from, to := time.Date(y, m, d+day, 0, 0, 0, 0, n.env.zone()), time.Date(y, m, d+day+1, 0, 0, 0, 0, n.env.zone()).Add(-time.Microsecond)
+		if from.Before(low) {
+			from = low
+		}
+		if from.Before(to) && !b(to).Before(target) {
+			n.candidate(whole(passes(b, target, from, to)))
+			return
+		}
+	}
+}
+
+// passes finds when between two moments the bound, which goes on between them, comes to the target: low where it is there already.
+func passes(b bound, target, low, high time.Time) time.Time {
+	if !b(low).Before(target) {
+		return low
+	}
 	for high.Sub(low) > time.Nanosecond { // times are whole microseconds: high is exact at the end
 		if mid := low.Add(high.Sub(low) / 2); b(mid).Before(target) {
 			low = mid
@@ -190,8 +211,10 @@ func (n *nextChange) crosses(b bound, first time.Time, step time.Duration) {
 			high = mid
 		}
 	}
-	n.candidate(high.Add(time.Microsecond - 1).Truncate(time.Microsecond))
+	return high
 }
+
+func whole(t time.Time) time.Time { return t.Add(time.Microsecond - 1).Truncate(time.Microsecond) }
 
 // windows are how far ahead of a bound what it will pass is looked for, one after the other until something is found.
 func windows() []time.Duration {
