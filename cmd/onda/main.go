@@ -33,7 +33,7 @@ type cli struct {
 	Schema   schemaCmd   `cmd:"" help:"Print the JSON Schema of the documents, for editors."`
 	Import   importCmd   `cmd:"" help:"Import contacts from a CSV file."`
 	Export   exportCmd   `cmd:"" help:"Write contacts, or what was sent in with a form and its files."`
-	Contact  contactCmd  `cmd:"" help:"Merge contacts; export all that is stored of a person, or erase it."`
+	Contact  contactCmd  `cmd:"" help:"Show and merge contacts; export all that is stored of a person, or erase it."`
 	Segment  segmentCmd  `cmd:"" help:"List, count, preview and explain segments."`
 	Campaign campaignCmd `cmd:"" help:"Start, pause, resume, cancel and look into campaigns and broadcasts."`
 	Explain  explainCmd  `cmd:"" help:"Tell all that is known about one delivery."`
