@@ -64,10 +64,10 @@ func Compare(ctx context.Context, tx *postgres.Tx, rows []Row) ([]Standing, erro
 	names := `email, fields`
 	joins := ` LEFT JOIN LATERAL (SELECT id, merged_into, external_id, fields, tags FROM contact c WHERE c.email = u.email LIMIT 1) e ON true`
 	if anyID {
-		sql = `SELECT u.n - 1, coalesce(e.merged_into, e.id, 0), coalesce(x.merged_into, x.id, 0), u.id <> '' AND x.id IS NULL AND e.external_id IS NOT NULL,
+		sql = `SELECT u.n - 1, coalesce(e.merged_into, e.id, 0), coalesce(x.merged_into, x.id, 0), u.id <> '' AND x.id IS NULL AND coalesce(e.external_id, w.external_id) IS NOT NULL,
 			coalesce(b.merged_into IS NULL AND (u.email = '' OR e.id = b.id) AND (u.id = '' OR x.id = b.id) AND ` + holds("b.fields")
 		args, from, names = append(args, ids), from+`, $3::text[]`, names+`, id`
-		joins += ` LEFT JOIN LATERAL (SELECT id, merged_into, email, fields, tags FROM contact c WHERE c.external_id = nullif(u.id, '') LIMIT 1) x ON true
+		joins += ` LEFT JOIN LATERAL (SELECT id, merged_into, email, fields, tags FROM contact c WHERE c.external_id = nullif(u.id, '') LIMIT 1) x ON true LEFT JOIN contact w ON w.id = e.merged_into
 			LEFT JOIN LATERAL (SELECT e.id, e.merged_into, e.fields, e.tags WHERE e.id IS NOT NULL UNION ALL SELECT x.id, x.merged_into, x.fields, x.tags WHERE e.id IS NULL) b ON true`
 	}
 	if anyTags {

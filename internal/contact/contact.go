@@ -250,9 +250,9 @@ func look(ctx context.Context, tx *postgres.Tx, rows []Row, turn []int) (have []
 	b := &pgx.Batch{}
 	b.Queue("SELECT pg_advisory_xact_lock_shared($1, $2)", makeLock, tx.Tenant.Number)
 	// A merged contact keeps its external id as a forwarding address.
-	b.Queue(`SELECT u.n - 1, coalesce(e.merged_into, e.id), coalesce(x.merged_into, x.id), e.external_id
+	b.Queue(`SELECT u.n - 1, coalesce(e.merged_into, e.id), coalesce(x.merged_into, x.id), coalesce(e.external_id, w.external_id)
 		FROM unnest($1::text[], $2::text[]) WITH ORDINALITY u(email, external_id, n)
-		LEFT JOIN contact e ON e.email = u.email LEFT JOIN contact x ON x.external_id = u.external_id ORDER BY u.n`, emails, ids).Query(func(got pgx.Rows) (err error) {
+		LEFT JOIN contact e ON e.email = u.email LEFT JOIN contact w ON w.id = e.merged_into LEFT JOIN contact x ON x.external_id = u.external_id ORDER BY u.n`, emails, ids).Query(func(got pgx.Rows) (err error) {
 		have, err = pgx.CollectRows(got, func(r pgx.CollectableRow) (f found, err error) {
 			var n int
 			err = r.Scan(&n, &f.byEmail, &f.byID, &f.emailsOwnID)

@@ -31,7 +31,7 @@ var (
 	ErrMergedOn  = errors.New("was merged into another since")
 	ErrErased    = errors.New("is erased")
 	ErrTooMany   = fmt.Errorf("has more than %d rows: too many to be moved at once", MergeMost)
-	ErrTaken     = errors.New("has an address or external id that is another contact's by now: merge or change that one first")
+	ErrTaken     = errors.New("has an address, an external id or a value of a unique field that is another contact's by now: merge or change that one first")
 )
 
 // Prefer says whose fields count where both contacts have one.
@@ -168,7 +168,7 @@ type merger struct {
 // and rings. To find out what it would do, do it and roll back.
 func Merge(ctx context.Context, tx *postgres.Tx, drainer string, loser, winner int64, prefer Prefer, cause string) (Merged, error) {
 	m := &merger{tx: tx, w: &writer{drainer: drainer, cause: cause}, loser: loser, winner: winner}
-	m.undo = undo{Into: winner, At: tx.Now(), By: cause}
+	m.undo = undo{Into: winner, By: cause}
 	out := Merged{Loser: loser, Winner: winner, Rows: map[string]int{}}
 	if tx.Tenant.Schema < MergeSchema {
 		return out, fmt.Errorf("to merge contacts, tenant %s needs schema %d: %w", tx.Tenant.Name, MergeSchema, postgres.ErrSchemaTooOld)
@@ -181,6 +181,10 @@ func Merge(ctx context.Context, tx *postgres.Tx, drainer string, loser, winner i
 	}
 	if err := m.read(ctx); err != nil {
 		return out, err
+	}
+	// Under the lock: of two merges into one contact the later has the later time, whichever began first.
+	if err := tx.QueryRow(ctx, "SELECT clock_timestamp() + (onda.now() - now())").Scan(&m.undo.At); err != nil {
+		return out, fmt.Errorf("read the clock: %w", err)
 	}
 	if err := m.find(ctx, early, len(owned)); err != nil {
 		return out, err
@@ -726,7 +730,7 @@ func Unmerge(ctx context.Context, tx *postgres.Tx, drainer string, loser int64, 
 			return out, err
 		}
 	}
-	for _, step := range []func(context.Context) error{m.giveBack, m.release, m.disagree} {
+	for _, step := range []func(context.Context) error{m.giveBack, m.release, m.disagree, m.rewrite} {
 		if err := step(ctx); err != nil {
 			return out, err
 		}
@@ -873,6 +877,30 @@ func (m *merger) release(ctx context.Context) error {
 		}
 		if _, err := m.tx.Exec(ctx, sql+" WHERE hash = $1 AND reason = $2 AND channel = 'email' AND contact = $3", args...); err != nil {
 			return fmt.Errorf("let mail to contact %d go again: %w", m.winner, err)
+		}
+	}
+	return nil
+}
+
+// rewrite has the records of later merges into the same winner know nothing of what the loser had given it: else to undo one of them would bring that back, and to erase the loser would leave
+// it there.
+func (m *merger) rewrite(ctx context.Context) error {
+	rows, err := m.tx.Query(ctx, "SELECT id FROM contact WHERE merged_into = $1 AND merge IS NOT NULL ORDER BY id", m.winner)
+	if err != nil {
+		return fmt.Errorf("look who else was merged into contact %d: %w", m.winner, err)
+	}
+	others, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return fmt.Errorf("look who else was merged into contact %d: %w", m.winner, err)
+	}
+	for _, other := range others {
+		err := m.bequeath(ctx, other, func(u *undo) {
+			if u.Into == m.winner && u.At.After(m.undo.At) {
+				u.Winner, u.After = *m.split(u.Winner), *m.split(u.After)
+			}
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil

@@ -555,3 +555,67 @@ func TestABounceIsOfTheAddressItWentTo(t *testing.T) {
 		t.Errorf("who complained is %q", why)
 	}
 }
+
+// Merges into one contact are undone in any order: what the one gave comes back by no other's record, and is in none when its contact is erased.
+func TestMergesAreUndoneInAnyOrder(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	for i, first := range []int{0, 1} {
+		names := []string{fmt.Sprint("first", i), fmt.Sprint("second", i), fmt.Sprint("winner", i)}
+		ids := people(t, db, pgtest.Acme, names...)
+		for k, id := range ids[:2] {
+			pgtest.Exec(t, db, pgtest.Acme, `UPDATE contact SET fields = jsonb_build_object('code', 'secret-' || $2::text, 'only-' || $2::text, 'secret-' || $2::text), tags = ARRAY['tag-' || $2::text],
+				scores = jsonb_build_object('lead', $3::bigint), external_id = 'secret-' || $2::text WHERE id = $1`, id, names[k], k+1)
+		}
+		row := func(id int64) string {
+			return pgtest.One[string](t, db, pgtest.Acme, "SELECT concat_ws(' ', email, external_id, fields, tags, scores) FROM contact WHERE id = $1", id)
+		}
+		before := []string{row(ids[0]), row(ids[1]), row(ids[2])}
+		for _, id := range ids[:2] {
+			do(t, db, func(ctx context.Context, tx *postgres.Tx) error {
+				_, err := Merge(ctx, tx, "campaign", id, ids[2], PreferLoser, "test")
+				return err
+			})
+		}
+		unmerge(t, db, ids[first])
+		if got := row(ids[first]); got != before[first] {
+			t.Errorf("%s: %s, want %s", names[first], got, before[first])
+		}
+		erase(t, db, pgtest.Acme, ids[first])
+		if left := marked(t, db, pgtest.Acme, "secret-"+names[first]); len(left) > 0 {
+			t.Errorf("of %s, who was erased, there is still %q", names[first], left)
+		}
+		unmerge(t, db, ids[1-first])
+		for _, k := range []int{1 - first, 2} {
+			if got := row(ids[k]); got != before[k] {
+				t.Errorf("%s: %s, want %s", names[k], got, before[k])
+			}
+		}
+	}
+}
+
+// The address of one who was merged leads to the winner, whose own external id another does not take the place of.
+func TestAnIDOfTheWinnerStays(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	ids := people(t, db, pgtest.Acme, "loser", "winner")
+	pgtest.Exec(t, db, pgtest.Acme, "UPDATE contact SET external_id = 'W1' WHERE id = $1", ids[1])
+	merge(t, db, ids[0], ids[1])
+	do(t, db, func(ctx context.Context, tx *postgres.Tx) error {
+		rows := []Row{{Email: "loser@example.com", ExternalID: "X9"}, {Email: "loser@example.com", ExternalID: "W1"}}
+		results, err := Upsert(ctx, tx, "campaign", rows, "")
+		if err != nil {
+			return err
+		}
+		standing, err := Compare(ctx, tx, rows)
+		for i, want := range []error{ErrTwoContacts, nil} {
+			if !errors.Is(results[i].Err, want) || !errors.Is(standing[i].Err, want) {
+				t.Errorf("%s: %v, compared %v, want %v", rows[i].ExternalID, results[i].Err, standing[i].Err, want)
+			}
+		}
+		return err
+	})
+	if id := pgtest.One[string](t, db, pgtest.Acme, "SELECT external_id FROM contact WHERE id = $1", ids[1]); id != "W1" {
+		t.Errorf("the winner's id is %s", id)
+	}
+}

@@ -125,3 +125,64 @@ func TestOneValueAtOnce(t *testing.T) {
 		pgtest.Exec(t, db, pgtest.Acme, "INSERT INTO contact (external_id) SELECT 'p' || n FROM generate_series(0, 3) n ON CONFLICT DO NOTHING")
 	}
 }
+
+// Of a unique field that both have, one value is the winner's, and an unmerge gives each its own, unless another has it by then.
+func TestMergeOfUniqueFields(t *testing.T) {
+	t.Parallel()
+	db := uniqueCode(t)
+	upsert := func(rows ...contact.Row) (ids []int64) {
+		t.Helper()
+		pgtest.In(t, db, pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+			results, err := contact.Upsert(ctx, tx, "campaign", rows, "")
+			for _, r := range results {
+				ids, err = append(ids, r.Contact), errors.Join(err, r.Err)
+			}
+			return err
+		})
+		return ids
+	}
+	code := func(v string) map[string]any { return map[string]any{"code": v} }
+	ids := upsert(contact.Row{ExternalID: "a", Fields: code("1")}, contact.Row{ExternalID: "b", Fields: code("2")}, contact.Row{ExternalID: "c"}, contact.Row{ExternalID: "d"})
+	merge := func(loser, winner int, prefer contact.Prefer) {
+		t.Helper()
+		pgtest.In(t, db, pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+			_, err := contact.Merge(ctx, tx, "campaign", ids[loser], ids[winner], prefer, "")
+			return err
+		})
+	}
+	unmerge := func(loser int) error {
+		return db.InTenant(t.Context(), pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+			_, err := contact.Unmerge(ctx, tx, "campaign", ids[loser], "")
+			return err
+		})
+	}
+	want := func(what string, want ...string) {
+		t.Helper()
+		if d := cmp.Diff(want, codes(t, db)); d != "" {
+			t.Errorf("%s: %s", what, d)
+		}
+	}
+	for _, prefer := range []contact.Prefer{contact.PreferWinner, contact.PreferLoser} {
+		merge(0, 1, prefer)
+		want(string(prefer), "a -", map[contact.Prefer]string{contact.PreferWinner: "b 2", contact.PreferLoser: "b 1"}[prefer], "c -", "d -")
+		if err := unmerge(0); err != nil {
+			t.Error(err)
+		}
+		want("undone", "a 1", "b 2", "c -", "d -")
+	}
+	merge(0, 2, contact.PreferWinner)
+	merge(1, 2, contact.PreferLoser)
+	want("two into one", "a -", "b -", "c 2", "d -")
+	for _, loser := range []int{0, 1} { // the first of them first
+		if err := unmerge(loser); err != nil {
+			t.Error(err)
+		}
+	}
+	want("both undone", "a 1", "b 2", "c -", "d -")
+	merge(0, 1, contact.PreferWinner)
+	upsert(contact.Row{ExternalID: "d", Fields: code("1")}) // which nobody has now
+	if err := unmerge(0); !errors.Is(err, contact.ErrTaken) {
+		t.Errorf("%v, want that another has the code", err)
+	}
+	want("taken", "a -", "b 2", "c -", "d 1")
+}
