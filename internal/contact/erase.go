@@ -398,10 +398,11 @@ func (e *erasure) browsed(step func(do func(ctx context.Context, tx *postgres.Tx
 	const unknown, over = -1, 0
 	hi := int64(unknown)
 	for hi != over {
+		next := hi // what a transaction that is tried again begins with stays
 		err := step(func(ctx context.Context, tx *postgres.Tx) (n int64, err error) {
 			if hi == unknown {
 				err := tx.QueryRow(ctx, "SELECT coalesce((SELECT max(id) FROM fact WHERE EXISTS (SELECT FROM visitor WHERE contact = ANY ($1))), 0)", e.contacts).Scan(&hi)
-				if err != nil || hi == over {
+				if next = hi; err != nil || hi == over {
 					return 0, err
 				}
 			}
@@ -409,19 +410,20 @@ func (e *erasure) browsed(step func(do func(ctx context.Context, tx *postgres.Tx
 			var before bool
 			err = tx.QueryRow(ctx, "SELECT coalesce(max(at) < (SELECT min(first_at) FROM visitor WHERE contact = ANY ($1)) - interval '1 day', false) FROM fact WHERE id > $2 AND id <= $3", e.contacts, lo, hi).Scan(&before)
 			if err != nil || before {
-				hi = over
+				next = over
 				return 0, err
 			}
 			tag, err := tx.Exec(ctx, eraseBrowsed, e.contacts, lo, hi)
 			if err != nil {
 				return 0, err
 			}
-			hi = lo
+			next = lo
 			return tag.RowsAffected(), nil
 		})
 		if err != nil {
 			return err
 		}
+		hi = next
 	}
 	return nil
 }

@@ -359,3 +359,44 @@ func TestForget(t *testing.T) {
 		t.Errorf("of who never confirmed there is still %q", left)
 	}
 }
+
+// What browsers did is erased also when a transaction of it gave way to others and is tried again.
+func TestBrowsedIsErasedWhenTriedAgain(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	id := people(t, db, pgtest.Acme, "visitor")[0]
+	pgtest.Exec(t, db, pgtest.Acme, "WITH v AS (INSERT INTO visitor (key, contact) VALUES ('k', $1) RETURNING id) INSERT INTO fact (kind, name, visitor) SELECT 'event.tracked', 'e', id FROM v, generate_series(1, 3)", id)
+	e, gaveWay := &erasure{id: id, contacts: []int64{id}}, errors.New("gave way")
+	err := e.browsed(func(do func(ctx context.Context, tx *postgres.Tx) (int64, error)) error {
+		for _, end := range []error{gaveWay, nil} {
+			err := db.InTenant(t.Context(), pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+				_, err := do(ctx, tx)
+				return errors.Join(err, end)
+			})
+			if !errors.Is(err, end) {
+				return err
+			}
+		}
+		return nil
+	})
+	if left := pgtest.One[int](t, db, pgtest.Acme, "SELECT count(*) FROM fact WHERE visitor IS NOT NULL"); left > 0 || err != nil {
+		t.Errorf("%d facts are left: %v", left, err)
+	}
+}
+
+// An event that failed has the address as it was typed, which is not the form in which it is stored.
+func TestErasedAsTyped(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	var id int64
+	do(t, db, func(ctx context.Context, tx *postgres.Tx) error {
+		made, err := Upsert(ctx, tx, "campaign", []Row{{Email: "Ada@Bücher.example"}}, "")
+		id = made[0].Contact
+		return err
+	})
+	pgtest.Exec(t, db, pgtest.Acme, `INSERT INTO failure (function, event, error) VALUES ('send', '{"data": {"to": "ada@bücher.example"}}', ''), ('send', '{"data": {"to": "ada@bücher.example.org"}}', '')`)
+	r := erase(t, db, pgtest.Acme, id)
+	if n := pgtest.One[int](t, db, pgtest.Acme, "SELECT count(*) FROM failure"); n != 1 || rowsOf(r)["failures"] != 1 {
+		t.Errorf("%d events are left, want the stranger's: %+v", n, r.Rows)
+	}
+}

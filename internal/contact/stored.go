@@ -60,9 +60,9 @@ const eraseBrowsed = "DELETE FROM fact f WHERE f.id > $2 AND f.id <= $3 AND " + 
 // named is the condition that a text, which may be in JSON, has an address of the person in it.
 func named(text string) string { return text + " ~* " + addresses }
 
-// addresses is SQL for a regular expression of a person's addresses in a text, where they are no part of longer ones; NULL where it has none.
-const addresses = `(SELECT string_agg('(?<![[:alnum:]._+-])' || regexp_replace(c.email, '([^[:alnum:]@])', '\\\1', 'g') || '(?![[:alnum:]-]|\.[[:alnum:]])', '|')
-	FROM contact c WHERE c.id = ANY ($1) AND c.email IS NOT NULL)`
+// addresses is SQL for a regular expression of a person's addresses in a text, also as they were typed, where they are no part of longer ones; NULL where it has none.
+const addresses = `(SELECT string_agg('(?<![[:alnum:]._+-])' || regexp_replace(a.address, '([^[:alnum:]@])', '\\\1', 'g') || '(?![[:alnum:]-]|\.[[:alnum:]])', '|')
+	FROM contact c, LATERAL (VALUES (c.email), (to_jsonb(c)->>'typed')) a(address) WHERE c.id = ANY ($1) AND a.address IS NOT NULL)`
 
 // inEvent is the condition that an event that is kept, in the row e, is about a person: it says a contact's number, or has an address in it, also in data that is no JSON. So may another text of
 // the row have one.
