@@ -25,6 +25,7 @@ type column struct {
 	order   order // of its dates
 	given   bool  // the order was
 	decimal byte
+	unsure  bool              // no number that was looked at told what a comma means
 	begin   string            // what is before its value in JSON
 	values  map[string][]byte // what cells were read as
 }
@@ -181,8 +182,12 @@ func (p *parser) cell(row *contact.Row, c *column, cell []byte, text *strings.Bu
 			p.json = append(p.json, ',')
 		}
 		p.json = append(p.json, c.begin...)
+		begin := len(p.json)
 		if p.json, err = c.appendValue(p.json, cell); err != nil {
 			return fmt.Errorf("%w: %q is not", err, clip(string(cell)))
+		}
+		if string(p.json[begin:]) == "null" { // commas alone are no options: as an empty cell, it leaves the field as it is
+			p.json = p.json[:before]
 		}
 	case c.name == "email":
 		typed := keep(text, cell)

@@ -382,10 +382,17 @@ func (im *importer) look(rd *reader, given dialect, again func() (*reader, error
 			if rd, err = again(); err != nil {
 				return nil, err
 			}
+			whole = true
 		}
 	}
 	im.dialect = rd.dialect
-	return rd, f.settle(&im.dialect, given)
+	if err := f.settle(&im.dialect, given); err != nil {
+		return rd, err
+	}
+	for i := range im.columns {
+		im.columns[i].unsure = !whole && given.Decimal == "" && !f.decimals.comma && !f.decimals.point
+	}
+	return rd, nil
 }
 
 // stopped says how far it came.
@@ -788,7 +795,7 @@ func (f *finder) kind(i int) spec.FieldType {
 // doubts tells whether there is anything of which more rows may tell more.
 func (f *finder) doubts(given dialect) bool {
 	for i := range f.dates {
-		if given.order == 0 && !f.dates[i].iso() {
+		if kind := f.kind(i); given.order == 0 && (kind == spec.TypeDate || kind == spec.TypeDatetime) && (f.dates[i].orders == 0 || !f.dates[i].iso()) {
 			return true
 		}
 	}

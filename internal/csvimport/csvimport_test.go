@@ -356,3 +356,18 @@ func BenchmarkImport50000(b *testing.B) {
 		b.ReportMetric(float64(res.Rows)/res.Took.Seconds(), "rows/s")
 	}
 }
+
+// What keeps a rejected row's cell from being computed is no part of it, however often the row is rejected.
+func TestRejectedFormulas(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	file := "email,first_name\nbad,'=1+1\nbad,=2+2\n"
+	for range 3 {
+		_, file = run(t, db, file, csvimport.Options{})
+	}
+	file = strings.Replace(strings.Replace(file, "bad", "a@example.com", 1), "bad", "b@example.com", 1)
+	run(t, db, file, csvimport.Options{})
+	if d := cmp.Diff([]string{`a@example.com {"first_name": "=1+1"} {}`, `b@example.com {"first_name": "=2+2"} {}`}, contacts(t, db)); d != "" {
+		t.Error(d)
+	}
+}

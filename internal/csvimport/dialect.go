@@ -164,6 +164,9 @@ func open(in io.Reader, given dialect) (*reader, error) {
 	if d.comma == 0 {
 		d.comma = separator(header, d.quote)
 	}
+	if d.comma == d.quote {
+		return nil, fmt.Errorf("cells are separated and quoted by the same character, %q: say with --separator and --quote which they are", string(rune(d.comma)))
+	}
 	d.Quote, d.Separator = string(rune(d.quote)), string(rune(d.comma))
 	if d.comma == '\t' {
 		d.Separator = "tab"

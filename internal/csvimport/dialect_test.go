@@ -116,6 +116,7 @@ func TestTwoReadings(t *testing.T) {
 		},
 		"told beyond the first MiB": {long("03/04/2026", "4/5/2026", "31/12/2026"), nil, csvimport.Dialect{}, 2, "2026-04-03"},
 		"mixed far down":            {long("31/12/2026", "30/12/2026", "12/31/2026"), []string{`"12/31/2026" in row 80003`}, csvimport.Dialect{Dates: "dmy"}, 1, "2026-12-31"},
+		"dates far down alone":      {"email,birthday,note\n" + strings.Repeat("bad,,"+strings.Repeat("x", 1000)+"\n", 1100) + "a@example.com,31/12/2026,\n", nil, csvimport.Dialect{}, 1, "2026-12-31"},
 		"a number":                  {"email;level\na@example.com;1,234\n", []string{`column level has numbers that can be read in two ways: "1,234" in row 2 is 1234 or 1.234`, "--decimal"}, csvimport.Dialect{Decimal: ","}, 1, "1.234"},
 		"numbers of both":           {"email;level\na@example.com;1,5\nb@example.com;1.5\n", []string{"a point before their decimals in some rows and a comma in others"}, csvimport.Dialect{Decimal: "."}, 1, "1.5"},
 	} {
@@ -173,7 +174,14 @@ func TestHostileFiles(t *testing.T) {
 		"no such separator":       {"email\n", csvimport.Options{Dialect: csvimport.Dialect{Separator: ";;", Quote: "“"}}, `";;" is no separator`, 0, nil},
 		"no such dates":           {"email\n", csvimport.Options{Dialect: csvimport.Dialect{Dates: "12/12/2026", Decimal: "x"}}, `"12/12/2026" does not say how dates are written`, 0, nil},
 		"no such policy":          {"email\n", csvimport.Options{Policy: "merge"}, `there is no policy "merge"`, 0, nil},
-		"formulas":                {"email,first_name\na@example.com,'=1+1\nb@example.com,'+47\nbad,=HYPERLINK(1)\n", csvimport.Options{}, "", 2, []string{"no @ in it"}},
+		"one for both":            {"email\n", csvimport.Options{Dialect: csvimport.Dialect{Quote: ","}}, "separated and quoted by the same character", 0, nil},
+		"a comma far down": {
+			"email;level;note\n" + strings.Repeat("bad;1;"+strings.Repeat("x", 1000)+"\n", 1100) + "a@example.com;1,500;\nb@example.com;1.500,5;\nc@example.com;2;\n",
+			csvimport.Options{},
+			"", 1, nil,
+		},
+		"no options, but commas": {"email,interests\na@example.com,\",,\"\n", csvimport.Options{}, "", 1, nil},
+		"formulas":               {"email,first_name\na@example.com,'=1+1\nb@example.com,'+47\nbad,=HYPERLINK(1)\n", csvimport.Options{}, "", 2, []string{"no @ in it"}},
 		"addresses": {
 			"email\n" + strings.Join([]string{"zoë@example.com", " space@example.com ", "dot.@example.com", "\"\"\"quoted\"\"@example.com\"", "a b@example.com", "trailing@example.com.", "x@bücher.example", "two@@example.com"}, "\n") + "\n",
 			csvimport.Options{},
@@ -202,6 +210,11 @@ func TestHostileFiles(t *testing.T) {
 			for _, line := range strings.Split(rejects.String(), "\n") {
 				if strings.HasPrefix(line, "=") || strings.Contains(line, ",=") {
 					t.Errorf("a spreadsheet would compute %q", line)
+				}
+			}
+			if name == "no options, but commas" {
+				if d := cmp.Diff([]string{"a@example.com {} {}"}, contacts(t, db)); d != "" {
+					t.Error(d)
 				}
 			}
 			if name == "formulas" {

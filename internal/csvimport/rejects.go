@@ -124,13 +124,13 @@ func (im *importer) rejected(list []reject, header bool) ([]byte, error) {
 			switch {
 			case c.name == errorColumn:
 			case i < len(cells):
-				row = append(row, csvexport.Guard(readable(cells[i])))
+				row = append(row, guarded(cells[i]))
 			default:
 				row = append(row, "")
 			}
 		}
 		for i := len(im.columns); i < len(cells); i++ {
-			surplus = append(surplus, csvexport.Guard(readable(cells[i])))
+			surplus = append(surplus, guarded(cells[i]))
 		}
 		if err := w.Write(append(append(row, rejected.problem), surplus...)); err != nil {
 			return nil, fmt.Errorf("write rejected rows: %w", err)
@@ -139,6 +139,9 @@ func (im *importer) rejected(list []reject, header bool) ([]byte, error) {
 	w.Flush()
 	return out.Bytes(), nil
 }
+
+// guarded is a cell that an import reads as it read this one.
+func guarded(cell []byte) string { return csvexport.Guard(csvexport.Unguard(readable(cell))) }
 
 // readable gives a cell in UTF-8, of what is none as if it were Windows-1252.
 func readable(cell []byte) string {

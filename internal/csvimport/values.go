@@ -328,6 +328,9 @@ func (c *column) parse(cell []byte) (any, error) {
 	switch c.field.Type {
 	case spec.TypeNumber:
 		if s, ok := plainNumber(cell, c.decimal); ok {
+			if other, both := plainNumber(cell, ','); c.unsure && both && other != s && bytes.IndexByte(cell, ',') >= 0 {
+				return nil, fmt.Errorf("must be a number that reads in one way, and not as %s or %s (say with --decimal which it is)", s, other)
+			}
 			text = s
 		} else if c.decimal == ',' {
 			return nil, errors.New("must be a number such as 12 or 12,5")
