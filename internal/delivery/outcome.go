@@ -177,24 +177,23 @@ ON CONFLICT (id) DO UPDATE SET state = excluded.state, attempt = greatest(d.atte
         AND (d.state = 'unknown' AND excluded.state <> 'unknown' OR d.state = 'deferred' AND d.retry_at IS NULL))
 RETURNING d.id`
 
-// merged leads outcomes o of contacts who were merged into others meanwhile to these.
-const merged = `
-       LEFT JOIN (SELECT id AS loser, merged_into FROM contact WHERE merged_into IS NOT NULL) m ON m.loser = o.contact`
+// owner is whose an outcome o is: its contact's, or that one's into which it was merged meanwhile. It is no join, for which Postgres would read all that were ever merged.
+const owner = `coalesce((SELECT w.merged_into FROM contact w WHERE w.id = o.contact), o.contact)`
 
 // nameless is what is kept of the words that a mail was refused with: they may name its recipient, so nothing where that was erased meanwhile.
-const nameless = `CASE WHEN %s <> 'sent' AND EXISTS (SELECT FROM contact e WHERE e.id = o.contact AND e.erased_at IS NOT NULL) THEN NULL ELSE nullif(o.detail, '') END`
+const nameless = `CASE WHEN %s <> 'sent' AND (SELECT e.erased_at FROM contact e WHERE e.id = o.contact) IS NOT NULL THEN NULL ELSE nullif(o.detail, '') END`
 
 // upsertOutcomes takes a list for each column.
 var upsertOutcomes = `INSERT INTO delivery AS d (id, contact, attempt, state, reason, class, code, status, detail, tracking, retry_at, at)
-SELECT id, coalesce(m.merged_into, contact), attempt, state, nullif(reason, ''), nullif(class, ''), nullif(code, 0), nullif(status, ''), ` + fmt.Sprintf(nameless, "state") + `, nullif(tracking, ''), retry_at, $12::timestamptz
+SELECT id, ` + owner + `, attempt, state, nullif(reason, ''), nullif(class, ''), nullif(code, 0), nullif(status, ''), ` + fmt.Sprintf(nameless, "state") + `, nullif(tracking, ''), retry_at, $12::timestamptz
   FROM unnest($1::bigint[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::integer[], $8::text[], $9::text[], $10::text[], $11::timestamptz[])
-       AS o (id, contact, attempt, state, reason, class, code, status, detail, tracking, retry_at)` + merged + `
+       AS o (id, contact, attempt, state, reason, class, code, status, detail, tracking, retry_at)
  ORDER BY id` + onlyUp
 
 // upsertAlike is of outcomes that differ in nothing but what the relay said to each: most do, and lists of the same over and over cost a fifth more.
 var upsertAlike = `INSERT INTO delivery AS d (id, contact, attempt, state, reason, class, code, status, detail, tracking, at)
-SELECT id, coalesce(m.merged_into, contact), $4::integer, $5::text, nullif($6::text, ''), nullif($7::text, ''), nullif($8::integer, 0), nullif($9::text, ''), ` + fmt.Sprintf(nameless, "$5::text") + `, nullif($10::text, ''), $11::timestamptz
-  FROM unnest($1::bigint[], $2::bigint[], $3::text[]) AS o (id, contact, detail)` + merged + `
+SELECT id, ` + owner + `, $4::integer, $5::text, nullif($6::text, ''), nullif($7::text, ''), nullif($8::integer, 0), nullif($9::text, ''), ` + fmt.Sprintf(nameless, "$5::text") + `, nullif($10::text, ''), $11::timestamptz
+  FROM unnest($1::bigint[], $2::bigint[], $3::text[]) AS o (id, contact, detail)
  ORDER BY id` + onlyUp
 
 // alike tells whether outcomes differ in nothing that upsertAlike takes once.

@@ -3,6 +3,7 @@ package delivery
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -266,4 +267,35 @@ func TestOutcomesOfWhoWasMerged(t *testing.T) {
 	if diff := cmp.Diff([]int64{ids[2], ids[1], ids[2]}, pgtest.All[int64](t, f.db, f.tenant, "SELECT contact FROM delivery ORDER BY id")); diff != "" { // the second's row was there when it was merged, and moves with the merge
 		t.Error(diff)
 	}
+}
+
+// However many were merged or erased, to store outcomes reads the rows of their contacts alone.
+func TestOutcomesReadTheirContactsAlone(t *testing.T) {
+	t.Parallel()
+	f := setUp(t)
+	pgtest.Exec(t, f.db, f.tenant, "INSERT INTO contact (email) SELECT n || '@example.com' FROM generate_series(1, 3000) n")
+	explain := func() {
+		t.Helper()
+		pgtest.In(t, f.db, f.tenant, func(ctx context.Context, tx *postgres.Tx) error {
+			ids := make([]int64, 100)
+			for i := range ids {
+				ids[i] = int64(i + 1)
+			}
+			rows, err := tx.Query(ctx, "EXPLAIN "+upsertAlike, ids, ids, make([]string, 100), 1, "failed", "", "hard", 550, "", "", time.Now())
+			if err != nil {
+				return err
+			}
+			lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+			plan := strings.Join(lines, "\n")
+			if strings.Contains(plan, "contact_merged") || strings.Contains(plan, "contact_erased") || strings.Contains(plan, "Join") {
+				t.Error(plan)
+			}
+			return err
+		})
+	}
+	explain()
+	pgtest.Exec(t, f.db, f.tenant, "UPDATE contact SET merged_into = CASE id % 3 WHEN 0 THEN 1 END, erased_at = CASE id % 3 WHEN 1 THEN onda.now() END")
+	explain()
+	pgtest.In(t, f.db, f.tenant, func(ctx context.Context, tx *postgres.Tx) error { return tx.UpdateStatistics(ctx) })
+	explain()
 }
