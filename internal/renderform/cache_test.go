@@ -31,7 +31,7 @@ func TestErrorsLookAsTheTenantsPages(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	for _, tenant := range []string{"acme", "brava"} {
-		w.apply(tenant, "spec: {zone: Europe/Oslo}", `spec: {zone: Europe/Oslo, theme: {accent: "#7a1f5c"}}`)
+		w.apply(tenant, "spec: {zone: Europe/Oslo,", `spec: {theme: {accent: "#7a1f5c"}, zone: Europe/Oslo,`)
 	}
 	looks := func(what string, a answer, status int, themed bool) {
 		t.Helper()

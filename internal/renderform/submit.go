@@ -395,7 +395,7 @@ func findContacts(ctx context.Context, tx *postgres.Tx, list []*submission, skip
 		if held[s.who] {
 			s.err = errHeld
 		}
-		if s.err != nil || len(s.problems) > 0 {
+		if s.err != nil || s.reason == "" && len(s.problems) > 0 { // what is rejected for a reason is stored as such
 			return true
 		}
 		if p := (pair{s.who, s.entity}); s.Confirm != nil && s.reason == "" && mails[p] < maxConfirmations {
