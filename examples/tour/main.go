@@ -122,7 +122,10 @@ func (t *tour) load(ctx context.Context) error {
 			args = append(args, "--consent", c)
 		}
 		t.say("%s", t.paint("2", fmt.Sprintf("%s people who %s", comma(l.rows), l.what)))
-		if _, err := t.onda(append(args, "--proof", "the tour's list "+filepath.Base(l.file))...); err != nil {
+		if len(l.consents) > 0 {
+			args = append(args, "--proof", "the tour's list "+filepath.Base(l.file))
+		}
+		if _, err := t.onda(args...); err != nil {
 			return err
 		}
 	}
