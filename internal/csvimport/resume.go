@@ -42,14 +42,15 @@ type marked struct {
 const markLock = 0x6f6e6469
 
 func (m *mark) lock(ctx context.Context, tx *postgres.Tx) error {
-	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1, hashtext($2))", markLock, m.name); err != nil {
-		return fmt.Errorf("lock how far the import came: %w", err)
-	}
-	return nil
+	return m.hold(ctx, tx, "pg_advisory_xact_lock")
 }
 
 func (m *mark) share(ctx context.Context, tx *postgres.Tx) error {
-	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock_shared($1, hashtext($2))", markLock, m.name); err != nil {
+	return m.hold(ctx, tx, "pg_advisory_xact_lock_shared")
+}
+
+func (m *mark) hold(ctx context.Context, tx *postgres.Tx, lock string) error {
+	if _, err := tx.Exec(ctx, "SELECT "+lock+"($1, hashtext($2))", markLock, m.name); err != nil {
 		return fmt.Errorf("lock how far the import came: %w", err)
 	}
 	return nil

@@ -278,31 +278,37 @@ func (t *turn) sweeps() bool { return t.tx.Tenant.Schema >= SweepSchema }
 func (k *keeper) setAside(ctx context.Context, tenant string, failed map[string]bool, u *unfit) error {
 	k.log.Error("a segment cannot be computed", zap.String("tenant", tenant), zap.String("segment", u.segment.name), zap.String("why", u.what()))
 	failed[u.segment.name] = true
-	return k.in(ctx, tenant, plansOnce, failed, func(_ context.Context, t *turn) error {
-		for _, s := range t.all {
-			if s.entity != u.segment.entity {
-				continue
-			}
-			s.set("requested", true)
-			s.set("building", nil)
-			s.set("rebuild_to", 0)
-			if !t.sweeps() {
-				return nil
-			}
-			at := t.env.Now.Add(min(t.tx.Tick()<<min(s.failures, 16), asideMost))
-			s.set("sweep_to", nil)
-			s.set("failures", s.failures+1)
-			s.set("failed", u.what())
-			s.set("retry_at", at)
-			t.tx.Wake("segment", at)
+	return k.again(ctx, tenant, failed, u, func(_ context.Context, t *turn, s *kept) error {
+		s.set("requested", true)
+		s.set("building", nil)
+		s.set("rebuild_to", 0)
+		if !t.sweeps() {
+			return nil
 		}
+		at := t.env.Now.Add(min(t.tx.Tick()<<min(s.failures, 16), asideMost))
+		s.set("sweep_to", nil)
+		s.set("failures", s.failures+1)
+		s.set("failed", u.what())
+		s.set("retry_at", at)
+		t.tx.Wake("segment", at)
 		return nil
+	})
+}
+
+// again runs f with the segment of an error, unless it is gone, in a turn of its own: the one that failed kept nothing.
+func (k *keeper) again(ctx context.Context, tenant string, failed map[string]bool, u *unfit, f func(ctx context.Context, t *turn, s *kept) error) error {
+	return k.in(ctx, tenant, plansOnce, failed, func(ctx context.Context, t *turn) error {
+		i := slices.IndexFunc(t.all, func(s *kept) bool { return s.entity == u.segment.entity })
+		if i < 0 {
+			return nil
+		}
+		return f(ctx, t, t.all[i])
 	})
 }
 
 // touch has the segment computed for contacts, which are in order.
 func (s *kept) touch(contacts []int64) {
-	if len(contacts) == 0 || len(s.touched) > 0 && len(contacts) > 0 && &s.touched[0] == &contacts[0] && len(s.touched) == len(contacts) {
+	if len(contacts) == 0 || len(s.touched) > 0 && &s.touched[0] == &contacts[0] && len(s.touched) == len(contacts) {
 		return
 	}
 	if len(s.touched) == 0 {

@@ -120,17 +120,11 @@ func (t *turn) swept(ctx context.Context, s *kept, began time.Time) error {
 
 // inFull has a segment, whose sweep takes too long, computed in full when it is due.
 func (k *keeper) inFull(ctx context.Context, tenant string, failed map[string]bool, u *unfit) error {
-	return k.in(ctx, tenant, plansOnce, failed, func(ctx context.Context, t *turn) error {
-		for _, s := range t.all {
-			if s.entity != u.segment.entity {
-				continue
-			}
-			s.set("swept_at", nil)
-			s.set("sweep_to", nil)
-			s.set("rebuild_to", 0)
-			s.dueAt = nil
-			return t.dueInFull(ctx, s, t.env.Now)
-		}
-		return nil
+	return k.again(ctx, tenant, failed, u, func(ctx context.Context, t *turn, s *kept) error {
+		s.set("swept_at", nil)
+		s.set("sweep_to", nil)
+		s.set("rebuild_to", 0)
+		s.dueAt = nil
+		return t.dueInFull(ctx, s, t.env.Now)
 	})
 }
