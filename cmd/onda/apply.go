@@ -81,11 +81,11 @@ func (c applyCmd) prune(ctx context.Context, tx *postgres.Tx, set *spec.Set) ([]
 	if err != nil || len(gone) == 0 {
 		return nil, err
 	}
-	var development bool
-	if err := tx.QueryRow(ctx, "SELECT development FROM onda.database").Scan(&development); err != nil {
+	development, err := inDevelopment(ctx, tx)
+	if err != nil {
 		return nil, err
 	}
-	if (!development || c.Confirm >= 0) && c.Confirm != len(gone) {
+	if !confirmed(development, c.Confirm, len(gone)) {
 		words := make([]string, len(gone))
 		for i, r := range gone {
 			words[i] = r.Kind + " " + r.Name

@@ -66,15 +66,15 @@ func (c campaignStartCmd) Run(ctx context.Context, s *session) error {
 		if c.DryRun {
 			return nil
 		}
-		var development bool
-		if err := tx.QueryRow(ctx, "SELECT development FROM onda.database").Scan(&development); err != nil {
+		development, err := inDevelopment(ctx, tx)
+		if err != nil {
 			return err
 		}
 		if !development && len(p.Unverified) > 0 {
 			return errUnverified
 		}
 		r, err = campaign.Start(ctx, tx, c.Name, campaign.Options{At: c.At, Again: c.Again, Preflight: &p, Cause: "onda campaign start"})
-		if err == nil && (!development || c.Confirm >= 0) && c.Confirm != p.Recipients {
+		if err == nil && !confirmed(development, c.Confirm, p.Recipients) {
 			return errUnconfirmed // which undoes it
 		}
 		return err
@@ -131,8 +131,19 @@ func (s *session) trial(ctx context.Context) {
 // errUnverified: an email is from a domain that is not verified.
 var errUnverified = errors.New("an email is from a domain that is not verified")
 
-// errUnconfirmed: the number of recipients was not given back.
-var errUnconfirmed = errors.New("the number of recipients is not confirmed")
+// errUnconfirmed: the number that a command printed was not given back.
+var errUnconfirmed = errors.New("the number is not confirmed")
+
+// inDevelopment tells whether the database is for development, where nothing has to be confirmed.
+func inDevelopment(ctx context.Context, tx *postgres.Tx) (development bool, err error) {
+	err = tx.QueryRow(ctx, "SELECT development FROM onda.database").Scan(&development)
+	return development, err
+}
+
+// confirmed tells whether --confirm (negative: it is not there) gives a number back, where it has to.
+func confirmed[N int | int64](development bool, confirm, n N) bool {
+	return development && confirm < 0 || confirm == n
+}
 
 // whyNobody says why a broadcast would reach nobody, and what to do about it.
 func whyNobody(ctx context.Context, tx *postgres.Tx, p campaign.Preflight) (string, error) {

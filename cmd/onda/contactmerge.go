@@ -45,18 +45,17 @@ func (c contactMergeCmd) Run(ctx context.Context, s *session) error {
 				return noContact(err, who)
 			}
 		}
-		var development bool
-		if err := tx.QueryRow(ctx, "SELECT development FROM onda.database").Scan(&development); err != nil {
+		development, err := inDevelopment(ctx, tx)
+		if err != nil {
 			return err
 		}
-		var err error
 		m, err = contact.Merge(ctx, tx, "campaign", ids[0], ids[1], contact.Prefer(c.Prefer), "onda contact merge")
 		switch {
 		case err != nil:
 			return err
 		case c.DryRun:
 			return errRollBack
-		case (!development || c.Confirm >= 0) && c.Confirm != m.Total:
+		case !confirmed(development, c.Confirm, m.Total):
 			return errUnconfirmed
 		}
 		return nil
