@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -122,23 +120,11 @@ func serveExport(in io.Reader, out io.Writer) error {
 		return err
 	}
 	defer db.Close()
-	tasks, answers := json.NewDecoder(bufio.NewReader(in)), json.NewEncoder(out)
-	for {
-		var t task
-		if err := tasks.Decode(&t); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		var r report
+	return serveTasks(in, out, func(task) (r report, err error) {
 		to := &counted{}
 		began := time.Now()
-		if err := csvexport.Export(ctx, db, tenant, to, csvexport.Options{Columns: exportedColumns()}); err != nil {
-			r.Err = err.Error()
-		}
+		err = csvexport.Export(ctx, db, tenant, to, csvexport.Options{Columns: exportedColumns()})
 		r.Seconds, r.Wrote = time.Since(began).Seconds(), to.n
-		if err := answers.Encode(r); err != nil {
-			return err
-		}
-	}
+		return r, err
+	})
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -201,30 +200,17 @@ func serveImport(in io.Reader, out io.Writer) (err error) {
 		return err
 	}
 	defer db.Close()
-	tasks, answers := json.NewDecoder(in), json.NewEncoder(out)
-	for {
-		var t task
-		if err := tasks.Decode(&t); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		var r report
+	return serveTasks(in, out, func(t task) (r report, err error) {
 		f, err := os.Open(t.Import)
-		if err == nil {
-			var res csvimport.Result
-			res, err = csvimport.Import(context.Background(), db, tenant, f, csvimport.Options{Name: "people.csv", Rejects: io.Discard})
-			r.Seconds, r.Imported = res.Took.Seconds(), [2]int{res.Made, res.Unchanged}
-			err = errors.Join(err, f.Close())
-			if err == nil && res.Rejected > 0 {
-				err = errors.New(strconv.Itoa(res.Rejected) + " rows were rejected: " + res.Problems[0].Error)
-			}
-		}
 		if err != nil {
-			r.Err = err.Error()
+			return r, err
 		}
-		if err := answers.Encode(r); err != nil {
-			return err
+		res, err := csvimport.Import(context.Background(), db, tenant, f, csvimport.Options{Name: "people.csv", Rejects: io.Discard})
+		r.Seconds, r.Imported = res.Took.Seconds(), [2]int{res.Made, res.Unchanged}
+		err = errors.Join(err, f.Close())
+		if err == nil && res.Rejected > 0 {
+			err = errors.New(strconv.Itoa(res.Rejected) + " rows were rejected: " + res.Problems[0].Error)
 		}
-	}
+		return r, err
+	})
 }

@@ -197,16 +197,7 @@ func serveSide(name string, in io.Reader, out io.Writer) (err error) {
 		return err
 	}
 	defer f.db.Close()
-	tasks, answers := json.NewDecoder(bufio.NewReader(in)), json.NewEncoder(out)
-	for {
-		var t task
-		if err := tasks.Decode(&t); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		var r report
-		var err error
+	return serveTasks(in, out, func(t task) (r report, err error) {
 		switch {
 		case t.Posts > 0:
 			r.Posted, err = f.posts(ctx, t)
@@ -217,6 +208,21 @@ func serveSide(name string, in io.Reader, out io.Writer) (err error) {
 			took, err = f.do(ctx, t)
 			r.Seconds = took.Seconds()
 		}
+		return r, err
+	})
+}
+
+// serveTasks does task after task until the input ends.
+func serveTasks(in io.Reader, out io.Writer, do func(t task) (report, error)) error {
+	tasks, answers := json.NewDecoder(bufio.NewReader(in)), json.NewEncoder(out)
+	for {
+		var t task
+		if err := tasks.Decode(&t); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		r, err := do(t)
 		if err != nil {
 			r.Err = err.Error()
 		}
