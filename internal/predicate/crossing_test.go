@@ -2,8 +2,6 @@ package predicate_test
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -19,14 +17,14 @@ import (
 	"github.com/onda-run/onda/internal/spec"
 )
 
-// asStored gives what people have in the form in which it is stored: a datetime in UTC.
-func asStored(people []*person) {
-	for _, c := range people {
-		s, _ := c.fields["seen"].(string)
-		if t, err := time.Parse(time.RFC3339, s); err == nil {
-			c.fields["seen"] = t.UTC().Format(time.RFC3339)
-		}
+// storedPerson is one whose datetime is in the form in which it is stored: in UTC.
+func storedPerson(t *rapid.T) *person {
+	c := drawPerson(t)
+	s, _ := c.fields["seen"].(string)
+	if at, err := time.Parse(time.RFC3339, s); err == nil {
+		c.fields["seen"] = at.UTC().Format(time.RFC3339)
 	}
+	return c
 }
 
 // crossing are the contacts that Crossing gives; nil and false where it says that time changes nothing.
@@ -47,48 +45,23 @@ func crossing(ctx context.Context, tx *postgres.Tx, p *spec.Predicate, env predi
 // Whose answer changes between two moments, by a naive reading, is among those that Crossing gives.
 func TestCrossingMissesNobody(t *testing.T) {
 	t.Parallel()
-	d := pgtest.New(t)
-	d.Own(t, "acme", "ALTER TABLE contact DROP CONSTRAINT contact_email_key")
-	db := d.DB(t)
-	rolledBack := fmt.Errorf("rolled back")
-	rapid.Check(t, func(t *rapid.T) {
-		people := rapid.SliceOfN(rapid.Custom(drawPerson), 1, 10).Draw(t, "people")
-		asStored(people)
-		from := drawInstant(t).Add(17 * time.Hour)
-		err := db.InTenant(context.Background(), "acme", func(ctx context.Context, tx *postgres.Tx) error {
-			if err := store(ctx, tx, people); err != nil {
-				return err
-			}
-			for range 15 {
-				source, err := json.Marshal(drawPredicate(t, 2))
-				if err != nil {
-					return err
-				}
-				p, err := spec.ParsePredicate(string(source))
-				if err != nil {
-					return fmt.Errorf("%s: %w", source, err)
-				}
-				length := time.Duration(rapid.SampledFrom([]int64{1, 61, 3600, 86400, 3 * 86400, 33 * 86400, 800 * 86400}).Draw(t, "seconds")) * time.Second
-				to := from.Add(length)
-				ids, _, err := crossing(ctx, tx, p, predicate.Env{Fields: fieldTypes(), Zone: zone()}, from, to)
-				if err != nil {
-					return fmt.Errorf("%s: %w", source, err)
-				}
-				for _, c := range people {
-					was := (naive{from, zone()}).eval(p, c)
-					for i := range 8 {
-						at := from.Add(length * time.Duration(i+1) / 8)
-						if (naive{at, zone()}).eval(p, c) != was && !slices.Contains(ids, c.id) {
-							return fmt.Errorf("%s: the answer for contact %d is %v at %s and not at %s, and between %s and %s no bound is said to pass it", source, c.id, was, from, at, from, to)
-						}
-					}
-				}
-			}
-			return rolledBack
-		})
-		if !errors.Is(err, rolledBack) {
-			t.Fatal(err)
+	onPeople(t, 10, 15, rapid.Custom(storedPerson), deep(2), func(ctx context.Context, t *rapid.T, tx *postgres.Tx, people []*person, from time.Time, source []byte, p *spec.Predicate) error {
+		length := time.Duration(rapid.SampledFrom([]int64{1, 61, 3600, 86400, 3 * 86400, 33 * 86400, 800 * 86400}).Draw(t, "seconds")) * time.Second
+		to := from.Add(length)
+		ids, _, err := crossing(ctx, tx, p, predicate.Env{Fields: fieldTypes(), Zone: zone()}, from, to)
+		if err != nil {
+			return fmt.Errorf("%s: %w", source, err)
 		}
+		for _, c := range people {
+			was := (naive{from, zone()}).eval(p, c)
+			for i := range 8 {
+				at := from.Add(length * time.Duration(i+1) / 8)
+				if (naive{at, zone()}).eval(p, c) != was && !slices.Contains(ids, c.id) {
+					return fmt.Errorf("%s: the answer for contact %d is %v at %s and not at %s, and between %s and %s no bound is said to pass it", source, c.id, was, from, at, from, to)
+				}
+			}
+		}
+		return nil
 	})
 }
 
@@ -146,65 +119,41 @@ func TestCrossing(t *testing.T) {
 // A scope changes no answer for those in it.
 func TestScopeChangesNothing(t *testing.T) {
 	t.Parallel()
-	d := pgtest.New(t)
-	d.Own(t, "acme", "ALTER TABLE contact DROP CONSTRAINT contact_email_key")
-	db := d.DB(t)
-	rolledBack := fmt.Errorf("rolled back")
-	rapid.Check(t, func(t *rapid.T) {
-		people := rapid.SliceOfN(rapid.Custom(drawPerson), 1, 12).Draw(t, "people")
-		now := drawInstant(t).Add(17 * time.Hour)
-		err := db.InTenant(context.Background(), "acme", func(ctx context.Context, tx *postgres.Tx) error {
-			if err := store(ctx, tx, people); err != nil {
-				return err
+	onPeople(t, 12, 15, rapid.Custom(drawPerson), deep(3), func(ctx context.Context, t *rapid.T, tx *postgres.Tx, people []*person, now time.Time, source []byte, p *spec.Predicate) error {
+		lo := rapid.Int64Range(0, 6).Draw(t, "lo")
+		hi := rapid.Int64Range(lo, 13).Draw(t, "hi")
+		list := rapid.SliceOfN(rapid.Int64Range(1, 13), 0, 4).Draw(t, "list")
+		ask := func(scope, where string, args ...any) ([]int64, error) {
+			q, err := predicate.Compile(p, predicate.Env{Fields: fieldTypes(), Zone: zone(), Now: now, First: len(args) + 1, Scope: scope})
+			if err != nil {
+				return nil, err
 			}
-			for range 15 {
-				source, err := json.Marshal(drawPredicate(t, 3))
-				if err != nil {
-					return err
-				}
-				p, err := spec.ParsePredicate(string(source))
-				if err != nil {
-					return fmt.Errorf("%s: %w", source, err)
-				}
-				lo := rapid.Int64Range(0, 6).Draw(t, "lo")
-				hi := rapid.Int64Range(lo, 13).Draw(t, "hi")
-				list := rapid.SliceOfN(rapid.Int64Range(1, 13), 0, 4).Draw(t, "list")
-				ask := func(scope, where string, args ...any) ([]int64, error) {
-					q, err := predicate.Compile(p, predicate.Env{Fields: fieldTypes(), Zone: zone(), Now: now, First: len(args) + 1, Scope: scope})
-					if err != nil {
-						return nil, err
-					}
-					rows, err := tx.Query(ctx, "SELECT c.id FROM contact c WHERE c.id "+where+" AND "+q.SQL+" ORDER BY c.id", append(args, q.Args...)...)
-					if err != nil {
-						return nil, err
-					}
-					ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
-					if err != nil {
-						return nil, fmt.Errorf("%s: %w", q.SQL, err)
-					}
-					return ids, nil
-				}
-				for _, s := range []struct {
-					where string
-					args  []any
-				}{{"BETWEEN $1 AND $2", []any{lo, hi}}, {"= ANY ($1::bigint[])", []any{list}}} {
-					want, err := ask("", s.where, s.args...)
-					if err != nil {
-						return fmt.Errorf("%s: %w", source, err)
-					}
-					got, err := ask(s.where, s.where, s.args...)
-					if err != nil {
-						return fmt.Errorf("%s: %w", source, err)
-					}
-					if len(got)+len(want) > 0 && !cmp.Equal(got, want) {
-						return fmt.Errorf("%s of those %s %v: %v with a scope, %v without", source, s.where, s.args, got, want)
-					}
-				}
+			rows, err := tx.Query(ctx, "SELECT c.id FROM contact c WHERE c.id "+where+" AND "+q.SQL+" ORDER BY c.id", append(args, q.Args...)...)
+			if err != nil {
+				return nil, err
 			}
-			return rolledBack
-		})
-		if !errors.Is(err, rolledBack) {
-			t.Fatal(err)
+			ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", q.SQL, err)
+			}
+			return ids, nil
 		}
+		for _, s := range []struct {
+			where string
+			args  []any
+		}{{"BETWEEN $1 AND $2", []any{lo, hi}}, {"= ANY ($1::bigint[])", []any{list}}} {
+			want, err := ask("", s.where, s.args...)
+			if err != nil {
+				return fmt.Errorf("%s: %w", source, err)
+			}
+			got, err := ask(s.where, s.where, s.args...)
+			if err != nil {
+				return fmt.Errorf("%s: %w", source, err)
+			}
+			if len(got)+len(want) > 0 && !cmp.Equal(got, want) {
+				return fmt.Errorf("%s of those %s %v: %v with a scope, %v without", source, s.where, s.args, got, want)
+			}
+		}
+		return nil
 	})
 }
