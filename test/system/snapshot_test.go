@@ -41,6 +41,7 @@ const who = `coalesce(split_part(c.email, '@', 1), 'contact without address')`
 // parts of a snapshot: what the end state is, in words that do not depend on the order in which things got their numbers, nor on how often they were tried.
 var parts = []struct{ name, sql string }{
 	{"contact", `SELECT concat_ws(' ', ` + who + `, external_id, fields, array(SELECT unnest(tags) ORDER BY 1), CASE WHEN expires_at IS NOT NULL THEN 'unconfirmed' END, CASE WHEN erased_at IS NOT NULL THEN 'erased' END) FROM contact c`},
+	{"points", `SELECT concat_ws(' ', ` + who + `, c.scores, c.stage) FROM contact c WHERE c.scores <> '{}' OR c.stage IS NOT NULL`},
 	{"outcome", `SELECT concat_ws(' ', ` + who + `, e.name, r.kind, b.step, d.state, d.reason, d.class, d.code, d.status, d.tracking,
 			CASE WHEN d.bounced_at IS NOT NULL THEN 'bounced ' || d.bounce_class END, CASE WHEN d.complained_at IS NOT NULL THEN 'complained' END, CASE WHEN d.delivered_at IS NOT NULL THEN 'delivered' END)
 		FROM delivery d JOIN contact c ON c.id = d.contact JOIN batch b ON b.id = d.id >> 9 JOIN run r ON r.id = b.run JOIN document o ON o.id = b.email JOIN entity e ON e.id = o.entity`},
@@ -62,7 +63,8 @@ var parts = []struct{ name, sql string }{
 		FROM stat s LEFT JOIN run r ON r.id = s.run LEFT JOIN entity e ON e.id = r.entity LEFT JOIN link l ON l.id = s.link WHERE s.n <> 0`},
 	{"submission", `SELECT concat_ws(' ', e.name, ` + who + `, s.state, s.reason, s.data) FROM submission s JOIN entity e ON e.id = s.form LEFT JOIN contact c ON c.id = s.contact`},
 	{"allowance", `SELECT concat_ws(' ', ` + who + `, split_part(a.kind, ':', 1), sum(a.n)) FROM allowance a JOIN contact c ON c.id = a.contact GROUP BY c.id, split_part(a.kind, ':', 1)`},
-	// A fact is what happened to a contact, however many of them are written in one row. When a segment's members are computed is no fact of the contact's.
+	// A fact is what happened to a contact, however many of them are written in one row. When a segment's members are computed is no fact of the contact's, and how many facts points are told in
+	// is a matter of which clicks are read together: the points are a part of their own.
 	{"fact", `SELECT concat_ws(' ', f.kind, f.name, coalesce(split_part(c.email, '@', 1), ''), f.data - 'hit' - 'link' - 'submission' - 'consent', e.name, count(*))
 		FROM fact f CROSS JOIN LATERAL (
 			SELECT f.contact AS contact, f.deliveries[1] AS delivery WHERE f.contact IS NOT NULL
@@ -70,7 +72,7 @@ var parts = []struct{ name, sql string }{
 			UNION ALL SELECT d.contact, d.id FROM delivery d WHERE f.contact IS NULL AND f.contacts IS NULL AND d.id = ANY (f.deliveries)
 			UNION ALL SELECT NULL, NULL WHERE f.contact IS NULL AND f.contacts IS NULL AND f.deliveries IS NULL) p
 		LEFT JOIN contact c ON c.id = p.contact LEFT JOIN batch b ON b.id = p.delivery >> 9 LEFT JOIN document o ON o.id = b.email LEFT JOIN entity e ON e.id = o.entity
-		WHERE f.kind NOT LIKE 'segment.%' GROUP BY f.kind, f.name, c.email, f.data - 'hit' - 'link' - 'submission' - 'consent', e.name`},
+		WHERE f.kind NOT LIKE 'segment.%' AND f.kind <> 'score.changed' GROUP BY f.kind, f.name, c.email, f.data - 'hit' - 'link' - 'submission' - 'consent', e.name`},
 	{"outbox", `SELECT type FROM outbox`},
 	{"failure", `SELECT function || ' ' || (event ->> 'type') || ' ' || error FROM failure`},
 	{"request", `SELECT concat_ws(' ', e.name, r.key IS NOT NULL) FROM request r JOIN batch b ON b.id = r.delivery >> 9 JOIN document o ON o.id = b.email JOIN entity e ON e.id = o.entity`},
