@@ -2,6 +2,7 @@ package predicate
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -55,13 +56,20 @@ func (c *compiler) days(field string, t spec.Test) (string, error) {
 // onDays compares a text that should be a day. exact: it is one for sure where this is true.
 func (c *compiler) onDays(value string, t spec.Test) (sql string, exact bool, err error) {
 	on := func(d time.Time) string { return c.text(d.Format(isoDate)) }
-	days := make([]string, len(t.Values))
+	list := make([]string, len(t.Values))
 	for i, v := range t.Values {
 		m, err := v.Moment()
 		if err != nil {
 			return "", false, err
 		}
-		days[i] = on(m.Date(c.env.Now, c.env.zone()))
+		list[i] = m.Date(c.env.Now, c.env.zone()).Format(isoDate)
+	}
+	if len(list) > manyValues { // only is and in have so many
+		return c.lookedUp(value, "w", list), true, nil
+	}
+	days := make([]string, len(list))
+	for i, d := range list {
+		days[i] = c.text(d)
 	}
 	switch t.Op {
 	case spec.OpExists:
@@ -182,8 +190,36 @@ func (c *compiler) instants(value string, t spec.Test) (string, error) {
 	case spec.OpYearly:
 		return c.yearly("to_char("+value+" AT TIME ZONE "+c.text(c.env.zone().String())+`, 'MM-DD') COLLATE "C"`, t), nil
 	default:
+		if len(t.Values) > manyValues {
+			return c.inSpans(t, func(span) string { return "true" }, value)
+		}
 		return c.eachSpan(t, func(s span) string { return s.during(value, c.instant) })
 	}
+}
+
+// inSpans is a condition that a time is in one of many spans with two ends: the last that begins before it is found by halves, and has to end after it. first is a cheaper one, of what is about them all.
+func (c *compiler) inSpans(t spec.Test, first func(span) string, value string) (string, error) {
+	spans, err := c.env.spans(t)
+	if err != nil {
+		return "", err
+	}
+	slices.SortFunc(spans, func(a, b span) int { return a.lo.Compare(*b.lo) })
+	var from, to []time.Time
+	for _, s := range spans {
+		end := s.hi.Truncate(time.Microsecond)
+		if s.hiOpen {
+			end = s.hi.Add(-time.Microsecond)
+		}
+		if last := len(to) - 1; last >= 0 && !s.lo.After(to[last]) {
+			if end.After(to[last]) {
+				to[last] = end
+			}
+			continue
+		}
+		from, to = append(from, *s.lo), append(to, end)
+	}
+	about := first(span{lo: &from[0], hi: &to[len(to)-1]})
+	return "(" + about + " AND " + value + " <= (" + c.arg(to, "timestamptz[]") + ")[width_bucket(" + value + ", " + c.arg(from, "timestamptz[]") + ")])", nil
 }
 
 func (c *compiler) eachSpan(t spec.Test, one func(span) string) (string, error) {
@@ -228,6 +264,9 @@ func (c *compiler) times(field string, t spec.Test) (string, error) {
 	case spec.OpYearly:
 		return c.instants(asInstant(value), t)
 	default:
+		if len(t.Values) > manyValues {
+			return c.inSpans(t, func(s span) string { return c.nearby(value, s) }, asInstant(value))
+		}
 		return c.eachSpan(t, func(s span) string {
 			return c.nearby(value, s) + " AND CASE WHEN " + value + " LIKE '" + storedInstant + "' THEN " + s.during(value, c.storedAs(s)) + " AND " + c.isDate(field, value, spec.TypeDatetime) +
 				" ELSE " + s.during(asInstant(value), c.instant) + " END"
@@ -304,23 +343,23 @@ func (c *compiler) loose(value, text string, t spec.Test) (string, error) {
 	case spec.OpHasAny, spec.OpHasAll:
 		return c.set(elements(value), t)
 	case spec.OpIs, spec.OpIn:
-		var parts []string
-		for _, v := range t.Values {
-			one := spec.Test{Op: spec.OpIs, Values: []spec.Value{v}}
-			sql, err := c.words(text, one)
-			if err != nil {
-				return "", err
-			}
-			if v.Kind == spec.NumberValue { // 5 is 5.0; and "5", as it was written
-				n, err := c.numbers(asNumber(value), one)
-				if err != nil {
-					return "", err
-				}
-				sql = "(" + sql + " OR " + n + ")"
-			}
-			parts = append(parts, sql)
+		t.Op = spec.OpIn
+		sql, err := c.words(text, t)
+		if err != nil {
+			return "", err
 		}
-		return "(" + strings.Join(parts, " OR ") + ")", nil
+		var numbers []spec.Value
+		for _, v := range t.Values {
+			if v.Kind == spec.NumberValue { // 5 is 5.0; and "5", as it was written
+				numbers = append(numbers, v)
+			}
+		}
+		if len(numbers) == 0 {
+			return sql, nil
+		}
+		t.Values = numbers
+		n, err := c.numbers(asNumber(value), t)
+		return "(" + sql + " OR " + n + ")", err
 	case spec.OpContains, spec.OpStartsWith, spec.OpEndsWith, spec.OpMatches:
 		return c.words(text, t)
 	default:

@@ -131,6 +131,9 @@ func (c *compiler) scalars(field string, t spec.Test, typ spec.FieldType) (strin
 			return "", err
 		}
 	}
+	if ops[0] == "==" && len(parts) > manyValues { // JSON knows 5 and 5.0 as equal, and no text or list as a number
+		return c.lookedUp("c.fields->"+c.text(field), "w::jsonb", texts(t.Values)), nil
+	}
 	sql := "c.fields @@ " + c.arg("strict "+strings.Join(parts, by), "jsonpath")
 	if typ == spec.TypeNumber && ops[0] == "==" {
 		return "(" + sql + ")", nil
@@ -159,8 +162,8 @@ func (c *compiler) words(value string, t spec.Test) (string, error) {
 	case spec.OpExists:
 		return "(" + value + " <> '')", nil
 	case spec.OpIs, spec.OpIn:
-		if len(t.Values) > manyWords {
-			return "((lower(" + value + ") IN (SELECT lower(w) FROM unnest(" + c.arg(texts(t.Values), "text[]") + ") w)) IS TRUE)", nil // so that it is hashed, and no join
+		if len(t.Values) > manyValues {
+			return c.lookedUp("lower("+value+")", "lower(w)", texts(t.Values)), nil
 		}
 		words := c.lowered(t.Values)
 		if words == "" {
@@ -185,8 +188,14 @@ func (c *compiler) words(value string, t spec.Test) (string, error) {
 	}
 }
 
-// manyWords are so many that they are looked up: each of a list is compared, and made lower, once for each contact.
-const manyWords = 20
+// manyValues are so many that they are looked up: each of a list is compared, and made lower, once for each contact.
+const manyValues = 20
+
+// lookedUp is a condition that is never NULL: a value is among those of a list, each of which is made of a text w by an expression. IS TRUE has Postgres keep the list hashed for all contacts, where it
+// would make a join of IN, which hashes it for each contact anew inside of another subquery.
+func (c *compiler) lookedUp(value, of string, list []string) string {
+	return "((" + value + " IN (SELECT " + of + " FROM unnest(" + c.arg(list, "text[]") + ") w)) IS TRUE)"
+}
 
 // texts are those of values, without the empty one, which is nobody's value.
 func texts(values []spec.Value) []string {
@@ -210,9 +219,21 @@ func (c *compiler) lowered(values []spec.Value) string {
 	return strings.Join(parts, ", ")
 }
 
+// loweredTags are a contact's tags in lower case.
+const loweredTags = "lower(c.tags::text)::text[]"
+
 // tagged is a condition that is never NULL: the contact has one of the tags.
 func (c *compiler) tagged(tags []spec.Value) string {
-	return "c.tags <> '{}' AND lower(c.tags::text)::text[] && ARRAY[" + c.lowered(tags) + "]::text[]"
+	if len(tags) > manyValues {
+		return "c.tags <> '{}' AND EXISTS (SELECT FROM unnest(" + loweredTags + ") x WHERE " + c.lookedUp("x", "lower(w)", texts(tags)) + ")"
+	}
+	return "c.tags <> '{}' AND " + loweredTags + " && ARRAY[" + c.lowered(tags) + "]::text[]"
+}
+
+// allOf is a condition that all of many words are among elements x of a FROM item.
+func (c *compiler) allOf(from string, words []spec.Value) string {
+	list := texts(words)
+	return "((SELECT count(DISTINCT x) FROM " + from + " WHERE " + c.lookedUp("x", "lower(w)", list) + ") = (SELECT count(DISTINCT lower(w)) FROM unnest(" + c.arg(list, "text[]") + ") w))"
 }
 
 func (c *compiler) tags(t spec.Test) (string, error) {
@@ -222,7 +243,10 @@ func (c *compiler) tags(t spec.Test) (string, error) {
 	case spec.OpHasAny:
 		return "(" + c.tagged(t.Values) + ")", nil
 	case spec.OpHasAll:
-		return "(c.tags <> '{}' AND lower(c.tags::text)::text[] @> ARRAY[" + c.lowered(t.Values) + "]::text[])", nil
+		if len(t.Values) > manyValues {
+			return "(c.tags <> '{}' AND " + c.allOf("unnest("+loweredTags+") x", t.Values) + ")", nil
+		}
+		return "(c.tags <> '{}' AND " + loweredTags + " @> ARRAY[" + c.lowered(t.Values) + "]::text[])", nil
 	default:
 		return "", fmt.Errorf("%s does not fit lists", t.Op)
 	}
@@ -249,6 +273,9 @@ func (c *compiler) numbers(value string, t spec.Test) (string, error) {
 	case spec.OpExists:
 		return "(" + value + " IS NOT NULL)", nil
 	case spec.OpIs, spec.OpIn:
+		if len(t.Values) > manyValues {
+			return c.lookedUp(value, "w::numeric", texts(t.Values)), nil
+		}
 		parts := make([]string, len(t.Values))
 		for i, v := range t.Values {
 			parts[i] = c.numeric(v)
@@ -271,8 +298,14 @@ func (c *compiler) set(elements string, t spec.Test) (string, error) {
 	case spec.OpExists:
 		return "EXISTS " + elements, nil
 	case spec.OpHasAny:
+		if len(t.Values) > manyValues {
+			return "EXISTS (SELECT FROM " + elements + " s(x) WHERE " + c.lookedUp("x", "lower(w)", texts(t.Values)) + ")", nil
+		}
 		return "EXISTS (SELECT FROM " + elements + " s(x) WHERE x IN (" + c.lowered(t.Values) + "))", nil
 	case spec.OpHasAll:
+		if len(t.Values) > manyValues {
+			return c.allOf(elements+" s(x)", t.Values), nil
+		}
 		return "(NOT EXISTS (SELECT FROM unnest(ARRAY[" + c.lowered(t.Values) + "]) w(x) WHERE x NOT IN " + elements + "))", nil
 	default:
 		return "", fmt.Errorf("%s does not fit lists", t.Op)
