@@ -2,6 +2,8 @@ package predicate
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -113,12 +115,12 @@ func (x *crossing) field(t *spec.FieldTest) error {
 	return nil
 }
 
-// yearly finds those whose day of the year came into the window of anniversaries or went out of it.
-func (x *crossing) yearly(t *spec.FieldTest, typ spec.FieldType) {
+// daysOf are the days of the year (MM-DD) that came into the window of anniversaries or went out of it, with those that a value may have instead whose date is in another zone: up to so many days beside.
+func (x *crossing) daysOf(t spec.Test, beside int) []string {
 	env := x.env
 	at := func(now time.Time) anniversary {
 		env.Now = now
-		return env.anniversaryOf(t.Test)
+		return env.anniversaryOf(t)
 	}
 	days := map[string]bool{}
 	leap := time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -127,11 +129,11 @@ func (x *crossing) yearly(t *spec.FieldTest, typ spec.FieldType) {
 		is := at(now)
 		for i := 0; is != was && i < 366; i++ {
 			day := leap.AddDate(0, 0, i)
-			if d := day.Format("01-02"); was.has(d) != is.has(d) {
-				days[d] = true
-				if typ != spec.TypeDate { // stored in UTC, where it may be the day before or after
-					days[day.AddDate(0, 0, -1).Format("01-02")], days[day.AddDate(0, 0, 1).Format("01-02")] = true, true
-				}
+			if d := day.Format("01-02"); was.has(d) == is.has(d) {
+				continue
+			}
+			for n := -beside; n <= beside; n++ {
+				days[day.AddDate(0, 0, n).Format("01-02")] = true
 			}
 		}
 		was = is
@@ -145,12 +147,18 @@ func (x *crossing) yearly(t *spec.FieldTest, typ spec.FieldType) {
 		compare(midnight)
 	}
 	compare(x.to)
-	if len(days) == 0 {
-		return
+	return slices.Sorted(maps.Keys(days))
+}
+
+// yearly finds those whose day of the year came into the window of anniversaries or went out of it.
+func (x *crossing) yearly(t *spec.FieldTest, typ spec.FieldType) {
+	beside := 0
+	if typ != spec.TypeDate { // stored in UTC, where it may be the day before or after; of the 1st of March that is the 28th of February, two days of a leap year away
+		beside = 2
 	}
-	list := make([]string, 0, len(days))
-	for d := range days {
-		list = append(list, d)
+	list := x.daysOf(t.Test, beside)
+	if len(list) == 0 {
+		return
 	}
 	of := "to_char(c.created_at AT TIME ZONE 'UTC', 'MM-DD')"
 	if t.Field != "created" {
@@ -160,31 +168,73 @@ func (x *crossing) yearly(t *spec.FieldTest, typ spec.FieldType) {
 }
 
 func (x *crossing) event(t *spec.EventTest) {
-	var bounds []bound
-	if t.Within != nil {
-		bounds = append(bounds, func(now time.Time) time.Time { return t.Within.Neg().AddTo(now, x.env.zone()) },
-			func(now time.Time) time.Time { return now }) // an event may bear a time to come
+	// Only what happened between low and high counts at any of the moments; nil is without an end.
+	var low, high *time.Time
+	narrow := func(to time.Time, lower bool) {
+		switch {
+		case lower && (low == nil || to.After(*low)):
+			low = &to
+		case !lower && (high == nil || to.Before(*high)):
+			high = &to
+		}
 	}
-	if t.Between != nil {
-		bounds = append(bounds, x.env.bounds(spec.Test{Op: spec.OpBetween, Values: t.Between[:]}, false)...)
-	}
-	for _, b := range bounds {
-		if lo, hi, moved := x.passed(b); moved {
+	pass := func(b bound, lower, upper bool) {
+		lo, hi, moved := x.passed(b)
+		if lower {
+			narrow(lo, true)
+		}
+		if upper {
+			narrow(hi, false)
+		}
+		if moved {
 			from, at, contact := x.anyones(t)
 			x.add("SELECT " + contact + " AS contact " + from + " AND " + at + " BETWEEN " + x.between(lo, hi))
 		}
 	}
+	if t.Within != nil {
+		pass(func(now time.Time) time.Time { return t.Within.Neg().AddTo(now, x.env.zone()) }, true, false)
+		pass(func(now time.Time) time.Time { return now }, false, true) // an event may bear a time to come
+	}
+	if t.Between != nil {
+		for i, v := range t.Between {
+			m, err := v.Moment()
+			switch {
+			case err != nil: // Compile says so
+			case m.Relative():
+				pass(func(now time.Time) time.Time { return m.In(now, x.env.zone()) }, i == 0, false)
+				pass(func(now time.Time) time.Time { return m.End(now, x.env.zone()) }, false, i == 1)
+			case i == 0:
+				narrow(m.In(x.from, x.env.zone()), true)
+			default:
+				narrow(m.End(x.from, x.env.zone()), false)
+			}
+		}
+	}
 	for _, p := range t.Where {
+		text := func() string { return "(f.data #>> " + x.arg(strings.Split(p.Name, "."), "text[]") + ")" }
+		one := func(condition func() string) {
+			from, at, contact := x.anyones(t)
+			sql := "SELECT " + contact + " AS contact " + from
+			if low != nil {
+				sql += " AND " + at + " >= " + x.arg(*low, "timestamptz")
+			}
+			if high != nil {
+				sql += " AND " + at + " <= " + x.arg(high.Add(time.Microsecond), "timestamptz") // Postgres has whole ones
+			}
+			x.add(sql + " AND " + condition())
+		}
 		if p.Op == spec.OpYearly {
-			from, _, contact := x.anyones(t)
-			x.add("SELECT " + contact + " AS contact " + from)
+			// In whatever zone: their clocks are up to 29 hours from others', and so two days, which about the 29th of February may be three of a leap year.
+			if list := x.daysOf(p.Test, 3); len(list) > 0 {
+				one(func() string { return "substr(" + text() + ", 6, 5) = ANY (" + x.arg(list, "text[]") + ")" })
+			}
 			continue
 		}
 		for _, b := range x.env.bounds(p.Test, false) {
 			if lo, hi, moved := x.passed(b); moved { // to the day, in whatever zone
-				from, _, contact := x.anyones(t)
-				x.add("SELECT " + contact + " AS contact " + from + " AND (f.data #>> " + x.arg(strings.Split(p.Name, "."), "text[]") + `) COLLATE "C" BETWEEN ` +
-					x.text(lo.AddDate(0, 0, -2).Format(isoDate)) + " AND " + x.text(hi.AddDate(0, 0, 3).Format(isoDate)))
+				one(func() string {
+					return text() + ` COLLATE "C" BETWEEN ` + x.text(lo.AddDate(0, 0, -2).Format(isoDate)) + " AND " + x.text(hi.AddDate(0, 0, 3).Format(isoDate))
+				})
 			}
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,6 +71,8 @@ func TestCrossing(t *testing.T) {
 	db := pgtest.New(t).DB(t)
 	pgtest.Exec(t, db, "acme", `INSERT INTO contact (fields, created_at) VALUES ('{"birthday": "1990-12-02", "seen": "2026-11-20T10:00:00Z"}', '2026-11-24T12:00:00Z'), ('{}', '2026-01-01T12:00:00Z')`)
 	pgtest.Exec(t, db, "acme", `INSERT INTO fact (kind, name, contact, at) VALUES ('email.clicked', 'welcome', 1, '2026-11-24T10:00:00Z')`)
+	pgtest.Exec(t, db, "acme", `INSERT INTO fact (kind, name, contact, at, data) VALUES ('event.tracked', 'order.placed', 2, '2026-11-24T10:00:00Z', '{"due": "2026-12-02"}'),
+		('event.tracked', 'order.placed', 1, '2026-11-24T10:00:00Z', '{"due": "2026-10-02"}')`)
 	pgtest.Exec(t, db, "acme", `INSERT INTO suppression (hash, reason, until, contact) VALUES ('', 'bounce', '2026-11-26T00:00:00Z', 1)`)
 	for _, c := range []struct{ source, from, to, want string }{
 		{`{field: plan, is: x}`, "2026-11-24T00:00:00Z", "2036-11-24T00:00:00Z", "nothing"},
@@ -85,6 +88,14 @@ func TestCrossing(t *testing.T) {
 		{`{not: {event: email.clicked, of: welcome, within: 2d}}`, "2026-11-26T09:59:00Z", "2026-11-26T10:01:00Z", "[1]"},
 		{`{event: email.clicked, of: offer, within: 2d}`, "2026-11-26T09:59:00Z", "2026-11-26T10:01:00Z", "[]"},
 		{`{event: email.clicked, within: 2d}`, "2026-11-26T10:01:00Z", "2026-11-26T10:02:00Z", "[]"},
+		{`{event: order.placed, where: {due: {yearly: {inNext: 7d}}}}`, "2026-11-24T12:00:00Z", "2026-11-24T22:59:59Z", "nothing"},
+		{`{event: order.placed, where: {due: {yearly: {inNext: 7d}}}}`, "2026-11-24T12:00:00Z", "2026-11-25T12:00:00Z", "[2]"},
+		{`{event: order.placed, where: {due: {yearly: {inNext: 7d}}}, between: [2026-11-01, 2026-11-24]}`, "2026-11-24T12:00:00Z", "2026-11-25T12:00:00Z", "[2]"},
+		{`{event: order.placed, where: {due: {yearly: {inNext: 7d}}}, between: [2026-11-01, 2026-11-20]}`, "2026-11-24T12:00:00Z", "2026-11-25T12:00:00Z", "[]"},
+		{`{event: order.placed, where: {due: {yearly: {inNext: 7d}}}, within: 30d}`, "2026-11-24T12:00:00Z", "2026-11-25T12:00:00Z", "[2]"},
+		{`{event: order.placed, where: {due: {yearly: {inNext: 7d}}}, within: 1h}`, "2026-11-24T12:00:00Z", "2026-11-25T12:00:00Z", "[]"},
+		{`{event: order.placed, where: {due: {inNext: 7d}}, within: 30d}`, "2026-11-24T12:00:00Z", "2026-11-25T12:00:00Z", "[2]"},
+		{`{event: order.placed, where: {due: {inNext: 7d}}, between: [2026-11-01, 2026-11-20]}`, "2026-11-24T12:00:00Z", "2026-11-25T12:00:00Z", "[]"},
 		{`{any: [{reachable: news}, {tag: vip}]}`, "2026-11-25T23:59:00Z", "2026-11-26T00:01:00Z", "[1]"},
 		{`{reachable: news}`, "2026-11-26T00:01:00Z", "2026-11-26T00:02:00Z", "[]"},
 	} {
@@ -153,6 +164,42 @@ func TestScopeChangesNothing(t *testing.T) {
 			if len(got)+len(want) > 0 && !cmp.Equal(got, want) {
 				return fmt.Errorf("%s of those %s %v: %v with a scope, %v without", source, s.where, s.args, got, want)
 			}
+		}
+		return nil
+	})
+}
+
+// Of a property that is compared by the day of the year, only what counts at one of the moments is read, once a day.
+func TestCrossingOfAPropertyReadsByTime(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	from := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		if _, err := tx.Exec(ctx, `INSERT INTO fact (kind, name, contact, data, at) SELECT 'event.tracked', 'order.placed', n, jsonb_build_object('due', '2026-12-02'), $1::timestamptz - n * interval '10 minutes'
+			FROM generate_series(1, 40000) n`, from); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, "SELECT update_statistics()"); err != nil {
+			return err
+		}
+		p, err := spec.ParsePredicate(`{event: order.placed, where: {due: {yearly: {inNext: 7d}}}, within: 2d}`)
+		if err != nil {
+			return err
+		}
+		q, err := predicate.Crossing(p, predicate.Env{Fields: fieldTypes(), Zone: zone()}, from, from.Add(24*time.Hour))
+		if err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, "EXPLAIN (ANALYZE, TIMING OFF, COSTS OFF) "+q.SQL, q.Args...)
+		if err != nil {
+			return err
+		}
+		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			return err
+		}
+		if plan := strings.Join(lines, "\n"); strings.Contains(plan, "Seq Scan on fact") || !strings.Contains(plan, "fact_") {
+			t.Errorf("all facts are read:\n%s", plan)
 		}
 		return nil
 	})

@@ -387,11 +387,14 @@ func (n *nextChange) event(t *spec.EventTest) error {
 	if t.Between != nil {
 		bounds = append(bounds, n.env.bounds(spec.Test{Op: spec.OpBetween, Values: t.Between[:]}, false)...)
 	}
-	moving := false
+	moving, yearly := false, []spec.Test{}
 	for _, p := range t.Where {
-		moving = moving || len(n.env.bounds(p.Test, false)) > 0 || p.Op == spec.OpYearly
+		moving = moving || len(n.env.bounds(p.Test, false)) > 0
+		if p.Op == spec.OpYearly {
+			yearly = append(yearly, p.Test)
+		}
 	}
-	if len(bounds) == 0 && !moving {
+	if len(bounds) == 0 && !moving && len(yearly) == 0 {
 		return nil
 	}
 	ids := "(SELECT max(id) - min(id) FROM fact)"
@@ -415,11 +418,19 @@ func (n *nextChange) event(t *spec.EventTest) error {
 			return err
 		}
 	}
+	again := func() {
+		if moving {
+			n.candidate(n.env.Now.Add(period))
+		}
+		for _, test := range yearly {
+			n.yearly(test, nil)
+		}
+	}
 	switch {
-	case !moving:
+	case !moving && len(yearly) == 0:
 		return nil
 	case many:
-		n.candidate(n.env.Now.Add(period))
+		again()
 		return nil
 	}
 	c := &compiler{env: n.env, first: 2}
@@ -427,7 +438,7 @@ func (n *nextChange) event(t *spec.EventTest) error {
 	from += n.of(c, contact)
 	return n.tells("SELECT $1::int = 0 AND EXISTS (SELECT "+from+")", append([]any{0}, c.args...), func(some bool) {
 		if some {
-			n.candidate(n.env.Now.Add(period))
+			again()
 		}
 	})
 }

@@ -97,7 +97,7 @@ func drawPerson(t *rapid.T) *person {
 		p.fields["plan"] = rapid.SampledFrom(append(words(), "")).Draw(t, "plan")
 	}
 	if has("has level") {
-		p.fields["level"] = rapid.SampledFrom([]any{0, 1, 5, 5.5, -3, "5", true}).Draw(t, "level")
+		p.fields["level"] = rapid.SampledFrom([]any{0, 1, 5, json.Number("5.0"), 5.5, -3, "5", true, []int{5}}).Draw(t, "level")
 	}
 	if has("has vip") {
 		p.fields["vip"] = rapid.SampledFrom([]any{true, false, "true"}).Draw(t, "vip")
@@ -119,7 +119,7 @@ func drawPerson(t *rapid.T) *person {
 	}
 	p.scores = rapid.MapOf(rapid.SampledFrom([]string{"score", "fit", "other"}), rapid.Int64Range(-3, 6)).Draw(t, "scores")
 	p.stage = rapid.SampledFrom([]string{"", "cold", "hot"}).Draw(t, "stage")
-	p.tags = rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"VIP", "web"}), 0, 2, rapid.ID).Draw(t, "tags")
+	p.tags = rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"VIP", "web", `Ü,"{b}\ `}), 0, 3, rapid.ID).Draw(t, "tags")
 	for _, topic := range []string{"news", "offers"} {
 		if s := rapid.SampledFrom([]string{"", "pending", "granted", "withdrawn"}).Draw(t, topic); s != "" {
 			p.topics[topic] = s
@@ -138,7 +138,11 @@ func drawPerson(t *rapid.T) *person {
 			h.verdict = rapid.SampledFrom([]string{"human", "machine"}).Draw(t, "verdict")
 		case "order.placed":
 			h.kind, h.name = "event.tracked", kind
-			h.data = map[string]any{"total": rapid.SampledFrom([]any{5, 99.5, 100, "100", nil}).Draw(t, "total"), "at": drawDay(t).Format("2006-01-02"), "deep": map[string]any{"word": "Free"}}
+			h.data = map[string]any{"total": rapid.SampledFrom([]any{5, 99.5, 100, "100", nil}).Draw(t, "total"), "deep": map[string]any{"word": "Free"}}
+			h.data["at"] = drawDay(t).Format("2006-01-02")
+			if rapid.Bool().Draw(t, "at a time") {
+				h.data["at"] = drawInstant(t).In(time.FixedZone("", rapid.SampledFrom([]int{-14, 0, 1, 14}).Draw(t, "offset")*3600)).Format(time.RFC3339)
+			}
 		case "page.viewed":
 			h.data = map[string]any{"url": rapid.SampledFrom([]string{"https://example.com/pricing/x", "https://example.com/"}).Draw(t, "url")}
 		}
@@ -228,13 +232,13 @@ func drawTest(t *rapid.T, typ spec.FieldType) map[string]any {
 	value := func() any {
 		switch typ {
 		case spec.TypeNumber:
-			return rapid.SampledFrom([]any{0, 1, 5, 5.5, -3, 0.1}).Draw(t, "number")
+			return rapid.SampledFrom([]any{0, 1, 5, json.Number("5.00"), 5.5, -3, 0.1}).Draw(t, "number")
 		case spec.TypeBoolean:
 			return rapid.Bool().Draw(t, "boolean")
 		case spec.TypeDate, spec.TypeDatetime:
 			return drawMoment(t)
 		case spec.TypeMultiselect:
-			return rapid.SampledFrom([]string{"ski", "SAIL", "vip", "none"}).Draw(t, "option")
+			return rapid.SampledFrom([]string{"ski", "SAIL", "vip", "none", `ü,"{B}\ `}).Draw(t, "option")
 		case spec.TypeCountry:
 			return rapid.SampledFrom([]string{"NO", "fr"}).Draw(t, "country")
 		default:
@@ -243,7 +247,15 @@ func drawTest(t *rapid.T, typ spec.FieldType) map[string]any {
 	}
 	switch op {
 	case spec.OpIn, spec.OpNotIn, spec.OpHasAny, spec.OpHasAll, spec.OpHasNone:
-		return map[string]any{string(op): []any{value(), value()}}
+		list := []any{value(), value()}
+		for n := rapid.SampledFrom([]int{0, 0, 30}).Draw(t, "more values"); n > 0; n-- { // of so many, SQL looks values up
+			if op == spec.OpHasAll {
+				list = append(list, list[n%2])
+			} else {
+				list = append(list, value())
+			}
+		}
+		return map[string]any{string(op): list}
 	case spec.OpBetween:
 		a, b := value(), value()
 		if typ == spec.TypeNumber && number(a).Cmp(number(b)) > 0 {
@@ -286,6 +298,11 @@ func drawEvent(t *rapid.T) map[string]any {
 				map[string]any{"total": map[string]any{"isNot": 5}},
 				map[string]any{"deep.word": "FREE"},
 				map[string]any{"at": map[string]any{"inLast": "1y"}},
+				map[string]any{"at": map[string]any{"yearly": map[string]any{"inNext": "1w"}}},
+				map[string]any{"at": map[string]any{"yearly": map[string]any{"inLast": "3d"}}, "total": map[string]any{"exists": true}},
+				map[string]any{"total": map[string]any{"in": []any{5, 7, "100"}}},
+				map[string]any{"total": map[string]any{"notIn": manyNumbers()}},
+				map[string]any{"deep.word": map[string]any{"in": append([]any{"free", 5}, manyNumbers()...)}},
 				map[string]any{"none": map[string]any{"exists": false}},
 				map[string]any{"total": map[string]any{"exists": true}, "at": map[string]any{"before": "2026-01-01"}},
 			}).Draw(t, "properties")
@@ -308,6 +325,15 @@ func drawEvent(t *rapid.T) map[string]any {
 		e["count"] = map[string]any{"between": []any{1, 2}}
 	}
 	return e
+}
+
+// manyNumbers are so many that SQL looks values up among them: 5 is one.
+func manyNumbers() []any {
+	list := []any{json.Number("5.0")}
+	for n := range 30 {
+		list = append(list, 1000+n)
+	}
+	return list
 }
 
 // The naive evaluator.
@@ -420,16 +446,16 @@ func (n naive) upTo(at time.Time, m spec.Moment) bool {
 
 // loose tests a property, by the type of its value and of what it is compared with.
 func (n naive) loose(v any, t spec.Test) bool {
-	if t.Op == spec.OpIs || t.Op == spec.OpIsNot {
+	if t.Op == spec.OpIs || t.Op == spec.OpIsNot || t.Op == spec.OpIn || t.Op == spec.OpNotIn {
 		text := ""
 		if v != nil {
 			text = fmt.Sprint(v)
 		}
-		same := text != "" && strings.EqualFold(text, t.Values[0].Text)
-		if _, isText := v.(string); !isText && v != nil && t.Values[0].Kind == spec.NumberValue && number(v) != nil {
-			same = same || number(v).Cmp(number(t.Values[0].Text)) == 0
-		}
-		return same == (t.Op == spec.OpIs)
+		_, isText := v.(string)
+		same := slices.ContainsFunc(t.Values, func(w spec.Value) bool {
+			return text != "" && strings.EqualFold(text, w.Text) || !isText && w.Kind == spec.NumberValue && number(v) != nil && number(v).Cmp(number(w.Text)) == 0
+		})
+		return same == (t.Op == spec.OpIs || t.Op == spec.OpIn)
 	}
 	if t.Op == spec.OpExists {
 		return (v != nil && v != "") == t.Exists
@@ -449,7 +475,7 @@ func (n naive) loose(v any, t spec.Test) bool {
 
 func number(v any) *big.Rat {
 	switch v.(type) {
-	case bool, nil:
+	case bool, nil, []int:
 		return nil
 	}
 	r, ok := new(big.Rat).SetString(fmt.Sprint(v))
