@@ -24,7 +24,8 @@ type kept struct {
 	entity  int32
 	name    string
 	current int64 // 0: it was taken away
-	// document is the version that its members were made by, building the one that a rebuild is under way to (0: none).
+	// document is the version that its members were last made by in full, building the one that a rebuild is under way to (0: none). Whatever is computed is by the current one: who asks about
+	// whom has no circles then, while by old and new ones at once it may have.
 	document, building int64
 	rebuiltTo          int64 // how far a rebuild is, or a sweep
 	requested          bool
@@ -33,7 +34,7 @@ type kept struct {
 	failures           int
 	retryAt            *time.Time
 
-	doc   *spec.Segment // of building, else of document, else of current; nil when taken away
+	doc   *spec.Segment // of current; nil when taken away
 	deps  predicate.Deps
 	err   error // why doc cannot be read
 	level int   // those that it asks about are below
@@ -200,7 +201,7 @@ func (d *documents) load(ctx context.Context, tx *postgres.Tx, plans string) (al
 		}
 		k.stamp = stamp
 	}
-	if err := d.read(ctx, tx, k, all...); err != nil {
+	if err := d.read(ctx, tx, k, all); err != nil {
 		return nil, env, err
 	}
 	env = k.env.At(tx) // it may have been migrated since
@@ -209,11 +210,11 @@ func (d *documents) load(ctx context.Context, tx *postgres.Tx, plans string) (al
 }
 
 // read gives each segment its document.
-func (d *documents) read(ctx context.Context, tx *postgres.Tx, k *known, all ...*kept) error {
+func (d *documents) read(ctx context.Context, tx *postgres.Tx, k *known, all []*kept) error {
 	var missing []int64
 	for _, s := range all {
-		if v := s.version(); v != 0 && k.docs[v] == nil {
-			missing = append(missing, v)
+		if s.current != 0 && k.docs[s.current] == nil {
+			missing = append(missing, s.current)
 		}
 	}
 	if len(missing) > 0 {
@@ -233,30 +234,11 @@ func (d *documents) read(ctx context.Context, tx *postgres.Tx, k *known, all ...
 		d.grown(len(missing))
 	}
 	for _, s := range all {
-		if c := k.docs[s.version()]; c != nil {
+		if c := k.docs[s.current]; c != nil {
 			s.doc, s.deps, s.err = c.doc, c.deps, c.err
 		}
 	}
 	return nil
-}
-
-// known gives a segment the document that holds for it now.
-func (d *documents) known(ctx context.Context, tx *postgres.Tx, s *kept) error {
-	k := d.get(tx.Tenant.Number)
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return d.read(ctx, tx, k, s)
-}
-
-// version is the one that holds for it now; 0: none.
-func (s *kept) version() int64 {
-	switch {
-	case s.building != 0:
-		return s.building
-	case s.document != 0:
-		return s.document
-	}
-	return s.current
 }
 
 func decode(stored []byte) *decoded {

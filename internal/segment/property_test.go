@@ -62,6 +62,9 @@ var asked = []struct {
 	{"outside", []string{`{"not": {"segment": "inside"}}`, `{"all": [{"segment": "inside"}, {"not": {"segment": "journey"}}, {"field": "level", "exists": true}]}`}},
 }
 
+// ring are segments that ask about one another, one way or the other.
+var ring = []string{"ring-a", "ring-b", "ring-c"}
+
 var fieldTypes = map[string]spec.FieldType{
 	"plan": spec.TypeText, "level": spec.TypeNumber, "agreed": spec.TypeBoolean, "trial": spec.TypeDate, "birthday": spec.TypeDate, "seen": spec.TypeDatetime,
 	"interests": spec.TypeMultiselect, "country": spec.TypeCountry,
@@ -176,6 +179,28 @@ func (p *lab) value(t *rapid.T, field string) any {
 func (p *lab) document(t *rapid.T, tenant string, i int) {
 	d := asked[i].documents
 	p.apply(tenant, "Segment", asked[i].name, `{"where": `+d[rapid.IntRange(0, len(d)-1).Draw(t, asked[i].name)]+`}`)
+}
+
+// turn draws who of the ring asks about whom: each about those before it, of any order.
+func (p *lab) turn(t *rapid.T, tenant string) {
+	var before []string
+	for i, name := range rapid.Permutation(ring).Draw(t, "ring") {
+		q := []string{`{"tag": "vip"}`, `{"field": "plan", "is": "paid"}`, `{"not": {"field": "level", "gt": 4}}`}[rapid.IntRange(0, 2).Draw(t, name)]
+		before = append(before, q)
+		if i > 0 {
+			q = `{"` + rapid.SampledFrom([]string{"any", "all"}).Draw(t, "of those before") + `": [` + strings.Join(before, ", ") + `]}`
+		}
+		p.apply(tenant, "Segment", name, `{"where": `+q+`}`)
+		before[i] = `{"segment": "` + name + `"}`
+	}
+}
+
+// all are the names of the segments that there may be.
+func (p *lab) all() (names []string) {
+	for _, s := range asked {
+		names = append(names, s.name)
+	}
+	return append(names, ring...)
 }
 
 // actions are what happens to a tenant, with how often each is drawn.
@@ -321,22 +346,23 @@ func (p *lab) actions() map[string]func(t *rapid.T, tenant string) {
 		"document": func(t *rapid.T, tenant string) {
 			p.document(t, tenant, rapid.IntRange(0, len(asked)-1).Draw(t, "segment"))
 		},
+		"turned round": func(t *rapid.T, tenant string) { // and somebody changes while they are computed anew
+			p.settled(tenant)
+			p.turn(t, tenant)
+			for range rapid.IntRange(0, 6).Draw(t, "pieces") {
+				p.piece(t, tenant)
+			}
+			p.change(t, tenant, contact.Change{Fields: map[string]any{"plan": p.value(t, "plan"), "level": p.value(t, "level")}})
+			p.facts(t, tenant)
+		},
 		"taken away": func(t *rapid.T, tenant string) {
-			p.exec(t, tenant, "UPDATE entity SET current = NULL WHERE kind = 'Segment' AND name = $1", rapid.SampledFrom(asked).Draw(t, "segment").name)
+			p.exec(t, tenant, "UPDATE entity SET current = NULL WHERE kind = 'Segment' AND name = $1", rapid.SampledFrom(p.all()).Draw(t, "segment"))
 		},
 		"requested": func(t *rapid.T, tenant string) {
-			p.rebuild(t, tenant, rapid.SampledFrom(asked).Draw(t, "segment").name)
+			p.rebuild(t, tenant, rapid.SampledFrom(p.all()).Draw(t, "segment"))
 		},
-		"facts": func(t *rapid.T, tenant string) { // whoever did this dies after it
-			if _, err := p.another().facts(context.Background(), tenant, map[string]bool{}); err != nil {
-				t.Fatal(err)
-			}
-		},
-		"chunk": func(t *rapid.T, tenant string) {
-			if _, err := p.another().rebuild(context.Background(), tenant, rapid.IntRange(1, 8).Draw(t, "size"), map[string]bool{}); err != nil {
-				t.Fatal(err)
-			}
-		},
+		"facts": p.facts,
+		"piece": p.piece,
 		"killed": func(_ *rapid.T, tenant string) { // somewhere
 			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 			defer cancel()
@@ -436,6 +462,20 @@ func keys[V any](m map[string]V) func(yield func(string) bool) {
 
 func (p *lab) another() *keeper { return &keeper{db: p.db, docs: &documents{}, log: zap.NewNop()} }
 
+// facts reads some, and dies after it.
+func (p *lab) facts(t *rapid.T, tenant string) {
+	if _, err := p.another().facts(context.Background(), tenant, map[string]bool{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// piece does the next of a sweep or a rebuild, and dies after it.
+func (p *lab) piece(t *rapid.T, tenant string) {
+	if _, err := p.another().rebuild(context.Background(), tenant, rapid.IntRange(1, 8).Draw(t, "size"), map[string]bool{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (p *lab) change(t *rapid.T, tenant string, c contact.Change) {
 	ids := p.some(t, tenant, 1, 6)
 	p.in(t, tenant, func(ctx context.Context, tx *postgres.Tx) error {
@@ -486,9 +526,9 @@ func (p *lab) compare(t *rapid.T, tenant string) string {
 		if err != nil {
 			return err
 		}
-		for _, s := range asked {
-			if want[s.name] = o.members(s.name); len(want[s.name]) == 0 {
-				delete(want, s.name)
+		for _, name := range p.all() {
+			if want[name] = o.members(name); len(want[name]) == 0 {
+				delete(want, name)
 			}
 		}
 		rows, err := tx.Query(ctx, "SELECT e.name, array_agg(m.contact ORDER BY m.contact) FROM member m JOIN entity e ON e.id = m.segment WHERE m.kept <> 'out' GROUP BY 1")
@@ -526,11 +566,7 @@ func (p *lab) check(t *rapid.T, tenant string) {
 		t.Fatalf("%s: the oracle (-) says otherwise than the members (+):\n%s", tenant, diff)
 	}
 	before := p.written(tenant)
-	var names []string
-	for _, s := range asked {
-		names = append(names, s.name)
-	}
-	p.rebuild(t, tenant, names...)
+	p.rebuild(t, tenant, p.all()...)
 	p.settled(tenant)
 	if after := p.written(tenant); after != before {
 		t.Fatalf("%s: to compute all anew wrote rows: %s", tenant, cmp.Diff(strings.Split(before, "\n"), strings.Split(after, "\n")))
@@ -548,7 +584,7 @@ func TestMembersAreThoseOfTheLanguage(t *testing.T) {
 	actions := p.actions()
 	names := slices.Sorted(keys(actions))
 	for range 4 { // as often as all others together
-		names = append(names, "fields", "tags", "event", "click", "reclassified", "clock", "document", "facts", "forget")
+		names = append(names, "fields", "tags", "event", "click", "reclassified", "clock", "document", "turned round", "facts", "forget")
 	}
 	deep := false
 	flag.Visit(func(f *flag.Flag) { deep = deep || strings.HasPrefix(f.Name, "rapid.") })
@@ -564,6 +600,7 @@ func TestMembersAreThoseOfTheLanguage(t *testing.T) {
 			for i := range asked {
 				p.document(t, tenant, i)
 			}
+			p.turn(t, tenant)
 			p.now = pgtest.One[time.Time](p, p.db, tenant, "SELECT onda.now()")
 			for range 5 {
 				actions["new contacts"](t, tenant)

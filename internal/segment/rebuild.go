@@ -33,7 +33,7 @@ func (k *keeper) rebuild(ctx context.Context, tenant string, size int, failed ma
 		case s.current == 0:
 			return t.takeAway(ctx, s, size)
 		case s.building != s.current:
-			return t.begin(ctx, k.docs, s)
+			return t.begin(ctx, s)
 		default:
 			return t.goOn(ctx, s, size)
 		}
@@ -84,11 +84,8 @@ func (t *turn) goOn(ctx context.Context, s *kept, size int) error {
 }
 
 // begin starts a rebuild to the current version. What time alone changes from now on is looked for by a sweep: each contact is computed now or later.
-func (t *turn) begin(ctx context.Context, docs *documents, s *kept) error {
+func (t *turn) begin(ctx context.Context, s *kept) error {
 	s.building, s.rebuiltTo, s.dueAt = s.current, 0, nil
-	if err := docs.known(ctx, t.tx, s); err != nil {
-		return err
-	}
 	s.set("building", s.building)
 	s.set("rebuild_to", 0)
 	s.set("requested", false)

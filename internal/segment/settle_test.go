@@ -2,10 +2,12 @@ package segment
 
 import (
 	"context"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/pgtest"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/predicate"
@@ -69,4 +71,43 @@ func TestRebuildsComputeEachOnce(t *testing.T) {
 	w.until("paying is made again", func() bool { piece(); return len(w.members("paying")) == len(want)-2 })
 	w.work()
 	w.want("rest", want[1:len(want)-1]...)
+}
+
+// Of two segments whose documents turn round at once, so that the one is asked about by whom it asked, both follow whoever changes between any two pieces of the work, and that by the documents in force.
+func TestDocumentsThatTurnRound(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ids := w.people(4)
+	w.segment("a", `{"tag": "vip"}`)
+	failed := map[string]bool{}
+	for before := range 6 {
+		w.segment("b", `{"tag": "vip"}`)
+		w.segment("a", `{"any": [{"segment": "b"}, {"field": "plan", "is": "paid"}]}`)
+		w.update(ids[2:3], contact.Change{Fields: map[string]any{"plan": "free"}})
+		w.work()
+		w.want("a", ids[1], ids[3])
+		w.want("b")
+		w.segment("a", `{"field": "plan", "is": "paid"}`)
+		w.segment("b", `{"segment": "a"}`)
+		for range before {
+			if _, err := w.keeper.rebuild(context.Background(), "acme", chunkFirst, failed); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.update(ids[2:3], contact.Change{Fields: map[string]any{"plan": "paid"}})
+		w.until("the fact is read", func() bool {
+			_, err := w.keeper.facts(context.Background(), "acme", failed)
+			return err == nil && w.read()
+		})
+		for _, name := range []string{"a", "b"} {
+			if !slices.Contains(w.members(name), ids[2]) {
+				t.Errorf("after %d pieces %s has not followed", before, name)
+			}
+		}
+		w.work()
+		w.want("a", ids[1], ids[2], ids[3])
+		w.want("b", ids[1], ids[2], ids[3])
+	}
+	w.told("a")
+	w.told("b")
 }
