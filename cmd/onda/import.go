@@ -86,7 +86,6 @@ func (c importCmd) Run(ctx context.Context, s *session) error {
 	}
 	in, size := s.stdin, int64(-1)
 	opts.Name = "standard input"
-	path := c.Rejects
 	if c.File != "-" {
 		f, err := os.Open(c.File)
 		if err != nil {
@@ -105,12 +104,10 @@ func (c importCmd) Run(ctx context.Context, s *session) error {
 			return err
 		}
 	}
-	if path == "" {
-		if path, err = rejectsOf(c.File); err != nil {
-			return err
-		}
+	rejects := csvimport.RejectsOf(c.File)
+	if c.Rejects != "" {
+		rejects = csvimport.NewRejects(c.Rejects)
 	}
-	rejects := csvimport.NewRejects(path)
 	opts.Rejects = rejects
 	opts.OnDialect = func(d csvimport.Dialect) {
 		if !s.json {
@@ -145,6 +142,9 @@ func (c importCmd) tell(s *session, name string, res csvimport.Result, rejects *
 	}
 	if res.Resumed > 0 {
 		s.print("an import that was interrupted went on behind %s", count(res.Resumed, "row"))
+	}
+	if res.RejectsLost {
+		s.print("the file of rows that were rejected before is gone, or was changed: it was left as it is, and has none of those that were rejected since")
 	}
 	would, skipped := "", ""
 	if c.DryRun {
@@ -186,26 +186,6 @@ func resumable(f *os.File, info os.FileInfo, rejects string) (string, error) {
 		return "", err
 	}
 	return fmt.Sprint(path, info.ModTime().UnixNano(), rejects), nil
-}
-
-// rejectsOf is where the rejected rows of a file go: beside it, and never over rows that somebody may be correcting.
-func rejectsOf(file string) (string, error) {
-	base := "rejects"
-	if file != "-" {
-		base = strings.TrimSuffix(file, ".csv") + ".rejects"
-	}
-	for n := 1; n < 1000; n++ {
-		path := base + ".csv"
-		if n > 1 {
-			path = fmt.Sprintf("%s-%d.csv", base, n)
-		}
-		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-			return path, nil
-		} else if err != nil {
-			return "", err
-		}
-	}
-	return "", fmt.Errorf("there are 1000 files such as %s.csv: move them away, or name another with --rejects", base)
 }
 
 // importBar shows how far an import is, on a terminal.

@@ -91,6 +91,8 @@ type Result struct {
 	Took       time.Duration `json:"took"`
 	// Resumed is how many rows an import that was interrupted had done.
 	Resumed int `json:"resumed,omitempty"`
+	// RejectsLost: the file with what that one rejected is not there any more, or was changed since; it was left as it is, and has none of those that were rejected from then on.
+	RejectsLost bool `json:"rejects_lost,omitempty"`
 	// ReadAs is how the file was read.
 	ReadAs Dialect `json:"read_as,omitzero"`
 	// Problems are of the first rejected rows, at most 20.
@@ -153,8 +155,8 @@ type importer struct {
 	dialect dialect
 	columns []column
 	mark    *mark
-	size    int64       // of the file of rejected rows
-	ahead   bool        // it has rows of an attempt that failed
+	rejects *Rejects    // opts.Rejects where that is one
+	headed  bool        // the header of the rejected rows is written
 	allNew  atomic.Bool // the chunk before was of new contacts alone
 	alone   bool        // rows have one identity: so no two near each other are of one contact
 
@@ -319,14 +321,14 @@ func (im *importer) begin(ctx context.Context, r io.Reader, given dialect) (*par
 	if rd, err = im.look(rd, given, again); err != nil {
 		return nil, err
 	}
-	rejects, _ := im.opts.Rejects.(*Rejects)
-	if im.opts.Resume != "" && resumes && rejects != nil && file != nil && !im.opts.DryRun {
-		if err := im.resume(ctx, file, rejects); err != nil {
+	im.rejects, _ = im.opts.Rejects.(*Rejects)
+	if im.opts.Resume != "" && resumes && im.rejects != nil && file != nil && !im.opts.DryRun {
+		if err := im.resume(ctx, file); err != nil {
 			return nil, err
 		}
 	}
-	if rejects != nil && rejects.f == nil {
-		if err := rejects.begin(); err != nil {
+	if im.rejects != nil {
+		if err := im.rejects.begin(im.header()); err != nil {
 			return nil, err
 		}
 	}
@@ -416,8 +418,7 @@ type outcome struct {
 	made, updated, unchanged, skipped []int // numbers of its rows
 	rejects                           []reject
 	recorded                          []contact.Recorded
-	text                              []byte // of the rejected rows
-	written                           bool   // it is in the file, and the mark set behind it
+	text                              []byte // of the rejected rows, when it was written
 }
 
 // errLate: the chunk before takes long, and this one's transaction stays open no longer for it.
@@ -458,13 +459,12 @@ func (im *importer) store(ctx context.Context, c *chunk) error {
 			return err
 		}
 	}
-	if im.opts.Rejects != nil && !im.opts.DryRun && len(o.text) > 0 && !o.written {
-		if _, err := im.opts.Rejects.Write(o.text); err != nil {
-			return fmt.Errorf("write rejected rows: %w", err)
-		}
+	if err := im.reject(ctx, &o); err != nil {
+		return err
 	}
-	im.size += int64(len(o.text))
-	im.ahead = false
+	if im.rejects != nil {
+		im.rejects.keep(o.text)
+	}
 	im.allNew.Store(len(o.made) > 0 && len(o.made) == len(c.rows))
 	im.res.add(c, o)
 	im.problems(o.rejects)
@@ -542,13 +542,7 @@ func (im *importer) attempt(ctx context.Context, c *chunk, try int) (o outcome, 
 			return o, err
 		}
 	}
-	if err := c.turn(ctx, false); err != nil {
-		return o, err
-	}
-	if o.text == nil && len(o.rejects) > 0 {
-		o.text, err = im.rejected(o.rejects, im.size == 0)
-	}
-	return o, err
+	return o, c.turn(ctx, false)
 }
 
 func all(n int) []int {

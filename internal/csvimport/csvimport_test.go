@@ -371,3 +371,28 @@ func TestRejectedFormulas(t *testing.T) {
 		t.Error(d)
 	}
 }
+
+// Rejected rows are read as what they are with the options of the file that they are of, too.
+func TestRejectsWithTheSameOptions(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	for want, c := range map[string]struct {
+		file  string
+		given csvimport.Dialect
+	}{
+		"Zo\u00eb, \"the\" 'one'": {"email,first_name\nbad,'Zo\xeb, \"the\" ''one'''\n", csvimport.Dialect{Encoding: "windows-1252", Quote: "'"}},
+		"Zo\u00eb":                {"\xfe\xff\x00e\x00m\x00a\x00i\x00l\x00;\x00f\x00i\x00r\x00s\x00t\x00_\x00n\x00a\x00m\x00e\x00\n\x00b\x00a\x00d\x00;\x00Z\x00o\x00\xeb", csvimport.Dialect{Encoding: "utf-16"}},
+		"=1; 2":                   {"email|first_name\nbad|'=1; 2\n", csvimport.Dialect{Separator: "|"}},
+	} {
+		opts := csvimport.Options{Dialect: c.given}
+		for range 2 {
+			_, c.file = run(t, db, c.file, opts)
+		}
+		pgtest.Exec(t, db, "acme", "DELETE FROM contact")
+		if res, rejects := run(t, db, strings.Replace(c.file, "bad", "good@example.com", 1), opts); res.Made != 1 {
+			t.Errorf("%+v of %s, %s", res, c.file, rejects)
+		} else if got := pgtest.One[string](t, db, "acme", "SELECT fields->>'first_name' FROM contact"); got != want {
+			t.Errorf("%q is imported as %q", want, got)
+		}
+	}
+}

@@ -17,7 +17,7 @@ import (
 
 // Dialect is how a file is read. In Options what is empty is found out; in Result all is there.
 type Dialect struct {
-	// Encoding is UTF-8, UTF-16, UTF-16LE, UTF-16BE, or a code page such as Windows-1252 or ISO 8859-2.
+	// Encoding is UTF-8, UTF-16, UTF-16LE, UTF-16BE, or a code page such as Windows-1252 or ISO 8859-2. A file that begins with the mark of UTF-8 is in that, whatever is given.
 	Encoding string `json:"encoding,omitempty"`
 	// Separator is the character between cells, or tab; Quote the one around those that have it in them.
 	Separator string `json:"separator,omitempty"`
@@ -93,6 +93,9 @@ func readDialect(d dialect) (dialect, error) {
 	return d, errors.Join(errs...)
 }
 
+// utf8Mark is what a file in UTF-8 may begin with, and no other does.
+const utf8Mark = "\ufeff"
+
 // open begins to read a file: it finds out what was not given of its dialect, but for what only its columns tell.
 func open(in io.Reader, given dialect) (*reader, error) {
 	raw := bufio.NewReaderSize(in, maxLine)
@@ -110,8 +113,8 @@ func open(in io.Reader, given dialect) (*reader, error) {
 	mark := 0
 	var found string
 	switch {
-	case bytes.HasPrefix(start, []byte{0xef, 0xbb, 0xbf}):
-		found, mark = "UTF-8", 3
+	case bytes.HasPrefix(start, []byte(utf8Mark)):
+		found, mark, d.Encoding = "UTF-8", len(utf8Mark), ""
 	case bytes.HasPrefix(start, []byte{0xff, 0xfe}):
 		found, mark = "UTF-16LE", 2
 	case bytes.HasPrefix(start, []byte{0xfe, 0xff}):

@@ -25,15 +25,14 @@ type mark struct {
 	name string // of the row
 	rows int    // of the file, that are done
 	set  bool   // there is such a row
-
-	rejects *Rejects
 }
 
 // marked is what the row has beside.
 type marked struct {
 	Result  Result    `json:"result"`
-	Rejects string    `json:"rejects"` // the file
-	Size    int64     `json:"size"`    // of it
+	Rejects string    `json:"rejects"` // the file, where it was made
+	Size    int64     `json:"size"`    // of it, so far as it counts
+	Sum     string    `json:"sum"`     // of that
 	At      time.Time `json:"at"`
 }
 
@@ -57,12 +56,12 @@ func (m *mark) hold(ctx context.Context, tx *postgres.Tx, lock string) error {
 }
 
 // resume finds out whether there was an import of the same file that was interrupted, and has this one go on with it.
-func (im *importer) resume(ctx context.Context, file io.ReadSeeker, rejects *Rejects) error {
+func (im *importer) resume(ctx context.Context, file io.ReadSeeker) error {
 	name, err := im.markName(file)
 	if err != nil {
 		return err
 	}
-	im.mark = &mark{name: name, rejects: rejects}
+	im.mark = &mark{name: name}
 	var data []byte
 	err = im.db.InTenant(ctx, im.tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		if err := im.mark.lock(ctx, tx); err != nil {
@@ -90,10 +89,15 @@ func (im *importer) resume(ctx context.Context, file io.ReadSeeker, rejects *Rej
 	}
 	im.mark.set = true
 	m.Result.Resumed = im.mark.rows
-	im.res, im.size = m.Result, m.Size
-	if err := rejects.resume(m.Rejects, m.Size); err != nil {
+	im.res = m.Result
+	im.rejects.unfinished = true
+	if m.Rejects == "" {
+		return nil
+	}
+	if im.headed, err = im.rejects.resume(m.Rejects, m.Size, m.Sum); err != nil {
 		return fmt.Errorf("go on with the import that was interrupted: %w: --restart begins anew, what is in is left as it is", err)
 	}
+	im.res.RejectsLost = im.res.RejectsLost || !im.headed && im.res.Rejected > 0
 	return nil
 }
 
@@ -127,27 +131,13 @@ func (im *importer) markName(file io.ReadSeeker) (name string, err error) {
 }
 
 // setMark writes the chunk's rejected rows, and notes that all of it is done.
-func (im *importer) setMark(ctx context.Context, tx *postgres.Tx, c *chunk, o *outcome) (err error) {
-	rejects := im.mark.rejects
-	if im.ahead {
-		if err := rejects.cut(im.size); err != nil {
-			return err
-		}
+func (im *importer) setMark(ctx context.Context, tx *postgres.Tx, c *chunk, o *outcome) error {
+	if err := im.reject(ctx, o); err != nil {
+		return err
 	}
-	if len(o.rejects) > 0 {
-		if o.text, err = im.rejected(o.rejects, im.size == 0); err != nil {
-			return err
-		}
-		im.ahead = true
-		if _, err := rejects.Write(o.text); err != nil {
-			return fmt.Errorf("write rejected rows: %w", err)
-		}
-	}
-	o.written = true
 	res := im.res
 	res.add(c, *o)
-	res.Problems, res.ReadAs = nil, Dialect{} // problems may show what is in the file
-	return im.mark.move(ctx, tx, res, im.size+int64(len(o.text)))
+	return im.moveMark(ctx, tx, res, o.text)
 }
 
 // beginMark sets the mark for the first time, and forgets those of imports that nobody has gone on with for long.
@@ -156,27 +146,74 @@ func (im *importer) beginMark(ctx context.Context) error {
 		if _, err := tx.Exec(ctx, "DELETE FROM cursor WHERE name LIKE 'import:%' AND (data->>'at')::timestamptz < onda.now() - interval '30 days'"); err != nil {
 			return fmt.Errorf("forget old imports: %w", err)
 		}
-		return im.mark.move(ctx, tx, Result{}, 0)
+		return im.moveMark(ctx, tx, Result{}, nil)
 	})
 	im.mark.set = err == nil
 	return err
 }
 
-// move notes what became of the rows so far, and how large the file of rejected ones is.
-func (m *mark) move(ctx context.Context, tx *postgres.Tx, res Result, size int64) error {
-	path, err := filepath.Abs(m.rejects.path)
-	if err != nil {
-		return fmt.Errorf("note how far the import came: %w", err)
+// moveMark notes what became of the rows so far, and which file has those that were rejected, to which a text was put that counts with them.
+func (im *importer) moveMark(ctx context.Context, tx *postgres.Tx, res Result, text []byte) error {
+	res.Problems, res.ReadAs = nil, Dialect{} // problems may show what is in the file
+	m := marked{Result: res, At: tx.Now()}
+	if path := im.rejects.Path(); path != "" {
+		var err error
+		if m.Rejects, err = filepath.Abs(path); err != nil {
+			return fmt.Errorf("note how far the import came: %w", err)
+		}
+		if m.Sum, err = im.rejects.with(text); err != nil {
+			return err
+		}
+		m.Size = im.rejects.size + int64(len(text))
 	}
-	data, err := json.Marshal(marked{res, path, size, tx.Now()})
+	data, err := json.Marshal(m)
 	if err != nil {
 		return fmt.Errorf("note how far the import came: %w", err)
 	}
 	_, err = tx.Exec(ctx, `INSERT INTO cursor (name, xid, id, base, data) SELECT $1, NULL, $2, base, $3 FROM cursor WHERE name = 'segment'
-		ON CONFLICT (name) DO UPDATE SET id = excluded.id, data = excluded.data`, m.name, res.Rows, data)
+		ON CONFLICT (name) DO UPDATE SET id = excluded.id, data = excluded.data`, im.mark.name, res.Rows, data)
 	if err != nil {
 		return fmt.Errorf("note how far the import came: %w", err)
 	}
+	return nil
+}
+
+// reject adds a chunk's rejected rows to the others, once.
+func (im *importer) reject(ctx context.Context, o *outcome) error {
+	if im.opts.Rejects == nil || im.opts.DryRun || len(o.rejects) == 0 || o.text != nil {
+		return nil
+	}
+	if err := im.beginRejects(ctx); err != nil {
+		return err
+	}
+	o.text = im.rejected(o.rejects)
+	if im.rejects != nil {
+		return im.rejects.put(o.text)
+	}
+	if _, err := im.opts.Rejects.Write(o.text); err != nil {
+		return fmt.Errorf("write rejected rows: %w", err)
+	}
+	return nil
+}
+
+// beginRejects writes the header of the rejected rows. That there is a file of them is noted before a row is in it: else an import that goes on would not know it for its own.
+func (im *importer) beginRejects(ctx context.Context) error {
+	if im.headed {
+		return nil
+	}
+	if im.rejects == nil {
+		if _, err := im.opts.Rejects.Write(im.header()); err != nil {
+			return fmt.Errorf("write rejected rows: %w", err)
+		}
+	} else if err := im.rejects.make(im.header()); err != nil {
+		return err
+	}
+	if im.mark != nil {
+		if err := im.db.InTenant(ctx, im.tenant, func(ctx context.Context, tx *postgres.Tx) error { return im.moveMark(ctx, tx, im.res, nil) }); err != nil {
+			return err
+		}
+	}
+	im.headed = true
 	return nil
 }
 

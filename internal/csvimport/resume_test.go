@@ -228,3 +228,134 @@ func TestResumes(t *testing.T) {
 		t.Errorf("anew: %+v, %v", res, err)
 	}
 }
+
+// An import that goes on takes a file for its own only where that is as it left it: else the file is somebody's, who saved it there or corrected rows in it.
+func TestAFileOfRejectsThatIsNotItsOwn(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	const theirs = "email,level,error\ncorrected@example.com,1,\n"
+	for name, c := range map[string]struct {
+		early bool // rows are rejected before the interruption, too
+		given bool // by --rejects
+		harm  func(t *testing.T, db *postgres.DB, rejects string)
+		kept  string // what is then in the file
+		last  string // name of the file with what was rejected since
+		lost  bool
+		err   string
+	}{
+		"nobody touched it": {early: true, harm: func(*testing.T, *postgres.DB, string) {}, kept: "email,level,error\nearly,1,", last: "people.rejects.csv"},
+		"saved there meanwhile": {
+			harm: func(t *testing.T, _ *postgres.DB, rejects string) { save(t, rejects, theirs) },
+			kept: theirs, last: "people.rejects-2.csv",
+		},
+		"saved where --rejects says": {
+			given: true,
+			harm:  func(t *testing.T, _ *postgres.DB, rejects string) { save(t, rejects, theirs) },
+			kept:  theirs, err: "not written over",
+		},
+		"corrected meanwhile": {
+			early: true,
+			harm: func(t *testing.T, _ *postgres.DB, rejects string) {
+				save(t, rejects, theirs+strings.Repeat("more@example.com,2,\n", 100))
+			},
+			kept: theirs + strings.Repeat("more@example.com,2,\n", 100), last: "people.rejects-2.csv", lost: true,
+		},
+		"moved away": {
+			early: true,
+			harm: func(t *testing.T, _ *postgres.DB, rejects string) {
+				if err := os.Rename(rejects, rejects+".mine"); err != nil {
+					t.Fatal(err)
+				}
+			},
+			kept: "email,level,error\nlate,1,", last: "people.rejects.csv", lost: true,
+		},
+		"named by whoever writes to the database": {
+			harm: func(t *testing.T, db *postgres.DB, rejects string) {
+				save(t, filepath.Join(filepath.Dir(rejects), "precious.csv"), theirs)
+				pgtest.Exec(t, db, "acme", `UPDATE cursor SET data = data || jsonb_build_object('rejects', $1::text, 'size', 0, 'sum', encode(sha256(''), 'hex')) WHERE name LIKE 'import:%'`,
+					filepath.Join(filepath.Dir(rejects), "precious.csv"))
+			},
+			kept: "email,level,error\nlate,1,", last: "people.rejects.csv",
+		},
+		"begun, and the import killed before it noted that": {
+			given: true,
+			harm:  func(t *testing.T, _ *postgres.DB, rejects string) { save(t, rejects, "email,level,er") },
+			kept:  "email,level,error\nlate,1,", last: "people.rejects.csv",
+		},
+	} {
+		t.Run(name, func(t *testing.T) { // they have one database, which is emptied for each
+			pgtest.Exec(t, db, "acme", "DELETE FROM contact")
+			dir := t.TempDir()
+			var file strings.Builder
+			file.WriteString("email,level\n")
+			for i := range 8_500 {
+				fmt.Fprintf(&file, "p%d@example.com,%d\n", i, i)
+				if i == 10 && c.early {
+					file.WriteString("early,1\n")
+				}
+			}
+			file.WriteString("late,1\n")
+			path := filepath.Join(dir, "people.csv")
+			save(t, path, file.String())
+			imported := func(stopAt int) (csvimport.Result, string, error) {
+				f, err := os.Open(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = f.Close() }()
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				rejects := csvimport.RejectsOf(path)
+				if c.given {
+					rejects = csvimport.NewRejects(filepath.Join(dir, "people.rejects.csv"))
+				}
+				res, err := csvimport.Import(ctx, db, "acme", f, csvimport.Options{Rejects: rejects, Resume: path, OnProgress: func(rows int, _ int64) {
+					if rows == stopAt {
+						cancel()
+					}
+				}})
+				if cerr := rejects.Close(); cerr != nil {
+					t.Error(cerr)
+				}
+				return res, rejects.Path(), err
+			}
+			if _, _, err := imported(4_000); err == nil {
+				t.Fatal("it was not interrupted")
+			}
+			rejects := filepath.Join(dir, "people.rejects.csv")
+			c.harm(t, db, rejects)
+			res, last, err := imported(0)
+			if (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
+				t.Fatalf("%v, want %q", err, c.err)
+			}
+			if c.err == "" && (res.Resumed != 4_000 || res.Made != 8_500 || res.RejectsLost != c.lost || filepath.Base(last) != c.last) {
+				t.Errorf("%+v, the rejected rows are in %s", res, last)
+			}
+			if got := load(t, rejects); !strings.HasPrefix(got, c.kept) || c.kept == "" || c.last != "people.rejects.csv" && got != c.kept {
+				t.Errorf("the file has:\n%s", got)
+			}
+			if c.err == "" && strings.Count(load(t, last), "late,1,") != 1 {
+				t.Errorf("what was rejected since: %s", load(t, last))
+			}
+			if strings.HasPrefix(name, "named") && load(t, filepath.Join(dir, "precious.csv")) != theirs {
+				t.Error("another file was written over")
+			}
+		})
+	}
+}
+
+func save(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func load(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
