@@ -153,7 +153,7 @@ func (c segmentListCmd) Run(ctx context.Context, s *session) error {
 		if st.Why != "" {
 			again := ""
 			if st.RetryAt != nil {
-				again = "; tried again " + moment(st.RetryAt)
+				again = "; tried again " + moment(st.RetryAt) + ", at once by onda segment rebuild " + st.Name
 			}
 			s.print("%s", wrap("  "+st.Why+again, "    "))
 		}

@@ -2,9 +2,12 @@ package segment
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/pgtest"
@@ -183,4 +186,131 @@ func TestATenantThatIsMigrated(t *testing.T) {
 	w.work()
 	w.want("hot", ids[0])
 	w.want("clicked")
+}
+
+// What one misses that does not fit is made good in full also where nothing is kept of that turn, since another failed.
+func TestOneThatDoesNotFitWhileAnotherFails(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ids := w.people(4)
+	w.segment("bad", `{"tag": "vip"}`)
+	w.segment("unfit", `{"field": "level", "gt": 8}`)
+	w.work()
+	w.apply("acme", "Field", "level", `{"type": "text"}`)
+	w.trip("bad", "RAISE EXCEPTION 'no' USING ERRCODE = '22023'")
+	w.update(ids[:1], contact.Change{AddTags: []string{"vip"}, Fields: map[string]any{"level": "9"}})
+	failed := map[string]bool{}
+	w.until("the fact is read", func() bool {
+		_, err := w.keeper.facts(context.Background(), "acme", failed)
+		return err == nil && w.read()
+	})
+	if got := pgtest.One[string](t, w.db, "acme", "SELECT string_agg(concat_ws(' ', name, requested, failures), ', ' ORDER BY name) FROM segment s JOIN entity e ON e.id = s.entity"); got != "bad t 1, unfit t 1" {
+		t.Errorf("they are noted as %s", got)
+	}
+}
+
+// Who is in a segment that is set aside and then taken away leaves at once.
+func TestSetAsideAndTakenAway(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ids := w.people(4)
+	w.segment("bad", `{"any": [{"tag": "vip"}, {"field": "plan", "is": "paid"}]}`)
+	w.segment("rest", `{"not": {"segment": "bad"}}`)
+	w.work()
+	w.trip("bad", "RAISE EXCEPTION 'no' USING ERRCODE = '22023'")
+	w.update(ids[:1], contact.Change{AddTags: []string{"vip"}})
+	w.work()
+	w.want("bad", ids[1], ids[3])
+	pgtest.Exec(t, w.db, "acme", "UPDATE entity SET current = NULL WHERE kind = 'Segment' AND name = 'bad'")
+	pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		at, err := w.keeper.next(ctx, tx)
+		if at.After(tx.Now()) {
+			t.Errorf("it is looked at again at %s", at)
+		}
+		return err
+	})
+	w.work()
+	w.want("rest", ids...)
+	if n := pgtest.One[int](t, w.db, "acme", "SELECT count(*) FROM segment s JOIN entity e ON e.id = s.entity WHERE name = 'bad'"); n != 0 {
+		t.Error("its row is still there")
+	}
+}
+
+// Of two with the same SQL, that one is to blame whose values pgx cannot send, and it alone.
+func TestOneThatCannotBeSent(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, n := range []string{"a", "b", "c"} {
+		w.segment(n, `{"tag": "vip"}`)
+	}
+	w.work()
+	for _, bad := range []string{"a", "b", "c"} {
+		err := w.keeper.in(context.Background(), "acme", plansEach, map[string]bool{}, func(ctx context.Context, tn *turn) error {
+			q := newQueue()
+			for _, s := range tn.all {
+				value := any(1)
+				if s.name == bad {
+					value = []string{"ada@example.com"}
+				}
+				q.add(s, "SELECT $1::int", []any{value}, func(rows pgx.Rows) error { rows.Close(); return rows.Err() })
+			}
+			return q.send(ctx, tn.tx)
+		})
+		var u *unfit
+		if !errors.As(err, &u) || u.segment.name != bad || strings.Contains(u.what(), "ada@") {
+			t.Errorf("where %s cannot be sent: %v", bad, err)
+		}
+	}
+	// What is given up is nobody's.
+	err := w.keeper.in(context.Background(), "acme", plansEach, map[string]bool{}, func(ctx context.Context, tn *turn) error {
+		q := newQueue()
+		q.add(tn.all[0], "SELECT $1::int", []any{1}, func(rows pgx.Rows) error { rows.Close(); return rows.Err() })
+		ctx, cancel := context.WithCancel(ctx)
+		cancel()
+		return q.send(ctx, tn.tx)
+	})
+	if u := (*unfit)(nil); err == nil || errors.As(err, &u) {
+		t.Errorf("what was given up: %v", err)
+	}
+}
+
+// While mails of the tenant go out, a rebuild rests between its pieces.
+func TestARebuildRestsWhileMailsGoOut(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ids := w.people(2)
+	for _, tenant := range []string{"acme", "brava"} {
+		w.apply(tenant, "Email", "welcome", `{}`)
+		pgtest.Exec(t, w.db, tenant, "INSERT INTO run (entity, document, kind, state, starts_at) SELECT id, current, 'broadcast', 'running', onda.now() FROM entity WHERE kind = 'Email'")
+	}
+	lease := func(tenant, until string) {
+		t.Helper()
+		pgtest.Exec(t, w.db, tenant, "INSERT INTO batch (run, email, contacts, lease_until) SELECT id, document, '{1}', now() + $1::interval FROM run", until)
+	}
+	rests := func() time.Duration {
+		t.Helper()
+		until, err := w.keeper.rest(context.Background(), "acme", time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return time.Until(until)
+	}
+	lease("brava", "1 hour")
+	lease("acme", "-1 minute")
+	if d := rests(); d > 0 {
+		t.Errorf("it rests for %s while nothing goes out", d)
+	}
+	lease("acme", "1 hour")
+	if d := rests(); d < 30*time.Minute || d > time.Hour {
+		t.Errorf("it rests for %s after an hour", d)
+	}
+	// A piece of the first takes half a second.
+	w.segment("slow", `{"field": "plan", "is": "paid"}`)
+	w.segment("then", `{"tag": "vip"}`)
+	w.trip("slow", "PERFORM pg_sleep(0.5)")
+	w.work()
+	w.want("slow", ids[1])
+	if d := pgtest.One[float64](t, w.db, "acme", "SELECT extract(epoch FROM max(rebuilt_at) - min(rebuilt_at))::float8 FROM segment"); d < 0.5*(1+restShare) {
+		t.Errorf("the second was made %.3f s after the first", d)
+	}
 }

@@ -112,7 +112,7 @@ func (k *keeper) next(ctx context.Context, tx *postgres.Tx) (time.Time, error) {
 		return postgres.Never, err
 	}
 	var due *time.Time
-	soonest := "greatest(onda.now(), CASE WHEN s.retry_at <= onda.now() + interval '24 hours' THEN s.retry_at END)" // as keeper leaves it
+	soonest := "greatest(onda.now(), CASE WHEN e.current IS NOT NULL AND s.retry_at <= onda.now() + interval '24 hours' THEN s.retry_at END)" // as keeper leaves it
 	if tx.Tenant.Schema < SweepSchema {
 		soonest = "onda.now()"
 	}

@@ -5,11 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"go.uber.org/zap"
 
@@ -27,6 +30,8 @@ const (
 	// wait for so long.
 	chunkMost, chunkFirst, chunkLeast = 200_000, 10_000, 250
 	chunkTime                         = 500 * time.Millisecond
+	// restShare is how long a rebuild rests after each chunk while mails go out, of the time that the chunk took.
+	restShare = 2.0 / 3
 	// statementTime and turnTime bound a transaction: one that has written holds back, on the whole server, whoever reads facts.
 	statementTime = 2 * time.Second
 	turnTime      = 4 * time.Second
@@ -74,7 +79,7 @@ func (u *unfit) what() string {
 	case errors.As(u.err, &pe):
 		return "Postgres refuses it: SQLSTATE " + pe.Code
 	}
-	return u.err.Error()
+	return "Postgres cannot be asked for it"
 }
 
 // work does what there is to do, each piece in a transaction of its own, until nothing is left (all is true), the time is over, or the process is to end. When another is at it, that one
@@ -123,16 +128,26 @@ func (k *keeper) workOff(ctx context.Context, tenant string) (all bool, err erro
 	until := began.Add(workTime)
 	size := chunkFirst
 	failed := map[string]bool{}
-	var heldSince time.Time
+	var heldSince, rests time.Time
 	for {
 		more, err := k.facts(ctx, tenant, failed)
 		if err == nil && !more {
+			if left := time.Until(rests); left > 0 {
+				if k.over(ctx, until) || !k.pause(ctx, min(left, heldPause)) {
+					return false, nil
+				}
+				continue
+			}
 			began := time.Now()
 			more, err = k.rebuild(ctx, tenant, size, failed)
-			size = resized(size, time.Since(began))
+			took := time.Since(began)
+			size = resized(size, took)
 			var u *unfit
 			if errors.As(err, &u) { // a smaller chunk may do
 				size, more, err = max(size/4, chunkLeast), true, nil
+			}
+			if err == nil && more {
+				rests, err = k.rest(ctx, tenant, took)
 			}
 		}
 		switch {
@@ -150,7 +165,7 @@ func (k *keeper) workOff(ctx context.Context, tenant string) (all bool, err erro
 		if k.over(ctx, until) {
 			return false, nil
 		}
-		if !more && (time.Since(heldSince) > heldTime || !k.pause(ctx)) {
+		if !more && (time.Since(heldSince) > heldTime || !k.pause(ctx, heldPause)) {
 			return true, nil // whoever asks when there will be work sees them
 		}
 	}
@@ -173,9 +188,24 @@ func (k *keeper) over(ctx context.Context, until time.Time) bool {
 	}
 }
 
-// pause waits a moment; false when it is to end.
-func (k *keeper) pause(ctx context.Context) bool {
-	t := time.NewTimer(heldPause)
+// rest is until when what no fact tells of is left alone, after a piece of it that took so long: while mails go out, it leaves them a share of the server. What facts tell of goes on.
+func (k *keeper) rest(ctx context.Context, tenant string, took time.Duration) (until time.Time, err error) {
+	err = k.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		var sends bool
+		if err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM batch WHERE state = 'open' AND lease_until > now())").Scan(&sends); err != nil {
+			return fmt.Errorf("look whether mails go out: %w", err)
+		}
+		if sends {
+			until = time.Now().Add(time.Duration(float64(took) * restShare))
+		}
+		return nil
+	})
+	return until, err
+}
+
+// pause waits; false when it is to end.
+func (k *keeper) pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-k.stop:
@@ -189,8 +219,9 @@ func (k *keeper) pause(ctx context.Context) bool {
 
 // in runs f under the tenant's lock, with all its segments. When f cannot compute one of them, nothing is kept.
 func (k *keeper) in(ctx context.Context, tenant, plans string, failed map[string]bool, f func(ctx context.Context, t *turn) error) error {
-	return k.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		t := &turn{tx: tx, log: k.log, failed: failed}
+	var t *turn
+	err := k.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		t = &turn{tx: tx, log: k.log, failed: maps.Clone(failed)}
 		var err error
 		t.all, t.env, err = k.docs.load(ctx, tx, plans)
 		if postgres.IsLocked(err) {
@@ -212,6 +243,10 @@ func (k *keeper) in(ctx context.Context, tenant, plans string, failed map[string
 		}
 		return err
 	})
+	if err == nil {
+		maps.Copy(failed, t.failed)
+	}
+	return err
 }
 
 // turn is one transaction.
@@ -219,8 +254,8 @@ type turn struct {
 	tx     *postgres.Tx
 	log    *zap.Logger
 	env    predicate.Env
-	all    []*kept // in order of who asks about whom
-	failed map[string]bool
+	all    []*kept         // in order of who asks about whom
+	failed map[string]bool // the broken ones too: of others this is forgotten with a turn of which nothing is kept
 	joins  []postgres.Fact
 	// rebuilds is set where segments are touched by another's rebuild: see spare.
 	rebuilds bool
@@ -228,7 +263,7 @@ type turn struct {
 
 // leaves tells whether the segment is left alone for now.
 func (t *turn) leaves(s *kept) bool {
-	return t.failed[s.name] || s.retryAt != nil && s.retryAt.After(t.env.Now) && !s.retryAt.After(t.env.Now.Add(asideMost+clockSlack)) // else the clock was moved back
+	return t.failed[s.name] || s.current != 0 && s.retryAt != nil && s.retryAt.After(t.env.Now) && !s.retryAt.After(t.env.Now.Add(asideMost+clockSlack)) // else the clock was moved back
 }
 
 func (t *turn) slowest() (slowest *kept) {
@@ -241,14 +276,18 @@ func (t *turn) slowest() (slowest *kept) {
 }
 
 // blame makes of an error at a segment's SQL one of the segment's own, unless it is nobody's.
-func blame(s *kept, err error) error {
-	var pe *pgconn.PgError
-	if !errors.As(err, &pe) {
-		return fmt.Errorf("compute segment %s: %w", s.name, err)
+func blame(ctx context.Context, tx *postgres.Tx, s *kept, err error) error {
+	own, slow := false, false
+	if pe := (*pgconn.PgError)(nil); errors.As(err, &pe) {
+		slow = pe.Code == "57014"
+		// Data, syntax and access, limits, internal errors.
+		own = slow || slices.Contains([]string{"22", "42", "54", "XX"}, pe.Code[:min(2, len(pe.Code))])
+	} else { // pgx never sent it, for too many values or one that does not fit: then the transaction goes on, unless it was behind others in a batch, as it says in words alone
+		_, lost := tx.Exec(ctx, "SELECT")
+		var unsent pgx.ErrPreprocessingBatch
+		own = lost == nil || errors.As(err, &unsent) && strings.HasPrefix(unsent.Error(), "error preprocessing batch (build)")
 	}
-	slow := pe.Code == "57014"
-	// Data, syntax and access, limits, internal errors.
-	if slow || slices.Contains([]string{"22", "42", "54", "XX"}, pe.Code[:min(2, len(pe.Code))]) {
+	if own {
 		return &unfit{s, slow, err}
 	}
 	return fmt.Errorf("compute segment %s: %w", s.name, err)

@@ -100,7 +100,7 @@ func (t *turn) begin(ctx context.Context, s *kept) error {
 	}
 	at, err := predicate.NextChange(ctx, t.tx, s.doc.Where, t.env, nil)
 	if err != nil {
-		return blame(s, err)
+		return blame(ctx, t.tx, s, err)
 	}
 	return t.dueInFull(ctx, s, at)
 }

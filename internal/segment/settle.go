@@ -98,7 +98,7 @@ func (t *turn) hurry(ctx context.Context) error {
 		}
 		at, err := predicate.AskNextChange(s.doc.Where, t.env, s.touched, func(sql string, args []any, read func(pgx.Rows) error) { q.add(s, sql, args, read) })
 		if err != nil {
-			return blame(s, err)
+			return blame(ctx, t.tx, s, err)
 		}
 		next[s] = at
 		if q.batch.Len() >= batchAtOnce {
@@ -157,15 +157,15 @@ func (t *turn) compute(ctx context.Context, all ...computation) error {
 // queue is what is asked in one round trip, each statement for a segment.
 type queue struct {
 	batch *pgx.Batch
-	bySQL map[string]*kept
+	whose []*kept
 	at    *kept // whose statement was read last
 	last  time.Time
 }
 
-func newQueue() *queue { return &queue{batch: &pgx.Batch{}, bySQL: map[string]*kept{}} }
+func newQueue() *queue { return &queue{batch: &pgx.Batch{}} }
 
 func (q *queue) add(s *kept, sql string, args []any, read func(pgx.Rows) error) {
-	q.bySQL[sql] = s
+	q.whose = append(q.whose, s)
 	q.batch.Queue(sql, args...).Query(func(rows pgx.Rows) error {
 		q.at = s
 		err := read(rows)
@@ -185,15 +185,31 @@ func (q *queue) send(ctx context.Context, tx *postgres.Tx) error {
 	if err == nil {
 		return nil
 	}
-	var pe pgx.ErrPreprocessingBatch
-	if errors.As(err, &pe) {
-		q.at = q.bySQL[pe.SQL()]
+	var unsent pgx.ErrPreprocessingBatch
+	if errors.As(err, &unsent) {
+		q.at = q.unsent(ctx, tx, unsent.SQL())
 	}
 	if q.at == nil {
 		return fmt.Errorf("compute segments: %w", err)
 	}
 	q.at.spent += time.Since(q.last)
-	return blame(q.at, err)
+	return blame(ctx, tx, q.at, err)
+}
+
+// unsent finds the segment whose statement pgx could not send: it tells the SQL alone, which others may have with other values. They are asked again, of a turn of which nothing will be kept.
+func (q *queue) unsent(ctx context.Context, tx *postgres.Tx, sql string) (whose *kept) {
+	for i, asked := range q.batch.QueuedQueries {
+		if asked.SQL != sql {
+			continue
+		}
+		whose = q.whose[i]
+		alone := &pgx.Batch{}
+		alone.Queue(sql, asked.Arguments...)
+		if errors.As(tx.SendBatch(ctx, alone).Close(), &pgx.ErrPreprocessingBatch{}) {
+			break
+		}
+	}
+	return whose
 }
 
 // collect reads who joined and left.

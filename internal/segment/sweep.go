@@ -86,11 +86,11 @@ func (t *turn) crossed(ctx context.Context, s *kept, size int) ([]int64, error) 
 	// By time first: by contact it would go through the facts of all.
 	rows, err := t.tx.Query(ctx, "WITH x AS MATERIALIZED ("+q.SQL+") SELECT DISTINCT contact FROM x WHERE contact > $1 ORDER BY contact LIMIT $2", append([]any{s.rebuiltTo, size}, q.Args...)...)
 	if err != nil {
-		return nil, blame(s, err)
+		return nil, blame(ctx, t.tx, s, err)
 	}
 	ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
 	if err != nil {
-		return nil, blame(s, err)
+		return nil, blame(ctx, t.tx, s, err)
 	}
 	return ids, nil
 }
@@ -106,7 +106,7 @@ func (t *turn) swept(ctx context.Context, s *kept, began time.Time) error {
 		at, err = predicate.NextChange(ctx, t.tx, s.doc.Where, env, nil)
 		stop()
 		if err != nil {
-			return blame(s, err)
+			return blame(ctx, t.tx, s, err)
 		}
 	}
 	s.set("swept_at", *s.sweepTo)
