@@ -66,6 +66,9 @@ func (c contactMergeCmd) Run(ctx context.Context, s *session) error {
 	}
 	asJSON, printed := s.data(map[string]any{"merge": m, "merged": done})
 	if printed != nil {
+		if done { // what was done is done, whoever reads of it
+			printed = errors.Join(printed, s.ring(ctx))
+		}
 		return printed
 	}
 	if !asJSON {
@@ -124,8 +127,11 @@ func (c contactMergeCmd) print(s *session, m contact.Merged, done bool) {
 	if m.Ended > 0 {
 		s.print("%s of the loser end: both are in the same campaign", count(m.Ended, "journey"))
 	}
-	if m.Planned > 0 {
-		s.print("%s to the loser will not be sent", count(m.Planned, "planned mail"))
+	if m.Redirected > 0 {
+		s.print("%s to the loser go to the winner", count(m.Redirected, "planned mail"))
+	}
+	if m.Repeated > 0 {
+		s.print("%s will not be sent, since the other has or gets the same", count(m.Repeated, "planned mail"))
 	}
 	if n := len(m.Forwards); n > 0 {
 		s.print("%s merged into the loser before lead to the winner", count(n, "contact"))

@@ -35,6 +35,7 @@ type Audience struct {
 	signer  *token.Signer
 	people  map[int64]person
 	refused map[int64]string
+	persons map[int64]int64          // of those who were merged, and of whom they are part of by now
 	wishes  map[int64]contact.Wishes // of those who have any
 }
 
@@ -50,7 +51,7 @@ type person struct {
 // Audience reads what the mails to these contacts need, in one round trip whatever their number.
 func (e *Email) Audience(ctx context.Context, tx *postgres.Tx, contacts []int64) (*Audience, error) {
 	b := &pgx.Batch{}
-	a, err := e.QueueAudience(ctx, tx, b, contacts)
+	a, err := e.QueueAudience(ctx, tx, b, contacts, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -60,8 +61,8 @@ func (e *Email) Audience(ctx context.Context, tx *postgres.Tx, contacts []int64)
 	return a, nil
 }
 
-// QueueAudience does the same with others in one round trip; the audience is filled as the batch is read.
-func (e *Email) QueueAudience(ctx context.Context, tx *postgres.Tx, b *pgx.Batch, contacts []int64) (*Audience, error) {
+// QueueAudience does the same with others in one round trip; the audience is filled as the batch is read. Of the run it tells whom others were merged into since that began, or 0 for none.
+func (e *Email) QueueAudience(ctx context.Context, tx *postgres.Tx, b *pgx.Batch, contacts []int64, run int64) (*Audience, error) {
 	a := &Audience{
 		email: e, tenant: tx.Tenant.Number, name: tx.Tenant.Name, base: tx.Tenant.LinkURL(e.composer.base), forms: tx.Tenant.FormURL(e.composer.forms), now: tx.Now(), people: make(map[int64]person, len(contacts)),
 	}
@@ -98,15 +99,20 @@ func (e *Email) QueueAudience(ctx context.Context, tx *postgres.Tx, b *pgx.Batch
 	if e.Topic != "" && tx.Tenant.Schema >= contact.WishesSchema {
 		wishes = contact.WishesSQL("c")
 	}
+	person := "0::bigint"
+	if tx.Tenant.Schema >= contact.MergeSchema {
+		args = append(args, run)
+		person = contact.PersonSQL("c", "(SELECT coalesce(r.started_at, '-infinity') FROM run r WHERE r.id = $"+strconv.Itoa(len(args))+")")
+	}
 	// What the gate says, whether its mails may be tracked and what the texts need of a contact is in one statement: its row is read once.
-	b.Queue(`SELECT u.id, c.id IS NOT NULL, coalesce(CASE WHEN c.id IS NULL THEN 'erased' ELSE `+contact.GateSQL("c", topic)+` END, ''), coalesce(t.state, ''), coalesce(c.email, ''), `+wishes+`, `+own+`, `+score+`, `+wanted+`
+	b.Queue(`SELECT u.id, c.id IS NOT NULL, coalesce(CASE WHEN c.id IS NULL THEN 'erased' ELSE `+contact.GateSQL("c", topic)+` END, ''), coalesce(t.state, ''), coalesce(c.email, ''), `+person+`, `+wishes+`, `+own+`, `+score+`, `+wanted+`
 		FROM unnest($1::bigint[]) u(id) LEFT JOIN contact c ON c.id = u.id LEFT JOIN subscription t ON t.contact = u.id AND t.purpose = '`+contact.TrackingEmail+`'`, args...).Query(a.read)
 	return a, nil
 }
 
 // read takes the recipients.
 func (a *Audience) read(rows pgx.Rows) error {
-	var id int64
+	var id, of int64
 	var there bool
 	var why, external string
 	var tags []string
@@ -117,12 +123,18 @@ func (a *Audience) read(rows pgx.Rows) error {
 	var pausedUntil *time.Time
 	var frequency *string
 	var p person
-	_, err := pgx.ForEachRow(rows, []any{&id, &there, &why, &state, &p.address, &pausedUntil, &frequency, &external, &tags, &created, &score, &fields}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&id, &there, &why, &state, &p.address, &of, &pausedUntil, &frequency, &external, &tags, &created, &score, &fields}, func() error {
 		if why != "" {
 			if a.refused == nil {
 				a.refused = map[int64]string{}
 			}
 			a.refused[id] = why
+		}
+		if of != 0 {
+			if a.persons == nil {
+				a.persons = map[int64]int64{}
+			}
+			a.persons[id] = of
 		}
 		if !there {
 			return nil
@@ -161,6 +173,9 @@ func (a *Audience) read(rows pgx.Rows) error {
 
 // Refused tells why a contact of the audience must not get the email, by the gate (see contact.GateSQL), in the transaction in which the audience was read; "" when it may.
 func (a *Audience) Refused(id int64) string { return a.refused[id] }
+
+// Person is whom a contact was merged into, or itself where others were merged into it since the run began that the audience was asked for; else 0.
+func (a *Audience) Person(id int64) int64 { return a.persons[id] }
 
 // Wishes are what a contact of the audience wishes of marketing mail beside topics. Of a transactional email they are not read.
 func (a *Audience) Wishes(id int64) contact.Wishes { return a.wishes[id] }

@@ -30,6 +30,11 @@ func GateSQL(contact, topic string) string {
 		ELSE ` + consent + ` END)`
 }
 
+// PersonSQL is whom a row of contact was merged into, or itself where others were merged into it since a time; else 0.
+func PersonSQL(contact, since string) string {
+	return `coalesce(` + contact + `.merged_into, CASE WHEN EXISTS (SELECT FROM contact gl WHERE gl.merged_into = ` + contact + `.id AND gl.changed_at >= ` + since + `) THEN ` + contact + `.id END, 0)`
+}
+
 // OpenSQL is a condition, never NULL, that GateSQL is NULL for a topic, by tests that Postgres can make joins of: for statements that ask it of many. scope gives a further
 // condition on a column of contacts, such as AND the column BETWEEN $1 AND $2, or nothing.
 func OpenSQL(contact, topic string, scope func(column string) string) string {

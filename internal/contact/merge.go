@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/onda-run/onda/internal/delivery"
 	"github.com/onda-run/onda/internal/event"
 	"github.com/onda-run/onda/internal/postgres"
 )
@@ -65,7 +66,7 @@ func apart() map[string]string {
 		"suppression.contact":  "of addresses: a complaint or a hand that stopped mail to the one stops it to the other; a bounce says nothing of the other's address",
 		"allowance.contact":    "adds up, so that no cap is passed",
 		"member.contact":       "computed by segment, which reads the fact",
-		"batch.contacts":       "whom a mail was planned for, at the address that it went to; one that is not sent yet is refused as a duplicate",
+		"batch.contacts":       "whom a mail was planned for; one that is not sent yet goes to the winner, or to nobody where that has it by another (delivery.Lease.Fates)",
 		"fact.contacts":        "what many were told of at once; who reads it follows merges",
 	}
 }
@@ -89,9 +90,11 @@ type Merged struct {
 	Withdrawn []string `json:"withdrawn,omitempty"`
 	// Suppressed are the reasons for which the winner gets no mail any more.
 	Suppressed []string `json:"suppressed,omitempty"`
-	// Ended is how many journeys of the loser end, since the winner is in the same; Planned how many mails to the loser that are planned will not be sent.
-	Ended   int `json:"ended,omitempty"`
-	Planned int `json:"planned,omitempty"`
+	// Ended is how many journeys of the loser end, since the winner is in the same.
+	Ended int `json:"ended,omitempty"`
+	// Redirected is how many mails that wait for the loser go to the winner, and Repeated how many to either will not be sent, since the one has, or gets, what the other has or gets.
+	Redirected int `json:"redirected,omitempty"`
+	Repeated   int `json:"repeated,omitempty"`
 	// Forwards are contacts that were merged into the loser before.
 	Forwards []int64 `json:"forwards,omitempty"`
 }
@@ -198,12 +201,6 @@ func Merge(ctx context.Context, tx *postgres.Tx, drainer string, loser, winner i
 	if out.Total > MergeMost {
 		return out, fmt.Errorf("contact %d: %w", loser, ErrTooMany)
 	}
-	// Before deliveries are the winner's.
-	err := tx.QueryRow(ctx, `SELECT count(*) FROM batch b WHERE b.state = 'open' AND b.attempt = 1 AND b.contacts @> ARRAY[$1::bigint]
-		AND NOT EXISTS (SELECT FROM delivery o WHERE o.contact = $1 AND o.id >> 9 = b.id)`, loser).Scan(&out.Planned)
-	if err != nil {
-		return out, fmt.Errorf("look for planned mails: %w", err)
-	}
 	for _, step := range []func(context.Context, *Merged) error{m.journeys, m.consents, m.allowances} {
 		if err := step(ctx, &out); err != nil {
 			return out, err
@@ -214,6 +211,10 @@ func Merge(ctx context.Context, tx *postgres.Tx, drainer string, loser, winner i
 	}
 	m.join(prefer, &out)
 	if err := m.forward(ctx, &out); err != nil {
+		return out, err
+	}
+	var err error
+	if out.Repeated, out.Redirected, err = delivery.Unsent(ctx, tx, winner, append([]int64{loser}, m.undo.Forwards...)); err != nil {
 		return out, err
 	}
 	if err := m.agree(ctx, &out); err != nil {
@@ -247,9 +248,20 @@ func MergedBy(f postgres.Fact) []int64 {
 	return slices.DeleteFunc([]int64{names.Contact, names.Into}, func(id int64) bool { return id == 0 })
 }
 
-// lock takes the rows that others lock before contacts, then keeps contacts from being made, and then takes the two.
+// lock takes the rows that others lock before contacts, then keeps contacts from being made, and then takes the two. Batches come before all.
 func (m *merger) lock(ctx context.Context) error {
 	m.undo.Moved = map[string][]int64{}
+	rows, err := m.tx.Query(ctx, "SELECT id FROM contact WHERE id IN ($1, $2) OR merged_into IN ($1, $2) ORDER BY id", m.loser, m.winner)
+	if err != nil {
+		return fmt.Errorf("look who was merged: %w", err)
+	}
+	all, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return fmt.Errorf("look who was merged: %w", err)
+	}
+	if err := delivery.LockUnsent(ctx, m.tx, all); err != nil {
+		return err
+	}
 	if err := m.find(ctx, 0, early); err != nil {
 		return err
 	}
@@ -636,7 +648,7 @@ func rarer(a, b *string) *string {
 
 // forward writes the rows of both: the loser's keeps what the winner is found by besides, and leads there, as do those that led to it.
 func (m *merger) forward(ctx context.Context, out *Merged) error {
-	left := self{Email: m.undo.Loser.Email, Typed: m.undo.Loser.Typed, ExternalID: m.undo.Loser.ExternalID, Changed: m.tx.Now()}
+	left := self{Email: m.undo.Loser.Email, Typed: m.undo.Loser.Typed, ExternalID: m.undo.Loser.ExternalID, Changed: m.undo.At}
 	if out.Address {
 		left.Email, left.Typed = nil, nil
 	}
@@ -859,6 +871,9 @@ func (m *merger) release(ctx context.Context) error {
 		if heir != 0 {
 			err = m.bequeath(ctx, heir, func(u *undo) {
 				same := func(o stopped) bool { return bytes.Equal(o.Hash, s.Hash) && o.Reason == s.Reason }
+				if u.At.Before(m.undo.At) && slices.ContainsFunc(u.Suppressions, same) {
+					return // it was first, and knows what there was before
+				}
 				u.Suppressions = append(slices.DeleteFunc(u.Suppressions, same), s)
 			})
 			if err != nil {

@@ -19,7 +19,50 @@ func (h *holder) ask(ctx context.Context, tx *postgres.Tx, b *pgx.Batch, contact
 	if h.broken != nil {
 		return nil, nil
 	}
-	return h.email.QueueAudience(ctx, tx, b, contacts)
+	return h.email.QueueAudience(ctx, tx, b, contacts, h.lease.Run)
+}
+
+// follow sees to those of the recipients who were merged since their mails were planned: their mails go to whom they are part of, who has an audience of its own then, unless that one has had the
+// same mail, or gets it by another. It gives the outcomes of those that do not go, now or ever. The mark was at from before.
+func (h *holder) follow(ctx context.Context, tx *postgres.Tx, from int, open []delivery.Recipient, audience *compose.Audience) (*compose.Audience, []delivery.Outcome, error) {
+	if audience == nil {
+		return nil, nil, nil
+	}
+	merged := map[int64]bool{}
+	for again := true; again; { // in case that one was merged meanwhile
+		again = false
+		for i, r := range open {
+			if p := audience.Person(r.Contact); p != 0 {
+				merged[r.Delivery], again = true, again || p != r.Contact
+				open[i].Contact = p
+			}
+		}
+		if again {
+			b := &pgx.Batch{}
+			var err error
+			if audience, err = h.ask(ctx, tx, b, contactsOf(open)); err != nil {
+				return nil, nil, err
+			}
+			if err := tx.SendBatch(ctx, b).Close(); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	of := slices.DeleteFunc(slices.Clone(open), func(r delivery.Recipient) bool { return !merged[r.Delivery] })
+	fates, err := h.lease.Fates(ctx, tx, from, of)
+	if err != nil {
+		return nil, nil, err
+	}
+	var outcomes []delivery.Outcome
+	for _, r := range of {
+		switch fates[r.Delivery] {
+		case delivery.Repeats:
+			outcomes = append(outcomes, delivery.Refusal(r, delivery.Duplicate))
+		case delivery.Hangs:
+			outcomes = append(outcomes, delivery.Waits(r, tx.Now().Add(retrySoon), "the same mail is on its way to another address of the person"))
+		}
+	}
+	return audience, outcomes, nil
 }
 
 // admitted is what the gate makes of recipients: messages to hand over, and outcomes of the others. Unless full is 0, the batch is put off for that long after them.

@@ -323,11 +323,16 @@ func (h *holder) mark(ctx context.Context, tx *postgres.Tx, hi int) (m marked, e
 			return m, err
 		}
 	}
-	now := time.Now()
-	a, err := h.admit(ctx, tx, open, asked, now)
+	asked, twins, err := h.follow(ctx, tx, h.lease.Mark, open, asked)
 	if err != nil {
 		return m, err
 	}
+	now := time.Now()
+	a, err := h.admit(ctx, tx, without(open, twins), asked, now)
+	if err != nil {
+		return m, err
+	}
+	a.outcomes = append(a.outcomes, twins...)
 	if m.jobs = a.jobs; a.full > 0 {
 		m.off = &errPutOff{until: tx.Now().Add(a.full), livesOn: true}
 	}
