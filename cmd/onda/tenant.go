@@ -56,6 +56,9 @@ func (c migrateCmd) Run(ctx context.Context, s *session) error {
 		return err
 	}
 	s.print("%s of the shared schema applied, %s brought up to date", count(m.Shared, "migration"), count(len(m.Tenants), "tenant"))
+	if n := len(m.Indexes); n > 0 {
+		s.print("indexes on tables: %d made", n)
+	}
 	if made+dropped > 0 {
 		s.print("indexes on contacts: %d made, %d dropped", made, dropped)
 	}

@@ -20,13 +20,13 @@ import (
 	"github.com/onda-run/onda/internal/spec"
 )
 
-// most is how many indexes a tenant has at most: each costs whoever writes a contact.
+// most is how many indexes a tenant has at most, but for unique fields, each of which has its own, since nothing else enforces it: each costs whoever writes a contact.
 const most = 16
 
 func kinds() []string { return []string{spec.KindField, spec.KindSegment} }
 
-// Wanted gives the indexes that documents want, those of unique fields first.
-func Wanted(docs []postgres.StoredDocument) ([]postgres.ContactIndex, error) {
+// Wanted gives the indexes that documents want, those of unique fields first, and those that would be too many.
+func Wanted(docs []postgres.StoredDocument) (want, beyond []postgres.ContactIndex, err error) {
 	env := predicate.Env{Fields: map[string]spec.FieldType{}, Zone: time.UTC, Now: time.Unix(0, 0)}
 	entities := map[string]int32{"created": 0}
 	var unique []postgres.ContactIndex
@@ -34,7 +34,7 @@ func Wanted(docs []postgres.StoredDocument) ([]postgres.ContactIndex, error) {
 	for _, d := range docs {
 		doc, err := spec.Decode(d.Kind, d.Spec)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		switch doc := doc.(type) {
 		case *spec.Field:
@@ -64,7 +64,16 @@ func Wanted(docs []postgres.StoredDocument) ([]postgres.ContactIndex, error) {
 	all := slices.Concat(unique, slices.SortedFunc(maps.Keys(moving), func(a, b postgres.ContactIndex) int {
 		return cmp.Or(cmp.Compare(a.Entity, b.Entity), cmp.Compare(a.For, b.For))
 	}))
-	return all[:min(len(all), most)], nil
+	n := max(len(unique), min(len(all), most))
+	return all[:n], all[n:], nil
+}
+
+// left says of fields whose dates have no index, since there are too many, that they have none.
+func left(beyond []postgres.ContactIndex) (said []string) {
+	for _, x := range beyond {
+		said = append(said, fmt.Sprintf("Field %s: a segment that asks for its date reads all contacts, since there are %d indexes on fields already: ask for fewer dates relative to now", x.Field, most))
+	}
+	return said
 }
 
 // Ensure makes the indexes that a tenant's documents in force want, and drops those that none wants. Said is what somebody should know, a line each.
@@ -73,7 +82,7 @@ func Ensure(ctx context.Context, a *postgres.Admin, tenant string) (done postgre
 	if err != nil {
 		return done, nil, err
 	}
-	want, err := Wanted(docs)
+	want, beyond, err := Wanted(docs)
 	if err != nil {
 		return done, nil, fmt.Errorf("read documents of tenant %s: %w", tenant, err)
 	}
@@ -83,7 +92,7 @@ func Ensure(ctx context.Context, a *postgres.Admin, tenant string) (done postgre
 	for _, r := range done.Refused {
 		said = append(said, fmt.Sprintf("Field %s: not enforced as unique, since several contacts have the same value (%d such values): give each its own, then run onda migrate", r.Field, r.Values))
 	}
-	return done, said, nil
+	return done, append(said, left(beyond)...), nil
 }
 
 // few is how many contacts are read as fast as an index is.
@@ -99,7 +108,7 @@ func Missing(ctx context.Context, tx *postgres.Tx) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read documents: %w", err)
 	}
-	want, err := Wanted(docs)
+	want, beyond, err := Wanted(docs)
 	if err != nil {
 		return nil, fmt.Errorf("read documents: %w", err)
 	}
@@ -124,6 +133,9 @@ func Missing(ctx context.Context, tx *postgres.Tx) ([]string, error) {
 		case contacts > few:
 			out = append(out, fmt.Sprintf("Field %s: a segment that asks for its date reads all contacts until onda migrate has made its index", x.Field))
 		}
+	}
+	if contacts > few {
+		out = append(out, left(beyond)...)
 	}
 	return out, nil
 }

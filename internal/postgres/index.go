@@ -86,40 +86,20 @@ type RefusedIndex struct {
 	Values int64 // that several contacts have
 }
 
-// indexLock is the class of the lock between those who make indexes of a tenant: one would take what another is making for what a kill left.
-const indexLock = 0x6f6e6467
-
 // IndexContacts makes the indexes on a tenant's contacts that are wanted, one after the other, and drops those of its own that are not, or that a kill left half made. Contacts are read and
 // written meanwhile. To run it again changes nothing.
 func (a *Admin) IndexContacts(ctx context.Context, tenant string, want []ContactIndex) (done Indexed, err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("index contacts of tenant %s: %w", tenant, err)
-		}
-	}()
-	// In no transaction, since Postgres makes none concurrently in one. To wait for whoever has a transaction open holds up nobody, but is not for ever.
-	for _, sql := range []string{"SET ROLE onda_owner", "SET search_path = pg_catalog, pg_temp", "SET lock_timeout = '60s'", "SET statement_timeout = 0"} {
-		if _, err := a.conn.Exec(ctx, sql); err != nil {
-			return done, err
-		}
+	err = a.indexing(ctx, tenant, func() (err error) {
+		done, err = a.indexContacts(ctx, tenant, want)
+		return err
+	})
+	if err != nil {
+		err = fmt.Errorf("index contacts of tenant %s: %w", tenant, err)
 	}
-	defer func() {
-		after, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		if a.conn.IsClosed() {
-			return
-		}
-		_, lerr := a.conn.Exec(after, "SELECT pg_advisory_unlock_all()")
-		_, rerr := a.conn.Exec(after, "RESET ROLE; RESET search_path; RESET lock_timeout; RESET statement_timeout")
-		err = errors.Join(err, lerr, rerr)
-	}()
-	var number int32
-	if err := a.conn.QueryRow(ctx, "SELECT number FROM onda.tenant WHERE name = $1", tenant).Scan(&number); err != nil {
-		return done, err
-	}
-	if _, err := a.conn.Exec(ctx, "SELECT pg_advisory_lock($1, $2)", indexLock, number); err != nil {
-		return done, err
-	}
+	return done, err
+}
+
+func (a *Admin) indexContacts(ctx context.Context, tenant string, want []ContactIndex) (done Indexed, err error) {
 	rows, err := a.conn.Query(ctx, `SELECT c.relname, i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid WHERE i.indrelid = to_regclass($1) AND starts_with(c.relname, $2) ORDER BY 1`,
 		quote(tenant)+".contact", indexPrefix)
 	if err != nil {

@@ -49,18 +49,37 @@ func (tx *Tx) UpdateStatistics(ctx context.Context) error {
 // RetentionSchema is the tenant migration from which on deliveries and facts are forgotten.
 const RetentionSchema = 11
 
+// Dropped tells of what a partition was dropped; "" for nothing.
+type Dropped string
+
+// What has partitions that are dropped.
+const (
+	DroppedDeliveries Dropped = "deliveries"
+	DroppedFacts      Dropped = "facts"
+)
+
 // DropPartition drops the oldest partition of deliveries, or else of facts, if all of it is from before the time that is given for it (zero: it is kept for ever), no mail in it
-// waits and every reader is past it. dropped says that there may be more. It gives way to whoever has the table at that moment. Call it in a transaction of its own: nobody reads
+// waits and every reader is past it. Where one was dropped, there may be more. It gives way to whoever has the table at that moment. Call it in a transaction of its own: nobody reads
 // or writes the table until that is over.
-func (tx *Tx) DropPartition(ctx context.Context, deliveries, facts time.Time) (dropped bool, err error) {
-	orNull := func(t time.Time) *time.Time {
-		if t.IsZero() {
-			return nil
+func (tx *Tx) DropPartition(ctx context.Context, deliveries, facts time.Time) (Dropped, error) {
+	for _, d := range []struct {
+		what   Dropped
+		before time.Time
+		sql    string
+	}{
+		{DroppedDeliveries, deliveries, "SELECT drop_partition($1, NULL)"},
+		{DroppedFacts, facts, "SELECT drop_partition(NULL, $1)"},
+	} {
+		if d.before.IsZero() {
+			continue
 		}
-		return &t
+		var dropped bool
+		if err := tx.QueryRow(ctx, d.sql, d.before).Scan(&dropped); err != nil {
+			return "", fmt.Errorf("drop partitions of %s: %w", d.what, err)
+		}
+		if dropped {
+			return d.what, nil
+		}
 	}
-	if err := tx.QueryRow(ctx, "SELECT drop_partition($1, $2)", orNull(deliveries), orNull(facts)).Scan(&dropped); err != nil {
-		return false, fmt.Errorf("drop partitions: %w", err)
-	}
-	return dropped, nil
+	return "", nil
 }

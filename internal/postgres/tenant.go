@@ -137,6 +137,9 @@ func (a *Admin) CreateTenant(ctx context.Context, name string) (made bool, err e
 				return err
 			}
 		}
+		if err := indexNewTables(ctx, tx, name); err != nil {
+			return err
+		}
 		if _, err := tx.Exec(ctx, "INSERT INTO onda.wakeup (tenant, function) SELECT $1, unnest($2::text[])", name, Functions()); err != nil {
 			return err
 		}

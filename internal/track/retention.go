@@ -132,11 +132,15 @@ func (t *Tracker) dropPartition(ctx context.Context, tx *postgres.Tx) (again boo
 		return false, err
 	}
 	deliveries, facts := ago(tx, settings, settings.Retention.Deliveries), ago(tx, settings, settings.Retention.Facts)
-	again, err = tx.DropPartition(ctx, deliveries, facts)
-	if err != nil || !again {
+	switch dropped, err := tx.DropPartition(ctx, deliveries, facts); {
+	case err != nil:
 		return false, err
+	case dropped == postgres.DroppedDeliveries:
+		return true, tellSegments(ctx, tx, deliveries, time.Time{})
+	case dropped == postgres.DroppedFacts:
+		return true, tellSegments(ctx, tx, time.Time{}, facts)
 	}
-	return true, tellSegments(ctx, tx, deliveries, facts)
+	return false, nil
 }
 
 // tellSegments has those segments computed in full that may have gone by deliveries or facts from before a time (zero: none), which are forgotten: no fact tells of that. A segment whose window

@@ -373,7 +373,9 @@ func TestForgettingIsToldToSegments(t *testing.T) {
 	w.expectKept("acme", "all is over", "0 deliveries, 0 clicks, 0 recipients, 2 partitions")
 	w.mailed("acme", "bob@example.com")
 	w.nextPartitions("acme")
-	forget("partitions", 130*day, "ever", "fixed", "lagging", "long", "mails")
+	forget("a partition of facts", 40*day, "ever", "fixed", "lagging", "long")
+	w.expectKept("acme", "a partition of facts is over", "1 deliveries, 0 clicks, 1 recipients, 3 partitions")
+	forget("a partition of deliveries", 90*day, "mails")
 	w.expectKept("acme", "partitions are over", "0 deliveries, 0 clicks, 0 recipients, 2 partitions")
 	forget("nothing more", 2*day)
 }
