@@ -241,12 +241,18 @@ func because(p *spec.Predicate, found []*string) []string {
 	return nil
 }
 
+// mostWords are so many values of a list that are told: there may be thousands.
+const mostWords = 10
+
 // words says a part that has no parts as its document does.
 func words(p *spec.Predicate) string {
 	test := func(t spec.Test) string {
-		values := make([]string, len(t.Values))
-		for i, v := range t.Values {
-			values[i] = v.Text
+		values := make([]string, min(len(t.Values), mostWords))
+		for i := range values {
+			values[i] = t.Values[i].Text
+		}
+		if more := len(t.Values) - len(values); more > 0 {
+			values = append(values, fmt.Sprintf("and %d more", more))
 		}
 		switch t.Op {
 		case spec.OpInLast, spec.OpInNext, spec.OpOlderThan:

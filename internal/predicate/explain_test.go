@@ -74,7 +74,7 @@ func TestExplainSaysWhy(t *testing.T) {
 			return err
 		}
 		p, err := spec.ParsePredicate(`{all: [{field: plan, in: [gold, paid]}, {field: level, gte: 3}, {tag: vip}, {not: {topic: news, state: subscribed}}, {event: order.placed, within: 3d, count: {gte: 2}},
-			{field: seen, inLast: 30d}, {reachable: news}, {stage: hot}]}`)
+			{field: seen, inLast: 30d}, {reachable: news}, {stage: hot}, {field: plan, in: [a, b, c, d, e, f, g, h, i, j, gold, l]}]}`)
 		if err != nil {
 			return err
 		}
@@ -93,6 +93,7 @@ func TestExplainSaysWhy(t *testing.T) {
 			{Text: "seen inLast 30d", Holds: true, Because: []string{"seen is 2026-03-01T10:00:00Z"}, Until: time.Date(2026, 3, 31, 10, 0, 0, 0, time.UTC)},
 			{Text: "reachable news", Because: []string{"refused: no consent"}, Until: never},
 			{Text: "stage hot", Because: []string{"it is at no stage"}, Until: never},
+			{Text: "plan in a, b, c, d, e, f, g, h, i, j, and 2 more", Holds: true, Because: []string{"plan is gold"}, Until: never},
 		}}
 		if diff := cmp.Diff(want, got, cmpopts.EquateApproxTime(time.Second)); diff != "" {
 			t.Error(diff)
