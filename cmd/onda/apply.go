@@ -170,11 +170,8 @@ func (c diffCmd) Run(ctx context.Context, s *session) error {
 		return err
 	}
 	var changes []apply.Change
-	var set *spec.Set
-	err = db.InTenantSnapshot(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
-		if set, err = apply.Read(ctx, tx, os.DirFS(c.File)); err != nil {
-			return err
-		}
+	var slow []string
+	set, err := apply.Read(ctx, db, tenant, os.DirFS(c.File), func(ctx context.Context, tx *postgres.Tx, set *spec.Set) (err error) {
 		if len(set.Documents) == 0 {
 			return noDocuments(c.File)
 		}
@@ -184,13 +181,17 @@ func (c diffCmd) Run(ctx context.Context, s *session) error {
 				return err
 			}
 		}
-		changes, err = apply.Diff(ctx, tx, set, gone, c.Limit)
+		if changes, err = apply.Diff(ctx, tx, set, gone, c.Limit); err != nil || c.Limit == 0 {
+			return err
+		}
+		slow, err = apply.Slow(ctx, tx, set, changes)
 		return err
 	})
 	if err = s.problems(err, c.File, "applied"); err != nil {
 		return err
 	}
 	s.warnings(set)
+	s.warn(slow)
 	return s.printChanges(changes, true)
 }
 
@@ -210,21 +211,17 @@ func (schemaCmd) Run(s *session) error {
 // apply applies a directory, in one transaction with what then does, which may take documents away. What is wrong with the documents is printed, a line each, and so is what
 // somebody should look at.
 func (s *session) apply(ctx context.Context, dir string, then func(context.Context, *postgres.Tx, *spec.Set) (gone []spec.Ref, err error)) ([]apply.Change, error) {
-	var changes []apply.Change
-	var set *spec.Set
-	err := s.inTenant(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
-		if set, err = apply.Load(ctx, tx, os.DirFS(dir)); err != nil {
-			return err
-		}
+	db, tenant, err := s.database()
+	if err != nil {
+		return nil, err
+	}
+	var gone []spec.Ref
+	changes, set, err := apply.Directory(ctx, db, tenant, os.DirFS(dir), func(ctx context.Context, tx *postgres.Tx, set *spec.Set) (err error) {
 		if len(set.Documents) == 0 {
 			return noDocuments(dir)
 		}
-		if changes, err = apply.Apply(ctx, tx, set); err != nil || then == nil {
-			return err
-		}
-		gone, err := then(ctx, tx, set)
-		for _, r := range gone {
-			changes = append(changes, apply.Change{Kind: r.Kind, Name: r.Name, Action: apply.Remove})
+		if then != nil {
+			gone, err = then(ctx, tx, set)
 		}
 		return err
 	})
@@ -232,6 +229,16 @@ func (s *session) apply(ctx context.Context, dir string, then func(context.Conte
 		return nil, err
 	}
 	s.warnings(set)
+	if err := db.InTenantSnapshot(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		slow, err := apply.Slow(ctx, tx, set, changes)
+		s.warn(slow)
+		return err
+	}); err != nil { // they are applied all the same
+		s.warn([]string{fmt.Sprintf("whether segments can be computed was not tried: %s", s.inWords(err))})
+	}
+	for _, r := range gone {
+		changes = append(changes, apply.Change{Kind: r.Kind, Name: r.Name, Action: apply.Remove})
+	}
 	return changes, nil
 }
 
@@ -239,11 +246,9 @@ func noDocuments(dir string) error { return fmt.Errorf("%s: there is no .yaml fi
 
 // warnings prints what somebody should look at in documents.
 func (s *session) warnings(set *spec.Set) {
-	warnings := make([]string, len(set.Warnings))
-	for i, w := range set.Warnings {
-		warnings[i] = w.Error()
+	for _, w := range set.Warnings {
+		s.warn([]string{w.Error()})
 	}
-	s.warn(warnings)
 }
 
 // problems prints what is wrong with documents, where that is what an error says; done is what was not done to them then.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"net"
 	"strings"
@@ -16,7 +15,6 @@ import (
 
 	"github.com/onda-run/onda/internal/apply"
 	"github.com/onda-run/onda/internal/pgtest"
-	"github.com/onda-run/onda/internal/postgres"
 )
 
 // withDomains is a session on a database where each tenant has sender domains of these names, below example.
@@ -28,13 +26,9 @@ func withDomains(t *testing.T, names map[string][]string) (*session, *bytes.Buff
 		for _, name := range all {
 			_, _ = fmt.Fprintf(&docs, "---\napiVersion: onda/v1\nkind: Domain\nmetadata: {name: %s}\nspec: {domain: %[1]s.example, dkim: {selectors: [s1]}}\n", name)
 		}
-		pgtest.In(t, db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-			set, err := apply.Load(ctx, tx, fstest.MapFS{"all.yaml": {Data: []byte(docs.String())}})
-			if err == nil {
-				_, err = apply.Apply(ctx, tx, set)
-			}
-			return err
-		})
+		if _, _, err := apply.Directory(t.Context(), db, tenant, fstest.MapFS{"all.yaml": {Data: []byte(docs.String())}}, nil); err != nil {
+			t.Fatal(err)
+		}
 	}
 	var out bytes.Buffer
 	return &session{stdout: &out, stderr: &out, db: db}, &out

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -49,33 +50,84 @@ type Change struct {
 	Members *Members `json:"members,omitempty"`
 }
 
-// Load reads the documents of a directory and checks them, also against what the tenant has. The error is spec.Problems when there is anything
-// wrong with the documents. Until the transaction's end nobody else applies any: what they were checked against stays.
-func Load(ctx context.Context, tx *postgres.Tx, fsys fs.FS) (*spec.Set, error) {
-	if err := lock(ctx, tx); err != nil {
-		return nil, err
+// Directory applies the documents of a directory and then, in the same transaction, has done what else belongs to it; then may be nil. The error is spec.Problems
+// when there is anything wrong with the documents, and then nothing was applied. The set is nil where there is none.
+//
+// They are checked, and emails put together, before the transaction begins: that takes as long as the compiler of MJML does, and Postgres ends a transaction that
+// does nothing meanwhile.
+func Directory(ctx context.Context, db *postgres.DB, tenant string, fsys fs.FS, then func(ctx context.Context, tx *postgres.Tx, set *spec.Set) error) (changes []Change, set *spec.Set, err error) {
+	in := func(f func(ctx context.Context, tx *postgres.Tx) error) error { return db.InTenant(ctx, tenant, f) }
+	set, err = load(in, fsys, func(ctx context.Context, tx *postgres.Tx, set *spec.Set) (err error) {
+		if changes, err = Apply(ctx, tx, set); err != nil || then == nil {
+			return err
+		}
+		return then(ctx, tx, set)
+	}, lock)
+	if err != nil {
+		return nil, set, err
 	}
-	return Read(ctx, tx, fsys)
+	return changes, set, nil
 }
 
+// Read is Directory for who only looks, in a transaction that only reads: it waits for no apply and keeps none from anything.
+func Read(ctx context.Context, db *postgres.DB, tenant string, fsys fs.FS, look func(ctx context.Context, tx *postgres.Tx, set *spec.Set) error) (*spec.Set, error) {
+	in := func(f func(ctx context.Context, tx *postgres.Tx) error) error {
+		return db.InTenantSnapshot(ctx, tenant, f)
+	}
+	return load(in, fsys, look, func(context.Context, *postgres.Tx) error { return nil })
+}
+
+// loadTries is how often documents are read anew because others were applied meanwhile.
+const loadTries = 5
+
+// load reads and checks the documents of a directory, and does something with them in a transaction, in which those documents are still in force that they were checked
+// against, once alone has been called.
+func load(in func(func(context.Context, *postgres.Tx) error) error, fsys fs.FS,
+	do func(context.Context, *postgres.Tx, *spec.Set) error, alone func(context.Context, *postgres.Tx) error,
+) (*spec.Set, error) {
+	for range loadTries {
+		var known *spec.Stored
+		var versions []int64
+		if err := in(func(ctx context.Context, tx *postgres.Tx) (err error) {
+			known, versions, err = inForce(ctx, tx)
+			return err
+		}); err != nil {
+			return nil, err
+		}
+		set, err := spec.LoadChecked(fsys, known, emailsource.Compile)
+		if err != nil {
+			return set, err
+		}
+		moved := false
+		err = in(func(ctx context.Context, tx *postgres.Tx) error {
+			if err := alone(ctx, tx); err != nil {
+				return err
+			}
+			_, now, err := inForce(ctx, tx)
+			if err != nil {
+				return err
+			}
+			if moved = !slices.Equal(versions, now); moved {
+				return nil
+			}
+			if err := computable(ctx, tx, set); err != nil {
+				return err
+			}
+			return do(ctx, tx, set)
+		})
+		if err != nil || !moved {
+			return set, err
+		}
+	}
+	return nil, errors.New("others apply documents all the time: wait until they are done, and try again")
+}
+
+// lock lets one apply at a time, until the transaction's end.
 func lock(ctx context.Context, tx *postgres.Tx) error {
 	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1, $2)", applyLock, tx.Tenant.Number); err != nil {
 		return fmt.Errorf("wait for another apply: %w", err)
 	}
 	return nil
-}
-
-// Read is Load for who only looks: it waits for no apply and keeps none from anything.
-func Read(ctx context.Context, tx *postgres.Tx, fsys fs.FS) (*spec.Set, error) {
-	known, err := Known(ctx, tx)
-	if err != nil {
-		return nil, err
-	}
-	set, err := spec.LoadChecked(fsys, known, emailsource.Compile)
-	if err != nil {
-		return set, err
-	}
-	return set, computable(ctx, tx, set)
 }
 
 // computable finds segments that are well written and that Postgres cannot be asked about all the same, such as by a pattern that is too large. They would be set aside.
@@ -95,28 +147,37 @@ func computable(ctx context.Context, tx *postgres.Tx, set *spec.Set) error {
 
 // Known reads the tenant's documents in force, and the last versions of fields that were taken away: values of those are still stored.
 func Known(ctx context.Context, tx *postgres.Tx) (*spec.Stored, error) {
-	rows, err := tx.Query(ctx, `SELECT e.kind, d.spec, e.current IS NULL FROM entity e JOIN document d ON d.id = coalesce(e.current,
+	known, _, err := inForce(ctx, tx)
+	return known, err
+}
+
+// inForce is Known, with numbers that are others once any of it is another.
+func inForce(ctx context.Context, tx *postgres.Tx) (*spec.Stored, []int64, error) {
+	rows, err := tx.Query(ctx, `SELECT e.kind, d.spec, e.current IS NULL, d.id FROM entity e JOIN document d ON d.id = coalesce(e.current,
 			(SELECT max(l.id) FROM document l WHERE l.entity = e.id AND e.kind = 'Field')) ORDER BY e.kind, e.name`)
 	if err != nil {
-		return nil, fmt.Errorf("read documents: %w", err)
+		return nil, nil, fmt.Errorf("read documents: %w", err)
 	}
 	var docs, gone []spec.Doc
+	var versions []int64
 	var kind string
 	var stored []byte
 	var away bool
-	_, err = pgx.ForEachRow(rows, []any{&kind, &stored, &away}, func() error {
+	var id int64
+	_, err = pgx.ForEachRow(rows, []any{&kind, &stored, &away, &id}, func() error {
 		doc, err := spec.Decode(kind, stored)
 		if away {
-			gone = append(gone, doc)
+			gone, id = append(gone, doc), -id
 		} else {
 			docs = append(docs, doc)
 		}
+		versions = append(versions, id)
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read documents: %w", err)
+		return nil, nil, fmt.Errorf("read documents: %w", err)
 	}
-	return spec.NewStored(docs...).TakenAway(gone...), nil
+	return spec.NewStored(docs...).TakenAway(gone...), versions, nil
 }
 
 // Diff tells what Apply would do, and how many contacts would join and leave the segments that ask something else then, in the set or not; those that are not counted
@@ -172,8 +233,8 @@ func plan(ctx context.Context, tx *postgres.Tx, set *spec.Set) ([]planned, error
 	return all, nil
 }
 
-// Apply stores every document of the set that is new or has changed, and answers what it did to each. The set has been checked by Load in the same
-// transaction. Segments whose answer may be another now are rebuilt.
+// Apply stores every document of the set that is new or has changed, and answers what it did to each. The set has been checked against what is in force, as Directory does.
+// Segments whose answer may be another now are rebuilt.
 func Apply(ctx context.Context, tx *postgres.Tx, set *spec.Set) ([]Change, error) {
 	all, err := plan(ctx, tx, set)
 	if err != nil {
@@ -201,7 +262,7 @@ func store(ctx context.Context, tx *postgres.Tx, d *spec.Document, c Change) err
 	case d.Compiled != nil:
 		compiled = d.Compiled.JSON()
 	case d.Kind == spec.KindEmail:
-		return errors.New("it has not been put together: only what Load gave can be applied")
+		return errors.New("it has not been put together: only what was checked with a compiler can be applied")
 	}
 	var entity int32
 	var document int64

@@ -3,6 +3,8 @@ package apply_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -10,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/onda-run/onda/internal/apply"
 	"github.com/onda-run/onda/internal/pgtest"
@@ -46,14 +49,7 @@ spec: {where: {field: plan, is: paid}}
 // do applies a directory as onda apply does.
 func do(t *testing.T, db *postgres.DB, tenant string, files map[string]string) (out map[string]apply.Action, changes []apply.Change, err error) {
 	t.Helper()
-	err = db.InTenant(context.Background(), tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		set, err := apply.Load(ctx, tx, dir(files))
-		if err != nil {
-			return err
-		}
-		changes, err = apply.Apply(ctx, tx, set)
-		return err
-	})
+	changes, _, err = apply.Directory(context.Background(), db, tenant, dir(files), nil)
 	out = map[string]apply.Action{}
 	for _, c := range changes {
 		out[c.Kind+"/"+c.Name] = c.Action
@@ -122,14 +118,8 @@ func TestTwoAppliesAtOnceMakeOneVersion(t *testing.T) {
 	errs := make(chan error, 4)
 	for range cap(errs) {
 		go func() {
-			errs <- db.InTenant(context.Background(), "acme", func(ctx context.Context, tx *postgres.Tx) error {
-				set, err := apply.Load(ctx, tx, dir(map[string]string{"a.yaml": plan}))
-				if err != nil {
-					return err
-				}
-				_, err = apply.Apply(ctx, tx, set)
-				return err
-			})
+			_, _, err := do(t, db, "acme", map[string]string{"a.yaml": plan})
+			errs <- err
 		}()
 	}
 	for range cap(errs) {
@@ -209,9 +199,6 @@ spec: {members: manual}
 func TestAppliesAtOnceAreCheckedOneAfterTheOther(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t).DB(t)
-	asking := func(name, where string) map[string]string {
-		return map[string]string{name + ".yaml": "apiVersion: onda/v1\nkind: Segment\nmetadata: {name: " + name + "}\nspec: {where: " + where + "}\n"}
-	}
 	for _, name := range []string{"a", "b"} {
 		if _, _, err := do(t, db, "acme", asking(name, "{field: email, exists: true}")); err != nil {
 			t.Fatal(err)
@@ -219,11 +206,7 @@ func TestAppliesAtOnceAreCheckedOneAfterTheOther(t *testing.T) {
 	}
 	second := make(chan error, 1)
 	done := make(chan struct{})
-	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
-		set, err := apply.Load(ctx, tx, dir(asking("a", "{segment: b}")))
-		if err != nil {
-			return err
-		}
+	_, _, err := apply.Directory(t.Context(), db, "acme", dir(asking("a", "{segment: b}")), func(ctx context.Context, tx *postgres.Tx, _ *spec.Set) error {
 		go func() {
 			defer close(done)
 			_, _, err := do(t, db, "acme", asking("b", "{segment: a}"))
@@ -240,9 +223,11 @@ func TestAppliesAtOnceAreCheckedOneAfterTheOther(t *testing.T) {
 				}
 			}
 		}
-		_, err = apply.Apply(ctx, tx, set)
-		return err
+		return nil
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	var problems spec.Problems
 	if err := <-second; !errors.As(err, &problems) {
 		t.Errorf("two segments ask about each other, and the second was applied: %v", err)
@@ -346,6 +331,131 @@ func TestALayoutThatChangesRemakesItsEmails(t *testing.T) {
 	}
 }
 
+// asking is a segment that asks something.
+func asking(name, where string) map[string]string {
+	return map[string]string{name + ".yaml": "apiVersion: onda/v1\nkind: Segment\nmetadata: {name: " + name + "}\nspec: {where: " + where + "}\n"}
+}
+
+// watched tells of each file that is opened.
+type watched struct {
+	fs.FS
+	opened func(name string)
+}
+
+func (w watched) Open(name string) (fs.File, error) {
+	w.opened(name)
+	return w.FS.Open(name)
+}
+
+// While documents are read and emails put together, which may take minutes, no transaction is open: Postgres ends one that does nothing for ten seconds.
+func TestNoTransactionWaitsForACompiler(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	db := d.DB(t)
+	conn, err := pgx.Connect(t.Context(), d.AdminURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	files := watched{dir(asking("a", "{field: email, exists: true}")), func(string) {
+		var n int
+		if err := conn.QueryRow(t.Context(), "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in transaction%'").Scan(&n); err != nil || n != 0 {
+			t.Errorf("%d transactions wait: %v", n, err)
+		}
+	}}
+	if _, err := apply.Read(t.Context(), db, "acme", files, func(context.Context, *postgres.Tx, *spec.Set) error { return nil }); err != nil {
+		t.Error(err)
+	}
+	if _, _, err = apply.Directory(t.Context(), db, "acme", files, nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// Documents that are applied while others are read are looked at all the same.
+func TestWhatIsAppliedMeanwhile(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	must := func(name, where string) {
+		t.Helper()
+		if _, _, err := do(t, db, "acme", asking(name, where)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	must("a", "{tag: x}")
+	must("b", "{tag: x}")
+	while := func(opened func(time int)) error {
+		times := 0
+		_, _, err := apply.Directory(t.Context(), db, "acme", watched{dir(asking("a", "{segment: b}")), func(name string) {
+			if name == "a.yaml" {
+				times++
+				opened(times)
+			}
+		}}, nil)
+		return err
+	}
+	err := while(func(time int) { must("b", fmt.Sprintf("{tag: x%d}", time)) })
+	if err == nil || !strings.Contains(err.Error(), "others apply documents all the time") {
+		t.Errorf("error %v", err)
+	}
+	var problems spec.Problems
+	if err := while(func(time int) {
+		if time == 1 {
+			must("b", "{segment: a}")
+		}
+	}); !errors.As(err, &problems) || !strings.Contains(err.Error(), "made of itself") {
+		t.Errorf("a circle was applied: %v", err)
+	}
+	must("b", "{tag: x}")
+	if err := while(func(time int) {
+		if time == 1 {
+			must("b", "{tag: y}")
+		}
+	}); err != nil {
+		t.Error(err)
+	}
+	if n := pgtest.One[int](t, db, "acme", "SELECT count(*) FROM document d JOIN entity e ON e.current = d.id WHERE e.name = 'a' AND d.spec::text LIKE '%segment%'"); n != 1 {
+		t.Error("it is not applied")
+	}
+}
+
+// A segment that no rebuild can compute is applied, and told of.
+func TestSlowSegmentsAreToldOf(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	db := d.DB(t)
+	pgtest.Exec(t, db, "acme", "INSERT INTO contact (email) VALUES ('a@x.example')")
+	d.Own(t, "acme", "CREATE FUNCTION slow(text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(20); RETURN true; END $$")
+	d.Own(t, "acme", "ALTER TABLE contact RENAME TO contact_table; CREATE VIEW contact AS SELECT * FROM contact_table WHERE slow(email); GRANT SELECT ON contact TO acme")
+	files := dir(map[string]string{"a.yaml": plan + "---" + paying})
+	changes, set, err := apply.Directory(t.Context(), db, "acme", files, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slow := func(changes []apply.Change) (warnings []string) {
+		if err := db.InTenantSnapshot(t.Context(), "acme", func(ctx context.Context, tx *postgres.Tx) (err error) {
+			warnings, err = apply.Slow(ctx, tx, set, changes)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return warnings
+	}
+	want := "a.yaml:7:1: segment paying cannot be computed, and is set aside: for a few contacts it takes longer than 2s; have it ask for less (onda segment preview paying --plan shows what takes long)"
+	if got := slow(changes); len(got) != 1 || got[0] != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if changes, _, err = apply.Directory(t.Context(), db, "acme", files, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := slow(changes); len(got) != 0 {
+		t.Errorf("of what did not change: %q", got)
+	}
+	d.Own(t, "acme", "DROP VIEW contact; CREATE VIEW contact AS SELECT * FROM contact_table WHERE 1 / (id - id) = 1; GRANT SELECT ON contact TO acme")
+	if got := slow([]apply.Change{{Kind: spec.KindSegment, Name: "paying", Action: apply.Update}}); len(got) != 1 || !strings.Contains(got[0], "set aside: Postgres refuses it: SQLSTATE 22012;") {
+		t.Errorf("of what Postgres refuses: %q", got)
+	}
+}
+
 // What was not put together cannot be sent, and so not be stored.
 func TestOnlyWhatWasPutTogetherIsStored(t *testing.T) {
 	t.Parallel()
@@ -384,11 +494,7 @@ kind: Segment
 metadata: {name: others}
 spec: {where: {not: {segment: paying}}}
 `}
-	err := db.InTenantSnapshot(t.Context(), "acme", func(ctx context.Context, tx *postgres.Tx) error {
-		set, err := apply.Read(ctx, tx, dir(files))
-		if err != nil {
-			return err
-		}
+	_, err := apply.Read(t.Context(), db, "acme", dir(files), func(ctx context.Context, tx *postgres.Tx, set *spec.Set) error {
 		for name, want := range map[string]apply.Members{
 			"paying": {Now: 10, Then: 20, Joins: 10}, // nine that pay and one kept in by hand; ten with gold
 			"others": {Then: 20, Joins: 20},          // all but the twenty

@@ -319,6 +319,52 @@ func (w *world) impact(ctx context.Context, changes []Change, limit time.Duratio
 	return changes, nil
 }
 
+// tryTime is how long it is tried at most whether segments can be computed, all in all.
+const tryTime = 5 * segment.TryTime
+
+// Slow warns of segments of the set, new or changed ones, that would be set aside since they cannot be computed in time or Postgres refuses them. They are tried with a few contacts, until a time is over.
+func Slow(ctx context.Context, tx *postgres.Tx, set *spec.Set, changes []Change) (warnings []string, err error) {
+	w, err := worldOf(ctx, tx, set)
+	if err != nil {
+		return nil, err
+	}
+	end := time.Now().Add(tryTime)
+	untried := 0
+	for _, d := range set.Documents {
+		s := w.segments[d.Name]
+		asks := slices.ContainsFunc(changes, func(c Change) bool {
+			return c.Kind == d.Kind && c.Name == d.Name && (c.Action == Create || c.Action == Update)
+		})
+		if d.Kind != spec.KindSegment || !asks || s == nil || s.err != nil {
+			continue
+		}
+		if time.Until(end) < segment.TryTime {
+			untried++
+			continue
+		}
+		err := w.within(ctx, segment.TryTime, func() error { return segment.Try(ctx, tx, s.doc, w.after) })
+		why := ""
+		var pe *pgconn.PgError
+		switch {
+		case errors.Is(err, ErrTooSlow):
+			why = fmt.Sprintf("for a few contacts it takes longer than %v", segment.TryTime)
+		case errors.As(err, &pe):
+			why = "Postgres refuses it: SQLSTATE " + pe.Code // the rest may have a contact's value in it
+		case err != nil:
+			return nil, err
+		default:
+			continue
+		}
+		const remedy = "have it ask for less (onda segment preview %[1]s --plan shows what takes long)"
+		p := spec.Problem{File: d.File, Line: d.Line, Col: d.Col, Msg: fmt.Sprintf("segment %[1]s cannot be computed, and is set aside: %[2]s; "+remedy, d.Name, why)}
+		warnings = append(warnings, p.Error())
+	}
+	if untried > 0 {
+		warnings = append(warnings, fmt.Sprintf("whether %d more segments can be computed was not tried, since that takes longer than %v: onda segment list tells which are set aside", untried, tryTime))
+	}
+	return warnings, nil
+}
+
 // PreviewOf counts who the document of a segment puts in it, that of the set or else the one in force, with the other documents of the set in place of those in force. It only
 // reads. Where there is no segment of the name it is an error that matches segment.ErrUnknown; one that takes longer than the limit matches ErrTooSlow.
 func PreviewOf(ctx context.Context, tx *postgres.Tx, set *spec.Set, name string, opts PreviewOptions) (*Preview, error) {

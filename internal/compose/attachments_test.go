@@ -73,14 +73,10 @@ func TestAttachmentsAreSharedByMails(t *testing.T) {
 	t.Parallel()
 	b := setUp(t)
 	terms := strings.Repeat("terms", 200_000)
-	pgtest.In(t, b.db, pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
-		set, err := apply.Load(ctx, tx, fstest.MapFS{"all.yaml": {Data: []byte(documents + "---" + attaching)}, "terms.pdf": {Data: []byte(terms)}, "logo.png": {Data: []byte("logo")}})
-		if err != nil {
-			return err
-		}
-		_, err = apply.Apply(ctx, tx, set)
-		return err
-	})
+	fsys := fstest.MapFS{"all.yaml": {Data: []byte(documents + "---" + attaching)}, "terms.pdf": {Data: []byte(terms)}, "logo.png": {Data: []byte("logo")}}
+	if _, _, err := apply.Directory(t.Context(), b.db, pgtest.Acme, fsys, nil); err != nil {
+		t.Fatal(err)
+	}
 	want := map[string]string{"terms.pdf": terms, "<logo.png>": "logo"}
 	var outs []mail.Outgoing
 	for i, fields := range []string{`{"first_name": "Ana"}`, `{"first_name": "Luc", "locale": "fr"}`, `{"first_name": "Bo"}`} {

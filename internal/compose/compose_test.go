@@ -103,14 +103,9 @@ func (b *bench) apply(docs string) {
 
 func (b *bench) applyTo(tenant, docs string) {
 	b.t.Helper()
-	pgtest.In(b.t, b.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		set, err := apply.Load(ctx, tx, fstest.MapFS{"all.yaml": {Data: []byte(docs)}})
-		if err != nil {
-			return err
-		}
-		_, err = apply.Apply(ctx, tx, set)
-		return err
-	})
+	if _, _, err := apply.Directory(b.t.Context(), b.db, tenant, fstest.MapFS{"all.yaml": {Data: []byte(docs)}}, nil); err != nil {
+		b.t.Fatal(err)
+	}
 }
 
 func (b *bench) contact(email, fields string) int64 {

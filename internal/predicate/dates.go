@@ -197,7 +197,8 @@ func (c *compiler) instants(value string, t spec.Test) (string, error) {
 	}
 }
 
-// inSpans is a condition that a time is in one of many spans with two ends: the last that begins before it is found by halves, and has to end after it. first is a cheaper one, of what is about them all.
+// inSpans is a condition that a time is in one of many spans with two ends: the last that begins before it is found by halves, and has to end after it. first is a cheaper
+// one, of what is about them all.
 func (c *compiler) inSpans(t spec.Test, first func(span) string, value string) (string, error) {
 	spans, err := c.env.spans(t)
 	if err != nil {

@@ -191,8 +191,8 @@ func (c *compiler) words(value string, t spec.Test) (string, error) {
 // manyValues are so many that they are looked up: each of a list is compared, and made lower, once for each contact.
 const manyValues = 20
 
-// lookedUp is a condition that is never NULL: a value is among those of a list, each of which is made of a text w by an expression. IS TRUE has Postgres keep the list hashed for all contacts, where it
-// would make a join of IN, which hashes it for each contact anew inside of another subquery.
+// lookedUp is a condition that is never NULL: a value is among those of a list, each of which is made of a text w by an expression. IS TRUE has Postgres keep the list
+// hashed for all contacts, where it would make a join of IN, which hashes it for each contact anew inside of another subquery.
 func (c *compiler) lookedUp(value, of string, list []string) string {
 	return "((" + value + " IN (SELECT " + of + " FROM unnest(" + c.arg(list, "text[]") + ") w)) IS TRUE)"
 }

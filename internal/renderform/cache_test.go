@@ -16,14 +16,9 @@ import (
 // apply puts a change of the documents in force.
 func (w *world) apply(tenant string, change ...string) {
 	w.t.Helper()
-	pgtest.In(w.t, w.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		set, err := apply.Load(ctx, tx, fstest.MapFS{"all.yaml": {Data: []byte(strings.NewReplacer(change...).Replace(documents))}})
-		if err != nil {
-			return err
-		}
-		_, err = apply.Apply(ctx, tx, set)
-		return err
-	})
+	if _, _, err := apply.Directory(w.t.Context(), w.db, tenant, fstest.MapFS{"all.yaml": {Data: []byte(strings.NewReplacer(change...).Replace(documents))}}, nil); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // What went wrong is said on a page that looks as the tenant's do, once it is known how; of a tenant that is none, on one of nobody's.

@@ -1,7 +1,6 @@
 package renderform
 
 import (
-	"context"
 	"net/url"
 	"strconv"
 	"strings"
@@ -12,8 +11,6 @@ import (
 	"github.com/onda-run/onda/internal/apply"
 	"github.com/onda-run/onda/internal/browsertest"
 	"github.com/onda-run/onda/internal/page"
-	"github.com/onda-run/onda/internal/pgtest"
-	"github.com/onda-run/onda/internal/postgres"
 )
 
 // everyInput is a form with an input of every kind, and texts that are longer than they should be.
@@ -79,14 +76,9 @@ const longTexts = `{title: "Donaudampfschifffahrtsgesellschaftskapitänsmützena
 func TestEveryPageInEveryState(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	pgtest.In(t, w.db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
-		set, err := apply.Load(ctx, tx, fstest.MapFS{"all.yaml": {Data: []byte(documents + strings.ReplaceAll(everyInput, "TEXTS", longTexts))}})
-		if err != nil {
-			return err
-		}
-		_, err = apply.Apply(ctx, tx, set)
-		return err
-	})
+	if _, _, err := apply.Directory(t.Context(), w.db, "acme", fstest.MapFS{"all.yaml": {Data: []byte(documents + strings.ReplaceAll(everyInput, "TEXTS", longTexts))}}, nil); err != nil {
+		t.Fatal(err)
+	}
 	const every, offers = "/f/acme/every", "/f/acme/offers"
 	var pages []browsertest.Page
 	for i, lang := range page.Languages() {

@@ -46,14 +46,10 @@ spec:
 // introduce applies the form and stores a contact: its id.
 func (w *world) introduce(tenant string) (id int64) {
 	w.t.Helper()
-	pgtest.In(w.t, w.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		set, err := apply.Load(ctx, tx, fstest.MapFS{"all.yaml": {Data: []byte(documents + profile)}})
-		if err == nil {
-			_, err = apply.Apply(ctx, tx, set)
-		}
-		if err != nil {
-			return err
-		}
+	if _, _, err := apply.Directory(w.t.Context(), w.db, tenant, fstest.MapFS{"all.yaml": {Data: []byte(documents + profile)}}, nil); err != nil {
+		w.t.Fatal(err)
+	}
+	pgtest.In(w.t, w.db, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
 		if id, _, err = contact.Ensure(ctx, tx, "ada@example.com"); err != nil {
 			return err
 		}

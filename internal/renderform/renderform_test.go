@@ -141,14 +141,9 @@ func newWorld(t *testing.T) *world {
 	d := pgtest.New(t)
 	db := d.DB(t)
 	for _, tenant := range []string{pgtest.Acme, pgtest.Brava} {
-		pgtest.In(t, db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-			set, err := apply.Load(ctx, tx, fstest.MapFS{"all.yaml": {Data: []byte(documents)}})
-			if err != nil {
-				return err
-			}
-			_, err = apply.Apply(ctx, tx, set)
-			return err
-		})
+		if _, _, err := apply.Directory(t.Context(), db, tenant, fstest.MapFS{"all.yaml": {Data: []byte(documents)}}, nil); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return (&world{t: t, d: d, admin: d.Admin(t)}).anew()
 }

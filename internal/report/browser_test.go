@@ -87,14 +87,9 @@ func long() *report.Report {
 func TestPagesInABrowser(t *testing.T) { //nolint:tparallel // one visitor after another: a browser has one tab in front
 	t.Parallel()
 	db := pgtest.New(t).DB(t)
-	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
-		set, err := apply.Load(ctx, tx, os.DirFS("../../examples/company"))
-		if err != nil {
-			return err
-		}
-		_, err = apply.Apply(ctx, tx, set)
-		return err
-	})
+	if _, _, err := apply.Directory(t.Context(), db, "acme", os.DirFS("../../examples/company"), nil); err != nil {
+		t.Fatal(err)
+	}
 	pgtest.Exec(t, db, "acme", strings.ReplaceAll(seed, "'spring-news'", "'spring'"))
 	pgtest.Exec(t, db, "acme", journeys)
 	url := pages(t, db).URL + "/reports"

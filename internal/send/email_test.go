@@ -1,7 +1,6 @@
 package send
 
 import (
-	"context"
 	"encoding/base64"
 	"strings"
 	"testing"
@@ -11,7 +10,6 @@ import (
 
 	"github.com/onda-run/onda/internal/apply"
 	"github.com/onda-run/onda/internal/pgtest"
-	"github.com/onda-run/onda/internal/postgres"
 )
 
 // renew gives the news other texts, and files.
@@ -21,14 +19,9 @@ func (w *world) renew(spec string, files map[string]string) {
 	for name, content := range files {
 		fsys[name] = &fstest.MapFile{Data: []byte(content)}
 	}
-	pgtest.In(w.t, w.db, pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
-		set, err := apply.Load(ctx, tx, fsys)
-		if err != nil {
-			return err
-		}
-		_, err = apply.Apply(ctx, tx, set)
-		return err
-	})
+	if _, _, err := apply.Directory(w.t.Context(), w.db, pgtest.Acme, fsys, nil); err != nil {
+		w.t.Fatal(err)
+	}
 	w.news = pgtest.One[int64](w.t, w.db, pgtest.Acme, "SELECT current FROM entity WHERE kind = 'Email' AND name = 'news'")
 }
 

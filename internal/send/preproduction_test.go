@@ -62,13 +62,9 @@ func TestPreproductionMailsNobody(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			w.stage(postgres.Preproduction)
-			pgtest.In(t, w.db, pgtest.Brava, func(ctx context.Context, tx *postgres.Tx) error {
-				set, err := apply.Load(ctx, tx, fstest.MapFS{"all.yaml": {Data: []byte(documents)}})
-				if err == nil {
-					_, err = apply.Apply(ctx, tx, set)
-				}
-				return err
-			})
+			if _, _, err := apply.Directory(t.Context(), w.db, pgtest.Brava, fstest.MapFS{"all.yaml": {Data: []byte(documents)}}, nil); err != nil {
+				t.Fatal(err)
+			}
 			people := w.people(5)
 			pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE contact SET email = 'ünal@x.example' WHERE id = $1", people[1]) // no layout is made for it
 			pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE contact SET email = 'a@b' || chr(10) || '@x.example' WHERE id = $1", people[2])

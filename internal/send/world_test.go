@@ -147,14 +147,9 @@ func (w *world) apply(docs string) { w.t.Helper(); w.applyTo(pgtest.Acme, docs) 
 
 func (w *world) applyTo(tenant, docs string) {
 	w.t.Helper()
-	pgtest.In(w.t, w.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		set, err := apply.Load(ctx, tx, fstest.MapFS{"all.yaml": {Data: []byte(docs)}})
-		if err != nil {
-			return err
-		}
-		_, err = apply.Apply(ctx, tx, set)
-		return err
-	})
+	if _, _, err := apply.Directory(w.t.Context(), w.db, tenant, fstest.MapFS{"all.yaml": {Data: []byte(docs)}}, nil); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // people makes n contacts u1@x.example ... who all granted the newsletter, and gives their ids.

@@ -38,13 +38,11 @@ metadata: {name: books}
 spec: {domain: news.bücher.example, signer: onda}
 `
 
-func put(ctx context.Context, tx *postgres.Tx, docs string) error {
-	set, err := apply.Load(ctx, tx, fstest.MapFS{"all.yaml": {Data: []byte(docs)}})
-	if err != nil {
-		return err
+func put(t *testing.T, db *postgres.DB, docs string) {
+	t.Helper()
+	if _, _, err := apply.Directory(t.Context(), db, pgtest.Acme, fstest.MapFS{"all.yaml": {Data: []byte(docs)}}, nil); err != nil {
+		t.Fatal(err)
 	}
-	_, err = apply.Apply(ctx, tx, set)
-	return err
 }
 
 func TestUnverified(t *testing.T) {
@@ -89,8 +87,11 @@ func TestUnverified(t *testing.T) {
 	}
 	const other = "the email other: no Domain document is of other.example: apply one, and verify it with onda domain check"
 	const never = "the email hello: news.xn--bcher-kva.example is not verified: onda domain check books tells what is missing"
-	look(func(ctx context.Context, tx *postgres.Tx) error { return put(ctx, tx, emails) })
-	look(func(ctx context.Context, tx *postgres.Tx) error { return put(ctx, tx, emails+books) }, never, other)
+	nothing := func(context.Context, *postgres.Tx) error { return nil }
+	put(t, db, emails)
+	look(nothing)
+	put(t, db, emails+books)
+	look(nothing, never, other)
 	look(checked(false), never, other)
 	look(checked(true), other)
 	look(checked(false), other)
@@ -111,10 +112,8 @@ func TestUnverified(t *testing.T) {
 func TestRotation(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t).DB(t)
+	put(t, db, books)
 	pgtest.In(t, db, pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
-		if err := put(ctx, tx, books); err != nil {
-			return err
-		}
 		d, err := Find(ctx, tx, "books")
 		if err != nil {
 			return err
@@ -199,10 +198,8 @@ func TestBeforeTheMigration(t *testing.T) {
 		t.Fatal(err)
 	}
 	db := data.DB(t)
+	put(t, db, emails+books)
 	pgtest.In(t, db, pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
-		if err := put(ctx, tx, emails+books); err != nil {
-			return err
-		}
 		if got, err := Unverified(ctx, tx); err != nil || len(got) != 2 {
 			t.Errorf("unverified: %v, %v", got, err)
 		}

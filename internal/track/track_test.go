@@ -111,14 +111,9 @@ func (w *world) again() *world {
 // applyTo stores documents as onda apply does.
 func applyTo(t *testing.T, db *postgres.DB, tenant string, files fstest.MapFS) {
 	t.Helper()
-	pgtest.In(t, db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		set, err := apply.Load(ctx, tx, files)
-		if err != nil {
-			return err
-		}
-		_, err = apply.Apply(ctx, tx, set)
-		return err
-	})
+	if _, _, err := apply.Directory(t.Context(), db, tenant, files, nil); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // sent makes a contact to whom the mail news was sent, ago before now, and gives its delivery.

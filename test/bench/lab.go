@@ -209,14 +209,8 @@ func (l *lab) apply(ctx context.Context, documents string) (err error) {
 	if err := os.WriteFile(filepath.Join(dir, "all.yaml"), []byte(documents), 0o600); err != nil {
 		return fmt.Errorf("write documents: %w", err)
 	}
-	return l.db.InTenant(ctx, l.tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		set, err := apply.Load(ctx, tx, os.DirFS(dir))
-		if err != nil {
-			return err
-		}
-		_, err = apply.Apply(ctx, tx, set)
-		return err
-	})
+	_, _, err = apply.Directory(ctx, l.db, l.tenant, os.DirFS(dir), nil)
+	return err
 }
 
 // refresh does what autovacuum would have done by the time.

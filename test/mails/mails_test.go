@@ -376,14 +376,9 @@ func longest(body []byte) (n int) {
 
 func (w *world) apply(docs string) {
 	w.t.Helper()
-	pgtest.In(w.t, w.db, pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
-		set, err := apply.Load(ctx, tx, fstest.MapFS{"all.yaml": {Data: []byte(docs)}})
-		if err != nil {
-			return err
-		}
-		_, err = apply.Apply(ctx, tx, set)
-		return err
-	})
+	if _, _, err := apply.Directory(w.t.Context(), w.db, pgtest.Acme, fstest.MapFS{"all.yaml": {Data: []byte(docs)}}, nil); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // notDevelopment makes the database one where domains have to be verified, as in production.

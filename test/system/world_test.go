@@ -120,14 +120,9 @@ func (w *world) makeKeys() {
 func (w *world) apply(tenant string, dirs ...string) {
 	w.t.Helper()
 	for _, dir := range dirs {
-		pgtest.In(w.t, w.db, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-			set, err := apply.Load(ctx, tx, os.DirFS(dir))
-			if err != nil {
-				return err
-			}
-			_, err = apply.Apply(ctx, tx, set)
-			return err
-		})
+		if _, _, err := apply.Directory(w.t.Context(), w.db, tenant, os.DirFS(dir), nil); err != nil {
+			w.t.Fatal(err)
+		}
 	}
 }
 
