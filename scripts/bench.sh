@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Measures the main paths against bare references (test/bench): ONLY=send measures one of them. Arguments go to the program.
 # ONLY=havoc sends campaigns while things go wrong instead, and counts what was lost, repeated and unknown; ONLY=havoc-kill does one of them.
+# ONLY=indexes tells what the indexes of contacts and facts are in size, and what each costs who writes.
 # ONLY=hits floods track while things go wrong, and counts what was answered and is missing; ONLY=hits-kill does one of them.
 # It runs on a private Postgres that commits as in production, unless ONDA_BENCH_DATABASE_URL names another.
 set -euo pipefail

@@ -46,6 +46,8 @@ type options struct {
 	plot     string // a file for a plot of the rate of sending; empty for none
 	mails    int    // of a round of sending
 	contacts int    // it begins as a copy of a world of so many; 0 for an empty database
+	// partitions are how many the facts of that world lie in.
+	partitions int
 }
 
 func newLab(ctx context.Context, o options) (l *lab, err error) {
@@ -105,6 +107,11 @@ func newLab(ctx context.Context, o options) (l *lab, err error) {
 		return l, err
 	}
 	l.closers = append(l.closers, func() error { l.db.Close(); return nil })
+	if o.contacts > 0 && o.partitions > 1 {
+		if err := l.spread(ctx, o.partitions); err != nil {
+			return l, err
+		}
+	}
 	return l, l.takeEvents(ctx)
 }
 

@@ -155,6 +155,7 @@ func run() error {
 	n := flag.Int("rounds", 3, "how many `rounds` each side has")
 	mails := flag.Int("mails", 0, "how many `mails` a round of sending has (20,000), or a campaign of havoc (100,000)")
 	contacts := flag.Int("contacts", 1_000_000, "how many `contacts` the world of segments has, each with ten facts")
+	partitions := flag.Int("partitions", 1, "in how many `partitions` the facts of that world lie: a tenant of 200 million has twelve")
 	kills := flag.Int("kills", 0, "how many `kills` there are in havoc-kill (100) and in hits-kill (10)")
 	lasts := flag.Duration("for", 0, "how `long` the harm of a havoc for hits lasts, and the time between two kills")
 	profiles := flag.String("profile", "", "write the CPU profile of each function to this `directory`")
@@ -165,8 +166,13 @@ func run() error {
 	if url == "" {
 		return errors.New("ONDA_BENCH_DATABASE_URL: is not set; make bench does it")
 	}
-	if *n < 1 || *contacts < 1000 || *mails < 0 || *kills < 0 || *lasts < 0 {
-		return fmt.Errorf("-rounds %d, -contacts %d, -mails %d, -kills %d, -for %s: want at least 1 round, 1000 contacts, and nothing below 0", *n, *contacts, *mails, *kills, *lasts)
+	if *n < 1 || *contacts < 1000 || *partitions < 1 || *mails < 0 || *kills < 0 || *lasts < 0 {
+		return fmt.Errorf("-rounds %d, -contacts %d, -partitions %d, -mails %d, -kills %d, -for %s: want at least 1 round, 1000 contacts, 1 partition, and nothing below 0", *n, *contacts, *partitions, *mails, *kills, *lasts)
+	}
+	if *only == "indexes" {
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		return weighIndexes(ctx, options{server: url, contacts: *contacts, partitions: *partitions}, *n)
 	}
 	todo, harm, hits, err := choose(paths(), havocs(), hitsHavocs(), *only)
 	if err != nil {
@@ -179,7 +185,7 @@ func run() error {
 		fmt.Println(header)
 	}
 	for _, p := range todo {
-		m, err := measure(ctx, p, options{url, *profiles, *plot, cmp.Or(*mails, 20_000), *contacts}, *n, *verbose)
+		m, err := measure(ctx, p, options{url, *profiles, *plot, cmp.Or(*mails, 20_000), *contacts, *partitions}, *n, *verbose)
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -114,6 +115,25 @@ func (l *lab) fill(ctx context.Context, contacts int) error {
 	// All of it was read long ago.
 	statements = append(statements, "UPDATE cursor SET (xid, id) = (SELECT xid, id FROM fact ORDER BY xid DESC, id DESC LIMIT 1) WHERE name IN ('segment', 'campaign', 'track')")
 	if err := l.exec(ctx, statements...); err != nil {
+		return err
+	}
+	return l.refresh(ctx)
+}
+
+// spread lays the facts of a world into so many partitions as those of a larger tenant are in: whoever looks for the facts of a contact looks in each.
+func (l *lab) spread(ctx context.Context, partitions int) error {
+	facts := l.contacts * factsEach
+	statements := []string{"ALTER TABLE fact DETACH PARTITION fact_0"}
+	for i := range partitions {
+		to := strconv.Itoa((i+1)*(facts/partitions) + 1)
+		if i == partitions-1 {
+			to = "16777216" // as far as the one goes that they were in
+		}
+		name := "fact_part_" + strconv.Itoa(i)
+		statements = append(statements, "CREATE TABLE "+name+" (LIKE fact INCLUDING ALL EXCLUDING IDENTITY)",
+			fmt.Sprintf("ALTER TABLE fact ATTACH PARTITION %s FOR VALUES FROM (%d) TO (%s)", name, i*(facts/partitions)+min(i, 1), to))
+	}
+	if err := l.own(ctx, append(statements, "INSERT INTO fact SELECT * FROM fact_0 ORDER BY id", "DROP TABLE fact_0")...); err != nil {
 		return err
 	}
 	return l.refresh(ctx)
