@@ -292,6 +292,9 @@ func (n *nextChange) field(f *spec.FieldTest) error {
 	return nil
 }
 
+// firstFew are read of the values that come next.
+const firstFew = 100
+
 // fieldOfMany reads no contacts, but by an index.
 func (n *nextChange) fieldOfMany(f *spec.FieldTest, bounds []bound, day bool) error {
 	if f.Op == spec.OpYearly {
@@ -316,9 +319,24 @@ func (n *nextChange) fieldOfMany(f *spec.FieldTest, bounds []bound, day bool) er
 				return err
 			}
 		case indexed:
+			// The first few, by the index alone: with one more condition Postgres, which knows little of what is in fields, would read all that is to come and sort it.
 			value := c.stored(f.Field)
-			err := n.first("SELECT (SELECT "+asInstant(value)+" FROM contact c WHERE "+value+" >= $1 AND "+value+" < '9999' AND "+value+" LIKE '"+storedInstant+"' ORDER BY "+value+" LIMIT 1)",
-				append([]any{b(n.env.Now).UTC().Format(time.RFC3339)}, c.args...), func(t time.Time) { n.crosses(b, t, time.Microsecond) })
+			sql := fmt.Sprintf("SELECT min(%s) FILTER (WHERE v LIKE '%s'), count(*) FROM (SELECT %[3]s AS v FROM contact c WHERE %[3]s >= $1 AND %[3]s < '9999' ORDER BY %[3]s LIMIT %[4]d) x",
+				asInstant("v"), storedInstant, value, firstFew)
+			err := n.ask(sql, append([]any{b(n.env.Now).UTC().Format(time.RFC3339)}, c.args...), func(rows pgx.Rows) error {
+				var first *time.Time
+				var read int
+				_, err := pgx.ForEachRow(rows, []any{&first, &read}, func() error {
+					switch {
+					case first != nil:
+						n.crosses(b, *first, time.Microsecond)
+					case read == firstFew: // none of them is a time, and one may be behind them
+						n.candidate(n.env.Now.Add(windows()[0]))
+					}
+					return nil
+				})
+				return err
+			})
 			if err != nil {
 				return err
 			}

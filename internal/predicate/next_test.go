@@ -91,6 +91,11 @@ func TestNextChangeByIndex(t *testing.T) {
 	if at, want := next(), time.Date(2026, 11, 27, 10, 0, 0, 0, time.UTC); at.Before(want) || at.After(want.Add(time.Millisecond)) {
 		t.Errorf("with an index: %s, want %s", at, want)
 	}
+	// Where what comes next is no time at all, one may be behind it.
+	pgtest.Exec(t, db, "acme", `INSERT INTO contact (fields) SELECT '{"seen": "2026-11-18"}' FROM generate_series(1, 100)`)
+	if at := next(); !at.Equal(now.Add(time.Minute)) {
+		t.Errorf("behind what is no time: %s", at)
+	}
 }
 
 // Until the next change, no answer changes.
