@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -79,6 +80,9 @@ func (c importCmd) Run(ctx context.Context, s *session) error {
 	opts, err := c.options()
 	if err != nil {
 		return err
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(csvimport.MemoryLimit)
 	}
 	db, tenant, err := s.database()
 	if err != nil {

@@ -31,26 +31,72 @@ func Compare(ctx context.Context, tx *postgres.Tx, rows []Row) ([]Standing, erro
 	if len(rows) == 0 {
 		return out, nil
 	}
-	// In order of the addresses, so that what is read of the index is read once. Columns that no row has cost nothing.
-	order := byAddress(rows)
-	emails, ids, fields, tags := make([]string, len(rows)), make([]string, len(rows)), make([]string, len(rows)), make([]string, len(rows))
 	anyID, anyTags, anyList := false, false, false
-	for k, i := range order {
+	for i := range rows {
 		r := &rows[i]
 		if r.Email == "" && r.ExternalID == "" {
 			out[i].Err = ErrNobody
 		}
-		var err error
-		if fields[k], err = r.json(); err != nil {
+		fields, err := r.json()
+		if err != nil {
 			return nil, err
 		}
-		emails[k], ids[k] = r.Email, r.ExternalID
-		anyID, anyList = anyID || r.ExternalID != "", anyList || strings.IndexByte(fields[k], '[') >= 0
-		if len(r.AddTags) > 0 {
-			anyTags = true
-			tags[k] = strings.Join(r.AddTags, "\x01") // which no tag has
+		anyID, anyTags, anyList = anyID || r.ExternalID != "", anyTags || len(r.AddTags) > 0, anyList || strings.IndexByte(fields, '[') >= 0
+	}
+	sql := compareSQL(anyID, anyTags, anyList)
+	// In order of the addresses, so that what is read of the index is read once; and some at a time, since what is sent is in memory three times meanwhile.
+	for part := range slices.Chunk(byAddress(rows), compareRows) {
+		emails, ids, fields, tags := make([]string, len(part)), make([]string, len(part)), make([]string, len(part)), make([]string, len(part))
+		for k, i := range part {
+			r := &rows[i]
+			var err error
+			if fields[k], err = r.json(); err != nil {
+				return nil, err
+			}
+			emails[k], ids[k], tags[k] = r.Email, r.ExternalID, strings.Join(r.AddTags, tagSeparator)
+		}
+		args := []any{emails, fields}
+		if anyID {
+			args = append(args, ids)
+		}
+		if anyTags {
+			args = append(args, tags)
+		}
+		got, err := tx.Query(ctx, sql, args...)
+		if err != nil {
+			return nil, fmt.Errorf("compare contacts: %w", err)
+		}
+		var byEmail, byID int64
+		var ownID, same bool
+		var k int
+		_, err = pgx.ForEachRow(got, []any{&k, &byEmail, &byID, &ownID, &same}, func() error {
+			s := &out[part[k]]
+			switch {
+			case s.Err != nil:
+			case byEmail != 0 && (byID != 0 && byEmail != byID || ownID):
+				s.Err = ErrTwoContacts
+			default:
+				s.Contact, s.Same = byEmail, same
+				if byEmail == 0 {
+					s.Contact = byID
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("compare contacts: %w", err)
 		}
 	}
+	return out, nil
+}
+
+const (
+	compareRows  = 1_000
+	tagSeparator = "\x01" // which no tag has
+)
+
+// compareSQL tells of rows, whose addresses, fields and, where there are any, external ids and tags are its arguments, how they stand. Columns that no row has cost nothing.
+func compareSQL(anyID, anyTags, anyList bool) string {
 	// Each contact is looked up by index, whatever Postgres knows of how many there are.
 	holds := func(fields string) string {
 		if anyList { // one that has fewer values is contained in one that has more
@@ -59,47 +105,21 @@ func Compare(ctx context.Context, tx *postgres.Tx, rows []Row) ([]Standing, erro
 		return fields + ` @> u.fields::jsonb`
 	}
 	sql := `SELECT u.n - 1, coalesce(e.merged_into, e.id, 0), 0::bigint, false, coalesce(e.merged_into IS NULL AND ` + holds("e.fields")
-	args := []any{emails, fields}
 	from := `unnest($1::text[], $2::text[]`
 	names := `email, fields`
 	joins := ` LEFT JOIN LATERAL (SELECT id, merged_into, external_id, fields, tags FROM contact c WHERE c.email = u.email LIMIT 1) e ON true`
 	if anyID {
 		sql = `SELECT u.n - 1, coalesce(e.merged_into, e.id, 0), coalesce(x.merged_into, x.id, 0), u.id <> '' AND x.id IS NULL AND coalesce(e.external_id, w.external_id) IS NOT NULL,
 			coalesce(b.merged_into IS NULL AND (u.email = '' OR e.id = b.id) AND (u.id = '' OR x.id = b.id) AND ` + holds("b.fields")
-		args, from, names = append(args, ids), from+`, $3::text[]`, names+`, id`
+		from, names = from+`, $3::text[]`, names+`, id`
 		joins += ` LEFT JOIN LATERAL (SELECT id, merged_into, email, fields, tags FROM contact c WHERE c.external_id = nullif(u.id, '') LIMIT 1) x ON true LEFT JOIN contact w ON w.id = e.merged_into
 			LEFT JOIN LATERAL (SELECT e.id, e.merged_into, e.fields, e.tags WHERE e.id IS NOT NULL UNION ALL SELECT x.id, x.merged_into, x.fields, x.tags WHERE e.id IS NULL) b ON true`
 	}
 	if anyTags {
-		args = append(args, tags)
-		from, names = from+fmt.Sprintf(`, $%d::text[]`, len(args)), names+`, tags`
+		from, names = from+map[bool]string{false: `, $3::text[]`, true: `, $4::text[]`}[anyID], names+`, tags`
 		sql += ` AND ` + map[bool]string{false: "e", true: "b"}[anyID] + `.tags @> CASE WHEN u.tags = '' THEN '{}' ELSE string_to_array(u.tags, E'\x01') END`
 	}
-	got, err := tx.Query(ctx, sql+`, false) FROM `+from+`) WITH ORDINALITY u(`+names+`, n)`+joins, args...)
-	if err != nil {
-		return nil, fmt.Errorf("compare contacts: %w", err)
-	}
-	var byEmail, byID int64
-	var ownID, same bool
-	var k int
-	_, err = pgx.ForEachRow(got, []any{&k, &byEmail, &byID, &ownID, &same}, func() error {
-		s := &out[order[k]]
-		switch {
-		case s.Err != nil:
-		case byEmail != 0 && (byID != 0 && byEmail != byID || ownID):
-			s.Err = ErrTwoContacts
-		default:
-			s.Contact, s.Same = byEmail, same
-			if byEmail == 0 {
-				s.Contact = byID
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("compare contacts: %w", err)
-	}
-	return out, nil
+	return sql + `, false) FROM ` + from + `) WITH ORDINALITY u(` + names + `, n)` + joins
 }
 
 // byAddress gives the numbers of rows in order of their addresses and external ids.

@@ -127,6 +127,10 @@ const (
 	errorColumn = "error"
 )
 
+// MemoryLimit is what a process that does nothing but import sets for Go, beside which telling repeated rows takes 12 MiB: by itself Go would let as much garbage gather as there is of what
+// is in use, and give back late what it had freed.
+const MemoryLimit = 23 << 20
+
 // Import reads CSV with a header whose columns are email, external_id, tags and names of fields. Its encoding, its separator and how it writes numbers and dates are found out, or given. A contact is found by its
 // address or external id, else made; an empty cell leaves a field as it is. Each chunk of 4,000 rows, fewer with consent, is a transaction.
 //

@@ -190,6 +190,7 @@ func writePeople(path string, n int) (err error) {
 // serveImport is the process of onda import, with its settings: it imports file after file until its input ends.
 func serveImport(in io.Reader, out io.Writer) (err error) {
 	debug.SetGCPercent(100) // as commands have
+	debug.SetMemoryLimit(csvimport.MemoryLimit)
 	stop, err := profiled()
 	if err != nil {
 		return err
