@@ -24,7 +24,7 @@ type exportContactsCmd struct {
 // Help is shown by --help.
 func (exportContactsCmd) Help() string {
 	return "A row a contact, as it is when it is its turn; those who were erased, or merged into another, are not there. " +
-		"As CSV, a text that a spreadsheet would compute (one that begins with = + - @) has a ' before it, which onda import takes away again." +
+		"As CSV, a text that a spreadsheet would compute (one that begins with = + - @, or goes on so behind a semicolon or in a new line) has a ' before that, which onda import takes away again." +
 		"\n\nExample:\n  onda --tenant acme export contacts > people.csv\n  onda --tenant acme export contacts --segment nordic --field email,country"
 }
 

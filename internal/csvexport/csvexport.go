@@ -92,8 +92,9 @@ type exporter struct {
 	query     string
 	segment   []any // its number, where one is exported
 
-	out  bytes.Buffer
-	rows int
+	out     bytes.Buffer
+	guarded []byte // of one cell
+	rows    int
 }
 
 func (e *exporter) open(ctx context.Context, tx *postgres.Tx, opts Options) (err error) {
@@ -196,13 +197,13 @@ func (e *exporter) cell(i int, v []byte, number bool) {
 	if i > 0 {
 		e.out.WriteByte(',')
 	}
-	guarded := !e.raw && isFormula(v) && (!number || !isNumber(v))
+	if !e.raw && guards(v) && (!number || !isNumber(v)) {
+		e.guarded = appendGuarded(e.guarded[:0], v)
+		v = e.guarded
+	}
 	quoted := bytes.ContainsAny(v, "\",\r\n")
 	if quoted {
 		e.out.WriteByte('"')
-	}
-	if guarded {
-		e.out.WriteByte('\'')
 	}
 	for quoted {
 		i := bytes.IndexByte(v, '"')

@@ -185,6 +185,7 @@ func TestFormulas(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
 		"": "", "a": "a", "=1": "'=1", "+1": "'+1", "-1": "'-1", "@a": "'@a", "\ta": "'\ta", "\ra": "'\ra", "'=1": "''=1", "''-": "'''-", "'a": "'a", "'": "'", "a=1": "a=1", "''": "''",
+		"a;=1": "a;'=1", "a;'=1;b": "a;''=1;b", "=1;\t-": "'=1;'\t'-", "a\n@b": "a\n'@b", "a\r\n+;": "a\r\n'+;", "a; =1;": "a; =1;", ";'a": ";'a",
 	} {
 		if got := csvexport.Guard(in); got != want {
 			t.Errorf("%q becomes %q, want %q", in, got, want)
@@ -199,7 +200,7 @@ func TestFormulas(t *testing.T) {
 func TestAnImportReadsItAsItWas(t *testing.T) {
 	t.Parallel()
 	_, db := newDB(t)
-	text := rapid.OneOf(rapid.SampledFrom([]string{"=1", "'=1", "''+", "'", "-5", "a\"b", "a,b;c\td", "a\nb", "ü", `"`, "@"}), rapid.StringMatching(`['=+@"a -]{1,6}[a"']`))
+	text := rapid.OneOf(rapid.SampledFrom([]string{"=1", "'=1", "''+", "'", "-5", "a\"b", "a,b;c\td", "a\nb", "a;=1", "a;'+\n-b", "ü", `"`, "@"}), rapid.StringMatching(`['=+@"a; -]{1,6}[a"']`))
 	n := 0
 	rapid.Check(t, func(rt *rapid.T) {
 		var rows []contact.Row
@@ -244,15 +245,17 @@ func TestAnImportReadsItAsItWas(t *testing.T) {
 }
 
 func FuzzCell(f *testing.F) {
-	for _, s := range []string{"", "=1", "'-", "a\"b\r\n", " x"} {
+	for _, s := range []string{"", "=1", "'-", "a\"b\r\n", " x", "a;'=1", "\t\t", "'\r'\n'-"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		if got := csvexport.Unguard(csvexport.Guard(s)); got != s {
 			t.Errorf("%q came back as %q", s, got)
 		}
-		if g := csvexport.Guard(s); g != "" && strings.ContainsRune("=+-@\t\r", rune(g[0])) {
-			t.Errorf("%q is computed", g)
+		for _, part := range strings.FieldsFunc(csvexport.Guard(s), func(c rune) bool { return strings.ContainsRune(";\t\r\n", c) }) {
+			if strings.ContainsRune("=+-@", rune(part[0])) {
+				t.Errorf("%q of %q is computed", part, s)
+			}
 		}
 	})
 }
