@@ -29,6 +29,7 @@ type oracle struct {
 type somebody struct {
 	id              int64
 	email, external string
+	stage           string
 	created         time.Time
 	fields          map[string]any
 	tags            []string
@@ -75,9 +76,9 @@ func readOracle(ctx context.Context, tx *postgres.Tx, zone *time.Location, types
 			o.segments[name], err = spec.DecodeAs[*spec.Segment](spec.KindSegment, first)
 			return err
 		}),
-		each("SELECT id, coalesce(email, ''), coalesce(external_id, ''), created_at, tags, fields, scores FROM contact WHERE erased_at IS NULL AND merged_into IS NULL",
-			[]any{&id, &a, &b, &at, &tags, &first, &second}, func() error {
-				p := &somebody{id: id, email: a, external: b, created: at, tags: slices.Clone(tags), topics: map[string]string{}, journeys: map[string][]string{}}
+		each("SELECT id, coalesce(email, ''), coalesce(external_id, ''), coalesce(stage, ''), created_at, tags, fields, scores FROM contact WHERE erased_at IS NULL AND merged_into IS NULL",
+			[]any{&id, &a, &b, &name, &at, &tags, &first, &second}, func() error {
+				p := &somebody{id: id, email: a, external: b, stage: name, created: at, tags: slices.Clone(tags), topics: map[string]string{}, journeys: map[string][]string{}}
 				o.people[id] = p
 				if err := json.Unmarshal(first, &p.fields); err != nil {
 					return err
@@ -163,6 +164,8 @@ func (o *oracle) is(q *spec.Predicate, p *somebody) bool {
 		return o.field(q.Field, p)
 	case q.Tag != "":
 		return slices.ContainsFunc(p.tags, func(t string) bool { return strings.EqualFold(t, q.Tag) })
+	case q.Stage != "":
+		return p.stage == q.Stage
 	case q.Topic != nil:
 		return p.topics[q.Topic.Topic] == map[spec.TopicState]string{spec.StateSubscribed: "granted", spec.StatePending: "pending", spec.StateUnsubscribed: "withdrawn", spec.StateNever: ""}[q.Topic.State]
 	case q.Reachable != "":

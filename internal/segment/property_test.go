@@ -13,7 +13,6 @@ import (
 
 	cloudevents "github.com/cloudevents/sdk-go/v2"
 	"github.com/google/go-cmp/cmp"
-	"github.com/jackc/pgx/v5"
 	"go.uber.org/zap"
 	"pgregory.net/rapid"
 
@@ -39,6 +38,12 @@ var asked = []struct {
 	{"created", []string{`{"field": "created", "inLast": "3d"}`, `{"field": "created", "olderThan": "2d"}`}},
 	{"list", []string{`{"field": "interests", "hasAny": ["ski", "sail"]}`, `{"field": "interests", "hasNone": ["SKI"]}`, `{"field": "interests", "hasAll": ["ski", "sail"]}`}},
 	{"country", []string{`{"field": "country", "in": ["NO", "SE"]}`, `{"field": "country", "notIn": ["NO"]}`}},
+	{"select", []string{`{"field": "shirt", "in": ["small", "Large"]}`, `{"field": "shirt", "isNot": "large"}`, `{"field": "shirt", "exists": false}`}},
+	{"language", []string{`{"field": "speaks", "is": "PT"}`, `{"field": "speaks", "startsWith": "pt"}`, `{"field": "speaks", "notIn": ["nb", "pt-br"]}`}},
+	{"timezone", []string{`{"field": "lives", "startsWith": "europe/"}`, `{"not": {"field": "lives", "is": "Europe/Oslo"}}`}},
+	{"url", []string{`{"field": "site", "startsWith": "https://example.com/"}`, `{"field": "site", "matches": "/[0-9]+$"}`, `{"field": "site", "endsWith": "/A"}`}},
+	{"phone", []string{`{"field": "mobile", "startsWith": "+47"}`, `{"field": "mobile", "isNot": "+4721000000"}`, `{"field": "mobile", "exists": true}`}},
+	{"stage", []string{`{"stage": "hot"}`, `{"not": {"stage": "cold"}}`, `{"any": [{"stage": "cold"}, {"field": "shirt", "is": "small"}]}`}},
 	{"address", []string{`{"field": "email", "endsWith": ".no"}`, `{"field": "email", "exists": true}`}},
 	{"tags", []string{`{"tag": "VIP"}`, `{"field": "tags", "hasNone": ["vip", "gold"]}`}},
 	{"score", []string{`{"field": "score", "gte": 50}`, `{"field": "score.fit", "lte": 0}`}},
@@ -67,24 +72,29 @@ var ring = []string{"ring-a", "ring-b", "ring-c"}
 
 var fieldTypes = map[string]spec.FieldType{
 	"plan": spec.TypeText, "level": spec.TypeNumber, "agreed": spec.TypeBoolean, "trial": spec.TypeDate, "birthday": spec.TypeDate, "seen": spec.TypeDatetime,
-	"interests": spec.TypeMultiselect, "country": spec.TypeCountry,
+	"interests": spec.TypeMultiselect, "country": spec.TypeCountry, "shirt": spec.TypeSelect, "speaks": spec.TypeLanguage, "lives": spec.TypeTimezone, "site": spec.TypeURL, "mobile": spec.TypePhone,
+}
+
+// choices are values of fields, and their options.
+var choices = map[string][]string{
+	"plan": {"paid", "free", "Free trial"}, "interests": {"ski", "sail", "read"}, "country": {"NO", "SE", "DK"}, "shirt": {"small", "medium", "large"}, "speaks": {"nb", "pt", "pt-BR"},
+	"lives": {"Europe/Oslo", "Europe/Lisbon", "America/St_Johns"}, "site": {"https://example.com/a", "https://example.com/7", "http://example.org/a"}, "mobile": {"+4721000000", "+351210000000"},
 }
 
 // lab is the world of the property test: of each tenant the keeper's rows, and who does things to them.
 type lab struct {
 	*world
-	admin *postgres.Admin
-	track *track.Tracker
-	zones map[string]*time.Location
-	// merges that were not undone yet, of each tenant
-	merges map[string][]merged
-	now    time.Time // of the tenant that is at hand
+	admin  *postgres.Admin
+	track  *track.Tracker
+	zones  map[string]*time.Location
+	merged map[string][]int64 // who was merged into another, of each tenant, unless that was undone
+	now    time.Time          // of the tenant that is at hand
 }
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
 	w := newWorld(t)
-	p := &lab{world: w, admin: w.pg.Admin(t), zones: map[string]*time.Location{}, merges: map[string][]merged{}}
+	p := &lab{world: w, admin: w.pg.Admin(t), zones: map[string]*time.Location{}, merged: map[string][]int64{}}
 	p.track = track.New(track.Config{OriginKeep: 30 * 24 * time.Hour, Slots: 1, EventsPerSecond: 1, Proxies: 1, Compose: compose.Config{LinkURL: "https://links.example"}}, w.db, zap.NewNop())
 	for tenant, zone := range map[string]string{"acme": "Europe/Oslo", "brava": "America/St_Johns"} {
 		loc, err := time.LoadLocation(zone)
@@ -95,8 +105,8 @@ func newLab(t *testing.T) *lab {
 		w.apply(tenant, "Settings", "settings", `{"zone": "`+zone+`", "retention": {"facts": "20d", "deliveries": "15d", "hits": "7d"}}`)
 		for name, typ := range fieldTypes {
 			options := ""
-			if typ == spec.TypeMultiselect {
-				options = `, "options": ["ski", "sail", "read"]`
+			if typ == spec.TypeMultiselect || typ == spec.TypeSelect {
+				options = `, "options": ["` + strings.Join(choices[name], `", "`) + `"]`
 			}
 			w.apply(tenant, "Field", name, `{"type": "`+string(typ)+`"`+options+`}`)
 		}
@@ -113,7 +123,7 @@ func (p *lab) empty(t *rapid.T, tenant string) {
 		p.exec(t, tenant, "DELETE FROM "+table)
 	}
 	p.exec(t, tenant, "UPDATE entity SET current = NULL WHERE kind = 'Segment'")
-	p.merges[tenant] = nil
+	p.merged[tenant] = nil
 }
 
 func (p *lab) in(t *rapid.T, tenant string, f func(ctx context.Context, tx *postgres.Tx) error) {
@@ -157,8 +167,6 @@ func (p *lab) value(t *rapid.T, field string) any {
 		return p.now.AddDate(0, 0, rapid.IntRange(-12, 12).Draw(t, "day")).Format(time.DateOnly)
 	}
 	switch field {
-	case "plan":
-		return rapid.SampledFrom([]string{"paid", "free", "Free trial"}).Draw(t, field)
 	case "level":
 		return float64(rapid.IntRange(0, 9).Draw(t, field))
 	case "agreed":
@@ -170,9 +178,9 @@ func (p *lab) value(t *rapid.T, field string) any {
 	case "seen":
 		return p.ago(t).UTC().Truncate(time.Second).Format(time.RFC3339)
 	case "interests":
-		return rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"ski", "sail", "read"}), 1, 3, rapid.ID[string]).Draw(t, field)
+		return rapid.SliceOfNDistinct(rapid.SampledFrom(choices[field]), 1, 3, rapid.ID[string]).Draw(t, field)
 	}
-	return rapid.SampledFrom([]string{"NO", "SE", "DK"}).Draw(t, field)
+	return rapid.SampledFrom(choices[field]).Draw(t, field)
 }
 
 // document draws a document for one of the segments.
@@ -241,6 +249,12 @@ func (p *lab) actions() map[string]func(t *rapid.T, tenant string) {
 			} else {
 				p.change(t, tenant, contact.Change{RemoveTags: tags})
 			}
+		},
+		"stage": func(t *rapid.T, tenant string) {
+			ids, stage := p.some(t, tenant, 1, 4), rapid.SampledFrom([]string{"cold", "hot"}).Draw(t, "stage")
+			p.in(t, tenant, func(ctx context.Context, tx *postgres.Tx) error {
+				return contact.SetStage(ctx, tx, "campaign", ids, stage, "test")
+			})
 		},
 		"points": func(t *rapid.T, tenant string) {
 			var points []contact.Points
@@ -382,72 +396,40 @@ func (p *lab) actions() map[string]func(t *rapid.T, tenant string) {
 	}
 }
 
-// merged is what undoes a merge.
-type merged struct {
-	loser, winner int64
-	moved         map[string][]int64 // ids, by table
-}
-
 // merge has a contact stand for another from now on, which takes what happened to it; what was told of many at once stays.
 func (p *lab) merge(t *rapid.T, tenant string) {
 	two := p.some(t, tenant, 2, 2)
 	if len(two) < 2 {
 		return
 	}
-	m := merged{loser: two[0], winner: two[1], moved: map[string][]int64{}}
 	if rapid.Bool().Draw(t, "the other way") {
-		m.loser, m.winner = m.winner, m.loser
+		slices.Reverse(two)
 	}
+	prefer := rapid.SampledFrom([]contact.Prefer{contact.PreferWinner, contact.PreferLoser}).Draw(t, "prefer")
 	p.in(t, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		for _, table := range []string{"fact", "delivery", "hit", "journey"} {
-			sql := "UPDATE " + table + " SET contact = $2 WHERE contact = $1"
-			if table == "journey" { // of two in one campaign one is enough
-				sql += " AND (state <> 'active' OR NOT EXISTS (SELECT FROM journey j WHERE j.contact = $2 AND j.state = 'active'))"
-			}
-			rows, err := tx.Query(ctx, sql+" RETURNING id", m.loser, m.winner)
-			if err != nil {
-				return err
-			}
-			if m.moved[table], err = pgx.CollectRows(rows, pgx.RowTo[int64]); err != nil {
-				return err
-			}
-		}
-		return p.standFor(ctx, tx, m, &m.winner)
+		_, err := contact.Merge(ctx, tx, "campaign", two[0], two[1], prefer, "test")
+		return err
 	})
-	p.merges[tenant] = append(p.merges[tenant], m)
+	p.merged[tenant] = append(p.merged[tenant], two[0])
 }
 
-// unmerge undoes the last merge, unless the one or the other is nobody by now.
+// unmerge undoes a merge, unless the one or the other is nobody by now, or its winner was merged on.
 func (p *lab) unmerge(t *rapid.T, tenant string) {
-	n := len(p.merges[tenant])
+	n := len(p.merged[tenant])
 	if n == 0 {
 		return
 	}
-	m := p.merges[tenant][n-1]
-	p.merges[tenant] = p.merges[tenant][:n-1]
-	p.in(t, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		var there int
-		err := tx.QueryRow(ctx, "SELECT count(*) FROM contact WHERE id IN ($1, $2) AND erased_at IS NULL", m.loser, m.winner).Scan(&there)
-		if err != nil || there < 2 {
-			return err
-		}
-		for table, ids := range m.moved {
-			if _, err := tx.Exec(ctx, "UPDATE "+table+" SET contact = $1 WHERE id = ANY ($2)", m.loser, ids); err != nil {
-				return err
-			}
-		}
-		return p.standFor(ctx, tx, m, nil)
+	i := rapid.IntRange(0, n-1).Draw(t, "merge")
+	err := p.db.InTenant(context.Background(), tenant, func(ctx context.Context, tx *postgres.Tx) error {
+		_, err := contact.Unmerge(ctx, tx, "campaign", p.merged[tenant][i], "test")
+		return err
 	})
-}
-
-func (p *lab) standFor(ctx context.Context, tx *postgres.Tx, m merged, into *int64) error {
-	if _, err := tx.Exec(ctx, "UPDATE contact SET merged_into = $2, expires_at = NULL WHERE id = $1", m.loser, into); err != nil {
-		return err
+	switch {
+	case err == nil:
+		p.merged[tenant] = slices.Delete(p.merged[tenant], i, i+1)
+	case !errors.Is(err, contact.ErrErased) && !errors.Is(err, contact.ErrMergedOn) && !errors.Is(err, contact.ErrGone) && !errors.Is(err, contact.ErrTaken):
+		t.Fatal(err)
 	}
-	if _, err := tx.Exec(ctx, "UPDATE contact SET expires_at = NULL WHERE id = $1", m.winner); err != nil {
-		return err
-	}
-	return tx.AddFacts(ctx, postgres.Fact{Kind: "contact.merged", Contact: m.loser, Data: fmt.Appendf(nil, `{"into": %d}`, m.winner)})
 }
 
 func keys[V any](m map[string]V) func(yield func(string) bool) {
