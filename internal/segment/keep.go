@@ -28,10 +28,10 @@ const (
 	lockClass = 0x6f6e6473
 	// chunkMost and chunkLeast bound how many contacts are looked at in one transaction of a rebuild; it begins with chunkFirst, and goes on with as many as take chunkTime: facts
 	// wait for so long.
-	chunkMost, chunkFirst, chunkLeast = 200_000, 10_000, 250
+	chunkMost, chunkFirst, chunkLeast = 100_000, 10_000, 250
 	chunkTime                         = 500 * time.Millisecond
-	// restShare is how long a rebuild rests after each chunk while mails go out, of the time that the chunk took.
-	restShare = 2.0 / 3
+	// restShare is how long a rebuild rests before each piece while mails go out, of the time that the piece before took; restMost is the longest: others wait for the lock meanwhile.
+	restShare, restMost = 0.5, chunkTime
 	// statementTime and turnTime bound a transaction: one that has written holds back, on the whole server, whoever reads facts.
 	statementTime = 2 * time.Second
 	turnTime      = 4 * time.Second
@@ -126,28 +126,16 @@ func (k *keeper) leave(tenant string, all bool) (again bool) {
 func (k *keeper) workOff(ctx context.Context, tenant string) (all bool, err error) {
 	began := time.Now()
 	until := began.Add(workTime)
-	size := chunkFirst
+	p := &pieces{size: chunkFirst}
 	failed := map[string]bool{}
-	var heldSince, rests time.Time
+	var heldSince time.Time
 	for {
 		more, err := k.facts(ctx, tenant, failed)
 		if err == nil && !more {
-			if left := time.Until(rests); left > 0 {
-				if k.over(ctx, until) || !k.pause(ctx, min(left, heldPause)) {
-					return false, nil
-				}
-				continue
-			}
-			began := time.Now()
-			more, err = k.rebuild(ctx, tenant, size, failed)
-			took := time.Since(began)
-			size = resized(size, took)
+			more, err = k.rebuild(ctx, tenant, p, failed)
 			var u *unfit
 			if errors.As(err, &u) { // a smaller chunk may do
-				size, more, err = max(size/4, chunkLeast), true, nil
-			}
-			if err == nil && more {
-				rests, err = k.rest(ctx, tenant, took)
+				p.size, more, err = max(p.size/4, chunkLeast), true, nil
 			}
 		}
 		switch {
@@ -165,16 +153,10 @@ func (k *keeper) workOff(ctx context.Context, tenant string) (all bool, err erro
 		if k.over(ctx, until) {
 			return false, nil
 		}
-		if !more && (time.Since(heldSince) > heldTime || !k.pause(ctx, heldPause)) {
+		if !more && (time.Since(heldSince) > heldTime || !k.pause(ctx)) {
 			return true, nil // whoever asks when there will be work sees them
 		}
 	}
-}
-
-// resized is how many contacts the next chunk is of, when one of size took so long.
-func resized(size int, took time.Duration) int {
-	fit := int(float64(size) * float64(chunkTime) / float64(max(took, time.Millisecond)))
-	return min(max(min(fit, 2*size), size/4, chunkLeast), chunkMost)
 }
 
 func (k *keeper) over(ctx context.Context, until time.Time) bool {
@@ -188,24 +170,9 @@ func (k *keeper) over(ctx context.Context, until time.Time) bool {
 	}
 }
 
-// rest is until when what no fact tells of is left alone, after a piece of it that took so long: while mails go out, it leaves them a share of the server. What facts tell of goes on.
-func (k *keeper) rest(ctx context.Context, tenant string, took time.Duration) (until time.Time, err error) {
-	err = k.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		var sends bool
-		if err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM batch WHERE state = 'open' AND lease_until > now())").Scan(&sends); err != nil {
-			return fmt.Errorf("look whether mails go out: %w", err)
-		}
-		if sends {
-			until = time.Now().Add(time.Duration(float64(took) * restShare))
-		}
-		return nil
-	})
-	return until, err
-}
-
-// pause waits; false when it is to end.
-func (k *keeper) pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
+// pause waits a moment; false when it is to end.
+func (k *keeper) pause(ctx context.Context) bool {
+	t := time.NewTimer(heldPause)
 	defer t.Stop()
 	select {
 	case <-k.stop:
