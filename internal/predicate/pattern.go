@@ -19,7 +19,7 @@ func postgresPattern(re2 string) (string, error) {
 		return "", fmt.Errorf("matches: %w", err)
 	}
 	if n := states(re); n > maxStates {
-		return "", fmt.Errorf("matches: the expression is too large: its repetitions make %d places of it, %d are allowed", n, maxStates)
+		return "", fmt.Errorf("matches: the expression is too large: its repetitions make %d places of it, %d are allowed: repeat less", n, maxStates)
 	}
 	var b strings.Builder
 	if err := writePattern(&b, re); err != nil {

@@ -249,7 +249,7 @@ func (c *checker) fits(p position, f *Field, op Op, v Value) {
 	switch f.Type {
 	case TypeNumber:
 		if v.Kind != NumberValue {
-			c.fail(p, "the field %q is a number: %q is none", f.Name, v.Text)
+			c.fail(p, "the field %q is a number: %q is none, write one such as 5 or 2.5", f.Name, v.Text)
 		}
 	case TypeBoolean:
 		if v.Kind != BoolValue {
@@ -511,6 +511,6 @@ func (c *checker) segmentCycle(name string, at position) {
 		return nil
 	}
 	if path := search(name); path != nil {
-		c.fail(at, "the segment is made of itself: %s", strings.Join(path, " → "))
+		c.fail(at, "the segment is made of itself: %s; take it out of one of them", strings.Join(path, " → "))
 	}
 }

@@ -70,7 +70,7 @@ func ParseOffset(s string) (Duration, error) {
 		}
 	}
 	if abs(d.Months) > maxYears*12 || abs(d.Days) > maxYears*366 || abs(d.Minutes) > maxYears*366*1440 {
-		return Duration{}, Problem{Msg: fmt.Sprintf("%q is longer than %d years", s, maxYears)}
+		return Duration{}, Problem{Msg: fmt.Sprintf("%q is longer than %d years: write %[2]dy at most", s, maxYears)}
 	}
 	return d, nil
 }
@@ -186,7 +186,7 @@ func durationRule() rule[Duration] {
 	return scalar("a duration such as 30m, 12h, 3d, 2w, 6mo or 1y", durationPattern, func(s string) (Duration, error) {
 		d, err := ParseDuration(s)
 		if err == nil && d.IsZero() {
-			return d, Problem{Msg: "the duration must be longer than " + s}
+			return d, Problem{Msg: "the duration must be longer than " + s + ", such as 1h or 1d"}
 		}
 		return d, err
 	})

@@ -133,7 +133,7 @@ func badCases() []badCase {
 		{"empty all", where("{all: []}"), []string{`5:16: the list must not be empty`}, false},
 		{"unknown field", where("{field: contry, in: [FR]}"), []string{`5:18: unknown field "contry", did you mean "country"?`}, true},
 		{"operator that does not fit", where("{field: country, gte: 5}"), []string{`5:27: gte does not fit the field "country", a country: use one of is, isNot, in, notIn, exists`}, true},
-		{"value that does not fit", where("{field: level, is: high}"), []string{`5:29: the field "level" is a number: "high" is none`}, true},
+		{"value that does not fit", where("{field: level, is: high}"), []string{`5:29: the field "level" is a number: "high" is none, write one such as 5 or 2.5`}, true},
 		{"option that is not there", where("{field: plan, in: [free, paidd]}"), []string{`5:35: unknown option "paidd", did you mean "paid"? of the field "plan"`}, true},
 		{"country that is none", where("{field: country, is: Norway}"), []string{`5:31: the field "country" is a country: "Norway" is no code such as NO or FR`}, true},
 		{"regular expression", where(`{field: email, matches: "a("}`), []string{"5:34: not a regular expression: missing closing ): `(?i:a()`"}, true},
@@ -148,9 +148,9 @@ func badCases() []badCase {
 		{"topic state", where("{topic: news, state: subscrbed}"), []string{`5:31: unknown value "subscrbed", did you mean "subscribed"?`}, false},
 		{"unknown topic", where("{reachable: nws}"), []string{`5:22: unknown topic "nws", did you mean "news"?`}, true},
 		{"sample", where("{sample: 0, seed: a}"), []string{`5:19: must be a number above 0, at most 100, not 0`}, false},
-		{"segment of itself", where("{any: [{tag: a}, {not: {segment: s}}]}"), []string{`5:3: the segment is made of itself: s → s`}, true},
+		{"segment of itself", where("{any: [{tag: a}, {not: {segment: s}}]}"), []string{`5:3: the segment is made of itself: s → s; take it out of one of them`}, true},
 		{"circle of segments", where("{segment: s2}") + "---\n" + head("Segment", "s2", "  where: {segment: s}\n"), []string{
-			`5:3: the segment is made of itself: s → s2 → s`, `11:3: the segment is made of itself: s2 → s → s2`,
+			`5:3: the segment is made of itself: s → s2 → s; take it out of one of them`, `11:3: the segment is made of itself: s2 → s → s2; take it out of one of them`,
 		}, true},
 		{"where and members", head("Segment", "s", "  where: {tag: a}\n  members: manual\n"), []string{`6:3: there is "where" already: only one of where, members may be given`}, false},
 
@@ -269,12 +269,12 @@ func badCases() []badCase {
 			`5:9: unknown time zone "Mars/Base": it must be one such as Europe/Paris`,
 			`6:13: unknown value "some", did you mean "none"?`,
 			`7:22: must be a whole number from 1 to 1000, not 0`,
-			`7:30: the duration must be longer than 0d`,
+			`7:30: the duration must be longer than 0d, such as 1h or 1d`,
 		}, false},
 		{"pace", head("Settings", "s", "  pace: {rate: fast, domains: {gmail.com: 0/s}}\n  duplicates: 0m\n"), []string{
 			`5:16: must be a rate such as 3/h, not "fast"`,
 			`5:43: must be a rate such as 3/h, not "0/s"`,
-			`6:15: the duration must be longer than 0m`,
+			`6:15: the duration must be longer than 0m, such as 1h or 1d`,
 		}, false},
 		{"connections", head("Settings", "s", "  pace: {domains: {gmail.com: {rate: 5, connections: 0}}}\n"), []string{
 			`5:38: must be a rate such as 3/h, not 5`,
