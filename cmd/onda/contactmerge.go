@@ -61,6 +61,16 @@ func (c contactMergeCmd) Run(ctx context.Context, s *session) error {
 		return nil
 	})
 	done := err == nil
+	for more := done; more; {
+		err := s.atContacts(ctx, func(ctx context.Context, tx *postgres.Tx) (err error) {
+			more, err = contact.Gather(ctx, tx, "campaign", []int64{m.Loser})
+			return err
+		})
+		if err != nil { // whoever reads of the merge goes on
+			s.warn([]string{"some of what happened to the loser becomes the winner's later: " + err.Error()})
+			break
+		}
+	}
 	if err != nil && !errors.Is(err, errRollBack) && !errors.Is(err, errUnconfirmed) {
 		return err
 	}

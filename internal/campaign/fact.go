@@ -40,7 +40,7 @@ func (d *documents) readFacts(ctx context.Context, tx *postgres.Tx) (more bool, 
 		return false, err
 	}
 	who := contactsIn(facts)
-	if err := contact.Gather(ctx, tx, drainer, who); err != nil {
+	if _, err := contact.Gather(ctx, tx, drainer, who); err != nil { // what there is more of, it tells of by a fact
 		return false, err
 	}
 	woken, err := touch(ctx, tx, who)

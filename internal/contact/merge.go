@@ -21,8 +21,11 @@ import (
 // MergeSchema is the tenant migration from which on contacts can be merged.
 const MergeSchema = 25
 
-// MergeMost is how many rows a contact may have that is merged: one transaction moves them.
+// MergeMost is how many rows a contact may have that is merged: a record holds their ids.
 const MergeMost = 100_000
+
+// mergeAtOnce is how many rows of a table are moved in one transaction, of those that there may be many of: Gather moves the others.
+const mergeAtOnce = 5000
 
 // Errors of Merge and Unmerge, beside ErrGone.
 var (
@@ -46,14 +49,18 @@ const (
 
 // owned are the rows that name a contact and become another's as they are, by table: SQL of their ids, of the contact $1, which is merged into $2. Those that others lock before
 // they lock contacts come first (early of them), and are locked in that order.
-var owned = []struct{ table, ids string }{
-	{"delivery", "SELECT id FROM delivery WHERE contact = $1 AND $2 <> 0"},
-	{"hit", "SELECT h.id FROM delivery m JOIN hit h ON h.delivery = m.id AND h.delivery > 0 WHERE m.contact IN ($1, $2) AND h.contact = $1"},
-	{"journey", "SELECT id FROM journey WHERE contact = $1 AND $2 <> 0"},
-	{"submission", "SELECT id FROM submission WHERE contact = $1 AND $2 <> 0"},
-	{"visitor", "SELECT id FROM visitor WHERE contact = $1 AND $2 <> 0"},
-	{"fact", "SELECT id FROM fact WHERE contact = $1 AND $2 <> 0"},
-	{"consent", "SELECT id FROM consent WHERE contact = $1 AND $2 <> 0"},
+// Of those that are many, some are moved at once.
+var owned = []struct {
+	table, ids string
+	many       bool
+}{
+	{"delivery", "SELECT id FROM delivery WHERE contact = $1 AND $2 <> 0", false},
+	{"hit", "SELECT h.id FROM delivery m JOIN hit h ON h.delivery = m.id AND h.delivery > 0 WHERE m.contact IN ($1, $2) AND h.contact = $1", true},
+	{"journey", "SELECT id FROM journey WHERE contact = $1 AND $2 <> 0", false},
+	{"submission", "SELECT id FROM submission WHERE contact = $1 AND $2 <> 0", false},
+	{"visitor", "SELECT id FROM visitor WHERE contact = $1 AND $2 <> 0", false},
+	{"fact", "SELECT id FROM fact WHERE contact = $1 AND $2 <> 0", true},
+	{"consent", "SELECT id FROM consent WHERE contact = $1 AND $2 <> 0", false},
 }
 
 const early = 3
@@ -124,7 +131,8 @@ type undo struct {
 	Winner self `json:"winner"`
 	After  self `json:"after"` // the winner then
 
-	Moved         map[string][]int64 `json:"moved"`
+	Moved         map[string][]int64 `json:"moved"`          // also by Gather since, or yet to be
+	Late          []string           `json:"late,omitempty"` // purposes that Gather found entries of the ledger of
 	Forwards      []int64            `json:"forwards,omitempty"`
 	Subscriptions json.RawMessage    `json:"subscriptions,omitempty"` // of both
 	Ledger        []int64            `json:"ledger,omitempty"`        // the winner's entries, before
@@ -161,6 +169,7 @@ type merger struct {
 	w             *writer
 	loser, winner int64
 	undo          undo
+	all           bool  // of those rows that are many too, as many as there are
 	ledger        int64 // the last entry of either, before
 	heir          int64 // of an Unmerge: another in the winner who complained
 }
@@ -168,7 +177,7 @@ type merger struct {
 // Merge makes the winner of what the loser was: its mails, consents, journeys, facts and all else become the winner's, and the loser a row that leads there, with a record by which
 // Unmerge gives it back. Fields of the winner count, those of the loser fill gaps, or the other way round with PreferLoser; tags and scores add up. Of consent and what they wish the
 // stricter counts: what either withdrew is withdrawn, and who complained or was stopped by hand stays so. The winner's address is kept. It writes the fact contact.merged, which names both,
-// and rings. To find out what it would do, do it and roll back.
+// and rings. To find out what it would do, do it and roll back. Of what happened, and of opens and clicks, it moves some thousands: Gather, which reads the fact, moves the others.
 func Merge(ctx context.Context, tx *postgres.Tx, drainer string, loser, winner int64, prefer Prefer, cause string) (Merged, error) {
 	m := &merger{tx: tx, w: &writer{drainer: drainer, cause: cause}, loser: loser, winner: winner}
 	m.undo = undo{Into: winner, By: cause}
@@ -274,12 +283,21 @@ func (m *merger) lock(ctx context.Context) error {
 func (m *merger) lockEarly(ctx context.Context) error {
 	b := &pgx.Batch{}
 	for _, o := range owned[:early] {
-		b.Queue("SELECT FROM "+o.table+" WHERE id = ANY ($1) ORDER BY id FOR UPDATE", m.undo.Moved[o.table])
+		b.Queue("SELECT FROM "+o.table+" WHERE id = ANY ($1) ORDER BY id FOR UPDATE", m.now(o.table, o.many))
 	}
 	if err := m.tx.SendBatch(ctx, b).Close(); err != nil {
 		return fmt.Errorf("lock what contact %d has: %w", m.loser, err)
 	}
 	return nil
+}
+
+// now are the rows of a table that this transaction moves.
+func (m *merger) now(table string, many bool) []int64 {
+	ids := m.undo.Moved[table]
+	if many && !m.all {
+		ids = ids[:min(len(ids), mergeAtOnce)]
+	}
+	return ids
 }
 
 // lockBoth is against those who find or make contacts by an address or external id that is about to lead elsewhere, and those who change either.
@@ -386,11 +404,11 @@ func (m *merger) journeys(ctx context.Context, out *Merged) error {
 	return nil
 }
 
-// move makes all rows that were found another's.
+// move makes rows that were found another's.
 func (m *merger) move(ctx context.Context, from, to int64) error {
 	b := &pgx.Batch{}
 	for _, o := range owned {
-		if ids := m.undo.Moved[o.table]; len(ids) > 0 {
+		if ids := m.now(o.table, o.many); len(ids) > 0 {
 			b.Queue("UPDATE "+o.table+" SET contact = $3 WHERE id = ANY ($1) AND contact = $2", ids, from, to)
 		}
 	}

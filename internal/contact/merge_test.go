@@ -488,7 +488,8 @@ func TestStragglersAreGathered(t *testing.T) {
 	merge(t, db, loser, winner)
 	gather := func() {
 		do(t, db, func(ctx context.Context, tx *postgres.Tx) error {
-			return Gather(ctx, tx, "campaign", []int64{loser, winner})
+			_, err := Gather(ctx, tx, "campaign", []int64{loser, winner})
+			return err
 		})
 	}
 	facts := func() int {
@@ -521,6 +522,93 @@ func TestStragglersAreGathered(t *testing.T) {
 	gather()
 	if n := facts(); n != 2 {
 		t.Errorf("%d facts tell of the merge, though there was nothing more", n)
+	}
+}
+
+// What came of a loser after its merge, and was gathered, is its own again when that is undone, also from beyond a further merge.
+func TestWhatWasGatheredIsGivenBack(t *testing.T) {
+	t.Parallel()
+	for _, chain := range []bool{false, true} {
+		db := pgtest.New(t).DB(t)
+		ids := []int64{populate(t, db, pgtest.Acme, "loser"), populate(t, db, pgtest.Acme, "middle"), populate(t, db, pgtest.Acme, "winner")}
+		pgtest.Exec(t, db, pgtest.Acme, "DELETE FROM suppression")
+		loser := ids[0]
+		merge(t, db, loser, ids[1])
+		if chain {
+			merge(t, db, ids[1], ids[2])
+		}
+		pgtest.Exec(t, db, pgtest.Acme, `WITH f AS (INSERT INTO fact (kind, name, contact) VALUES ('event.tracked', 'late', $1)),
+			c AS (INSERT INTO consent (contact, purpose, state, basis) VALUES ($1, 'offers', 'granted', 'form') RETURNING id, contact),
+			s AS (INSERT INTO subscription (contact, purpose, state, consent, at) SELECT contact, 'offers', 'granted', id, onda.now() FROM c)
+			INSERT INTO visitor (key, contact) VALUES ('late', $1)`, loser)
+		for range 2 { // the second time there is nothing more
+			do(t, db, func(ctx context.Context, tx *postgres.Tx) error {
+				_, err := Gather(ctx, tx, "campaign", ids)
+				return err
+			})
+		}
+		late := func() string {
+			return pgtest.One[string](t, db, pgtest.Acme, `SELECT concat_ws(' ', (SELECT contact FROM fact WHERE name = 'late'), (SELECT contact FROM visitor WHERE key = 'late'),
+				(SELECT contact FROM consent WHERE purpose = 'offers' AND basis = 'form'), (SELECT contact || ' ' || state FROM subscription WHERE purpose = 'offers'))`)
+		}
+		person := ids[1]
+		if chain {
+			person = ids[2]
+		}
+		if got, want := late(), fmt.Sprintf("%d %[1]d %[1]d %[1]d granted", person); got != want {
+			t.Errorf("gathered: %s, want %s", got, want)
+		}
+		if chain {
+			unmerge(t, db, ids[1])
+			if got, want := late(), fmt.Sprintf("%d %[1]d %[1]d %[1]d granted", ids[1]); got != want {
+				t.Errorf("half undone: %s, want %s", got, want)
+			}
+		}
+		unmerge(t, db, loser)
+		if got, want := late(), fmt.Sprintf("%d %[1]d %[1]d %[1]d granted", loser); got != want {
+			t.Errorf("undone: %s, want %s", got, want)
+		}
+	}
+}
+
+// What is too much for one transaction becomes the winner's in steps, and may be given back between them.
+func TestManyFactsAreMergedInSteps(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	loser, winner := populate(t, db, pgtest.Acme, "loser"), populate(t, db, pgtest.Acme, "winner")
+	pgtest.Exec(t, db, pgtest.Acme, "DELETE FROM suppression")
+	pgtest.Exec(t, db, pgtest.Acme, "INSERT INTO fact (kind, name, contact) SELECT 'event.tracked', 'many', $1 FROM generate_series(1, $2)", loser, 2*mergeAtOnce)
+	pgtest.Exec(t, db, pgtest.Acme, "INSERT INTO hit (kind, delivery, contact, link, agent) SELECT h.kind, h.delivery, h.contact, h.link, 'many' FROM hit h, generate_series(1, $2) WHERE h.contact = $1", loser, mergeAtOnce)
+	left := func() string {
+		return pgtest.One[string](t, db, pgtest.Acme, "SELECT concat_ws(' ', (SELECT count(*) FROM fact WHERE contact = $1 AND kind <> 'contact.unmerged'), (SELECT count(*) FROM hit WHERE contact = $1))", loser)
+	}
+	before, had := dump(t, db, pgtest.Acme), left()
+	for steps := range 4 {
+		if out := merge(t, db, loser, winner); out.Rows["fact"] != 2*mergeAtOnce+1 || out.Rows["hit"] != mergeAtOnce+1 {
+			t.Errorf("the merge tells of %v", out.Rows)
+		}
+		if got, want := left(), fmt.Sprintf("%d 1", mergeAtOnce+1); got != want {
+			t.Errorf("%s are left to be moved, want %s", got, want)
+		}
+		for step := range steps {
+			do(t, db, func(ctx context.Context, tx *postgres.Tx) error {
+				more, err := Gather(ctx, tx, "campaign", []int64{loser})
+				if more != (step == 0) {
+					t.Errorf("after step %d there is more: %v", step, more)
+				}
+				return err
+			})
+		}
+		if got := left(); steps > 1 && got != "0 0" {
+			t.Errorf("%s are left", got)
+		}
+		unmerge(t, db, loser)
+		if got := left(); got != had {
+			t.Errorf("undone after %d steps it has %s, want %s", steps, got, had)
+		}
+		if diff := cmp.Diff(before, dump(t, db, pgtest.Acme)); diff != "" {
+			t.Errorf("undone after %d steps, it is not as it was: %s", steps, diff)
+		}
 	}
 }
 

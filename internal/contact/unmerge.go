@@ -26,7 +26,7 @@ type Unmerged struct {
 // Unmerge undoes a merge: the loser has again what it had, by the record of that; what came since stays with the winner. It is refused when the winner was erased, or merged into another
 // since. It writes the fact contact.unmerged, which names both, and rings.
 func Unmerge(ctx context.Context, tx *postgres.Tx, drainer string, loser int64, cause string) (Unmerged, error) {
-	m := &merger{tx: tx, w: &writer{drainer: drainer, cause: cause}, loser: loser}
+	m := &merger{tx: tx, w: &writer{drainer: drainer, cause: cause}, loser: loser, all: true}
 	out := Unmerged{Loser: loser, Rows: map[string]int{}}
 	if tx.Tenant.Schema < MergeSchema {
 		return out, fmt.Errorf("to undo a merge, tenant %s needs schema %d: %w", tx.Tenant.Name, MergeSchema, postgres.ErrSchemaTooOld)
@@ -35,6 +35,10 @@ func Unmerge(ctx context.Context, tx *postgres.Tx, drainer string, loser int64, 
 		return out, err
 	}
 	if err := m.lockEarly(ctx); err != nil {
+		return out, err
+	}
+	// Before others are kept from making contacts; what is gathered meanwhile comes after that.
+	if err := m.move(ctx, m.winner, loser); err != nil {
 		return out, err
 	}
 	if err := m.lockBoth(ctx); err != nil {
@@ -192,12 +196,13 @@ func (m *merger) release(ctx context.Context) error {
 			return fmt.Errorf("look who else is stopped: %w", err)
 		}
 		if heir != 0 {
-			err = m.bequeath(ctx, heir, func(u *undo) {
+			err = m.bequeath(ctx, heir, func(u *undo) bool {
 				same := func(o stopped) bool { return bytes.Equal(o.Hash, s.Hash) && o.Reason == s.Reason }
 				if u.At.Before(m.undo.At) && slices.ContainsFunc(u.Suppressions, same) {
-					return // it was first, and knows what there was before
+					return false // it was first, and knows what there was before
 				}
 				u.Suppressions = append(slices.DeleteFunc(u.Suppressions, same), s)
+				return true
 			})
 			if err != nil {
 				return err
@@ -232,10 +237,12 @@ func (m *merger) rewrite(ctx context.Context) error {
 		return fmt.Errorf("look who else was merged into contact %d: %w", m.winner, err)
 	}
 	for _, other := range others {
-		err := m.bequeath(ctx, other, func(u *undo) {
-			if u.Into == m.winner && u.At.After(m.undo.At) {
+		err := m.bequeath(ctx, other, func(u *undo) bool {
+			later := u.Into == m.winner && u.At.After(m.undo.At)
+			if later {
 				u.Winner, u.After = *m.split(u.Winner), *m.split(u.After)
 			}
+			return later
 		})
 		if err != nil {
 			return err
@@ -244,8 +251,8 @@ func (m *merger) rewrite(ctx context.Context) error {
 	return nil
 }
 
-// bequeath changes the record of another merge into the same winner.
-func (m *merger) bequeath(ctx context.Context, heir int64, f func(*undo)) error {
+// bequeath changes the record of another merge, where f does.
+func (m *merger) bequeath(ctx context.Context, heir int64, f func(*undo) bool) error {
 	var s self
 	_, _, record, err := readSelf(ctx, m.tx, heir, &s)
 	if err != nil || record == nil {
@@ -255,7 +262,9 @@ func (m *merger) bequeath(ctx context.Context, heir int64, f func(*undo)) error 
 	if err := json.Unmarshal(record, &u); err != nil {
 		return fmt.Errorf("read the record of a merge: %w", err)
 	}
-	f(&u)
+	if !f(&u) {
+		return nil
+	}
 	if record, err = json.Marshal(u); err != nil {
 		return fmt.Errorf("encode the record of a merge: %w", err)
 	}
@@ -290,11 +299,15 @@ func (m *merger) disagree(ctx context.Context) error {
 	if _, err := silent.project(ctx, since); err != nil {
 		return err
 	}
+	silent.winner = m.loser // what it said by itself since the merge is its own
+	if _, err := silent.project(ctx, m.undo.Late); err != nil {
+		return err
+	}
 	again, err := m.written(ctx) // by the complaint of another that is in the winner still
 	if err != nil || len(again) == 0 || m.heir == 0 {
 		return err
 	}
-	return m.bequeath(ctx, m.heir, func(u *undo) { u.Consents = append(u.Consents, again...) })
+	return m.bequeath(ctx, m.heir, func(u *undo) bool { u.Consents = append(u.Consents, again...); return true })
 }
 
 // since are the purposes of which the winner's ledger tells something else than before the merge: by what came since, or by another merge or the undoing of one.
