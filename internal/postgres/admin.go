@@ -67,7 +67,7 @@ func (a *Admin) asLogin(ctx context.Context, f func(tx pgx.Tx) error) error {
 		case pe.Code == "42501":
 			return fmt.Errorf("the login %s may not: %w; it needs CREATEROLE, CREATE on the database, and where another login made Onda's roles, those of "+
 				"onda_owner, onda_tenant, onda_pool, onda_schedule and the tenants granted WITH ADMIN OPTION", a.conn.Config().User, err)
-		case pe.Code != "55P03":
+		case pe.Code != "55P03" && pe.Code != "40P01": // of two that wait for each other one is told so
 			return err
 		}
 	}

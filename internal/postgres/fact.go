@@ -51,16 +51,17 @@ func Readers(kind string) []string {
 // toldLate are the kinds of facts that have their time from programs and browsers, so that it may be older than the fact.
 func toldLate() []string { return []string{"event.tracked", "page.viewed", "contact.identified"} }
 
-// TakenSchema is the tenant migration from which on facts of opens and clicks say themselves whether they were taken back.
-const TakenSchema = 19
+// TakenSchema is the tenant migration from which on all facts of opens and clicks say themselves whether they were taken back, and the database marks them when a hit is corrected.
+const TakenSchema = 28
 
 // StillHuman is the condition that a fact f of an open or a click stands: its hit was not found to be a machine's since (hit.reclassified). The fact bears that itself, since it is kept for
-// longer than its hit. On a schema before TakenSchema the hit is asked, and one that is forgotten stays as it was told.
+// longer than its hit. On a schema before TakenSchema the hit is asked as well, since it may have been corrected by who did not mark the fact.
 func StillHuman(schema int) string {
+	const fact = "(f.data ? 'taken') IS NOT TRUE" // which Postgres expects of nearly all
 	if schema < TakenSchema {
-		return "NOT EXISTS (SELECT FROM hit h WHERE h.id = (f.data->>'hit')::bigint AND h.verdict = 'machine')"
+		return fact + " AND NOT EXISTS (SELECT FROM hit h WHERE h.id = (f.data->>'hit')::bigint AND h.verdict = 'machine')"
 	}
-	return "(f.data ? 'taken') IS NOT TRUE" // which Postgres expects of nearly all
+	return fact
 }
 
 // copied is from how many facts on COPY takes less than one statement.

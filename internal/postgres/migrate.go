@@ -17,13 +17,20 @@ var migrations embed.FS
 // prepareLock lets one first migration of a database run at a time.
 const prepareLock = 0x6f6e6462
 
-// files reads the migrations of a directory in order: their number is their place, from 1.
-func files(dir string) ([]string, error) {
+// migration is one step to a newer schema.
+type migration struct {
+	sql string
+	// chunks says that it is one statement, to be run in one transaction after the other until it changes nothing: what takes long. It says itself how far it is.
+	chunks bool
+}
+
+// files reads the migrations of a directory in order: their number is their place, from 1. Those with chunks have a name that ends in .chunks.sql.
+func files(dir string) ([]migration, error) {
 	names, err := fs.Glob(migrations, "migrations/"+dir+"/*.sql")
 	if err != nil {
 		return nil, err
 	}
-	out := make([]string, len(names))
+	out := make([]migration, len(names))
 	for i, n := range names { // Glob answers in lexical order
 		if want := fmt.Sprintf("/%04d_", i+1); !strings.Contains(n, want) {
 			return nil, fmt.Errorf("migration %s: expected number %d", n, i+1)
@@ -32,7 +39,7 @@ func files(dir string) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		out[i] = string(b)
+		out[i] = migration{string(b), strings.HasSuffix(n, ".chunks.sql")}
 	}
 	return out, nil
 }
@@ -58,7 +65,7 @@ func (a *Admin) Migrate(ctx context.Context) (Migrated, error) {
 	if err := a.prepare(ctx); err != nil {
 		return done, fmt.Errorf("migrate: %w", err)
 	}
-	for v, sql := range steps {
+	for v, step := range steps {
 		applied := false
 		err := a.inTx(ctx, func(tx pgx.Tx) error {
 			if _, err := tx.Exec(ctx, "LOCK TABLE onda.migration IN EXCLUSIVE MODE"); err != nil { // one at a time
@@ -69,7 +76,7 @@ func (a *Admin) Migrate(ctx context.Context) (Migrated, error) {
 				return err
 			}
 			applied = true
-			if _, err := tx.Exec(ctx, sql); err != nil {
+			if _, err := tx.Exec(ctx, step.sql); err != nil {
 				return err
 			}
 			_, err := tx.Exec(ctx, "INSERT INTO onda.migration (version) VALUES ($1)", v+1)
@@ -141,18 +148,22 @@ func (a *Admin) migrateTenant(ctx context.Context, name string) (n int, err erro
 	if err != nil {
 		return 0, err
 	}
-	for v := range steps {
+	for v, step := range steps {
 		applied := false
-		err := a.inTx(ctx, func(tx pgx.Tx) error {
-			var have int
-			if err := tx.QueryRow(ctx, "SELECT schema FROM onda.tenant WHERE name = $1 FOR UPDATE", name).Scan(&have); err != nil || have != v {
+		for more := true; more; {
+			err := a.inTx(ctx, func(tx pgx.Tx) error {
+				more = false
+				var have int
+				if err := tx.QueryRow(ctx, "SELECT schema FROM onda.tenant WHERE name = $1 FOR UPDATE", name).Scan(&have); err != nil || have != v {
+					return err
+				}
+				applied = true
+				more, err = stepTenant(ctx, tx, name, v+1, step)
 				return err
+			})
+			if err != nil {
+				return n, fmt.Errorf("migrate tenant %s to %d: %w", name, v+1, err)
 			}
-			applied = true
-			return stepTenant(ctx, tx, name, v+1, steps[v])
-		})
-		if err != nil {
-			return n, fmt.Errorf("migrate tenant %s to %d: %w", name, v+1, err)
 		}
 		if applied {
 			n++
@@ -161,19 +172,23 @@ func (a *Admin) migrateTenant(ctx context.Context, name string) (n int, err erro
 	return n, nil
 }
 
-// stepTenant runs one migration in the tenant's schema. What it makes is onda_owner's, who lets the tenant's role use it by default.
-func stepTenant(ctx context.Context, tx pgx.Tx, name string, version int, sql string) error {
+// stepTenant runs one migration in the tenant's schema, or a chunk of it: more says that it is not through. What it makes is onda_owner's, who lets the tenant's role use it by default.
+func stepTenant(ctx context.Context, tx pgx.Tx, name string, version int, m migration) (more bool, err error) {
 	if err := inSchema(ctx, tx, name); err != nil {
-		return err
+		return false, err
 	}
-	if _, err := tx.Exec(ctx, sql); err != nil {
-		return err
+	tag, err := tx.Exec(ctx, m.sql)
+	if err != nil {
+		return false, err
 	}
 	if _, err := tx.Exec(ctx, "SET LOCAL search_path = pg_catalog, pg_temp"); err != nil {
-		return err
+		return false, err
 	}
-	_, err := tx.Exec(ctx, "UPDATE onda.tenant SET schema = $2 WHERE name = $1", name, version)
-	return err
+	if m.chunks && tag.RowsAffected() > 0 {
+		return true, nil
+	}
+	_, err = tx.Exec(ctx, "UPDATE onda.tenant SET schema = $2 WHERE name = $1", name, version)
+	return false, err
 }
 
 // Migrations are the SQL files of all migrations: roles.sql, shared/ and tenant/.

@@ -5,8 +5,8 @@
 // keeps tenants apart; what a transaction writes, the facts of it, the events it rings and the wake-ups it sets commit
 // together; no session state outlives a transaction, so that it works behind a pooler in transaction mode.
 //
-// A migration is over at once, however large the tenant: it makes no index on a table that grows (that is for tableIndexes), and changes or checks not all rows of one, since who writes
-// would wait for it, and with its transaction the readers of facts of all tenants on the server.
+// A migration is over at once, however large the tenant: it makes no index on a table that grows (that is for tableIndexes), and changes or checks not all rows of one (but in
+// chunks: see migration), since who writes would wait for it, and with its transaction the readers of facts of all tenants on the server.
 package postgres
 
 import (

@@ -222,7 +222,7 @@ func TestTwoMigrateAtOnce(t *testing.T) {
 // No migration makes an index on a table that grows, or reads or writes all its rows: whoever writes would wait for it, and in its transaction the readers of facts of all tenants.
 func TestMigrationsAreShort(t *testing.T) {
 	t.Parallel()
-	const from = "0020" // those before it met no tenant that was large
+	const from = "0017" // those before it met no tenant that was large
 	small := []string{"segment", "cursor", "entity", "document", "run", "key", "domain"}
 	names, err := fs.Glob(postgres.Migrations(), "tenant/*.sql")
 	if err != nil {
@@ -238,6 +238,12 @@ func TestMigrationsAreShort(t *testing.T) {
 			t.Fatal(err)
 		}
 		looked++
+		if strings.HasSuffix(name, ".chunks.sql") {
+			if !strings.Contains(string(sql), "LIMIT") {
+				t.Errorf("%s: its chunks have no limit", name)
+			}
+			continue
+		}
 		for _, bad := range long(string(sql), small) {
 			t.Errorf("%s: %s: see tableIndexes in tableindex.go, and the package's documentation", name, bad)
 		}

@@ -132,8 +132,8 @@ func (a *Admin) CreateTenant(ctx context.Context, name string) (made bool, err e
 		if err := ensureRole(ctx, tx, name, made); err != nil || !made {
 			return err
 		}
-		for v, sql := range steps {
-			if err := stepTenant(ctx, tx, name, v+1, sql); err != nil {
+		for v, step := range steps { // in chunks there is nothing to do
+			if _, err := stepTenant(ctx, tx, name, v+1, step); err != nil {
 				return err
 			}
 		}

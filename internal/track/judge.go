@@ -380,7 +380,8 @@ func factOf(kind string) string {
 	return map[string]string{kindOpen: "email.opened", kindClick: "email.clicked"}[kind]
 }
 
-// mark has the facts of corrected hits say whether they are taken back: who reads them later may find the hits forgotten. It gives those hits that were told as people's before.
+// mark gives those corrected hits that were told as people's before. Their facts say whether they are taken back, since who reads them later may find the hits forgotten: the database writes
+// that when a hit is corrected, and on a schema before that this does.
 func mark(ctx context.Context, tx *postgres.Tx, corrected []stored) (told map[int64]bool, err error) {
 	var ids, contacts []int64
 	var kinds []string
@@ -394,9 +395,15 @@ func mark(ctx context.Context, tx *postgres.Tx, corrected []stored) (told map[in
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	rows, err := tx.Query(ctx, `UPDATE fact f SET data = CASE WHEN u.machine THEN f.data || '{"taken": true}' ELSE f.data - 'taken' END
-		FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::timestamptz[], $5::boolean[]) u(hit, contact, kind, at, machine)
-		WHERE f.contact = u.contact AND f.kind = u.kind AND f.at = u.at AND (f.data->>'hit')::bigint = u.hit RETURNING u.hit, true`, ids, contacts, kinds, ats, machines)
+	const (
+		of    = " FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::timestamptz[], $5::boolean[]) u(hit, contact, kind, at, machine)"
+		where = " WHERE f.contact = u.contact AND f.kind = u.kind AND f.at = u.at AND (f.data->>'hit')::bigint = u.hit"
+	)
+	sql := "SELECT u.hit, true" + of + " JOIN fact f ON true" + where
+	if tx.Tenant.Schema < postgres.TakenSchema {
+		sql = `UPDATE fact f SET data = CASE WHEN u.machine THEN f.data || '{"taken": true}' ELSE f.data - 'taken' END` + of + where + " RETURNING u.hit, true"
+	}
+	rows, err := tx.Query(ctx, sql, ids, contacts, kinds, ats, machines)
 	if err != nil {
 		return nil, fmt.Errorf("mark what was told of hits: %w", err)
 	}
