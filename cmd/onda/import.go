@@ -25,7 +25,7 @@ type importCmd struct {
 	Policy  string   `help:"Of contacts that are there and of those that are not: upsert changes the ones and makes the others; create makes, and rejects rows of those that are there; update changes, and rejects rows of nobody; skip makes, and passes over those that are there." enum:"upsert,create,update,skip" default:"upsert" placeholder:"upsert"`
 	Consent []string `help:"A topic, or tracking.email, that all of them agreed to. May be repeated." placeholder:"PURPOSE"`
 	Basis   string   `help:"On which ground their consent is held: kept in the consent ledger beside the proof." placeholder:"TEXT"`
-	Proof   string   `help:"How they agreed: kept in the consent ledger. Needed with --consent." placeholder:"TEXT"`
+	Proof   string   `help:"How they agreed: kept in the consent ledger. Needed with --consent; with it, what is granted in columns such as consent.newsletter is imported too." placeholder:"TEXT"`
 	Tag     []string `help:"A tag for all of them. May be repeated."`
 
 	Map           []string `help:"Which field a column is, or email, external_id or tags; COLUMN= leaves it out. May be repeated." sep:"none" placeholder:"COLUMN=FIELD"`
@@ -42,7 +42,8 @@ type importCmd struct {
 
 // Help is shown by --help.
 func (importCmd) Help() string {
-	return "Columns are the names of fields, and email, external_id and tags. How the file is written (encoding, separator, dates, decimals) is found out and shown; what can be read in two ways is " +
+	return "Columns are the names of fields, and email, external_id and tags. What onda export contacts wrote can be imported as it is: of it score, stage and created are left out, and consent " +
+		"where no --proof is given. How the file is written (encoding, separator, dates, decimals) is found out and shown; what can be read in two ways is " +
 		"refused. To import a file again changes nothing; an import that was interrupted goes on where it was. " +
 		"Rows that cannot be imported are written, with the reason, to a file that can be corrected and imported again. Of two rows of one contact the second is rejected; " +
 		"more than some 500,000 rows apart, it changes the contact.\n\nExample:\n  onda --tenant acme import people.csv --dry-run\n  onda --tenant acme import people.csv --map E-Mail=email --ignore-unknown\n" +
@@ -58,7 +59,7 @@ func (c importCmd) options() (opts csvimport.Options, err error) {
 	if len(c.Consent) > 0 && strings.TrimSpace(c.Proof) == "" {
 		return opts, usageError{"--consent needs --proof: say how they agreed"}
 	}
-	if len(c.Consent) == 0 && (c.Proof != "" || c.Basis != "") {
+	if c.Proof == "" && c.Basis != "" {
 		return opts, usageError{"--proof and --basis are of --consent: say what they agreed to"}
 	}
 	for _, m := range c.Map {
@@ -158,6 +159,9 @@ func (c importCmd) tell(s *session, name string, res csvimport.Result, rejects *
 		skipped = fmt.Sprintf("%d skipped, ", res.Skipped)
 	}
 	s.print("%s: %s%d new, %d updated, %d unchanged, %s%d rejected (%.1f s)", count(res.Rows, "row"), would, res.Made, res.Updated, res.Unchanged, skipped, res.Rejected, res.Took.Seconds())
+	for _, l := range res.LeftOut {
+		s.print("column %s is left out: %s", l.Column, l.Why)
+	}
 	for _, r := range res.Samples {
 		s.print("  row %d would be %s: %s %s", r.Row, r.Becomes, r.Contact, r.Fields)
 	}

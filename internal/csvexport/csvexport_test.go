@@ -244,6 +244,52 @@ func TestAnImportReadsItAsItWas(t *testing.T) {
 	})
 }
 
+// All that is exported can be imported as it is by another tenant, which then has the same, but for what Onda sets.
+func TestAnImportOfAllColumns(t *testing.T) {
+	t.Parallel()
+	_, db := newDB(t)
+	pgtest.Exec(t, db, pgtest.Acme, `INSERT INTO contact (email, external_id, fields, tags, scores, stage, typed) VALUES
+		('ada@example.com', '=1+1', '{"forename": "Ada; \n=A", "level": -5, "likes": ["=ski", "sail"], "phone": "+4721000000", "vip": true}', '{-x,reader}', '{"score": -3, "fit": 7}', 'hot', 'Ada@Example.com'),
+		('bob@xn--bcher-kva.example', NULL, '{}', '{}', '{}', NULL, 'bob@bücher.example'), (NULL, '7', '{"level": 1.5}', '{}', '{}', NULL, NULL)`)
+	pgtest.Exec(t, db, pgtest.Acme, "INSERT INTO subscription (contact, purpose, state, consent, at) VALUES (1, 'newsletter', 'granted', 1, now()), (1, 'tracking.web', 'withdrawn', 2, now()), (2, 'newsletter', 'pending', 3, now()), (3, 'tracking.email', 'granted', 4, now())")
+	out := export(t, db, csvexport.Options{})
+	left := func(withProof bool) (of []csvimport.LeftOut) {
+		for _, name := range []string{"score", "score.fit", "stage", "consent.newsletter", "consent.tracking.email", "consent.tracking.web", "created"} {
+			switch why := "Onda sets it"; {
+			case !strings.HasPrefix(name, "consent."):
+				of = append(of, csvimport.LeftOut{Column: name, Why: why})
+			case !withProof:
+				of = append(of, csvimport.LeftOut{Column: name, Why: "--proof imports what is granted: say how they agreed"})
+			}
+		}
+		return of
+	}
+	for _, c := range []struct {
+		proof string
+		want  csvimport.Result
+	}{
+		{"", csvimport.Result{Rows: 3, Made: 3, LeftOut: left(false)}},
+		{"moved from acme", csvimport.Result{Rows: 3, Unchanged: 3, Granted: 2, LeftOut: left(true)}},
+		{"moved from acme", csvimport.Result{Rows: 3, Unchanged: 3, LeftOut: left(true)}},
+	} {
+		res, err := csvimport.Import(t.Context(), db, pgtest.Brava, strings.NewReader(out), csvimport.Options{Proof: c.proof})
+		if res.Took, res.ReadAs = 0, (csvimport.Dialect{}); err != nil || !cmp.Equal(c.want, res) {
+			t.Errorf("%v, %s", err, cmp.Diff(c.want, res))
+		}
+	}
+	for _, all := range []string{
+		"SELECT concat_ws(' ', email, external_id, fields, tags, typed) FROM contact ORDER BY email, external_id",
+		"SELECT concat_ws(' ', c.email, c.external_id, s.purpose) FROM subscription s JOIN contact c ON c.id = s.contact WHERE s.state = 'granted' ORDER BY 1",
+	} {
+		if d := cmp.Diff(pgtest.All[string](t, db, pgtest.Acme, all), pgtest.All[string](t, db, pgtest.Brava, all)); d != "" {
+			t.Error(d)
+		}
+	}
+	if got := pgtest.All[string](t, db, pgtest.Brava, "SELECT DISTINCT basis || (proof->>'text') FROM consent"); !cmp.Equal(got, []string{"importmoved from acme"}) {
+		t.Errorf("the ledger says %v", got)
+	}
+}
+
 func FuzzCell(f *testing.F) {
 	for _, s := range []string{"", "=1", "'-", "a\"b\r\n", " x", "a;'=1", "\t\t", "'\r'\n'-"} {
 		f.Add(s)

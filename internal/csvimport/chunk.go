@@ -21,6 +21,7 @@ type column struct {
 	name   string      // of the field, or email, external_id, tags, error
 	field  *spec.Field // nil for those
 	skip   bool
+	topic  string // or a purpose of tracking, which its cells tell the consent to
 
 	order   order // of its dates
 	given   bool  // the order was
@@ -33,7 +34,8 @@ type column struct {
 // chunk is as many rows of a file as are stored in one transaction.
 type chunk struct {
 	rows    []contact.Row
-	source  []source // of each of them
+	source  []source   // of each of them
+	agreed  [][]string // what each of them agreed to by itself; nil where the file does not tell
 	rejects []reject
 	text    strings.Builder // what the rows' texts are parts of
 	records int             // rows of the file, those that are rejected too
@@ -63,6 +65,8 @@ type parser struct {
 	tags    []string // of all
 	seen    *seen
 	counted *countingReader
+	topics  bool // some columns tell of consent
+	decoded bool // the file is in another encoding than UTF-8
 	texts   bool // rows that are stored may be rejected yet, and so are kept as they stand in the file
 	json    []byte
 }
@@ -83,6 +87,9 @@ func (c *countingReader) Read(p []byte) (int, error) {
 // next makes a chunk of so many rows, less at the end.
 func (p *parser) next(rows, textBytes int) *chunk {
 	c := &chunk{rows: make([]contact.Row, 0, rows), source: make([]source, 0, rows)}
+	if p.topics {
+		c.agreed = make([][]string, 0, rows)
+	}
 	c.text.Grow(textBytes)
 	for c.records < rows {
 		rec, err := p.reader.next()
@@ -101,6 +108,9 @@ func (p *parser) next(rows, textBytes int) *chunk {
 			from.text = keep(&c.text, rec.text)
 		}
 		c.rows, c.source = append(c.rows, row), append(c.source, from)
+		if p.topics {
+			c.agreed = append(c.agreed, p.agreed(rec))
+		}
 	}
 	c.read = p.counted.n
 	return c
@@ -134,6 +144,9 @@ func (p *parser) row(rec record, text *strings.Builder) (row contact.Row, proble
 		if !valid && !utf8.Valid(cell) {
 			return row, fmt.Sprintf("column %s is not in UTF-8: this row was read as Windows-1252 (Latin-1), check the letters with accents; if all of the file is, import it with --encoding windows-1252", c.header)
 		}
+		if p.decoded && bytes.Contains(cell, []byte(string(utf8.RuneError))) {
+			return row, fmt.Sprintf("column %s has bytes that are no letters in %s: correct it, or say with --encoding what the file is written in", c.header, p.reader.dialect.Encoding)
+		}
 		cell = bytes.TrimSpace(csvexport.Unguard(cell))
 		if len(cell) == 0 {
 			continue
@@ -144,6 +157,14 @@ func (p *parser) row(rec record, text *strings.Builder) (row contact.Row, proble
 	}
 	if row.Email == "" && row.ExternalID == "" {
 		return row, "neither an email nor an external_id is there: give one of them"
+	}
+	if row.Typed != "" {
+		if typed, err := contact.Normalise(row.Typed); err != nil || typed != row.Email {
+			return row, fmt.Sprintf("column %s is another address than email: correct it, or leave it empty", typedColumn)
+		}
+		if row.Typed == row.Email {
+			row.Typed = ""
+		}
 	}
 	var address, id uint64
 	for _, identity := range []struct {
@@ -194,8 +215,16 @@ func (p *parser) cell(row *contact.Row, c *column, cell []byte, text *strings.Bu
 		if row.Email, err = contact.Normalise(typed); err != nil {
 			return fmt.Errorf("%w: correct it, or take the row out", err)
 		}
-		if typed != row.Email {
+		if typed != row.Email && row.Typed == "" {
 			row.Typed = typed
+		}
+	case c.name == typedColumn:
+		row.Typed = keep(text, cell)
+	case c.topic != "":
+		switch contact.State(cell) {
+		case contact.Granted, contact.Pending, contact.Withdrawn:
+		default:
+			return fmt.Errorf("%q is no consent: it is granted, pending or withdrawn", clip(string(cell)))
 		}
 	case c.name == "external_id":
 		if len(cell) > 200 || bytes.ContainsFunc(cell, unicode.IsControl) {
@@ -217,6 +246,16 @@ func (p *parser) cell(row *contact.Row, c *column, cell []byte, text *strings.Bu
 		row.AddTags = slices.Compact(tags)
 	}
 	return nil
+}
+
+// agreed is what a row's cells say that the contact agreed to. What is pending or withdrawn is not: nobody is asked again, and who has withdrawn gets no mail without it.
+func (p *parser) agreed(rec record) (topics []string) {
+	for i := range p.columns {
+		if c := &p.columns[i]; c.topic != "" && contact.State(bytes.TrimSpace(rec.cells[i])) == contact.Granted {
+			topics = append(topics, c.topic)
+		}
+	}
+	return topics
 }
 
 func clip(s string) string {

@@ -52,7 +52,7 @@ func read(ctx context.Context, tx *postgres.Tx) (known, error) {
 
 // options checks what everyone is said to have, and to have agreed to.
 func (k known) options(opts Options) error {
-	purposes := append(slices.Clone(k.topics), contact.TrackingEmail, contact.TrackingWeb)
+	purposes := k.purposes()
 	for _, c := range opts.Consent {
 		if !slices.Contains(purposes, c) {
 			return fmt.Errorf("there is no topic %q%s", c, suggestion(c, purposes))
@@ -72,13 +72,36 @@ func (k known) options(opts Options) error {
 	return nil
 }
 
+// typedColumn is how an address was typed, as an export writes it.
+const typedColumn = "email.typed"
+
+// exported takes a column of an export that is neither a field nor an identity: false where it is none. left says why it is left out.
+func (k known) exported(c *column, opts Options) (left string, ok bool) {
+	switch topic, isTopic := strings.CutPrefix(c.name, "consent."); {
+	case c.name == typedColumn:
+		return "", true
+	case isTopic && slices.Contains(k.purposes(), topic):
+		if strings.TrimSpace(opts.Proof) == "" {
+			return "--proof imports what is granted: say how they agreed", true
+		}
+		c.topic = topic
+		return "", true
+	case c.name == spec.MainScore || strings.HasPrefix(c.name, spec.MainScore+"."), c.name == "stage", c.name == "created":
+		return "Onda sets it", true
+	}
+	return "", false
+}
+
+func (k known) purposes() []string {
+	return append(slices.Clone(k.topics), contact.TrackingEmail, contact.TrackingWeb)
+}
+
 // maxUnknown is how many columns that are unknown are told of one by one.
 const maxUnknown = 10
 
 // columns reads the header. All that is wrong with it is told at once.
-func (k known) columns(header [][]byte, opts Options) ([]column, error) {
+func (k known) columns(header [][]byte, opts Options) (out []column, left []LeftOut, err error) {
 	names := append(slices.Sorted(maps.Keys(k.fields)), "email", "external_id", "tags")
-	var out []column
 	var errs []error
 	at, mapped, unknown := map[string]int{}, map[string]bool{}, 0
 	for i, cell := range header {
@@ -94,14 +117,19 @@ func (k known) columns(header [][]byte, opts Options) ([]column, error) {
 			name = meant(h, names)
 		}
 		c := column{header: h, name: name, field: k.fields[name], skip: name == errorColumn && k.fields[name] == nil || isMapped && name == ""}
-		switch isKnown := slices.Contains(names, name); {
+		isKnown := slices.Contains(names, name)
+		if !c.skip && !isKnown {
+			var why string
+			if why, isKnown = k.exported(&c, opts); why != "" {
+				left, c.skip = append(left, LeftOut{h, why}), true
+			}
+		}
+		switch {
 		case c.skip:
 		case opts.IgnoreUnknown && !isMapped && !isKnown:
 			c.skip = true
 		case name == "":
 			errs = append(errs, fmt.Errorf("column %d has no name: the first row must name all columns", i+1))
-		case name == "created" && !isKnown:
-			errs = append(errs, fmt.Errorf("column %d: %q cannot be imported, Onda sets it: take the column out", i+1, h))
 		case !isKnown:
 			if unknown++; unknown <= maxUnknown {
 				errs = append(errs, fmt.Errorf("column %d: there is no field %q%s", i+1, clip(h), suggestion(name, names)))
@@ -129,7 +157,10 @@ func (k known) columns(header [][]byte, opts Options) ([]column, error) {
 	if at["email"] == 0 && at["external_id"] == 0 {
 		errs = append(errs, errors.New(`the column email is missing, and external_id too: one of them says who a row is about; the first row must name the columns`))
 	}
-	return out, errors.Join(errs...)
+	if len(errs) == 0 && opts.Proof != "" && len(opts.Consent) == 0 && !slices.ContainsFunc(out, func(c column) bool { return c.topic != "" }) {
+		errs = append(errs, errors.New("a proof is of consent, and neither --consent nor a column such as consent.newsletter says to what"))
+	}
+	return out, left, errors.Join(errs...)
 }
 
 // meant is the field that a header names, in any case and with anything between its words: E-Mail is email. What names none is given in small letters.

@@ -55,7 +55,8 @@ type Options struct {
 	IgnoreUnknown bool
 	// Policy is Upsert where it is empty.
 	Policy Policy
-	// Consent are the topics, or tracking.email and tracking.web, that all of them agreed to; Proof tells how, and Basis (or nothing) on which ground: both are kept in the ledger.
+	// Consent are the topics, or tracking.email and tracking.web, that all of them agreed to; Proof tells how, and Basis (or nothing) on which ground: both are kept in the ledger. With a
+	// proof, those who are granted in a column such as consent.newsletter agreed to that, too.
 	Consent []string
 	Basis   string
 	Proof   string
@@ -93,12 +94,20 @@ type Result struct {
 	Resumed int `json:"resumed,omitempty"`
 	// RejectsLost: the file with what that one rejected is not there any more, or was changed since; it was left as it is, and has none of those that were rejected from then on.
 	RejectsLost bool `json:"rejects_lost,omitempty"`
+	// LeftOut are the columns of an export that are not imported.
+	LeftOut []LeftOut `json:"left_out,omitempty"`
 	// ReadAs is how the file was read.
 	ReadAs Dialect `json:"read_as,omitzero"`
 	// Problems are of the first rejected rows, at most 20.
 	Problems []Problem `json:"problems,omitempty"`
 	// Samples are, of a dry run, the first rows of each kind, at most 5.
 	Samples []Sample `json:"samples,omitempty"`
+}
+
+// LeftOut is a column that is not imported, though it could be known.
+type LeftOut struct {
+	Column string `json:"column"`
+	Why    string `json:"why"`
 }
 
 // Problem is why a row was rejected.
@@ -160,6 +169,7 @@ type importer struct {
 	columns []column
 	mark    *mark
 	rejects *Rejects    // opts.Rejects where that is one
+	asked   int         // to how much consent one row may be
 	headed  bool        // the header of the rejected rows is written
 	allNew  atomic.Bool // the chunk before was of new contacts alone
 	alone   bool        // rows have one identity: so no two near each other are of one contact
@@ -215,7 +225,7 @@ func (im *importer) storeAll(ctx context.Context, chunks <-chan *chunk) error {
 			continue
 		}
 		// Rows of one identity each are of other contacts than those of the chunk before.
-		if !im.alone || !im.allNew.Load() || len(im.opts.Consent) > 0 || im.opts.DryRun {
+		if !im.alone || !im.allNew.Load() || im.asked > 0 || im.opts.DryRun {
 			select {
 			case <-before:
 			case <-storing.Done():
@@ -255,7 +265,7 @@ func (im *importer) progress(rows int, c *chunk) {
 // read makes the chunks, each while the one before is stored, and compares it meanwhile.
 func (im *importer) read(ctx context.Context, p *parser, to chan<- *chunk, busy *sync.WaitGroup) {
 	defer close(to)
-	size, room, rows := chunkRows/(1+len(im.opts.Consent)), 0, 0
+	size, room, rows := chunkRows/(1+im.asked), 0, 0
 	for {
 		c := p.next(size, room)
 		room = c.text.Len() + c.text.Len()/16
@@ -293,6 +303,7 @@ func (im *importer) begin(ctx context.Context, r io.Reader, given dialect) (*par
 		return nil, fmt.Errorf("row %d, which names the columns: %s", header.row, header.problem)
 	}
 	var resumes bool
+	var left []LeftOut
 	err = im.db.InTenant(ctx, im.tenant, func(ctx context.Context, tx *postgres.Tx) error {
 		known, err := read(ctx, tx)
 		if err != nil {
@@ -302,7 +313,7 @@ func (im *importer) begin(ctx context.Context, r io.Reader, given dialect) (*par
 			return err
 		}
 		resumes = tx.Tenant.Schema >= ResumeSchema
-		im.columns, err = known.columns(header.cells, im.opts)
+		im.columns, left, err = known.columns(header.cells, im.opts)
 		return err
 	})
 	if err != nil {
@@ -331,22 +342,26 @@ func (im *importer) begin(ctx context.Context, r io.Reader, given dialect) (*par
 			return nil, err
 		}
 	}
+	im.res.LeftOut = left
 	if im.rejects != nil {
 		if err := im.rejects.begin(im.header()); err != nil {
 			return nil, err
 		}
 	}
-	identities := 0
+	identities, topics := 0, 0
 	for i := range im.columns {
+		if im.columns[i].topic != "" {
+			topics++
+		}
 		if c := &im.columns[i]; !c.skip && (c.name == "email" || c.name == "external_id") {
 			identities++
 		}
 	}
-	im.alone = identities == 1
+	im.alone, im.asked = identities == 1, topics+len(im.opts.Consent)
 	tags := slices.Clone(im.opts.Tags)
 	slices.Sort(tags)
 	seen, err := newSeen()
-	return &parser{reader: rd, columns: im.columns, tags: slices.Compact(tags), seen: seen, counted: counted, texts: !im.alone || im.opts.Policy == Create || im.opts.Policy == Update || im.unique()}, err
+	return &parser{reader: rd, columns: im.columns, tags: slices.Compact(tags), seen: seen, counted: counted, topics: topics > 0, decoded: rd.dialect.Encoding != "UTF-8", texts: !im.alone || im.opts.Policy == Create || im.opts.Policy == Update || im.unique()}, err
 }
 
 // seekable is a reader that can go back to where it is; nil for a pipe.
@@ -590,7 +605,7 @@ func (im *importer) plan(ctx context.Context, tx *postgres.Tx, c *chunk, o *outc
 			o.skipped = append(o.skipped, i)
 		case s.Same:
 			o.unchanged = append(o.unchanged, i)
-			consents = im.consents(consents, s.Contact, c.source[i].row)
+			consents = im.consents(consents, s.Contact, c, i)
 		default:
 			p.change = append(p.change, i)
 		}
@@ -642,7 +657,7 @@ func (im *importer) write(ctx context.Context, tx *postgres.Tx, c *chunk, p plan
 	}
 	o.made = p.fresh
 	for k, i := range p.fresh {
-		consents = im.consents(consents, made[k], c.source[i].row)
+		consents = im.consents(consents, made[k], c, i)
 	}
 	rows := c.pick(p.change)
 	if im.opts.Policy == Create || im.opts.Policy == Skip { // they were nobody's a moment ago
@@ -677,7 +692,7 @@ func (im *importer) write(ctx context.Context, tx *postgres.Tx, c *chunk, p plan
 		default:
 			o.unchanged = append(o.unchanged, i)
 		}
-		consents = im.consents(consents, results[k].Contact, c.source[i].row)
+		consents = im.consents(consents, results[k].Contact, c, i)
 	}
 	recorded, err := contact.Record(ctx, tx, "campaign", consents...)
 	if err != nil {
@@ -702,10 +717,18 @@ func (c *chunk) pick(which []int) []contact.Row {
 	return out
 }
 
-// consents adds what a contact agreed to.
-func (im *importer) consents(to []contact.Consent, id int64, row int) []contact.Consent {
-	for _, purpose := range im.opts.Consent {
-		proof := map[string]any{"file": im.opts.Name, "row": row, "text": im.opts.Proof}
+// consents adds what the contact of a chunk's row agreed to.
+func (im *importer) consents(to []contact.Consent, id int64, c *chunk, i int) []contact.Consent {
+	purposes := im.opts.Consent
+	if c.agreed != nil {
+		for _, purpose := range c.agreed[i] {
+			if !slices.Contains(purposes, purpose) {
+				purposes = append(slices.Clip(purposes), purpose)
+			}
+		}
+	}
+	for _, purpose := range purposes {
+		proof := map[string]any{"file": im.opts.Name, "row": c.source[i].row, "text": im.opts.Proof}
 		if im.opts.Basis != "" {
 			proof["basis"] = im.opts.Basis
 		}

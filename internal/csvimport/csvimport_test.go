@@ -161,7 +161,8 @@ func TestHeaderErrorsComeBeforeAnything(t *testing.T) {
 		"unknown":           {"email,frist_name\n", csvimport.Options{}, `column 2: there is no field "frist_name", did you mean "first_name"?`},
 		"twice":             {"email,level,Level\n", csvimport.Options{}, `column 3: "Level" is column 2 already`},
 		"nameless":          {"email,,level\n", csvimport.Options{}, "column 2 has no name"},
-		"created":           {"email,created\n", csvimport.Options{}, "Onda sets it"},
+		"no such topic":     {"email,consent.newsleter\n", csvimport.Options{Proof: "fair"}, `there is no field "consent.newsleter"`},
+		"proof of nothing":  {"email\n", csvimport.Options{Proof: "fair"}, "a proof is of consent"},
 		"all at once":       {"mail,leevl\n", csvimport.Options{}, `did you mean "level"?`},
 		"spreadsheet":       {"PK\x03\x04", csvimport.Options{}, "spreadsheet"},
 		"open quote":        {"email,\"level\nada@example.com,1\n", csvimport.Options{}, "row 1, which names the columns: a quote is left open in cell 2"},
@@ -393,6 +394,45 @@ func TestRejectsWithTheSameOptions(t *testing.T) {
 			t.Errorf("%+v of %s, %s", res, c.file, rejects)
 		} else if got := pgtest.One[string](t, db, "acme", "SELECT fields->>'first_name' FROM contact"); got != want {
 			t.Errorf("%q is imported as %q", want, got)
+		}
+	}
+}
+
+// endless gives a text, and then the same letter for a gigabyte.
+type endless struct {
+	io.Reader
+	left, read int
+}
+
+func (e *endless) Read(p []byte) (int, error) {
+	n, err := e.Reader.Read(p)
+	if !errors.Is(err, io.EOF) {
+		return n, err
+	}
+	n = min(len(p), e.left)
+	for i := range n {
+		p[i] = 'x'
+	}
+	if e.left, e.read = e.left-n, e.read+n; n == 0 {
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+// A gigabyte on one line is refused when the first MiB or two of it were read, and no more of it is ever in memory.
+func TestAGigabyteOnOneLine(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	for begin, want := range map[string]string{
+		"":                                    "line 1 is longer than 1 MiB",
+		"email,note\na@example.com,b\n":       "line 3 is longer than 1 MiB",
+		"email,note\na@example.com,\"":        "line 2 is longer than 1 MiB",
+		"email,note\na@example.com,\"first\n": "line 3 is longer than 1 MiB",
+	} {
+		file := &endless{Reader: strings.NewReader(begin), left: 1 << 30}
+		res, err := csvimport.Import(t.Context(), db, "acme", file, csvimport.Options{})
+		if err == nil || !strings.Contains(err.Error(), want) || file.read > 4<<20 {
+			t.Errorf("%q: %+v, %v when %d bytes of it were read, want %s", begin, res, err, file.read, want)
 		}
 	}
 }

@@ -168,6 +168,7 @@ func TestHostileFiles(t *testing.T) {
 		"no such column":          {"email\na@example.com\n", csvimport.Options{Mapping: map[string]string{"Vorname": "first_name"}}, "--map Vorname: the file has no such column", 0, nil},
 		"an endless line":         {"email,first_name\n" + strings.Repeat("x", 3<<20), csvimport.Options{}, "line 2 is longer than 1 MiB", 0, nil},
 		"an endless cell":         {"email,first_name\na@example.com,\"" + strings.Repeat("x\n", 1<<20), csvimport.Options{}, "", 0, nil},
+		"half a letter in UTF-16": {"\xff\xfee\x00m\x00a\x00i\x00l\x00,\x00n\x00o\x00t\x00e\x00\n\x00a\x00@\x00b\x00.\x00n\x00o\x00,\x00\x00\xd8x\x00\n\x00b\x00@\x00b\x00.\x00n\x00o\x00,\x00y\x00\n\x00", csvimport.Options{}, "", 1, []string{"column note has bytes that are no letters in UTF-16LE"}},
 		"UTF-32":                  {"\xff\xfe\x00\x00e\x00\x00\x00", csvimport.Options{}, "UTF-32", 0, nil},
 		"an old spreadsheet":      {"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", csvimport.Options{}, "spreadsheet", 0, nil},
 		"no such encoding":        {"email\n", csvimport.Options{Dialect: csvimport.Dialect{Encoding: "klingon"}}, `no encoding "klingon"`, 0, nil},

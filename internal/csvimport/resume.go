@@ -154,7 +154,7 @@ func (im *importer) beginMark(ctx context.Context) error {
 
 // moveMark notes what became of the rows so far, and which file has those that were rejected, to which a text was put that counts with them.
 func (im *importer) moveMark(ctx context.Context, tx *postgres.Tx, res Result, text []byte) error {
-	res.Problems, res.ReadAs = nil, Dialect{} // problems may show what is in the file
+	res.Problems, res.LeftOut, res.ReadAs = nil, nil, Dialect{} // problems may show what is in the file
 	m := marked{Result: res, At: tx.Now()}
 	if path := im.rejects.Path(); path != "" {
 		var err error
