@@ -22,6 +22,7 @@ import (
 // The same rows, written in many ways, are read as the same, and it is told how.
 func TestDialects(t *testing.T) {
 	t.Parallel()
+	db := newDB(t) // of all cases, since to make one takes longer than any of them
 	plain := "email,first_name,level,birthday\nada@example.com,Zoë,12.5,2026-12-31\nbob@example.com,\"Bob, or Rob\",7,2026-01-02\n"
 	semicolons := "email;first_name;level;birthday\nada@example.com;Zoë;12,5;31.12.2026\nbob@example.com;Bob, or Rob;7;02.01.2026\n"
 	want := []string{`ada@example.com {"level": 12.5, "birthday": "2026-12-31", "first_name": "Zoë"} {}`, `bob@example.com {"level": 7, "birthday": "2026-01-02", "first_name": "Bob, or Rob"} {}`}
@@ -62,8 +63,7 @@ func TestDialects(t *testing.T) {
 		"thousands":             {strings.NewReplacer("12,5", "\"12,500.00\"", ";7;", ";7.0;").Replace(semicolons), csvimport.Dialect{}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			db := newDB(t)
+			pgtest.Exec(t, db, "acme", "DELETE FROM contact")
 			var told csvimport.Dialect
 			res, err := csvimport.Import(t.Context(), db, "acme", strings.NewReader(c.file), csvimport.Options{Dialect: c.given, OnDialect: func(d csvimport.Dialect) { told = d }})
 			if err != nil || res.Made != 2 || told != res.ReadAs {
@@ -89,6 +89,7 @@ func TestDialects(t *testing.T) {
 // What can be read in two ways is refused with both, before anything is imported; to say which one it is, is enough. It counts what stands in the whole file, also beyond its first MiB.
 func TestTwoReadings(t *testing.T) {
 	t.Parallel()
+	db := newDB(t) // of all cases, since to make one takes longer than any of them
 	long := func(first, then, last string) string {
 		return "email,birthday\na@example.com," + first + "\n" + strings.Repeat("bad,"+then+"\n", 80_000) + "z@example.com," + last + "\n"
 	}
@@ -121,8 +122,7 @@ func TestTwoReadings(t *testing.T) {
 		"numbers of both":           {"email;level\na@example.com;1,5\nb@example.com;1.5\n", []string{"a point before their decimals in some rows and a comma in others"}, csvimport.Dialect{Decimal: "."}, 1, "1.5"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			db := newDB(t)
+			pgtest.Exec(t, db, "acme", "DELETE FROM contact")
 			res, err := csvimport.Import(t.Context(), db, "acme", strings.NewReader(c.file), csvimport.Options{})
 			for _, want := range c.want {
 				if err == nil || !strings.Contains(err.Error(), want) {
@@ -148,6 +148,7 @@ func TestTwoReadings(t *testing.T) {
 // Files that nobody should have made: each is told why, and what can be imported of it is.
 func TestHostileFiles(t *testing.T) {
 	t.Parallel()
+	db := newDB(t) // of all cases, since to make one takes longer than any of them
 	wide := "email"
 	for i := range 299 {
 		wide += fmt.Sprintf(",column_%d", i)
@@ -191,8 +192,7 @@ func TestHostileFiles(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			db := newDB(t)
+			pgtest.Exec(t, db, "acme", "DELETE FROM contact")
 			var rejects strings.Builder
 			c.opts.Rejects = &rejects
 			res, err := csvimport.Import(t.Context(), db, "acme", strings.NewReader(c.file), c.opts)

@@ -3,6 +3,7 @@ package csvimport_test
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -76,6 +77,8 @@ func world(t *testing.T, db *postgres.DB, rejects string) map[string][]string {
 	return out
 }
 
+var mostKills = flag.Int("kills", 6, "how often TestKilledAtAnyMoment kills an import at `most`")
+
 // An import that is killed at any moments, and started again, ends as one that was left alone: nothing is there twice, and nothing is missing.
 func TestKilledAtAnyMoment(t *testing.T) {
 	t.Parallel()
@@ -129,7 +132,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 			t.Fatal(err)
 		}
 		var timer *time.Timer
-		if kills < 20 {
+		if kills < *mostKills {
 			timer = time.AfterFunc(rand.N(lasts/4), func() { _ = cmd.Process.Kill() })
 		}
 		said, err := io.ReadAll(out)
