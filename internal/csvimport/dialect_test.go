@@ -20,9 +20,11 @@ import (
 )
 
 // The same rows, written in many ways, are read as the same, and it is told how.
+//
+//nolint:tparallel // its cases have one database
 func TestDialects(t *testing.T) {
 	t.Parallel()
-	db := newDB(t) // of all cases, since to make one takes longer than any of them
+	db := newDB(t) // to make one takes longer than any of the cases
 	plain := "email,first_name,level,birthday\nada@example.com,Zoë,12.5,2026-12-31\nbob@example.com,\"Bob, or Rob\",7,2026-01-02\n"
 	semicolons := "email;first_name;level;birthday\nada@example.com;Zoë;12,5;31.12.2026\nbob@example.com;Bob, or Rob;7;02.01.2026\n"
 	want := []string{`ada@example.com {"level": 12.5, "birthday": "2026-12-31", "first_name": "Zoë"} {}`, `bob@example.com {"level": 7, "birthday": "2026-01-02", "first_name": "Bob, or Rob"} {}`}
@@ -87,9 +89,11 @@ func TestDialects(t *testing.T) {
 }
 
 // What can be read in two ways is refused with both, before anything is imported; to say which one it is, is enough. It counts what stands in the whole file, also beyond its first MiB.
+//
+//nolint:tparallel // its cases have one database
 func TestTwoReadings(t *testing.T) {
 	t.Parallel()
-	db := newDB(t) // of all cases, since to make one takes longer than any of them
+	db := newDB(t) // to make one takes longer than any of the cases
 	long := func(first, then, last string) string {
 		return "email,birthday\na@example.com," + first + "\n" + strings.Repeat("bad,"+then+"\n", 80_000) + "z@example.com," + last + "\n"
 	}
@@ -146,9 +150,11 @@ func TestTwoReadings(t *testing.T) {
 }
 
 // Files that nobody should have made: each is told why, and what can be imported of it is.
+//
+//nolint:tparallel // its cases have one database
 func TestHostileFiles(t *testing.T) {
 	t.Parallel()
-	db := newDB(t) // of all cases, since to make one takes longer than any of them
+	db := newDB(t) // to make one takes longer than any of the cases
 	wide := "email"
 	for i := range 299 {
 		wide += fmt.Sprintf(",column_%d", i)

@@ -233,6 +233,8 @@ func TestResumes(t *testing.T) {
 }
 
 // An import that goes on takes a file for its own only where that is as it left it: else the file is somebody's, who saved it there or corrected rows in it.
+//
+//nolint:tparallel // its cases have one database
 func TestAFileOfRejectsThatIsNotItsOwn(t *testing.T) {
 	t.Parallel()
 	db := newDB(t)
@@ -240,32 +242,32 @@ func TestAFileOfRejectsThatIsNotItsOwn(t *testing.T) {
 	for name, c := range map[string]struct {
 		early bool // rows are rejected before the interruption, too
 		given bool // by --rejects
-		harm  func(t *testing.T, db *postgres.DB, rejects string)
+		harm  func(db *postgres.DB, rejects string)
 		kept  string // what is then in the file
 		last  string // name of the file with what was rejected since
 		lost  bool
 		err   string
 	}{
-		"nobody touched it": {early: true, harm: func(*testing.T, *postgres.DB, string) {}, kept: "email,level,error\nearly,1,", last: "people.rejects.csv"},
+		"nobody touched it": {early: true, harm: func(*postgres.DB, string) {}, kept: "email,level,error\nearly,1,", last: "people.rejects.csv"},
 		"saved there meanwhile": {
-			harm: func(t *testing.T, _ *postgres.DB, rejects string) { save(t, rejects, theirs) },
+			harm: func(_ *postgres.DB, rejects string) { save(t, rejects, theirs) },
 			kept: theirs, last: "people.rejects-2.csv",
 		},
 		"saved where --rejects says": {
 			given: true,
-			harm:  func(t *testing.T, _ *postgres.DB, rejects string) { save(t, rejects, theirs) },
+			harm:  func(_ *postgres.DB, rejects string) { save(t, rejects, theirs) },
 			kept:  theirs, err: "not written over",
 		},
 		"corrected meanwhile": {
 			early: true,
-			harm: func(t *testing.T, _ *postgres.DB, rejects string) {
+			harm: func(_ *postgres.DB, rejects string) {
 				save(t, rejects, theirs+strings.Repeat("more@example.com,2,\n", 100))
 			},
 			kept: theirs + strings.Repeat("more@example.com,2,\n", 100), last: "people.rejects-2.csv", lost: true,
 		},
 		"moved away": {
 			early: true,
-			harm: func(t *testing.T, _ *postgres.DB, rejects string) {
+			harm: func(_ *postgres.DB, rejects string) {
 				if err := os.Rename(rejects, rejects+".mine"); err != nil {
 					t.Fatal(err)
 				}
@@ -273,7 +275,7 @@ func TestAFileOfRejectsThatIsNotItsOwn(t *testing.T) {
 			kept: "email,level,error\nlate,1,", last: "people.rejects.csv", lost: true,
 		},
 		"named by whoever writes to the database": {
-			harm: func(t *testing.T, db *postgres.DB, rejects string) {
+			harm: func(db *postgres.DB, rejects string) {
 				save(t, filepath.Join(filepath.Dir(rejects), "precious.csv"), theirs)
 				pgtest.Exec(t, db, "acme", `UPDATE cursor SET data = data || jsonb_build_object('rejects', $1::text, 'size', 0, 'sum', encode(sha256(''), 'hex')) WHERE name LIKE 'import:%'`,
 					filepath.Join(filepath.Dir(rejects), "precious.csv"))
@@ -282,7 +284,7 @@ func TestAFileOfRejectsThatIsNotItsOwn(t *testing.T) {
 		},
 		"begun, and the import killed before it noted that": {
 			given: true,
-			harm:  func(t *testing.T, _ *postgres.DB, rejects string) { save(t, rejects, "email,level,er") },
+			harm:  func(_ *postgres.DB, rejects string) { save(t, rejects, "email,level,er") },
 			kept:  "email,level,error\nlate,1,", last: "people.rejects.csv",
 		},
 	} {
@@ -326,7 +328,7 @@ func TestAFileOfRejectsThatIsNotItsOwn(t *testing.T) {
 				t.Fatal("it was not interrupted")
 			}
 			rejects := filepath.Join(dir, "people.rejects.csv")
-			c.harm(t, db, rejects)
+			c.harm(db, rejects)
 			res, last, err := imported(0)
 			if (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 				t.Fatalf("%v, want %q", err, c.err)
