@@ -56,6 +56,7 @@ func (h *holder) follow(ctx context.Context, tx *postgres.Tx, from int, open []d
 	var outcomes []delivery.Outcome
 	for _, r := range of {
 		switch fates[r.Delivery] {
+		case delivery.Goes:
 		case delivery.Repeats:
 			outcomes = append(outcomes, delivery.Refusal(r, delivery.Duplicate))
 		case delivery.Hangs:
