@@ -612,6 +612,29 @@ func TestManyFactsAreMergedInSteps(t *testing.T) {
 	}
 }
 
+// A click that is found to be a machine's while facts are moved in steps is taken back, whoever has the fact and the hit by then.
+func TestAClickIsTakenBackBetweenTheStepsOfAMerge(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t).DB(t)
+	loser, winner := populate(t, db, pgtest.Acme, "loser"), populate(t, db, pgtest.Acme, "winner")
+	pgtest.Exec(t, db, pgtest.Acme, "DELETE FROM suppression")
+	pgtest.Exec(t, db, pgtest.Acme, "UPDATE hit SET verdict = 'human' WHERE contact = $1", loser)
+	pgtest.Exec(t, db, pgtest.Acme, "INSERT INTO fact (kind, contact, data, at) SELECT 'email.clicked', contact, jsonb_build_object('hit', id), at FROM hit WHERE contact = $1", loser)
+	merge(t, db, loser, winner)
+	for _, hit := range []int64{winner, loser} {
+		for _, fact := range []int64{winner, loser} {
+			pgtest.Exec(t, db, pgtest.Acme, "UPDATE hit SET contact = $1 WHERE verdict IS NOT NULL", hit)
+			pgtest.Exec(t, db, pgtest.Acme, "UPDATE fact SET contact = $1 WHERE kind = 'email.clicked'", fact)
+			for _, verdict := range []string{"machine", "human"} {
+				pgtest.Exec(t, db, pgtest.Acme, "UPDATE hit SET verdict = $1 WHERE verdict IS NOT NULL", verdict)
+				if taken := pgtest.One[bool](t, db, pgtest.Acme, "SELECT data ? 'taken' FROM fact WHERE kind = 'email.clicked'"); taken != (verdict == "machine") {
+					t.Errorf("corrected to %s, the hit is of %d and the fact of %d: taken is %v", verdict, hit, fact, taken)
+				}
+			}
+		}
+	}
+}
+
 // A mail of before the merge bounces: the address that it went to is stopped, and not the winner's. A complaint stops the person.
 func TestABounceIsOfTheAddressItWentTo(t *testing.T) {
 	t.Parallel()
