@@ -30,9 +30,10 @@ func GateSQL(contact, topic string) string {
 		ELSE ` + consent + ` END)`
 }
 
-// PersonSQL is whom a row of contact was merged into, or itself where others were merged into it since a time; else 0.
+// PersonSQL is whom a row of contact was merged into, or itself where others were merged into it since a time; else 0. A merge notes its time some while before it is over: until then
+// the other is a contact for all others.
 func PersonSQL(contact, since string) string {
-	return `coalesce(` + contact + `.merged_into, CASE WHEN EXISTS (SELECT FROM contact gl WHERE gl.merged_into = ` + contact + `.id AND gl.changed_at >= ` + since + `) THEN ` + contact + `.id END, 0)`
+	return `coalesce(` + contact + `.merged_into, CASE WHEN EXISTS (SELECT FROM contact gl WHERE gl.merged_into = ` + contact + `.id AND gl.changed_at >= ` + since + ` - interval '1 minute') THEN ` + contact + `.id END, 0)`
 }
 
 // OpenSQL is a condition, never NULL, that GateSQL is NULL for a topic, by tests that Postgres can make joins of: for statements that ask it of many. scope gives a further

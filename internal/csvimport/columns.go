@@ -134,6 +134,8 @@ func (k known) columns(header [][]byte, opts Options) (out []column, left []Left
 			if unknown++; unknown <= maxUnknown {
 				errs = append(errs, fmt.Errorf("column %d: there is no field %q%s", i+1, clip(h), suggestion(name, names)))
 			}
+		case c.topic != "" && slices.Contains(opts.Consent, c.topic): // who withdrew is not to be granted by what is said of all
+			errs = append(errs, fmt.Errorf("column %d tells of each who agreed to %q, and --consent %s that all did: leave that out, or the column by --map %s=", i+1, c.topic, c.topic, h))
 		case at[name] > 0:
 			errs = append(errs, fmt.Errorf("column %d: %q is column %d already", i+1, h, at[name]))
 		}

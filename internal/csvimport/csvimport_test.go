@@ -168,6 +168,7 @@ func TestHeaderErrorsComeBeforeAnything(t *testing.T) {
 		"open quote":        {"email,\"level\nada@example.com,1\n", csvimport.Options{}, "row 1, which names the columns: a quote is left open in cell 2"},
 		"unknown topic":     {"email\n", csvimport.Options{Consent: []string{"newsleter"}, Proof: "x"}, `there is no topic "newsleter", did you mean "newsletter"?`},
 		"consent, no proof": {"email\n", csvimport.Options{Consent: []string{"newsletter"}}, "needs a proof"},
+		"consent twice":     {"email,consent.newsletter\n", csvimport.Options{Consent: []string{"newsletter"}, Proof: "fair"}, `column 2 tells of each who agreed to "newsletter"`},
 		"bad tag":           {"email\n", csvimport.Options{Tags: []string{"a,b"}}, `"a,b" is not a tag`},
 		"not lines":         {strings.Repeat("x", 1<<20+10), csvimport.Options{}, "longer than 1 MiB"},
 	} {

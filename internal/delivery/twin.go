@@ -48,7 +48,7 @@ type twin struct {
 }
 
 // twinsOf are all mails of a run and step to some persons that were sent, may have been or are to be: $1 persons, $2 run, $3 step, $4 the batch of a lease and $5 up to where that is marked by its
-// holder: what is above is in our hands alone. Those who were not sent mails for good are none. Batches that are closed have an outcome for each; the open ones of a run are few.
+// holder: what is above is in our hands alone. Mails that were not sent for good, or came back, are none. Batches that are closed have an outcome for each; the open ones of a run are few.
 const twinsOf = `WITH who AS MATERIALIZED (
 		SELECT c.id, c.id AS person, NULL::timestamptz AS merged_at FROM contact c WHERE c.id = ANY ($1)
 		UNION ALL SELECT c.id, c.merged_into, c.changed_at FROM contact c WHERE c.merged_into = ANY ($1)
@@ -58,7 +58,7 @@ const twinsOf = `WITH who AS MATERIALIZED (
 			WHEN o.retry_at IS NULL AND EXISTS (SELECT FROM batch r WHERE r.run = $2 AND r.state = 'open' AND r.attempt = o.attempt AND r.contacts @> ARRAY[o.id]
 				AND array_position(r.contacts, o.id) <= CASE r.id WHEN $4 THEN $5 ELSE r.mark END) THEN 'away'
 			ELSE 'waits' END AS stands
-		  FROM who w JOIN delivery o ON o.contact = w.id AND o.id >= (SELECT min(id) FROM batch WHERE run = $2) << 9 AND o.state IN ('sent', 'unknown', 'deferred') JOIN batch b ON b.id = o.id >> 9
+		  FROM who w JOIN delivery o ON o.contact = w.id AND o.id >= (SELECT min(id) FROM batch WHERE run = $2) << 9 AND o.state IN ('sent', 'unknown', 'deferred') AND o.bounced_at IS NULL JOIN batch b ON b.id = o.id >> 9
 		 WHERE b.run = $2 AND b.step = $3
 		UNION ALL
 		SELECT w.person, b.id << 9 | x.n, w.id, b.planned_at, false, CASE WHEN x.n <= CASE b.id WHEN $4 THEN $5 ELSE b.mark END THEN 'away' ELSE 'waits' END

@@ -90,6 +90,8 @@ func TestMailsOfMergedContactsGoOnce(t *testing.T) {
 		plan   []string            // batches: the numbers of contacts in each
 		reply  map[string][]string // by contact, at the first attempts
 		early  int                 // how many of the batches are sent before the merge
+		back   bool                // what was sent before the merge came back by then
+		during bool                // the run began while the merge was not over
 		merges []string            // loser>winner
 		undone []string            // losers, at once
 		want   string              // accepted mails
@@ -105,6 +107,8 @@ func TestMailsOfMergedContactsGoOnce(t *testing.T) {
 		"one that is planned, whose winner is nowhere": {plan: []string{"2"}, merges: []string{"2>1"}, want: "1:1", told: "0 1", states: "sent"},
 		"both planned, in one batch":                   {plan: []string{"2 1"}, merges: []string{"2>1"}, want: "1:1", told: "1 0", states: "suppressed/duplicate sent"},
 		"both planned, in two":                         {plan: []string{"2", "1"}, merges: []string{"2>1"}, want: "1:1", told: "1 0", states: "suppressed/duplicate sent"},
+		"one that was sent during the merge":           {plan: []string{"2", "1"}, early: 1, during: true, merges: []string{"2>1"}, want: "2:1", told: "1 0", states: "sent suppressed/duplicate"},
+		"one that came back, whose winner is planned":  {plan: []string{"2", "1"}, early: 1, back: true, merges: []string{"2>1"}, want: "1:1 2:1", told: "0 0", states: "sent sent"},
 		"one whose first was refused for good":         {plan: []string{"2", "1"}, reply: map[string][]string{"2": {"gone"}}, early: 1, merges: []string{"2>1"}, want: "1:1", told: "0 0", states: "failed sent"},
 		"three":                                        {plan: []string{"1 2 3"}, reply: map[string][]string{"1": {"busy"}, "2": {"busy"}, "3": {"busy"}}, early: 1, merges: []string{"2>1", "3>1"}, want: "1:1", told: "2 0", states: "sent suppressed/duplicate suppressed/duplicate"},
 		"two of whom neither is the winner":            {plan: []string{"2 3"}, reply: map[string][]string{"2": {"busy"}, "3": {"busy"}}, early: 1, merges: []string{"2>1", "3>1"}, want: "1:1", told: "1 0", states: "sent suppressed/duplicate"},
@@ -139,6 +143,9 @@ func TestMailsOfMergedContactsGoOnce(t *testing.T) {
 			if test.early == len(test.plan) {
 				w.mustSweep(in, "send")
 			}
+			if test.back {
+				pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE delivery SET bounced_at = onda.now(), bounce_class = 'hard'")
+			}
 			var m contact.Merged
 			for _, pair := range test.merges {
 				loser, winner, _ := strings.Cut(pair, ">")
@@ -146,6 +153,9 @@ func TestMailsOfMergedContactsGoOnce(t *testing.T) {
 			}
 			if got := fmt.Sprint(m.Repeated, " ", m.Redirected); got != test.told {
 				t.Errorf("the merge tells of %s mails that repeat and that move, want %s", got, test.told)
+			}
+			if test.during {
+				pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE run SET started_at = (SELECT max(changed_at) FROM contact WHERE merged_into IS NOT NULL) + interval '1 second'")
 			}
 			for _, n := range test.undone {
 				w.unmerge(id(n))
