@@ -658,9 +658,19 @@ func TestABounceIsOfTheAddressItWentTo(t *testing.T) {
 	if n := pgtest.One[int](t, db, pgtest.Acme, "SELECT count(*) FROM suppression WHERE contact = $1", loser); n != 1 {
 		t.Errorf("%d suppressions of the loser's address", n)
 	}
-	// One that waited, and was sent after the merge, went to the winner's.
+	// One of which it was unknown until it came back went to the loser's.
 	pgtest.Exec(t, db, pgtest.Acme, "UPDATE contact SET changed_at = changed_at - interval '1 hour' WHERE id = $1", loser)
 	pgtest.Exec(t, db, pgtest.Acme, "UPDATE delivery SET at = onda.now() WHERE id = $1", mail)
+	pgtest.Exec(t, db, pgtest.Acme, "UPDATE batch SET state = 'closed', closed_at = onda.now() - interval '2 hours' WHERE id = $1 >> 9", mail)
+	do(t, db, func(ctx context.Context, tx *postgres.Tx) error {
+		_, err := Suppress(ctx, tx, "campaign", Suppression{Contact: winner, Reason: Bounce, Delivery: mail})
+		return err
+	})
+	if why := gate(t, db, winner, "news"); why != "" {
+		t.Errorf("by a mail of which it was unknown until it came back, the winner gets no mail: %s", why)
+	}
+	// One that waited, and was sent after the merge, went to the winner's.
+	pgtest.Exec(t, db, pgtest.Acme, "UPDATE delivery SET attempt = 2 WHERE id = $1", mail)
 	do(t, db, func(ctx context.Context, tx *postgres.Tx) error {
 		_, err := Suppress(ctx, tx, "campaign", Suppression{Contact: winner, Reason: Bounce, Delivery: mail})
 		return err

@@ -200,10 +200,11 @@ func hashes(ctx context.Context, tx *postgres.Tx, list []Suppression) ([]owner, 
 	}
 	find := func() ([]owner, bool, error) {
 		// What bounced is the address of whom the mail was planned for, also when that one is part of another by now; but of one that was sent since, the other's.
+		// Of one that was unknown until now, which is sent by that, the batch tells.
 		rows, err := tx.Query(ctx, `SELECT u.n - 1, CASE WHEN l.email IS NULL THEN c.id ELSE l.id END, coalesce(l.email, c.email) FROM unnest($1::bigint[], $2::text[], $3::bigint[]) WITH ORDINALITY u(id, email, mail, n)
 			LEFT JOIN contact m ON m.id = u.id JOIN contact c ON c.id = coalesce(m.merged_into, m.id) OR c.email = u.email
 			LEFT JOIN batch b ON u.mail > 0 AND b.id = u.mail >> 9 AND b.attempt = 1 LEFT JOIN contact l ON l.id = b.contacts[(u.mail & $4)::integer] AND l.merged_into = c.id
-				AND NOT EXISTS (SELECT FROM delivery d WHERE d.id = u.mail AND d.at > l.changed_at + interval '1 minute')`,
+				AND NOT EXISTS (SELECT FROM delivery d WHERE d.id = u.mail AND d.at > l.changed_at + interval '1 minute' AND (d.attempt > 1 OR b.closed_at IS NULL OR b.closed_at > l.changed_at))`,
 			ids, addresses, bounced, int64(postgres.BatchWidth-1))
 		if err != nil {
 			return nil, false, fmt.Errorf("look for contacts: %w", err)
