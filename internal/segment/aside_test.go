@@ -236,6 +236,32 @@ func TestSetAsideAndTakenAway(t *testing.T) {
 	}
 }
 
+// A document that is applied while the one before it fails is not set aside for that.
+func TestMendedWhileItFails(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ids := w.people(4)
+	w.segment("bad", `{"tag": "vip"}`)
+	w.work()
+	var s *kept
+	failed := map[string]bool{}
+	if err := w.keeper.in(context.Background(), "acme", plansOnce, failed, func(_ context.Context, t *turn) error { s = t.all[0]; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	w.segment("bad", `{"field": "plan", "is": "paid"}`)
+	if err := w.keeper.setAside(context.Background(), "acme", failed, &unfit{s, false, errors.New("no")}); err != nil {
+		t.Fatal(err)
+	}
+	if failed["bad"] {
+		t.Error("it is left alone")
+	}
+	w.work()
+	w.want("bad", ids[1], ids[3])
+	if n := w.count("bad"); !n.Current || n.Failed != "" {
+		t.Errorf("it is told as %+v", n)
+	}
+}
+
 // Of two with the same SQL, that one is to blame whose values pgx cannot send, and it alone.
 func TestOneThatCannotBeSent(t *testing.T) {
 	t.Parallel()

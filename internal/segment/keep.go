@@ -283,8 +283,8 @@ func (t *turn) sweeps() bool { return t.tx.Tenant.Schema >= SweepSchema }
 // setAside leaves a segment alone for some time, the longer the oftener it failed, and has it then computed in full: the others go on without it.
 func (k *keeper) setAside(ctx context.Context, tenant string, failed map[string]bool, u *unfit) error {
 	k.log.Error("a segment cannot be computed", zap.String("tenant", tenant), zap.String("segment", u.segment.name), zap.String("why", u.what()))
-	failed[u.segment.name] = true
 	return k.again(ctx, tenant, failed, u, func(_ context.Context, t *turn, s *kept) error {
+		t.failed[s.name] = true
 		s.set("requested", true)
 		s.set("building", nil)
 		s.set("rebuild_to", 0)
@@ -301,10 +301,10 @@ func (k *keeper) setAside(ctx context.Context, tenant string, failed map[string]
 	})
 }
 
-// again runs f with the segment of an error, unless it is gone, in a turn of its own: the one that failed kept nothing.
+// again runs f with the segment of an error in a turn of its own, since the one that failed kept nothing; unless the segment is gone or has another document by now, which may be all right.
 func (k *keeper) again(ctx context.Context, tenant string, failed map[string]bool, u *unfit, f func(ctx context.Context, t *turn, s *kept) error) error {
 	return k.in(ctx, tenant, plansOnce, failed, func(ctx context.Context, t *turn) error {
-		i := slices.IndexFunc(t.all, func(s *kept) bool { return s.entity == u.segment.entity })
+		i := slices.IndexFunc(t.all, func(s *kept) bool { return s.entity == u.segment.entity && s.current == u.segment.current })
 		if i < 0 {
 			return nil
 		}
