@@ -26,7 +26,7 @@ func TestWhatWasCorrectedIsMarkedInChunks(t *testing.T) {
 			|| ', ' || (SELECT count(*) FROM fact WHERE data ? 'taken') || ' marked, ' || (SELECT count(*) FROM fact f JOIN hit h ON h.id = (f.data->>'hit')::bigint WHERE h.verdict = 'human' AND f.data ? 'taken') || ' wrongly'`)
 	}
 	ended, killed := make(chan error, 1), d.Admin(t)
-	end := writes(t, d, "UPDATE acme.hit SET reason = 'held' WHERE contact = 6000") // one of the second chunk
+	end := writes(t, d, "UPDATE acme.hit SET reason = 'held' WHERE contact = 6000") // one of the twelfth chunk
 	go func() {
 		_, err := killed.Migrate(t.Context())
 		ended <- err
@@ -45,7 +45,7 @@ func TestWhatWasCorrectedIsMarkedInChunks(t *testing.T) {
 		t.Error("it was not killed")
 	}
 	end()
-	first := fmt.Sprintf("%d, through 5000, %d marked, 0 wrongly", postgres.TakenSchema-1, 5000/6+17)
+	first := fmt.Sprintf("%d, through 5500, %d marked, 0 wrongly", postgres.TakenSchema-1, 5500/6+17)
 	if got := state(pgtest.Acme); got != first {
 		t.Errorf("after the kill: %s, want %s", got, first)
 	}

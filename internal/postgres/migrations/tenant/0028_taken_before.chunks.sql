@@ -1,7 +1,7 @@
--- Marks the facts of what was corrected before 0027, 5,000 hits at once. Each hit is looked up by itself: a join of such a chunk with all facts would read all of them. Those that are marked
--- are locked first, so that nobody corrects them back meanwhile.
+-- Marks the facts of what was corrected before 0027, 500 hits at once, each of which may be looked for on a cold disk in every partition, while readers of facts wait. Each hit is looked up by
+-- itself: a join of such a chunk with all facts would read all of them. Those that are marked are locked first, so that nobody corrects them back meanwhile.
 WITH upto AS MATERIALIZED (
-    SELECT max(id) AS id FROM (SELECT id FROM hit WHERE id > (SELECT id FROM cursor WHERE name = 'taken') AND id <= (SELECT (data->>'to')::bigint FROM cursor WHERE name = 'taken') ORDER BY id LIMIT 5000) l
+    SELECT max(id) AS id FROM (SELECT id FROM hit WHERE id > (SELECT id FROM cursor WHERE name = 'taken') AND id <= (SELECT (data->>'to')::bigint FROM cursor WHERE name = 'taken') ORDER BY id LIMIT 500) l
 ), corrected AS MATERIALIZED (
     SELECT f.id
       FROM hit h
