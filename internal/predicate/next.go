@@ -303,7 +303,7 @@ func (n *nextChange) fieldOfMany(f *spec.FieldTest, bounds []bound, day bool) er
 	}
 	indexed := f.Field == "created"
 	if !day && !indexed {
-		err := n.tells(`SELECT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = 'contact'::regclass AND i.indisvalid AND pg_get_expr(i.indexprs, i.indrelid) LIKE '%(fields ->> ' || quote_literal($1) || '::text)%')`,
+		err := n.tells(`SELECT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = 'contact'::regclass AND i.indisvalid AND pg_get_expr(i.indexprs, i.indrelid) = '(fields ->> ' || quote_literal($1) || '::text)')`,
 			[]any{f.Field}, func(is bool) { indexed = is })
 		if err != nil {
 			return err
