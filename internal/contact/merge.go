@@ -240,7 +240,10 @@ func Merge(ctx context.Context, tx *postgres.Tx, drainer string, loser, winner i
 	if err := m.told("contact.merged"); err != nil {
 		return out, err
 	}
-	return out, m.w.flush(ctx, tx)
+	if err := m.w.flush(ctx, tx); err != nil {
+		return out, err
+	}
+	return out, m.lockUnsent(ctx) // also in batches that were planned meanwhile
 }
 
 // told notes the fact, which is of the winner and names both.
@@ -260,15 +263,7 @@ func MergedBy(f postgres.Fact) []int64 {
 // lock takes the rows that others lock before contacts, then keeps contacts from being made, and then takes the two. Batches come before all.
 func (m *merger) lock(ctx context.Context) error {
 	m.undo.Moved = map[string][]int64{}
-	rows, err := m.tx.Query(ctx, "SELECT id FROM contact WHERE id IN ($1, $2) OR merged_into IN ($1, $2) ORDER BY id", m.loser, m.winner)
-	if err != nil {
-		return fmt.Errorf("look who was merged: %w", err)
-	}
-	all, err := pgx.CollectRows(rows, pgx.RowTo[int64])
-	if err != nil {
-		return fmt.Errorf("look who was merged: %w", err)
-	}
-	if err := delivery.LockUnsent(ctx, m.tx, all); err != nil {
+	if err := m.lockUnsent(ctx); err != nil {
 		return err
 	}
 	if err := m.find(ctx, 0, early); err != nil {
@@ -278,6 +273,19 @@ func (m *merger) lock(ctx context.Context) error {
 		return err
 	}
 	return m.lockBoth(ctx)
+}
+
+// lockUnsent keeps mails to either, and to those that are part of them, from being marked.
+func (m *merger) lockUnsent(ctx context.Context) error {
+	rows, err := m.tx.Query(ctx, "SELECT id FROM contact WHERE id IN ($1, $2) OR merged_into IN ($1, $2) ORDER BY id", m.loser, m.winner)
+	if err != nil {
+		return fmt.Errorf("look who was merged: %w", err)
+	}
+	all, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return fmt.Errorf("look who was merged: %w", err)
+	}
+	return delivery.LockUnsent(ctx, m.tx, all)
 }
 
 func (m *merger) lockEarly(ctx context.Context) error {

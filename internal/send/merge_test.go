@@ -339,3 +339,67 @@ func TestMergesWhileARunIsSent(t *testing.T) {
 		t.Errorf("the other tenant has %d deliveries", n)
 	}
 }
+
+// A batch that is planned while its contact is merged, which the merge could not lock, may be marked by who reads that it is a contact still: the merge is over after that mark, so that whoever asks for
+// the person sees it.
+func TestABatchThatIsPlannedWhileItsContactIsMerged(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	people := w.agreed(2)
+	in := func(f func(ctx context.Context, tx *postgres.Tx) error) chan error {
+		out := make(chan error, 1)
+		go func() { out <- w.db.InTenant(t.Context(), pgtest.Acme, f) }()
+		return out
+	}
+	until := func(ctx context.Context, c chan struct{}) {
+		select {
+		case <-c:
+		case <-ctx.Done():
+		}
+	}
+	locked, release, marked, commit := make(chan struct{}), make(chan struct{}), make(chan int, 1), make(chan struct{})
+	holds := in(func(ctx context.Context, tx *postgres.Tx) error { // what the merge waits for when it has locked the batches
+		_, err := tx.Exec(ctx, "SELECT FROM contact WHERE id = $1 FOR UPDATE", people[0])
+		close(locked)
+		until(ctx, release)
+		return err
+	})
+	<-locked
+	merge := in(func(ctx context.Context, tx *postgres.Tx) error {
+		_, err := contact.Merge(ctx, tx, "campaign", people[1], people[0], contact.PreferWinner, "test")
+		return err
+	})
+	wait(t, time.Minute, "the merge to wait", func() bool {
+		return w.count("SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted AND a.datname = current_database()") > 0
+	})
+	w.plan(people[1:], 500)
+	mark := in(func(ctx context.Context, tx *postgres.Tx) (err error) {
+		var pid int
+		l, err := delivery.Take(ctx, tx, "send", delivery.Bulk, delivery.Terms{Lease: time.Minute, MessageLimit: time.Second}, time.Now(), nil)
+		if err == nil {
+			_, _, err = l.Advance(ctx, tx, 1)
+		}
+		if err == nil {
+			err = tx.QueryRow(ctx, "SELECT pg_backend_pid()").Scan(&pid)
+		}
+		marked <- pid
+		until(ctx, commit)
+		return err
+	})
+	pid := <-marked
+	close(release)
+	wait(t, time.Minute, "the merge to wait for the mark", func() bool {
+		select {
+		case err := <-merge:
+			t.Fatalf("the merge was over before the mark: %v", err)
+		default:
+		}
+		return w.count(fmt.Sprintf("SELECT count(*) FROM pg_locks l WHERE NOT l.granted AND %d = ANY (pg_blocking_pids(l.pid))", pid)) > 0
+	})
+	close(commit)
+	for _, done := range []chan error{holds, mark, merge} {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
