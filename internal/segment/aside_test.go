@@ -115,7 +115,7 @@ func TestASlowSegmentIsSetAside(t *testing.T) {
 		}
 		for more := true; more; {
 			var err error
-			if more, err = w.keeper.rebuild(context.Background(), "acme", &pieces{size: chunkLeast}, failed); err != nil {
+			if more, err = w.keeper.rebuild(context.Background(), "acme", new(chunkLeast), failed); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -297,51 +297,5 @@ func TestOneThatCannotBeSent(t *testing.T) {
 	})
 	if u := (*unfit)(nil); err == nil || errors.As(err, &u) {
 		t.Errorf("what was given up: %v", err)
-	}
-}
-
-// While mails of the tenant go out, a rebuild rests between its pieces.
-func TestARebuildRestsWhileMailsGoOut(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	ids := w.people(2)
-	for _, tenant := range []string{"acme", "brava"} {
-		w.apply(tenant, "Email", "welcome", `{}`)
-		pgtest.Exec(t, w.db, tenant, "INSERT INTO run (entity, document, kind, state, starts_at) SELECT id, current, 'broadcast', 'running', onda.now() FROM entity WHERE kind = 'Email'")
-	}
-	lease := func(tenant, until string) {
-		t.Helper()
-		pgtest.Exec(t, w.db, tenant, "INSERT INTO batch (run, email, contacts, lease_until) SELECT id, document, '{1}', now() + $1::interval FROM run", until)
-	}
-	rests := func() (waited bool) {
-		t.Helper()
-		if err := w.keeper.in(context.Background(), "acme", plansEach, map[string]bool{}, func(ctx context.Context, tn *turn) error {
-			ctx, cancel := context.WithTimeout(ctx, time.Second)
-			defer cancel()
-			err := tn.rest(ctx, time.Hour)
-			waited = err != nil
-			return err
-		}); err != nil && !waited {
-			t.Fatal(err)
-		}
-		return waited
-	}
-	w.segment("slow", `{"field": "plan", "is": "paid"}`)
-	lease("brava", "1 hour")
-	lease("acme", "-1 minute")
-	if rests() {
-		t.Error("it rests while nothing goes out")
-	}
-	lease("acme", "1 hour")
-	if !rests() {
-		t.Error("it does not rest while mails go out")
-	}
-	// A piece of the first takes half a second.
-	w.segment("then", `{"tag": "vip"}`)
-	w.trip("slow", "PERFORM pg_sleep(0.5)")
-	w.work()
-	w.want("slow", ids[1])
-	if d := pgtest.One[float64](t, w.db, "acme", "SELECT extract(epoch FROM max(rebuilt_at) - min(rebuilt_at))::float8 FROM segment"); d < 0.5*(1+restShare) {
-		t.Errorf("the second was made %.3f s after the first", d)
 	}
 }

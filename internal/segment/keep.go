@@ -30,8 +30,6 @@ const (
 	// wait for so long.
 	chunkMost, chunkFirst, chunkLeast = 100_000, 10_000, 250
 	chunkTime                         = 500 * time.Millisecond
-	// restShare is how long a rebuild rests before each piece while mails go out, of the time that the piece before took; restMost is the longest: others wait for the lock meanwhile.
-	restShare, restMost = 0.5, chunkTime
 	// statementTime and turnTime bound a transaction: one that has written holds back, on the whole server, whoever reads facts.
 	statementTime = 2 * time.Second
 	turnTime      = 4 * time.Second
@@ -126,16 +124,16 @@ func (k *keeper) leave(tenant string, all bool) (again bool) {
 func (k *keeper) workOff(ctx context.Context, tenant string) (all bool, err error) {
 	began := time.Now()
 	until := began.Add(workTime)
-	p := &pieces{size: chunkFirst}
+	size := chunkFirst
 	failed := map[string]bool{}
 	var heldSince time.Time
 	for {
 		more, err := k.facts(ctx, tenant, failed)
 		if err == nil && !more {
-			more, err = k.rebuild(ctx, tenant, p, failed)
+			more, err = k.rebuild(ctx, tenant, &size, failed)
 			var u *unfit
 			if errors.As(err, &u) { // a smaller chunk may do
-				p.size, more, err = max(p.size/4, chunkLeast), true, nil
+				size, more, err = max(size/4, chunkLeast), true, nil
 			}
 		}
 		switch {

@@ -453,7 +453,7 @@ func (p *lab) facts(t *rapid.T, tenant string) {
 
 // piece does the next of a sweep or a rebuild, and dies after it.
 func (p *lab) piece(t *rapid.T, tenant string) {
-	if _, err := p.another().rebuild(context.Background(), tenant, &pieces{size: rapid.IntRange(1, 8).Draw(t, "size")}, map[string]bool{}); err != nil {
+	if _, err := p.another().rebuild(context.Background(), tenant, new(rapid.IntRange(1, 8).Draw(t, "size")), map[string]bool{}); err != nil {
 		t.Fatal(err)
 	}
 }

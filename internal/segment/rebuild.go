@@ -13,12 +13,13 @@ import (
 	"github.com/onda-run/onda/internal/predicate"
 )
 
-// rebuild does the next piece of what no fact tells of: it sweeps a segment, or does one chunk of the first that has to be computed in full; those that others ask about come first. more says
-// that there was one. When a chunk takes too long the error is an unfit, unless it cannot be smaller: then the segment is set aside, as one that fails otherwise is.
+// rebuild does the next piece of what no fact tells of: it sweeps a segment, or does one chunk of the first that has to be computed in full; those that others ask about come first. The piece is
+// of size contacts, which becomes what the next should have. more says that there was one. When a chunk takes too long the error is an unfit, unless it cannot be smaller: then the segment is
+// set aside, as one that fails otherwise is.
 //
 // How far a rebuild is stands in the segment's row and moves with the chunk, so that whoever comes next goes on there. What changes behind that mark is written by facts.
-func (k *keeper) rebuild(ctx context.Context, tenant string, p *pieces, failed map[string]bool) (more bool, err error) {
-	sweeps, size := false, p.size
+func (k *keeper) rebuild(ctx context.Context, tenant string, size *int, failed map[string]bool) (more bool, err error) {
+	sweeps := false
 	var began time.Time
 	err = k.in(ctx, tenant, plansEach, failed, func(ctx context.Context, t *turn) error {
 		i := slices.IndexFunc(t.all, func(s *kept) bool { return s.mustSweep(t.env.Now) && !t.leaves(s) })
@@ -28,23 +29,21 @@ func (k *keeper) rebuild(ctx context.Context, tenant string, p *pieces, failed m
 		if more = i >= 0; !more {
 			return nil
 		}
-		if err := t.rest(ctx, p.rest); err != nil {
-			return err
-		}
 		began = time.Now()
 		switch s := t.all[i]; {
 		case sweeps:
-			return t.sweep(ctx, s, size)
+			return t.sweep(ctx, s, *size)
 		case s.current == 0:
-			return t.takeAway(ctx, s, size)
+			return t.takeAway(ctx, s, *size)
 		case s.building != s.current:
 			return t.begin(ctx, s)
 		default:
-			return t.goOn(ctx, s, size)
+			return t.goOn(ctx, s, *size)
 		}
 	})
+	was := *size
 	if more {
-		p.took(time.Since(began))
+		*size = fits(was, time.Since(began))
 	}
 	var u *unfit
 	switch {
@@ -52,35 +51,16 @@ func (k *keeper) rebuild(ctx context.Context, tenant string, p *pieces, failed m
 		return more, err
 	case u.slow && sweeps:
 		return true, k.inFull(ctx, tenant, failed, u)
-	case u.slow && size > chunkLeast:
+	case u.slow && was > chunkLeast:
 		return true, err
 	}
 	return true, k.setAside(ctx, tenant, failed, u)
 }
 
-// pieces is how what no fact tells of is done: the next piece.
-type pieces struct {
-	size int           // of how many contacts it is
-	rest time.Duration // for how long it leaves the server to mails first, if some go out
-}
-
-// took says how long the last took.
-func (p *pieces) took(d time.Duration) {
-	fit := int(float64(p.size) * float64(chunkTime) / float64(max(d, time.Millisecond)))
-	p.size = min(max(min(fit, 2*p.size), p.size/4, chunkLeast), chunkMost)
-	p.rest = min(time.Duration(restShare*float64(d)), restMost)
-}
-
-// rest waits while mails of the tenant go out, so that they have a share of the server. It does so under the tenant's lock, for all who work at it, and before anything is written, so that nobody
-// else's facts wait.
-func (t *turn) rest(ctx context.Context, d time.Duration) error {
-	if d == 0 {
-		return nil
-	}
-	if _, err := t.tx.Exec(ctx, "SELECT pg_sleep($1) WHERE EXISTS (SELECT FROM batch WHERE state = 'open' AND lease_until > now())", d.Seconds()); err != nil {
-		return fmt.Errorf("look whether mails go out: %w", err)
-	}
-	return nil
+// fits says how many contacts take chunkTime, after so many took d.
+func fits(size int, d time.Duration) int {
+	fit := int(float64(size) * float64(chunkTime) / float64(max(d, time.Millisecond)))
+	return min(max(min(fit, 2*size), size/4, chunkLeast), chunkMost)
 }
 
 // goOn does the next chunk of a rebuild.

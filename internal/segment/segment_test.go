@@ -392,7 +392,7 @@ func TestKilledBetweenChunks(t *testing.T) {
 			}
 			continue
 		}
-		more, err := k.rebuild(ctx, "acme", &pieces{size: 250}, map[string]bool{})
+		more, err := k.rebuild(ctx, "acme", new(250), map[string]bool{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -551,7 +551,7 @@ func TestSameEndWhateverIsDelivered(t *testing.T) {
 				if err := w.request("a"); err != nil {
 					t.Fatal(err)
 				}
-				if _, err := w.keeper.rebuild(context.Background(), "acme", &pieces{size: 7}, map[string]bool{}); err != nil {
+				if _, err := w.keeper.rebuild(context.Background(), "acme", new(7), map[string]bool{}); err != nil {
 					t.Fatal(err)
 				}
 			case 3:

@@ -56,7 +56,7 @@ func TestRebuildsComputeEachOnce(t *testing.T) {
 	pgtest.Exec(t, w.db, "acme", "UPDATE segment SET members = 0, requested = true")
 	piece := func() {
 		t.Helper()
-		if _, err := w.keeper.rebuild(context.Background(), "acme", &pieces{size: 250}, map[string]bool{}); err != nil {
+		if _, err := w.keeper.rebuild(context.Background(), "acme", new(250), map[string]bool{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -90,7 +90,7 @@ func TestDocumentsThatTurnRound(t *testing.T) {
 		w.segment("a", `{"field": "plan", "is": "paid"}`)
 		w.segment("b", `{"segment": "a"}`)
 		for range before {
-			if _, err := w.keeper.rebuild(context.Background(), "acme", &pieces{size: chunkFirst}, failed); err != nil {
+			if _, err := w.keeper.rebuild(context.Background(), "acme", new(chunkFirst), failed); err != nil {
 				t.Fatal(err)
 			}
 		}

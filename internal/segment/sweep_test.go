@@ -137,7 +137,7 @@ func TestASweepOfMany(t *testing.T) {
 	piece := func(size int) (more bool) {
 		t.Helper()
 		k := &keeper{db: w.db, docs: &documents{}, log: zap.NewNop()}
-		more, err := k.rebuild(context.Background(), "acme", &pieces{size: size}, map[string]bool{})
+		more, err := k.rebuild(context.Background(), "acme", new(size), map[string]bool{})
 		if err != nil {
 			t.Fatal(err)
 		}
