@@ -22,11 +22,14 @@ type Fate int
 const (
 	// Goes: none of its twins was sent, and it comes before those that wait. It may have none.
 	Goes Fate = iota
-	// Repeats: the person has had it, or gets it by a twin that comes first.
+	// Repeats: the person has had it, or gets it by the journey that it is in.
 	Repeats
-	// Hangs: a twin is on its way at this moment, and whether that comes to something is not known yet.
+	// Hangs: a twin is on its way, or comes first, and whether that comes to something is not known yet: it may expire, or go to another when the merge is undone.
 	Hangs
 )
+
+// askAgain is how long a mail that hangs waits for its twin to have an outcome.
+const askAgain = time.Minute
 
 // Where a twin stands.
 const (
@@ -45,6 +48,8 @@ type twin struct {
 	Key              *string    // of its journey
 	Ended            bool       // the merge ended its journey, since the person is in another of that run and key
 	MergedAt         *time.Time // when whom it was planned for became part of the person; nil: it is the person
+	Due              *time.Time // not before then; nil: it is in hand
+	Expires          time.Time
 }
 
 // twinsOf are all mails of a run and step to some persons that were sent, may have been or are to be: $1 persons, $2 run, $3 step, $4 the batch of a lease and $5 up to where that is marked by its
@@ -57,27 +62,27 @@ const twinsOf = `WITH who AS MATERIALIZED (
 			WHEN o.state <> 'deferred' THEN 'had'
 			WHEN o.retry_at IS NULL AND EXISTS (SELECT FROM batch r WHERE r.run = $2 AND r.state = 'open' AND r.attempt = o.attempt AND r.contacts @> ARRAY[o.id]
 				AND array_position(r.contacts, o.id) <= CASE r.id WHEN $4 THEN $5 ELSE r.mark END) THEN 'away'
-			ELSE 'waits' END AS stands
+			ELSE 'waits' END AS stands, o.retry_at AS due, b.expires_at
 		  FROM who w JOIN delivery o ON o.contact = w.id AND o.id >= (SELECT min(id) FROM batch WHERE run = $2) << 9 AND o.state IN ('sent', 'unknown', 'deferred') AND o.bounced_at IS NULL JOIN batch b ON b.id = o.id >> 9
 		 WHERE b.run = $2 AND b.step = $3
 		UNION ALL
-		SELECT w.person, b.id << 9 | x.n, w.id, b.planned_at, false, CASE WHEN x.n <= CASE b.id WHEN $4 THEN $5 ELSE b.mark END THEN 'away' ELSE 'waits' END
+		SELECT w.person, b.id << 9 | x.n, w.id, b.planned_at, false, CASE WHEN x.n <= CASE b.id WHEN $4 THEN $5 ELSE b.mark END THEN 'away' ELSE 'waits' END, b.not_before, b.expires_at
 		  FROM batch b CROSS JOIN unnest(b.contacts) WITH ORDINALITY x(id, n) JOIN who w ON w.id = x.id
 		 WHERE b.run = $2 AND b.step = $3 AND b.state = 'open' AND b.attempt = 1 AND b.contacts && ARRAY(SELECT id FROM who) AND NOT EXISTS (SELECT FROM delivery d WHERE d.id = b.id << 9 | x.n)
 	)
-	SELECT m.person, m.id, m.planned, m.stands, m.begun, m.planned_at, j.key, coalesce(j.state = 'left' AND j.outcome = 'merged', false), l.merged_at
+	SELECT m.person, m.id, m.planned, m.stands, m.begun, m.planned_at, j.key, coalesce(j.state = 'left' AND j.outcome = 'merged', false), l.merged_at, m.due, m.expires_at
 	  FROM mail m LEFT JOIN who l ON l.id = m.planned LEFT JOIN step s ON s.delivery = m.id LEFT JOIN journey j ON j.id = s.journey ORDER BY m.person, m.id`
 
-// Fates tells what becomes of mails of the lease to persons of whom some were merged: of the recipients given, whose contacts are the persons, those that do not simply go. The mark above from is
+// Fates gives the outcomes of mails of the lease to persons of whom some were merged: of the recipients given, whose contacts are the persons, those that do not go, now or ever. The mark above from is
 // being set in this transaction. Whoever asks for the same persons waits for its end, so that of two twins in two batches one goes.
-func (l *Lease) Fates(ctx context.Context, tx *postgres.Tx, from int, rs []Recipient) (map[int64]Fate, error) {
+func (l *Lease) Fates(ctx context.Context, tx *postgres.Tx, from int, rs []Recipient) ([]Outcome, error) {
 	if len(rs) == 0 || l.Lane == Transactional { // each of these was asked for on its own
 		return nil, nil
 	}
 	persons := make([]int64, len(rs))
-	mine := make(map[int64]bool, len(rs))
+	mine := make(map[int64]Recipient, len(rs))
 	for i, r := range rs {
-		persons[i], mine[r.Delivery] = r.Contact, true
+		persons[i], mine[r.Delivery] = r.Contact, r
 	}
 	slices.Sort(persons)
 	persons = slices.Compact(persons)
@@ -89,10 +94,18 @@ func (l *Lease) Fates(ctx context.Context, tx *postgres.Tx, from int, rs []Recip
 	if err != nil {
 		return nil, err
 	}
-	out := map[int64]Fate{}
+	var out []Outcome
 	for _, t := range all {
-		if fate := t.fate(all); mine[t.Delivery] && fate != Goes {
-			out[t.Delivery] = fate
+		r, ok := mine[t.Delivery]
+		if !ok {
+			continue
+		}
+		switch fate, until := t.fate(all, tx.Now()); fate {
+		case Goes:
+		case Repeats:
+			out = append(out, Refusal(r, Duplicate))
+		case Hangs:
+			out = append(out, Waits(r, until, "the same mail, which was planned for another address of the person, comes first"))
 		}
 	}
 	return out, nil
@@ -110,24 +123,29 @@ func twins(ctx context.Context, tx *postgres.Tx, run int64, step string, batch i
 	return all, nil
 }
 
-// fate is what becomes of a mail that is to be sent.
-func (t twin) fate(all []twin) Fate {
+// fate is what becomes of a mail that is to be sent; until is how long it hangs.
+func (t twin) fate(all []twin, now time.Time) (fate Fate, until time.Time) {
 	if t.Ended {
-		return Repeats // by the journey that the person is in, whenever that comes to it
+		return Repeats, until // by the journey that the person is in, whenever that comes to it
 	}
-	fate := Goes
+	until = now.Add(askAgain)
 	for _, o := range all {
 		switch {
 		case !t.of(o):
 		case o.Stands == twinHad:
-			return Repeats
+			return Repeats, until
 		case o.Stands == twinAway:
 			fate = Hangs
-		case fate == Goes && !o.Ended && o.before(t):
-			fate = Repeats
+		case o.Ended || !o.before(t):
+		case o.Due == nil || !o.Due.After(now):
+			fate = Hangs
+		case o.Due.Add(askAgain).Before(t.Expires): // one that would expire by waiting goes first, which the other finds out when it is due
+			if fate = Hangs; o.Due.Add(askAgain).After(until) {
+				until = o.Due.Add(askAgain)
+			}
 		}
 	}
-	return fate
+	return fate, until
 }
 
 // mergeTime is longer than a merge takes from when it notes the time to its end: what is planned meanwhile may not know of it.
@@ -150,7 +168,7 @@ func (t twin) of(o twin) bool {
 	return *t.Key == *o.Key && t.PlannedAt.Before(merged) && o.PlannedAt.Before(merged)
 }
 
-// before tells which of two that wait goes: one that was begun, since the other may be refused for what that took; then the person's own.
+// before tells which of two that wait goes first: one that was begun, since the other may be refused for what that took; then the person's own.
 func (t twin) before(o twin) bool {
 	rank := func(t twin) int {
 		switch {
@@ -175,7 +193,7 @@ func LockUnsent(ctx context.Context, tx *postgres.Tx, contacts []int64) error {
 	return nil
 }
 
-// Unsent counts the mails that wait for a person, after contacts were merged into it: those that will not be sent, since the person had them or gets them by others, and those that were planned for
+// Unsent counts the mails that wait for a person, after contacts were merged into it: those that will not be sent, since the person had them or is to get them by others, and those that were planned for
 // one of the merged and go to it.
 func Unsent(ctx context.Context, tx *postgres.Tx, person int64, merged []int64) (repeats, moved int, err error) {
 	rows, err := tx.Query(ctx, `SELECT DISTINCT b.run, b.step, b.lane FROM batch b WHERE b.state = 'open' AND b.attempt = 1 AND b.contacts && ($2::bigint[] || $1::bigint)
@@ -198,9 +216,10 @@ func Unsent(ctx context.Context, tx *postgres.Tx, person int64, merged []int64) 
 			return 0, 0, err
 		}
 		for _, t := range all {
+			fate, _ := t.fate(all, tx.Now())
 			switch {
 			case t.Stands != twinWaits:
-			case g.Lane != Transactional && t.fate(all) == Repeats:
+			case g.Lane != Transactional && fate != Goes: // by what comes first, if that comes to something
 				repeats++
 			case slices.Contains(merged, t.Planned):
 				moved++

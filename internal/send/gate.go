@@ -23,7 +23,7 @@ func (h *holder) ask(ctx context.Context, tx *postgres.Tx, b *pgx.Batch, contact
 }
 
 // follow sees to those of the recipients who were merged since their mails were planned: their mails go to whom they are part of, who has an audience of its own then, unless that one has had the
-// same mail, or gets it by another. It gives the outcomes of those that do not go, now or ever. The mark was at from before.
+// same mail, or is to get it by another. It gives the outcomes of those that do not go, now or ever. The mark was at from before.
 func (h *holder) follow(ctx context.Context, tx *postgres.Tx, from int, open []delivery.Recipient, audience *compose.Audience) (*compose.Audience, []delivery.Outcome, error) {
 	if audience == nil {
 		return nil, nil, nil
@@ -49,21 +49,8 @@ func (h *holder) follow(ctx context.Context, tx *postgres.Tx, from int, open []d
 		}
 	}
 	of := slices.DeleteFunc(slices.Clone(open), func(r delivery.Recipient) bool { return !merged[r.Delivery] })
-	fates, err := h.lease.Fates(ctx, tx, from, of)
-	if err != nil {
-		return nil, nil, err
-	}
-	var outcomes []delivery.Outcome
-	for _, r := range of {
-		switch fates[r.Delivery] {
-		case delivery.Goes:
-		case delivery.Repeats:
-			outcomes = append(outcomes, delivery.Refusal(r, delivery.Duplicate))
-		case delivery.Hangs:
-			outcomes = append(outcomes, delivery.Waits(r, tx.Now().Add(retrySoon), "the same mail is on its way to another address of the person"))
-		}
-	}
-	return audience, outcomes, nil
+	outcomes, err := h.lease.Fates(ctx, tx, from, of)
+	return audience, outcomes, err
 }
 
 // admitted is what the gate makes of recipients: messages to hand over, and outcomes of the others. Unless full is 0, the batch is put off for that long after them.

@@ -93,7 +93,9 @@ func TestMailsOfMergedContactsGoOnce(t *testing.T) {
 		back   bool                // what was sent before the merge came back by then
 		during bool                // the run began while the merge was not over
 		merges []string            // loser>winner
-		undone []string            // losers, at once
+		asked  bool                // what is planned is tried once before that
+		dead   bool                // and the first batch's mails expire then
+		undone []string            // losers
 		want   string              // accepted mails
 		told   string              // of the last merge: repeated, redirected
 		states string              // of deliveries in order
@@ -115,6 +117,8 @@ func TestMailsOfMergedContactsGoOnce(t *testing.T) {
 		"a chain":                                      {plan: []string{"1 2 3"}, reply: map[string][]string{"1": {"busy"}, "2": {"busy"}, "3": {"busy"}}, early: 1, merges: []string{"1>2", "2>3"}, want: "3:1", told: "2 1", states: "sent suppressed/duplicate suppressed/duplicate"},
 		"a chain that is planned":                      {plan: []string{"1 2", "3"}, merges: []string{"1>2", "2>3"}, want: "3:1", told: "2 0", states: "suppressed/duplicate suppressed/duplicate sent"},
 		"undone before it is tried again":              {plan: []string{"1 2"}, reply: map[string][]string{"2": {"busy"}}, early: 1, merges: []string{"2>1"}, undone: []string{"2"}, want: "1:1 2:1", told: "1 0", states: "sent sent"},
+		"undone when the winner's was asked for":       {plan: []string{"2", "1"}, reply: map[string][]string{"2": {"busy"}}, early: 1, merges: []string{"2>1"}, asked: true, undone: []string{"2"}, want: "1:1 2:1", told: "1 1", states: "sent sent"},
+		"a deferred one that expires":                  {plan: []string{"2", "1"}, reply: map[string][]string{"2": {"busy"}}, early: 1, merges: []string{"2>1"}, asked: true, dead: true, want: "1:1", told: "1 1", states: "failed/expired sent"},
 		"a chain that is undone":                       {plan: []string{"1 2 3"}, merges: []string{"1>2", "2>3"}, undone: []string{"2", "1"}, want: "1:1 2:1 3:1", told: "2 0", states: "sent sent sent"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -156,6 +160,12 @@ func TestMailsOfMergedContactsGoOnce(t *testing.T) {
 			}
 			if test.during {
 				pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE run SET started_at = (SELECT max(changed_at) FROM contact WHERE merged_into IS NOT NULL) + interval '1 second'")
+			}
+			if test.asked {
+				w.mustSweep(in, "send")
+			}
+			if test.dead {
+				pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE batch SET expires_at = onda.now() WHERE id = (SELECT min(id) FROM batch)")
 			}
 			for _, n := range test.undone {
 				w.unmerge(id(n))
