@@ -42,8 +42,8 @@ type importCmd struct {
 
 // Help is shown by --help.
 func (importCmd) Help() string {
-	return "Columns are the names of fields, and email, external_id and tags. What onda export contacts wrote can be imported as it is: of it score, stage and created are left out, and consent " +
-		"where no --proof is given. How the file is written (encoding, separator, dates, decimals) is found out and shown; what can be read in two ways is " +
+	return "Columns are the names of fields, and email, external_id and tags. What onda export contacts wrote can be imported as it is: of it score, stage and created are left out, and what is granted " +
+		"where no --proof is given; who has withdrawn has so here, too, unless they said something else here. Which addresses are suppressed is not in an export. How the file is written (encoding, separator, dates, decimals) is found out and shown; what can be read in two ways is " +
 		"refused. To import a file again changes nothing; an import that was interrupted goes on where it was. " +
 		"Rows that cannot be imported are written, with the reason, to a file that can be corrected and imported again. Of two rows of one contact the second is rejected; " +
 		"more than some 500,000 rows apart, it changes the contact.\n\nExample:\n  onda --tenant acme import people.csv --dry-run\n  onda --tenant acme import people.csv --map E-Mail=email --ignore-unknown\n" +
@@ -170,6 +170,15 @@ func (c importCmd) tell(s *session, name string, res csvimport.Result, rejects *
 	}
 	if n := res.Withdrawn + res.Complained; n > 0 {
 		s.print("%s not granted anew: they had withdrawn (%d) or complained (%d)", count(n, "consent"), res.Withdrawn, res.Complained)
+	}
+	if res.OptedOut > 0 {
+		s.print("%s new: they get no such mail here either", count(res.OptedOut, "withdrawal"))
+	}
+	if res.KeptIn > 0 {
+		s.print("%s not taken: they agreed, or were asked, here, which counts as newer", count(res.KeptIn, "withdrawal"))
+	}
+	if res.Exported {
+		s.print("which addresses are suppressed (they bounced, complained, or were stopped by hand) is not in an export, and so not known here: export a segment of those who are reachable, or take the others out")
 	}
 	for _, p := range res.Problems {
 		_, _ = fmt.Fprintf(s.stderr, "%s: row %d: %s\n", name, p.Row, p.Error)

@@ -251,36 +251,41 @@ func isSet(tags []string) bool {
 }
 
 // Unrecorded tells of entries which of them Record would write nothing of: recorded is what it would answer of those, and todo are the numbers of the others. It takes no lock and
-// writes nothing. It is for entries of an import alone, which say that something was granted.
+// writes nothing. It is for entries of an import alone, which say that something was granted or withdrawn.
 func Unrecorded(ctx context.Context, tx *postgres.Tx, entries []Consent) (recorded map[int]Recorded, todo []int, err error) {
 	pairs, err := pairsOf(entries)
 	if err != nil || len(pairs) == 0 {
 		return nil, nil, err
 	}
 	n := len(entries)
-	contact, purpose, proof := make([]int64, n), make([]string, n), make([]string, n)
+	contact, purpose, said, proof := make([]int64, n), make([]string, n), make([]string, n), make([]string, n)
 	for i, e := range entries {
-		contact[i], purpose[i] = e.Contact, e.Purpose
+		contact[i], purpose[i], said[i] = e.Contact, e.Purpose, string(e.State)
 		if proof[i], err = jsonText(e.Proof, map[string]any{}); err != nil {
 			return nil, nil, err
 		}
 	}
 	rows, err := tx.Query(ctx, `SELECT u.n - 1, coalesce(p.state, ''), s.complaint, EXISTS (SELECT FROM consent o WHERE o.contact = u.contact AND o.purpose = u.purpose
-			AND o.state = 'granted' AND o.basis = 'import' AND o.proof - '{file,row}'::text[] = u.proof::jsonb - '{file,row}'::text[])
-		FROM unnest($1::bigint[], $2::text[], $3::text[]) WITH ORDINALITY u(contact, purpose, proof, n)
-		LEFT JOIN LATERAL (SELECT state FROM subscription p WHERE p.contact = u.contact AND p.purpose = u.purpose LIMIT 1) p ON true,
-		LATERAL (SELECT `+inComplaint("u.contact", "u.purpose")+` AS complaint) s ORDER BY u.n`, contact, purpose, proof)
+			AND o.state = u.state AND o.basis = 'import' AND o.proof - '{file,row}'::text[] = u.proof::jsonb - '{file,row}'::text[]),
+			u.state = 'withdrawn' AND coalesce(p.state, '') = 'granted' AND NOT `+imported+`
+		FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY u(contact, purpose, proof, state, n)
+		LEFT JOIN LATERAL (SELECT state, consent FROM subscription p WHERE p.contact = u.contact AND p.purpose = u.purpose LIMIT 1) p ON true,
+		LATERAL (SELECT `+inComplaint("u.contact", "u.purpose")+` AS complaint) s ORDER BY u.n`, contact, purpose, proof, said)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read consent: %w", err)
 	}
 	recorded = map[int]Recorded{}
 	var i int
 	var state State
-	var complaint, told bool
-	_, err = pgx.ForEachRow(rows, []any{&i, &state, &complaint, &told}, func() error {
-		switch {
-		case complaint && state != Withdrawn, !told && state != Withdrawn, entries[i].Basis != BasisImport || entries[i].State != Granted:
+	var complaint, told, newer bool
+	_, err = pgx.ForEachRow(rows, []any{&i, &state, &complaint, &told, &newer}, func() error {
+		switch e := entries[i]; {
+		case complaint && state != Withdrawn, !told && !newer && state != Withdrawn, e.Basis != BasisImport || e.State == Pending:
 			todo = append(todo, i)
+		case e.State == Withdrawn && state != Withdrawn:
+			recorded[i] = Recorded{State: state, Refused: "newer"}
+		case e.State == Withdrawn:
+			recorded[i] = Recorded{State: state}
 		case complaint:
 			recorded[i] = Recorded{State: state, Refused: "complaint"}
 		case state == Withdrawn:

@@ -31,7 +31,8 @@ const (
 	TrackingWeb   = "tracking.web"
 )
 
-// BasisImport is the basis of consent that was given somewhere else. It counts as older than all else: it never undoes a withdrawal.
+// BasisImport is the basis of consent that was given, or withdrawn, somewhere else. It counts as older than all else: it never undoes a withdrawal, nor a grant that was made here; of imports the
+// withdrawal holds.
 const BasisImport = "import"
 
 // Consent is an entry of the ledger to be.
@@ -60,7 +61,7 @@ type Recorded struct {
 	// Changed: the state is another than before this call.
 	Changed bool
 	// Refused says why a grant (or a request for one) has no effect: "complaint" (suppressed by a complaint, which ends all marketing until Unsuppress),
-	// "withdrawn" (an import does not undo a withdrawal). Empty otherwise.
+	// "withdrawn" (an import does not undo a withdrawal); or a withdrawal: "newer" (an import does not undo what was said here). Empty otherwise.
 	Refused string
 }
 
@@ -134,6 +135,9 @@ func record(ctx context.Context, tx *postgres.Tx, w *writer, entries []Consent) 
 			case e.Basis == BasisImport:
 				out[i].Refused = "withdrawn"
 			}
+		}
+		if e.State == Withdrawn && e.Basis == BasisImport && after[p] != Withdrawn && after[p] != "" {
+			out[i].Refused = "newer"
 		}
 	}
 	return out, nil
@@ -221,7 +225,7 @@ func queueLedger(b *pgx.Batch, entries []Consent) (ids []int64, err error) {
 	ids = make([]int64, n)
 	b.Queue(`WITH u AS (
 		SELECT n, contact, purpose, state, basis, proof::jsonb, origin, origin_until, at,
-		       row_number() OVER (PARTITION BY contact, purpose, state, basis, proof::jsonb, CASE WHEN basis = 'import' AND state <> 'withdrawn' THEN NULL ELSE at END ORDER BY n) AS nth,
+		       row_number() OVER (PARTITION BY contact, purpose, state, basis, proof::jsonb, CASE WHEN basis = 'import' THEN NULL ELSE at END ORDER BY n) AS nth,
 		       CASE WHEN basis = 'import' THEN proof::jsonb - '{file,row}'::text[] ELSE proof::jsonb END AS told
 		  FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bytea[], $7::timestamptz[], $8::timestamptz[])
 		       WITH ORDINALITY u(contact, purpose, state, basis, proof, origin, origin_until, at, n)
@@ -230,8 +234,9 @@ func queueLedger(b *pgx.Batch, entries []Consent) (ids []int64, err error) {
 		 WHERE nth = 1
 		   AND NOT EXISTS (SELECT FROM contact e WHERE e.id = u.contact AND e.erased_at IS NOT NULL)
 		   AND NOT EXISTS (SELECT FROM consent o WHERE o.contact = u.contact AND o.purpose = u.purpose AND o.state = u.state AND o.basis = u.basis AND (o.proof = u.proof OR u.basis = 'import' AND o.proof - '{file,row}'::text[] = u.told)
-		                      AND (o.at = u.at OR u.basis = 'import' AND u.state <> 'withdrawn' OR u.at IS NULL AND p.state = u.state))
+		                      AND (o.at = u.at OR u.basis = 'import' OR u.at IS NULL AND p.state = u.state))
 		   AND NOT (u.basis = 'import' AND u.state <> 'withdrawn' AND (coalesce(p.state, '') = 'withdrawn' OR `+inComplaint("u.contact", "u.purpose")+`))
+		   AND NOT (u.basis = 'import' AND u.state = 'withdrawn' AND (coalesce(p.state, '') = 'withdrawn' OR coalesce(p.state, '') = 'granted' AND NOT `+imported+`))
 	), made AS (
 		SELECT n, nextval(seq) AS id, contact, purpose, state, basis, proof, origin, origin_until, at
 		  FROM fresh, (SELECT pg_get_serial_sequence('consent', 'id')::regclass AS seq OFFSET 0) s ORDER BY n
@@ -247,10 +252,13 @@ func queueLedger(b *pgx.Batch, entries []Consent) (ids []int64, err error) {
 	return ids, nil
 }
 
+// imported is SQL: does the subscription p stand by what was imported? It is no EXISTS, for which Postgres might read all of the ledger.
+const imported = `coalesce((SELECT i.basis FROM consent i WHERE i.id = p.consent) = 'import', false)`
+
 // fold is SQL: what the ledger says of each of the pairs $1, $2. An import is at -infinity. decisive is the last entry that is not pending.
 const fold = `u AS (SELECT * FROM unnest($1::bigint[], $2::text[]) u(contact, purpose)
 	), entry AS (
-		SELECT u.contact, u.purpose, c.id, c.state, c.at AS happened, CASE WHEN c.basis = 'import' AND c.state <> 'withdrawn' THEN '-infinity' ELSE c.at END AS at
+		SELECT u.contact, u.purpose, c.id, c.state, c.at AS happened, CASE WHEN c.basis = 'import' THEN '-infinity' ELSE c.at END AS at
 		  FROM u JOIN consent c USING (contact, purpose)
 	), decisive AS (
 		SELECT DISTINCT ON (contact, purpose) * FROM entry WHERE state <> 'pending' ORDER BY contact, purpose, at DESC, state DESC, happened DESC, id DESC

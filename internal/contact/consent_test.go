@@ -74,6 +74,13 @@ func TestRecord(t *testing.T) {
 		"import over withdrawal":                 {[]entry{{"withdrawn", "unsubscribe", 1, ""}, {"granted", "import", 3, ""}}, want{"withdrawn", 1, "withdrawn"}},
 		"import over request":                    {[]entry{{"pending", "form", 1, ""}, {"granted", "import", 3, ""}}, want{"granted", 2, ""}},
 		"withdrawn before the import was told":   {[]entry{{"granted", "import", 3, ""}, {"withdrawn", "unsubscribe", 1, ""}}, want{"withdrawn", 2, ""}},
+		"import of a withdrawal":                 {[]entry{{"withdrawn", "import", 0, ""}, {"withdrawn", "import", 0, ""}}, want{"withdrawn", 1, ""}},
+		"of a withdrawal over a grant":           {[]entry{{"granted", "form", 1, ""}, {"withdrawn", "import", 0, ""}}, want{"granted", 1, "newer"}},
+		"of a withdrawal over a request":         {[]entry{{"pending", "form", 1, ""}, {"withdrawn", "import", 0, ""}}, want{"pending", 2, "newer"}},
+		"of a withdrawal over a withdrawal":      {[]entry{{"withdrawn", "unsubscribe", 1, ""}, {"withdrawn", "import", 0, ""}}, want{"withdrawn", 1, ""}},
+		"of a withdrawal over an import":         {[]entry{{"granted", "import", 0, "a"}, {"withdrawn", "import", 0, ""}}, want{"withdrawn", 2, ""}},
+		"import over that of a withdrawal":       {[]entry{{"withdrawn", "import", 0, ""}, {"granted", "import", 0, "a"}}, want{"withdrawn", 1, "withdrawn"}},
+		"a grant told late, behind that":         {[]entry{{"withdrawn", "import", 0, ""}, {"granted", "form", 1, ""}}, want{"granted", 2, ""}},
 		"both at one time: the withdrawal holds": {[]entry{{"withdrawn", "unsubscribe", 1, ""}, {"granted", "form", 1, ""}}, want{"withdrawn", 2, ""}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -259,7 +259,7 @@ func TestAnImportOfAllColumns(t *testing.T) {
 			case !strings.HasPrefix(name, "consent."):
 				of = append(of, csvimport.LeftOut{Column: name, Why: why})
 			case !withProof:
-				of = append(of, csvimport.LeftOut{Column: name, Why: "--proof imports what is granted: say how they agreed"})
+				of = append(of, csvimport.LeftOut{Column: name, Why: "all but who has withdrawn; --proof imports what is granted, too: say how they agreed"})
 			}
 		}
 		return of
@@ -268,9 +268,10 @@ func TestAnImportOfAllColumns(t *testing.T) {
 		proof string
 		want  csvimport.Result
 	}{
-		{"", csvimport.Result{Rows: 3, Made: 3, LeftOut: left(false)}},
-		{"moved from acme", csvimport.Result{Rows: 3, Unchanged: 3, Granted: 2, LeftOut: left(true)}},
-		{"moved from acme", csvimport.Result{Rows: 3, Unchanged: 3, LeftOut: left(true)}},
+		{"", csvimport.Result{Rows: 3, Made: 3, OptedOut: 1, Exported: true, LeftOut: left(false)}},
+		{"", csvimport.Result{Rows: 3, Unchanged: 3, Exported: true, LeftOut: left(false)}},
+		{"moved from acme", csvimport.Result{Rows: 3, Unchanged: 3, Granted: 2, Exported: true, LeftOut: left(true)}},
+		{"moved from acme", csvimport.Result{Rows: 3, Unchanged: 3, Exported: true, LeftOut: left(true)}},
 	} {
 		res, err := csvimport.Import(t.Context(), db, pgtest.Brava, strings.NewReader(out), csvimport.Options{Proof: c.proof})
 		if res.Took, res.ReadAs = 0, (csvimport.Dialect{}); err != nil || !cmp.Equal(c.want, res) {
@@ -279,13 +280,13 @@ func TestAnImportOfAllColumns(t *testing.T) {
 	}
 	for _, all := range []string{
 		"SELECT concat_ws(' ', email, external_id, fields, tags, typed) FROM contact ORDER BY email, external_id",
-		"SELECT concat_ws(' ', c.email, c.external_id, s.purpose) FROM subscription s JOIN contact c ON c.id = s.contact WHERE s.state = 'granted' ORDER BY 1",
+		"SELECT concat_ws(' ', c.email, c.external_id, s.purpose, s.state) FROM subscription s JOIN contact c ON c.id = s.contact WHERE s.state <> 'pending' ORDER BY 1",
 	} {
 		if d := cmp.Diff(pgtest.All[string](t, db, pgtest.Acme, all), pgtest.All[string](t, db, pgtest.Brava, all)); d != "" {
 			t.Error(d)
 		}
 	}
-	if got := pgtest.All[string](t, db, pgtest.Brava, "SELECT DISTINCT basis || (proof->>'text') FROM consent"); !cmp.Equal(got, []string{"importmoved from acme"}) {
+	if got := pgtest.All[string](t, db, pgtest.Brava, "SELECT DISTINCT concat_ws(' ', state, basis, proof->>'text') FROM consent ORDER BY 1"); !cmp.Equal(got, []string{"granted import moved from acme", "withdrawn import"}) {
 		t.Errorf("the ledger says %v", got)
 	}
 }

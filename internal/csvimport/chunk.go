@@ -34,8 +34,8 @@ type column struct {
 // chunk is as many rows of a file as are stored in one transaction.
 type chunk struct {
 	rows    []contact.Row
-	source  []source   // of each of them
-	agreed  [][]string // what each of them agreed to by itself; nil where the file does not tell
+	source  []source // of each of them
+	said    [][]said // what each of them agreed to, or withdrew, by itself; nil where the file does not tell
 	rejects []reject
 	text    strings.Builder // what the rows' texts are parts of
 	records int             // rows of the file, those that are rejected too
@@ -43,6 +43,12 @@ type chunk struct {
 	err     error           // that ended it: io.EOF at the end of the file
 	before  <-chan struct{} // closed when all chunks before it are in
 	ahead   chan compared   // what is known of it, when it was compared before its turn; or nil
+}
+
+// said is what a row tells of a purpose.
+type said struct {
+	purpose string
+	state   contact.State
 }
 
 // source is where a row came from.
@@ -66,6 +72,7 @@ type parser struct {
 	seen    *seen
 	counted *countingReader
 	topics  bool // some columns tell of consent
+	proof   bool // there is one of what they grant
 	decoded bool // the file is in another encoding than UTF-8
 	texts   bool // rows that are stored may be rejected yet, and so are kept as they stand in the file
 	json    []byte
@@ -88,7 +95,7 @@ func (c *countingReader) Read(p []byte) (int, error) {
 func (p *parser) next(rows, textBytes int) *chunk {
 	c := &chunk{rows: make([]contact.Row, 0, rows), source: make([]source, 0, rows)}
 	if p.topics {
-		c.agreed = make([][]string, 0, rows)
+		c.said = make([][]said, 0, rows)
 	}
 	c.text.Grow(textBytes)
 	for c.records < rows {
@@ -109,7 +116,7 @@ func (p *parser) next(rows, textBytes int) *chunk {
 		}
 		c.rows, c.source = append(c.rows, row), append(c.source, from)
 		if p.topics {
-			c.agreed = append(c.agreed, p.agreed(rec))
+			c.said = append(c.said, p.said(rec))
 		}
 	}
 	c.read = p.counted.n
@@ -248,14 +255,19 @@ func (p *parser) cell(row *contact.Row, c *column, cell []byte, text *strings.Bu
 	return nil
 }
 
-// agreed is what a row's cells say that the contact agreed to. What is pending or withdrawn is not: nobody is asked again, and who has withdrawn gets no mail without it.
-func (p *parser) agreed(rec record) (topics []string) {
+// said is what a row's cells say that the contact agreed to, where there is a proof of that, and what it withdrew, which needs none: else it would have what is done with those who never said anything,
+// and could be granted it by a later file. Who is asked, and has not answered, is not asked again.
+func (p *parser) said(rec record) (out []said) {
 	for i := range p.columns {
-		if c := &p.columns[i]; c.topic != "" && contact.State(bytes.TrimSpace(rec.cells[i])) == contact.Granted {
-			topics = append(topics, c.topic)
+		c := &p.columns[i]
+		if c.topic == "" {
+			continue
+		}
+		if state := contact.State(bytes.TrimSpace(rec.cells[i])); state == contact.Withdrawn || state == contact.Granted && p.proof {
+			out = append(out, said{c.topic, state})
 		}
 	}
-	return topics
+	return out
 }
 
 func clip(s string) string {

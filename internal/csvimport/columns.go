@@ -75,16 +75,16 @@ func (k known) options(opts Options) error {
 // typedColumn is how an address was typed, as an export writes it.
 const typedColumn = "email.typed"
 
-// exported takes a column of an export that is neither a field nor an identity: false where it is none. left says why it is left out.
+// exported takes a column of an export that is neither a field nor an identity: false where it is none. left says why it is left out, or what of it.
 func (k known) exported(c *column, opts Options) (left string, ok bool) {
 	switch topic, isTopic := strings.CutPrefix(c.name, "consent."); {
 	case c.name == typedColumn:
 		return "", true
 	case isTopic && slices.Contains(k.purposes(), topic):
-		if strings.TrimSpace(opts.Proof) == "" {
-			return "--proof imports what is granted: say how they agreed", true
-		}
 		c.topic = topic
+		if strings.TrimSpace(opts.Proof) == "" {
+			return "all but who has withdrawn; --proof imports what is granted, too: say how they agreed", true
+		}
 		return "", true
 	case c.name == spec.MainScore || strings.HasPrefix(c.name, spec.MainScore+"."), c.name == "stage", c.name == "created":
 		return "Onda sets it", true
@@ -121,7 +121,7 @@ func (k known) columns(header [][]byte, opts Options) (out []column, left []Left
 		if !c.skip && !isKnown {
 			var why string
 			if why, isKnown = k.exported(&c, opts); why != "" {
-				left, c.skip = append(left, LeftOut{h, why}), true
+				left, c.skip = append(left, LeftOut{h, why}), c.topic == ""
 			}
 		}
 		switch {

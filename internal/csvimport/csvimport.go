@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -56,7 +57,7 @@ type Options struct {
 	// Policy is Upsert where it is empty.
 	Policy Policy
 	// Consent are the topics, or tracking.email and tracking.web, that all of them agreed to; Proof tells how, and Basis (or nothing) on which ground: both are kept in the ledger. With a
-	// proof, those who are granted in a column such as consent.newsletter agreed to that, too.
+	// proof, those who are granted in a column such as consent.newsletter agreed to that, too. Who is withdrawn in one has withdrawn it, with or without a proof, unless it said something else here.
 	Consent []string
 	Basis   string
 	Proof   string
@@ -86,10 +87,15 @@ type Result struct {
 	Skipped  int `json:"skipped,omitempty"`
 	Rejected int `json:"rejected"`
 	// Granted counts consents that were new; Withdrawn and Complained those that were not granted, since the contact has withdrawn, or complained: the contacts themselves were imported.
-	Granted    int           `json:"granted"`
-	Withdrawn  int           `json:"withdrawn"`
-	Complained int           `json:"complained"`
-	Took       time.Duration `json:"took"`
+	Granted    int `json:"granted"`
+	Withdrawn  int `json:"withdrawn"`
+	Complained int `json:"complained"`
+	// OptedOut counts withdrawals in columns such as consent.newsletter that were new, and KeptIn those that were not taken, since the contact agreed, or was asked, here: that counts as newer.
+	OptedOut int `json:"opted_out,omitempty"`
+	KeptIn   int `json:"kept_in,omitempty"`
+	// Exported: the file has columns of consent, as exports have. These do not tell which addresses are suppressed.
+	Exported bool          `json:"exported,omitempty"`
+	Took     time.Duration `json:"took"`
 	// Resumed is how many rows an import that was interrupted had done.
 	Resumed int `json:"resumed,omitempty"`
 	// RejectsLost: the file with what that one rejected is not there any more, or was changed since; it was left as it is, and has none of those that were rejected from then on.
@@ -342,7 +348,7 @@ func (im *importer) begin(ctx context.Context, r io.Reader, given dialect) (*par
 			return nil, err
 		}
 	}
-	im.res.LeftOut = left
+	im.res.LeftOut, im.res.Exported = left, slices.ContainsFunc(im.columns, func(c column) bool { return c.topic != "" })
 	if im.rejects != nil {
 		if err := im.rejects.begin(im.header()); err != nil {
 			return nil, err
@@ -361,7 +367,7 @@ func (im *importer) begin(ctx context.Context, r io.Reader, given dialect) (*par
 	tags := slices.Clone(im.opts.Tags)
 	slices.Sort(tags)
 	seen, err := newSeen()
-	return &parser{reader: rd, columns: im.columns, tags: slices.Compact(tags), seen: seen, counted: counted, topics: topics > 0, decoded: rd.dialect.Encoding != "UTF-8", texts: !im.alone || im.opts.Policy == Create || im.opts.Policy == Update || im.unique()}, err
+	return &parser{reader: rd, columns: im.columns, tags: slices.Compact(tags), seen: seen, counted: counted, topics: topics > 0, proof: strings.TrimSpace(im.opts.Proof) != "", decoded: rd.dialect.Encoding != "UTF-8", texts: !im.alone || im.opts.Policy == Create || im.opts.Policy == Update || im.unique()}, err
 }
 
 // seekable is a reader that can go back to where it is; nil for a pipe.
@@ -502,8 +508,12 @@ func (res *Result) add(c *chunk, o outcome) {
 		switch {
 		case r.Refused == "complaint":
 			res.Complained++
+		case r.Refused == "newer":
+			res.KeptIn++
 		case r.Refused != "":
 			res.Withdrawn++
+		case r.Changed && r.State == contact.Withdrawn:
+			res.OptedOut++
 		case r.Changed:
 			res.Granted++
 		}
@@ -717,22 +727,25 @@ func (c *chunk) pick(which []int) []contact.Row {
 	return out
 }
 
-// consents adds what the contact of a chunk's row agreed to.
+// consents adds what the contact of a chunk's row agreed to, or withdrew.
 func (im *importer) consents(to []contact.Consent, id int64, c *chunk, i int) []contact.Consent {
-	purposes := im.opts.Consent
-	if c.agreed != nil {
-		for _, purpose := range c.agreed[i] {
-			if !slices.Contains(purposes, purpose) {
-				purposes = append(slices.Clip(purposes), purpose)
+	add := func(purpose string, state contact.State) {
+		proof := map[string]any{"file": im.opts.Name, "row": c.source[i].row}
+		if state == contact.Granted {
+			proof["text"] = im.opts.Proof
+			if im.opts.Basis != "" {
+				proof["basis"] = im.opts.Basis
 			}
 		}
+		to = append(to, contact.Consent{Contact: id, Purpose: purpose, State: state, Basis: contact.BasisImport, Proof: proof})
 	}
-	for _, purpose := range purposes {
-		proof := map[string]any{"file": im.opts.Name, "row": c.source[i].row, "text": im.opts.Proof}
-		if im.opts.Basis != "" {
-			proof["basis"] = im.opts.Basis
+	for _, purpose := range im.opts.Consent {
+		add(purpose, contact.Granted)
+	}
+	if c.said != nil {
+		for _, s := range c.said[i] { // of no purpose that all agreed to
+			add(s.purpose, s.state)
 		}
-		to = append(to, contact.Consent{Contact: id, Purpose: purpose, State: contact.Granted, Basis: contact.BasisImport, Proof: proof})
 	}
 	return to
 }

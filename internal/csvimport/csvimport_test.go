@@ -293,6 +293,62 @@ func TestConsentIsNotGrantedOverAWithdrawal(t *testing.T) {
 	}
 }
 
+// Who has withdrawn in an export has so here, with or without a proof, unless they said something else here; another file does not grant it to them anew.
+func TestWithdrawalsOfAnExportAreImported(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	run(t, db, "email\nhere@example.com\nasked@example.com\nleft@example.com\n", csvimport.Options{})
+	run(t, db, "email\nlist@example.com\n", csvimport.Options{Consent: []string{"newsletter"}, Proof: "fair"})
+	pgtest.In(t, db, "acme", func(ctx context.Context, tx *postgres.Tx) error {
+		for who, state := range map[string]contact.State{"here": contact.Granted, "asked": contact.Pending, "left": contact.Withdrawn} {
+			id, _, err := contact.Ensure(ctx, tx, who+"@example.com")
+			if err != nil {
+				return err
+			}
+			if _, err := contact.Record(ctx, tx, "render-form", contact.Consent{Contact: id, Purpose: "newsletter", State: state, Basis: "form"}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	file := "email,first_name,consent.newsletter,consent.tracking.email\nnew@example.com,,withdrawn,withdrawn\nhere@example.com,,withdrawn,\nasked@example.com,Ada,withdrawn,granted\n" +
+		"left@example.com,,withdrawn,pending\nlist@example.com,,withdrawn,\n"
+	left := func(why string) (out []csvimport.LeftOut) {
+		for _, c := range []string{"consent.newsletter", "consent.tracking.email"} {
+			out = append(out, csvimport.LeftOut{Column: c, Why: why})
+		}
+		return out
+	}("all but who has withdrawn; --proof imports what is granted, too: say how they agreed")
+	var before map[string]int
+	for i, want := range []csvimport.Result{
+		{Rows: 5, Made: 1, Updated: 1, Unchanged: 3, OptedOut: 3, KeptIn: 2, Exported: true, LeftOut: left},
+		{Rows: 5, Unchanged: 5, KeptIn: 2, Exported: true, LeftOut: left},
+	} {
+		res, _ := run(t, db, file, csvimport.Options{})
+		if d := cmp.Diff(want, res); d != "" {
+			t.Errorf("the %d. time: %s", i+1, d)
+		}
+		if i > 0 {
+			if d := cmp.Diff(before, count(t, db, "acme")); d != "" {
+				t.Errorf("to import it again writes something: %s", d)
+			}
+		}
+		before = count(t, db, "acme")
+	}
+	res, _ := run(t, db, "email\nnew@example.com\n", csvimport.Options{Consent: []string{"newsletter", "tracking.email"}, Proof: "fair"})
+	if d := cmp.Diff(csvimport.Result{Rows: 1, Unchanged: 1, Withdrawn: 2}, res); d != "" {
+		t.Error(d)
+	}
+	got := pgtest.All[string](t, db, "acme", "SELECT concat_ws(' ', c.email, s.purpose, s.state) FROM subscription s JOIN contact c ON c.id = s.contact ORDER BY 1")
+	want := []string{
+		"asked@example.com newsletter pending", "here@example.com newsletter granted", "left@example.com newsletter withdrawn", "list@example.com newsletter withdrawn",
+		"new@example.com newsletter withdrawn", "new@example.com tracking.email withdrawn",
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+}
+
 func TestSeparatorsAndMapping(t *testing.T) {
 	t.Parallel()
 	db := newDB(t)
