@@ -34,6 +34,9 @@ func Unmerge(ctx context.Context, tx *postgres.Tx, drainer string, loser int64, 
 	if _, err := m.readUndo(ctx); err != nil {
 		return out, err
 	}
+	if err := m.lockUnsent(ctx); err != nil { // what is being marked goes to the winner still
+		return out, err
+	}
 	if err := m.lockEarly(ctx); err != nil {
 		return out, err
 	}

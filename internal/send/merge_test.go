@@ -413,3 +413,34 @@ func TestABatchThatIsPlannedWhileItsContactIsMerged(t *testing.T) {
 		}
 	}
 }
+
+// The undoing of a merge waits for marks of batches with mails to either, which go by the merge.
+func TestAnUnmergeWaitsForMarks(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	people := w.agreed(2)
+	w.plan(people[1:], 500)
+	w.merge(people[1], people[0])
+	unmerge := func() error {
+		return w.db.InTenant(t.Context(), pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+			if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '50ms'"); err != nil {
+				return err
+			}
+			_, err := contact.Unmerge(ctx, tx, "campaign", people[1], "test")
+			return err
+		})
+	}
+	pgtest.In(t, w.db, pgtest.Acme, func(ctx context.Context, tx *postgres.Tx) error {
+		l, err := delivery.Take(ctx, tx, "send", delivery.Bulk, delivery.Terms{Lease: time.Minute, MessageLimit: time.Second}, time.Now(), nil)
+		if err == nil {
+			_, _, err = l.Advance(ctx, tx, 1)
+		}
+		if err == nil && unmerge() == nil {
+			t.Error("the merge was undone while a mail was marked")
+		}
+		return err
+	})
+	if err := unmerge(); err != nil {
+		t.Error(err)
+	}
+}
