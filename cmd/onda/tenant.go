@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,13 +40,11 @@ func (c migrateCmd) Run(ctx context.Context, s *session) error {
 	switch {
 	case errors.Is(err, postgres.ErrUnconfirmed) && failed == nil:
 		return fmt.Errorf("%w: if that is meant, say --stage production --confirm %s", err, name)
-	case err != nil:
-		return err
 	case failed != nil:
-		return failed
+		return cmp.Or(err, failed)
 	}
-	made, dropped, err := s.index(ctx, a)
-	if err != nil {
+	made, dropped, unmade := s.index(ctx, a) // also where a tenant was left behind: what is unique is enforced by these alone
+	if err := errors.Join(err, unmade); err != nil {
 		return err
 	}
 	if ok, err := s.data(struct {
@@ -68,7 +67,7 @@ func (c migrateCmd) Run(ctx context.Context, s *session) error {
 	return nil
 }
 
-// index makes the indexes on contacts that the documents of tenants want. One that fails keeps no other from theirs.
+// index makes the indexes on contacts that the documents of tenants want. One that fails keeps no other from theirs, but where any would wait for the same.
 func (s *session) index(ctx context.Context, a *postgres.Admin) (made, dropped int, err error) {
 	tenants, err := a.Tenants(ctx)
 	if err != nil {
@@ -83,6 +82,9 @@ func (s *session) index(ctx context.Context, a *postgres.Admin) (made, dropped i
 		}
 		s.warn(said)
 		errs = append(errs, err)
+		if errors.Is(err, postgres.ErrHeldUp) {
+			break
+		}
 	}
 	return made, dropped, errors.Join(errs...)
 }

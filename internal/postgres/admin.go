@@ -17,7 +17,11 @@ import (
 // as that role, with a search path of Postgres's own names alone. So nothing that a tenant can make is run by it: tenants make no triggers, rules,
 // defaults, operators or functions, since they own nothing to make them on and no schema to make them in. To take the tenant's role instead would not
 // do, whatever it were called: code of the tenant's could RESET it.
-type Admin struct{ conn *pgx.Conn }
+type Admin struct {
+	conn *pgx.Conn
+	// patience is how long whoever makes an index waits for another's transaction.
+	patience time.Duration
+}
 
 // OpenAdmin connects at once, or gives up after five seconds where the URL says no other time.
 func OpenAdmin(ctx context.Context, url string) (*Admin, error) {
@@ -32,7 +36,7 @@ func OpenAdmin(ctx context.Context, url string) (*Admin, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to postgres: %w", err)
 	}
-	return &Admin{conn}, nil
+	return &Admin{conn: conn, patience: 5 * time.Minute}, nil
 }
 
 // Close ends the connection.

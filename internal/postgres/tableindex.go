@@ -135,7 +135,7 @@ func (a *Admin) makeTableIndex(ctx context.Context, tenant, table, name, on stri
 			return true, nil
 		case failedWith(err, "42P01"):
 			return false, nil
-		case !failedWith(err, "55P03", "40P01"): // somebody has had the table for too long, or waits for it while this waits for them
+		case !failedWith(err, "40P01"): // somebody waits for the table while this waits for them; who waited in vain for a lock need not throw away again what it made
 			return false, err
 		}
 	}
@@ -162,10 +162,29 @@ const (
 	indexLook = 200 * time.Millisecond
 )
 
+// ErrHeldUp says that an index was not made since another's transaction was open all the time, which that of any other tenant would wait for as well.
+var ErrHeldUp = errors.New("no index was made while another transaction was open for long")
+
+// heldUp is ErrHeldUp with whose the oldest transaction is, if an index got no lock; else the error as it is.
+func (a *Admin) heldUp(ctx context.Context, err error) error {
+	if !failedWith(err, "55P03", "40P01") || a.conn.IsClosed() {
+		return err
+	}
+	who := "it is over by now"
+	// What it does is not told: values may be in it. A login that may not see when others began goes by what Postgres keeps for them.
+	const oldest = `SELECT pg_catalog.format('process %s of %s%s%s', pid, usename, ', ' || nullif(application_name, ''), pg_catalog.to_char(xact_start AT TIME ZONE 'UTC', '", since" YYYY-MM-DD HH24:MI:SS "UTC"'))
+		FROM pg_catalog.pg_stat_activity WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid() AND coalesce(backend_type, 'client backend') = 'client backend'
+		AND coalesce(xact_start::text, backend_xid::text, backend_xmin::text) IS NOT NULL ORDER BY xact_start, greatest(pg_catalog.age(backend_xid), pg_catalog.age(backend_xmin)) DESC NULLS LAST LIMIT 1`
+	if lerr := a.conn.QueryRow(ctx, oldest).Scan(&who); lerr != nil && !errors.Is(lerr, pgx.ErrNoRows) {
+		return errors.Join(err, lerr)
+	}
+	return fmt.Errorf("%w (%s): run onda migrate again when it is over: %w", ErrHeldUp, who, err)
+}
+
 // indexing runs f, which makes or drops indexes of a tenant, in no transaction, since Postgres makes none concurrently in one. It is onda_owner's, and nobody else does the same meanwhile. To
-// wait for whoever has a transaction open holds up nobody, but is not for ever.
+// wait for whoever has a transaction open holds up nobody, but is not for ever: then the error matches ErrHeldUp.
 func (a *Admin) indexing(ctx context.Context, tenant string, f func() error) (err error) {
-	for _, sql := range []string{"SET ROLE onda_owner", "SET search_path = pg_catalog, pg_temp", "SET lock_timeout = '60s'", "SET statement_timeout = 0"} {
+	for _, sql := range []string{"SET ROLE onda_owner", "SET search_path = pg_catalog, pg_temp", fmt.Sprintf("SET lock_timeout = %d", a.patience.Milliseconds()), "SET statement_timeout = 0"} {
 		if _, err := a.conn.Exec(ctx, sql); err != nil {
 			return err
 		}
@@ -178,7 +197,7 @@ func (a *Admin) indexing(ctx context.Context, tenant string, f func() error) (er
 		}
 		_, lerr := a.conn.Exec(after, "SELECT pg_advisory_unlock_all()")
 		_, rerr := a.conn.Exec(after, "RESET ROLE; RESET search_path; RESET lock_timeout; RESET statement_timeout")
-		err = errors.Join(err, lerr, rerr)
+		err = errors.Join(a.heldUp(after, err), lerr, rerr)
 	}()
 	var number int32
 	if err := a.conn.QueryRow(ctx, "SELECT number FROM onda.tenant WHERE name = $1", tenant).Scan(&number); err != nil {

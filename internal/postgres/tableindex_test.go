@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
@@ -182,6 +184,47 @@ func seen(t *testing.T, d *pgtest.Database, condition string, pid int) (yes bool
 		t.Fatal(err)
 	}
 	return yes
+}
+
+// A dump has one snapshot for as long as it takes, and every index would wait for its end: the first that did is the last that is tried.
+func TestMigrateIsHeldUp(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	db := d.DB(t)
+	for _, tenant := range []string{pgtest.Acme, pgtest.Brava} {
+		d.Own(t, tenant, "DROP INDEX contact_merged, contact_erased")
+	}
+	want := indexesOf(t, db, pgtest.Brava)
+	end := writes(t, d, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SET LOCAL application_name = 'dump'; SELECT FROM onda.tenant")
+	super, err := postgres.OpenAdmin(t.Context(), d.AdminURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = super.Close(context.WithoutCancel(t.Context())) })
+	managed := d.Admin(t)
+	for _, c := range []struct {
+		a   *postgres.Admin
+		who string
+	}{{super, `process \d+ of \w+, dump, since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC`}, {managed, `process \d+ of \w+, dump`}} { // who is no superuser may not see since when
+		c.a.SetPatience(50 * time.Millisecond)
+		m, err := c.a.Migrate(t.Context())
+		if !errors.Is(err, postgres.ErrHeldUp) || len(m.Indexes) > 0 {
+			t.Fatalf("made %q, error %v", m.Indexes, err)
+		}
+		if said := err.Error(); strings.Count(said, "index tables of tenant") != 1 || !regexp.MustCompile(`\(`+c.who+`\): run onda migrate again`).MatchString(said) {
+			t.Error(said)
+		}
+		if _, err := c.a.IndexContacts(t.Context(), pgtest.Acme, []postgres.ContactIndex{{Field: "created", For: postgres.IndexValue}}); !errors.Is(err, postgres.ErrHeldUp) {
+			t.Errorf("on contacts: %v", err)
+		}
+	}
+	if diff := cmp.Diff(want, indexesOf(t, db, pgtest.Brava)); diff != "" {
+		t.Error(diff)
+	}
+	end()
+	if made := migrate(t, managed); len(made) != 4 {
+		t.Errorf("then made %q", made)
+	}
 }
 
 func TestTwoMigrateAtOnce(t *testing.T) {
