@@ -146,8 +146,9 @@ const (
 	// stampOf changes whenever a field or the settings do.
 	stampOf = `SELECT coalesce(string_agg(id || ' ' || current, ',' ORDER BY id), '-') FROM entity WHERE kind IN ('Field', 'Settings') AND current IS NOT NULL`
 
+	// segmentRows gives the stamp too: by that of a statement before it a document would be read with the fields before it.
 	segmentRows = `SELECT e.id, e.name, coalesce(e.current, 0), s.entity IS NULL, coalesce(s.document, 0), coalesce(s.building, 0), coalesce(s.rebuild_to, 0), coalesce(s.requested, false),
-		nullif(s.due_at, 'infinity'), %s FROM entity e LEFT JOIN segment s ON s.entity = e.id WHERE e.kind = 'Segment' AND (e.current IS NOT NULL OR s.entity IS NOT NULL) ORDER BY e.id`
+		nullif(s.due_at, 'infinity'), %s, (` + stampOf + `) FROM entity e LEFT JOIN segment s ON s.entity = e.id WHERE e.kind = 'Segment' AND (e.current IS NOT NULL OR s.entity IS NOT NULL) ORDER BY e.id`
 	sweepColumns = "s.swept_at, s.sweep_to, coalesce(s.failures, 0), s.retry_at"
 	noSweeps     = "NULL::timestamptz, NULL::timestamptz, 0, NULL::timestamptz"
 )
@@ -166,12 +167,11 @@ func (d *documents) load(ctx context.Context, tx *postgres.Tx, plans string) (al
 	b := &pgx.Batch{}
 	b.Queue("SELECT set_config('lock_timeout', '1s', true), set_config('statement_timeout', $1, true), set_config('plan_cache_mode', $2, true)", fmt.Sprint(statementTime.Milliseconds()), plans)
 	b.Queue("SELECT pg_advisory_xact_lock($1, $2)", lockClass, tx.Tenant.Number)
-	b.Queue(stampOf).QueryRow(func(row pgx.Row) error { return row.Scan(&stamp) })
 	b.Queue(fmt.Sprintf(segmentRows, columns)).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			s := &kept{}
 			var isNew bool
-			if err := rows.Scan(&s.entity, &s.name, &s.current, &isNew, &s.document, &s.building, &s.rebuiltTo, &s.requested, &s.dueAt, &s.sweptAt, &s.sweepTo, &s.failures, &s.retryAt); err != nil {
+			if err := rows.Scan(&s.entity, &s.name, &s.current, &isNew, &s.document, &s.building, &s.rebuiltTo, &s.requested, &s.dueAt, &s.sweptAt, &s.sweepTo, &s.failures, &s.retryAt, &stamp); err != nil {
 				return err
 			}
 			if isNew {
