@@ -396,12 +396,17 @@ func mark(ctx context.Context, tx *postgres.Tx, corrected []stored) (told map[in
 		return nil, nil
 	}
 	const (
-		of    = " FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::timestamptz[], $5::boolean[]) u(hit, contact, kind, at, machine)"
-		where = " WHERE f.contact = u.contact AND f.kind = u.kind AND f.at = u.at AND (f.data->>'hit')::bigint = u.hit"
+		of   = " FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::timestamptz[], $5::boolean[]) u(hit, contact, kind, at, machine)"
+		fact = " AND f.kind = u.kind AND f.at = u.at AND (f.data->>'hit')::bigint = u.hit"
 	)
-	sql := "SELECT u.hit, true" + of + " JOIN fact f ON true" + where
+	// While what a merged contact had is moved, the hit may be the winner's already and its fact the loser's still, or the other way round. One contact after the other, as mark_taken does it.
+	sql := "SELECT u.hit, true" + of + ` CROSS JOIN LATERAL (SELECT FROM (
+			SELECT u.contact AS id
+			UNION ALL SELECT c.merged_into FROM contact c WHERE c.id = u.contact AND c.merged_into IS NOT NULL
+			UNION ALL SELECT (m.data->>'contact')::bigint FROM fact m WHERE m.contact = u.contact AND m.kind = 'contact.merged'
+		) w CROSS JOIN LATERAL (SELECT FROM fact f WHERE f.contact = w.id` + fact + " LIMIT 1) f LIMIT 1) t"
 	if tx.Tenant.Schema < postgres.TakenSchema {
-		sql = `UPDATE fact f SET data = CASE WHEN u.machine THEN f.data || '{"taken": true}' ELSE f.data - 'taken' END` + of + where + " RETURNING u.hit, true"
+		sql = `UPDATE fact f SET data = CASE WHEN u.machine THEN f.data || '{"taken": true}' ELSE f.data - 'taken' END` + of + " WHERE f.contact = u.contact" + fact + " RETURNING u.hit, true"
 	}
 	rows, err := tx.Query(ctx, sql, ids, contacts, kinds, ats, machines)
 	if err != nil {

@@ -333,6 +333,40 @@ func TestTakenBackForGood(t *testing.T) {
 	clicked("when its hit is forgotten", postgres.TakenSchema, 1)
 }
 
+// While a merge moves what somebody had, a hit is one contact's and its fact another's: it was told all the same, and is not told again when it turns out to be a person's after all.
+func TestCorrectedWhileMerged(t *testing.T) {
+	t.Parallel()
+	for name, move := range map[string]string{
+		"the fact is moved": "UPDATE fact SET contact = $2 WHERE kind = 'email.clicked' AND contact = $1",
+		"the hit is moved":  "UPDATE hit SET contact = $2 WHERE contact = $1",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			dir := t.TempDir()
+			w.scanners.dir, w.scanners.every = dir, 0
+			ada, d := w.sent("acme", "ada@example.com", time.Hour)
+			bob, _ := w.sent("acme", "bob@example.com", time.Hour)
+			for i, agents := range []string{"nobody", "firefox/140", "nobody"} {
+				put(t, dir, agentsFile, "bot all "+agents+"\n")
+				w.clicks("acme", d)
+				w.sweep("acme")
+				if i == 0 {
+					pgtest.Exec(t, w.db, "acme", "UPDATE contact SET merged_into = $2 WHERE id = $1", ada, bob)
+					pgtest.Exec(t, w.db, "acme", "INSERT INTO fact (kind, contact, data) VALUES ('contact.merged', $2::bigint, jsonb_build_object('contact', $1::bigint, 'into', $2::bigint))", ada, bob)
+					pgtest.Exec(t, w.db, "acme", move, ada, bob)
+				}
+			}
+			if n := pgtest.One[int](t, w.db, "acme", "SELECT count(*) FROM fact WHERE kind = 'hit.reclassified'"); n < 2 {
+				t.Fatalf("%d corrections", n)
+			}
+			if twice := pgtest.All[string](t, w.db, "acme", "SELECT data->>'hit' FROM fact WHERE kind = 'email.clicked' GROUP BY 1 HAVING count(*) > 1"); len(twice) > 0 {
+				t.Errorf("hits %s were told twice", twice)
+			}
+		})
+	}
+}
+
 // Segments that may have gone by what is forgotten are computed anew; those that look back for less, and were swept, are left alone.
 func TestForgettingIsToldToSegments(t *testing.T) {
 	t.Parallel()
