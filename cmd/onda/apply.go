@@ -184,7 +184,7 @@ func (c diffCmd) Run(ctx context.Context, s *session) error {
 		if changes, err = apply.Diff(ctx, tx, set, gone, c.Limit); err != nil || c.Limit == 0 {
 			return err
 		}
-		slow, err = apply.Slow(ctx, tx, set, changes)
+		slow, err = apply.Slow(ctx, tx, set, changes, min(c.Limit, apply.TryTime))
 		return err
 	})
 	if err = s.problems(err, c.File, "applied"); err != nil {
@@ -230,7 +230,7 @@ func (s *session) apply(ctx context.Context, dir string, then func(context.Conte
 	}
 	s.warnings(set)
 	if err := db.InTenantSnapshot(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) error {
-		slow, err := apply.Slow(ctx, tx, set, changes)
+		slow, err := apply.Slow(ctx, tx, set, changes, apply.TryTime)
 		s.warn(slow)
 		return err
 	}); err != nil { // they are applied all the same

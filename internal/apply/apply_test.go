@@ -431,9 +431,9 @@ func TestSlowSegmentsAreToldOf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	slow := func(changes []apply.Change) (warnings []string) {
+	slow := func(changes []apply.Change, limit time.Duration) (warnings []string) {
 		if err := db.InTenantSnapshot(t.Context(), "acme", func(ctx context.Context, tx *postgres.Tx) (err error) {
-			warnings, err = apply.Slow(ctx, tx, set, changes)
+			warnings, err = apply.Slow(ctx, tx, set, changes, limit)
 			return err
 		}); err != nil {
 			t.Fatal(err)
@@ -441,17 +441,20 @@ func TestSlowSegmentsAreToldOf(t *testing.T) {
 		return warnings
 	}
 	want := "a.yaml:7:1: segment paying cannot be computed, and is set aside: for a few contacts it takes longer than 2s; have it ask for less (onda segment preview paying --plan shows what takes long)"
-	if got := slow(changes); len(got) != 1 || got[0] != want {
+	if got := slow(changes, apply.TryTime); len(got) != 1 || got[0] != want {
 		t.Errorf("%q, want %q", got, want)
+	}
+	if got := slow(changes, 50*time.Millisecond); len(got) != 1 || !strings.Contains(got[0], "was not tried, since that takes longer than 50ms") {
+		t.Errorf("with less time than that: %q", got)
 	}
 	if changes, _, err = apply.Directory(t.Context(), db, "acme", files, nil); err != nil {
 		t.Fatal(err)
 	}
-	if got := slow(changes); len(got) != 0 {
+	if got := slow(changes, apply.TryTime); len(got) != 0 {
 		t.Errorf("of what did not change: %q", got)
 	}
 	d.Own(t, "acme", "DROP VIEW contact; CREATE VIEW contact AS SELECT * FROM contact_table WHERE 1 / (id - id) = 1; GRANT SELECT ON contact TO acme")
-	if got := slow([]apply.Change{{Kind: spec.KindSegment, Name: "paying", Action: apply.Update}}); len(got) != 1 || !strings.Contains(got[0], "set aside: Postgres refuses it: SQLSTATE 22012;") {
+	if got := slow([]apply.Change{{Kind: spec.KindSegment, Name: "paying", Action: apply.Update}}, apply.TryTime); len(got) != 1 || !strings.Contains(got[0], "set aside: Postgres refuses it: SQLSTATE 22012;") {
 		t.Errorf("of what Postgres refuses: %q", got)
 	}
 }

@@ -319,16 +319,16 @@ func (w *world) impact(ctx context.Context, changes []Change, limit time.Duratio
 	return changes, nil
 }
 
-// tryTime is how long it is tried at most whether segments can be computed, all in all.
-const tryTime = 5 * segment.TryTime
+// TryTime is how long Slow should take at most.
+const TryTime = 5 * segment.TryTime
 
-// Slow warns of segments of the set, new or changed ones, that would be set aside since they cannot be computed in time or Postgres refuses them. They are tried with a few contacts, until a time is over.
-func Slow(ctx context.Context, tx *postgres.Tx, set *spec.Set, changes []Change) (warnings []string, err error) {
+// Slow warns of segments of the set, new or changed ones, that would be set aside since they cannot be computed in time or Postgres refuses them. They are tried with a few contacts, until the limit is over.
+func Slow(ctx context.Context, tx *postgres.Tx, set *spec.Set, changes []Change, limit time.Duration) (warnings []string, err error) {
 	w, err := worldOf(ctx, tx, set)
 	if err != nil {
 		return nil, err
 	}
-	end := time.Now().Add(tryTime)
+	end := time.Now().Add(limit)
 	untried := 0
 	for _, d := range set.Documents {
 		s := w.segments[d.Name]
@@ -338,14 +338,14 @@ func Slow(ctx context.Context, tx *postgres.Tx, set *spec.Set, changes []Change)
 		if d.Kind != spec.KindSegment || !asks || s == nil || s.err != nil {
 			continue
 		}
-		if time.Until(end) < segment.TryTime {
-			untried++
-			continue
-		}
-		err := w.within(ctx, segment.TryTime, func() error { return segment.Try(ctx, tx, s.doc, w.after) })
+		may := min(time.Until(end), segment.TryTime)
+		err := w.within(ctx, may, func() error { return segment.Try(ctx, tx, s.doc, w.after) })
 		why := ""
 		var pe *pgconn.PgError
 		switch {
+		case errors.Is(err, ErrTooSlow) && may < segment.TryTime:
+			untried++
+			continue
 		case errors.Is(err, ErrTooSlow):
 			why = fmt.Sprintf("for a few contacts it takes longer than %v", segment.TryTime)
 		case errors.As(err, &pe):
@@ -360,7 +360,7 @@ func Slow(ctx context.Context, tx *postgres.Tx, set *spec.Set, changes []Change)
 		warnings = append(warnings, p.Error())
 	}
 	if untried > 0 {
-		warnings = append(warnings, fmt.Sprintf("whether %d more segments can be computed was not tried, since that takes longer than %v: onda segment list tells which are set aside", untried, tryTime))
+		warnings = append(warnings, fmt.Sprintf("whether %d more segments can be computed was not tried, since that takes longer than %v: onda segment list tells which are set aside", untried, limit))
 	}
 	return warnings, nil
 }
