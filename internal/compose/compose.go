@@ -15,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/onda-run/onda/internal/contact"
 	"github.com/onda-run/onda/internal/mail"
 	"github.com/onda-run/onda/internal/postgres"
 	"github.com/onda-run/onda/internal/senderdomain"
@@ -126,6 +127,7 @@ type versions struct {
 	topicID         int32 // of the topic's entity: its number in tokens
 	domains         string
 	preproduction   bool
+	indexed         bool // see contact.MergesIndexed
 }
 
 // ByName loads the version of an email that is in force.
@@ -276,6 +278,7 @@ func (e *Email) dependencies(ctx context.Context, tx *postgres.Tx) (on versions,
 		})
 		return err
 	})
+	b.Queue(contact.MergesIndexed).QueryRow(func(row pgx.Row) error { return row.Scan(&on.indexed) })
 	senderdomain.Queue(tx, b, &domains)
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {
 		return on, nil, domains, fmt.Errorf("read what email %q depends on: %w", e.Name, err)

@@ -102,7 +102,7 @@ func (e *Email) QueueAudience(ctx context.Context, tx *postgres.Tx, b *pgx.Batch
 	person := "0::bigint"
 	if tx.Tenant.Schema >= contact.MergeSchema {
 		args = append(args, run)
-		person = contact.PersonSQL("c", "(SELECT coalesce(r.started_at, '-infinity') FROM run r WHERE r.id = $"+strconv.Itoa(len(args))+")")
+		person = contact.PersonSQL("c", "(SELECT coalesce(r.started_at, '-infinity') FROM run r WHERE r.id = $"+strconv.Itoa(len(args))+")", e.on.indexed)
 	}
 	// What the gate says, whether its mails may be tracked and what the texts need of a contact is in one statement: its row is read once.
 	b.Queue(`SELECT u.id, c.id IS NOT NULL, coalesce(CASE WHEN c.id IS NULL THEN 'erased' ELSE `+contact.GateSQL("c", topic)+` END, ''), coalesce(t.state, ''), coalesce(c.email, ''), `+person+`, `+wishes+`, `+own+`, `+score+`, `+wanted+`

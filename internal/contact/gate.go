@@ -31,10 +31,17 @@ func GateSQL(contact, topic string) string {
 }
 
 // PersonSQL is whom a row of contact was merged into, or itself where others were merged into it since a time; else 0. A merge notes its time some while before it is over: until then
-// the other is a contact for all others.
-func PersonSQL(contact, since string) string {
-	return `coalesce(` + contact + `.merged_into, CASE WHEN EXISTS (SELECT FROM contact gl WHERE gl.merged_into = ` + contact + `.id AND gl.changed_at >= ` + since + ` - interval '1 minute') THEN ` + contact + `.id END, 0)`
+// the other is a contact for all others. Where what MergesIndexed asks for is not there all contacts would be read for that; the facts of merges tell as well, for as long as they are kept.
+func PersonSQL(contact, since string, indexed bool) string {
+	merges := `contact gl WHERE gl.merged_into = ` + contact + `.id AND gl.changed_at >= `
+	if !indexed {
+		merges = `fact gl WHERE gl.contact = ` + contact + `.id AND gl.kind = 'contact.merged' AND gl.at >= `
+	}
+	return `coalesce(` + contact + `.merged_into, CASE WHEN EXISTS (SELECT FROM ` + merges + since + ` - interval '1 minute') THEN ` + contact + `.id END, 0)`
 }
+
+// MergesIndexed asks whether onda migrate has made the index on who was merged.
+const MergesIndexed = `SELECT EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('contact_merged') AND indisvalid)`
 
 // OpenSQL is a condition, never NULL, that GateSQL is NULL for a topic, by tests that Postgres can make joins of: for statements that ask it of many. scope gives a further
 // condition on a column of contacts, such as AND the column BETWEEN $1 AND $2, or nothing.

@@ -92,6 +92,7 @@ func TestMailsOfMergedContactsGoOnce(t *testing.T) {
 		early  int                 // how many of the batches are sent before the merge
 		back   bool                // what was sent before the merge came back by then
 		during bool                // the run began while the merge was not over
+		bare   bool                // onda migrate has made no index yet
 		merges []string            // loser>winner
 		asked  bool                // what is planned is tried once before that
 		dead   bool                // and the first batch's mails expire then
@@ -110,6 +111,8 @@ func TestMailsOfMergedContactsGoOnce(t *testing.T) {
 		"both planned, in one batch":                   {plan: []string{"2 1"}, merges: []string{"2>1"}, want: "1:1", told: "1 0", states: "suppressed/duplicate sent"},
 		"both planned, in two":                         {plan: []string{"2", "1"}, merges: []string{"2>1"}, want: "1:1", told: "1 0", states: "suppressed/duplicate sent"},
 		"one that was sent during the merge":           {plan: []string{"2", "1"}, early: 1, during: true, merges: []string{"2>1"}, want: "2:1", told: "1 0", states: "sent suppressed/duplicate"},
+		"both planned, in two, without an index":       {plan: []string{"2", "1"}, bare: true, merges: []string{"2>1"}, want: "1:1", told: "1 0", states: "suppressed/duplicate sent"},
+		"one that was sent, without an index":          {plan: []string{"2", "1"}, early: 1, during: true, bare: true, merges: []string{"2>1"}, want: "2:1", told: "1 0", states: "sent suppressed/duplicate"},
 		"one that came back, whose winner is planned":  {plan: []string{"2", "1"}, early: 1, back: true, merges: []string{"2>1"}, want: "1:1 2:1", told: "0 0", states: "sent sent"},
 		"one whose first was refused for good":         {plan: []string{"2", "1"}, reply: map[string][]string{"2": {"gone"}}, early: 1, merges: []string{"2>1"}, want: "1:1", told: "0 0", states: "failed sent"},
 		"three":                                        {plan: []string{"1 2 3"}, reply: map[string][]string{"1": {"busy"}, "2": {"busy"}, "3": {"busy"}}, early: 1, merges: []string{"2>1", "3>1"}, want: "1:1", told: "2 0", states: "sent suppressed/duplicate suppressed/duplicate"},
@@ -124,6 +127,9 @@ func TestMailsOfMergedContactsGoOnce(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
+			if test.bare {
+				w.data.Own(t, pgtest.Acme, "DROP INDEX contact_merged")
+			}
 			people := w.agreed(3)
 			id := func(n string) int64 { return people[n[0]-'1'] }
 			for n, replies := range test.reply {
