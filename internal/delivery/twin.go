@@ -31,6 +31,9 @@ const (
 // askAgain is how long a mail that hangs waits for its twin to have an outcome.
 const askAgain = time.Minute
 
+// hung is why a mail hangs; by it is known that such a mail took nothing of allowances.
+const hung = "the same mail, which was planned for another address of the person, comes first"
+
 // Where a twin stands.
 const (
 	twinHad   = "had"   // it was sent, or may have been
@@ -43,7 +46,7 @@ type twin struct {
 	Person, Delivery int64
 	Planned          int64 // the contact that it was planned for
 	Stands           string
-	Begun            bool // it was tried, or put off: what it takes of allowances is taken
+	Begun            bool // it was tried, or put off for another reason than its twins: what it takes of allowances is taken
 	PlannedAt        time.Time
 	Key              *string    // of its journey
 	Ended            bool       // the merge ended its journey, since the person is in another of that run and key
@@ -53,12 +56,12 @@ type twin struct {
 }
 
 // twinsOf are all mails of a run and step to some persons that were sent, may have been or are to be: $1 persons, $2 run, $3 step, $4 the batch of a lease and $5 up to where that is marked by its
-// holder: what is above is in our hands alone. Mails that were not sent for good, or came back, are none. Batches that are closed have an outcome for each; the open ones of a run are few.
+// holder: what is above is in our hands alone; $6 is hung. Mails that were not sent for good, or came back, are none. Batches that are closed have an outcome for each; the open ones of a run are few.
 const twinsOf = `WITH who AS MATERIALIZED (
 		SELECT c.id, c.id AS person, NULL::timestamptz AS merged_at FROM contact c WHERE c.id = ANY ($1)
 		UNION ALL SELECT c.id, c.merged_into, c.changed_at FROM contact c WHERE c.merged_into = ANY ($1)
 	), mail AS (
-		SELECT w.person, o.id, b.contacts[(o.id & 511)::integer] AS planned, b.planned_at, true AS begun, CASE
+		SELECT w.person, o.id, b.contacts[(o.id & 511)::integer] AS planned, b.planned_at, o.code IS NOT NULL OR o.detail IS DISTINCT FROM $6 AS begun, CASE
 			WHEN o.state <> 'deferred' THEN 'had'
 			WHEN o.retry_at IS NULL AND EXISTS (SELECT FROM batch r WHERE r.run = $2 AND r.state = 'open' AND r.attempt = o.attempt AND r.contacts @> ARRAY[o.id]
 				AND array_position(r.contacts, o.id) <= CASE r.id WHEN $4 THEN $5 ELSE r.mark END) THEN 'away'
@@ -105,14 +108,14 @@ func (l *Lease) Fates(ctx context.Context, tx *postgres.Tx, from int, rs []Recip
 		case Repeats:
 			out = append(out, Refusal(r, Duplicate))
 		case Hangs:
-			out = append(out, Waits(r, until, "the same mail, which was planned for another address of the person, comes first"))
+			out = append(out, Waits(r, until, hung))
 		}
 	}
 	return out, nil
 }
 
 func twins(ctx context.Context, tx *postgres.Tx, run int64, step string, batch int64, from int, persons []int64) ([]twin, error) {
-	rows, err := tx.Query(ctx, twinsOf, persons, run, step, batch, from)
+	rows, err := tx.Query(ctx, twinsOf, persons, run, step, batch, from, hung)
 	if err != nil {
 		return nil, fmt.Errorf("look for mails to those who were merged: %w", err)
 	}

@@ -95,6 +95,7 @@ func TestMailsOfMergedContactsGoOnce(t *testing.T) {
 		bare   bool                // onda migrate has made no index yet
 		merges []string            // loser>winner
 		asked  bool                // what is planned is tried once before that
+		later  bool                // but for the last batch, which is due in half a minute
 		dead   bool                // and the first batch's mails expire then
 		undone []string            // losers
 		want   string              // accepted mails
@@ -121,6 +122,7 @@ func TestMailsOfMergedContactsGoOnce(t *testing.T) {
 		"a chain that is planned":                      {plan: []string{"1 2", "3"}, merges: []string{"1>2", "2>3"}, want: "3:1", told: "2 0", states: "suppressed/duplicate suppressed/duplicate sent"},
 		"undone before it is tried again":              {plan: []string{"1 2"}, reply: map[string][]string{"2": {"busy"}}, early: 1, merges: []string{"2>1"}, undone: []string{"2"}, want: "1:1 2:1", told: "1 0", states: "sent sent"},
 		"undone when the winner's was asked for":       {plan: []string{"2", "1"}, reply: map[string][]string{"2": {"busy"}}, early: 1, merges: []string{"2>1"}, asked: true, undone: []string{"2"}, want: "1:1 2:1", told: "1 1", states: "sent sent"},
+		"one that waited for the winner's":             {plan: []string{"2", "1"}, merges: []string{"2>1"}, asked: true, later: true, want: "1:1", told: "1 0", states: "suppressed/duplicate sent"},
 		"a deferred one that expires":                  {plan: []string{"2", "1"}, reply: map[string][]string{"2": {"busy"}}, early: 1, merges: []string{"2>1"}, asked: true, dead: true, want: "1:1", told: "1 1", states: "failed/expired sent"},
 		"a chain that is undone":                       {plan: []string{"1 2 3"}, merges: []string{"1>2", "2>3"}, undone: []string{"2", "1"}, want: "1:1 2:1 3:1", told: "2 0", states: "sent sent sent"},
 	} {
@@ -166,6 +168,9 @@ func TestMailsOfMergedContactsGoOnce(t *testing.T) {
 			}
 			if test.during {
 				pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE run SET started_at = (SELECT max(changed_at) FROM contact WHERE merged_into IS NOT NULL) + interval '1 second'")
+			}
+			if test.later {
+				pgtest.Exec(t, w.db, pgtest.Acme, "UPDATE batch SET not_before = onda.now() + interval '30 seconds' WHERE id = (SELECT max(id) FROM batch)")
 			}
 			if test.asked {
 				w.mustSweep(in, "send")
