@@ -444,7 +444,7 @@ func TestSlowSegmentsAreToldOf(t *testing.T) {
 	if got := slow(changes, apply.TryTime); len(got) != 1 || got[0] != want {
 		t.Errorf("%q, want %q", got, want)
 	}
-	if got := slow(changes, 50*time.Millisecond); len(got) != 1 || !strings.Contains(got[0], "was not tried, since that takes longer than 50ms") {
+	if got := slow(changes, 50*time.Millisecond); len(got) != 1 || !strings.Contains(got[0], "since that takes longer than 50ms: 1") {
 		t.Errorf("with less time than that: %q", got)
 	}
 	if changes, _, err = apply.Directory(t.Context(), db, "acme", files, nil); err != nil {

@@ -360,7 +360,7 @@ func Slow(ctx context.Context, tx *postgres.Tx, set *spec.Set, changes []Change,
 		warnings = append(warnings, p.Error())
 	}
 	if untried > 0 {
-		warnings = append(warnings, fmt.Sprintf("whether %d more segments can be computed was not tried, since that takes longer than %v: onda segment list tells which are set aside", untried, limit))
+		warnings = append(warnings, fmt.Sprintf("segments of which it was not tried whether they can be computed, since that takes longer than %[2]v: %[1]d; onda segment list tells which are set aside", untried, limit))
 	}
 	return warnings, nil
 }
