@@ -3,13 +3,11 @@ package postgres
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // What an index on contacts is for.
@@ -168,8 +166,7 @@ func (a *Admin) makeIndex(ctx context.Context, tenant string, x ContactIndex) (v
 	if err == nil {
 		return 0, nil
 	}
-	var pe *pgconn.PgError
-	twice := errors.As(err, &pe) && pe.Code == "23505"
+	twice := failedWith(err, "23505")
 	if !a.conn.IsClosed() { // what is left of it would only cost
 		after, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()

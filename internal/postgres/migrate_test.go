@@ -31,15 +31,7 @@ func TestWhatWasCorrectedIsMarkedInChunks(t *testing.T) {
 		_, err := killed.Migrate(t.Context())
 		ended <- err
 	}()
-	pid := 0
-	for pid == 0 {
-		select {
-		case err := <-ended:
-			t.Fatalf("it waited for nobody: %v", err)
-		default:
-		}
-		pid = pgtest.One[int](t, db, pgtest.Brava, "SELECT coalesce(max(pid), 0) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid' AND pid IN (SELECT pid FROM pg_stat_activity WHERE datname = current_database())")
-	}
+	pid := waiting(t, db, ended, "transactionid")
 	d.Own(t, pgtest.Acme, fmt.Sprintf("RESET ROLE; SELECT pg_terminate_backend(%d)", pid))
 	if err := <-ended; err == nil {
 		t.Error("it was not killed")

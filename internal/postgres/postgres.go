@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -434,9 +435,8 @@ func (tx *Tx) begin(ctx context.Context, tenant string, m mode) error {
 	} else if !standby {
 		tx.db.server.Store(&server{started, here})
 	}
-	var pe *pgconn.PgError
 	switch {
-	case errors.Is(err, pgx.ErrNoRows), errors.As(err, &pe) && (pe.Code == "22023" || pe.Code == "42501"):
+	case errors.Is(err, pgx.ErrNoRows), failedWith(err, "22023", "42501"):
 		return fmt.Errorf("tenant %s: %w", tenant, ErrUnknownTenant)
 	case err != nil:
 		return fmt.Errorf("enter tenant %s: %w", tenant, err)
@@ -500,12 +500,17 @@ func rollback(conn *pgxpool.Conn) {
 func (db *DB) RelaySlots(ctx context.Context, relay string, mails int, perSecond float64, ahead time.Duration) (wait time.Duration, taken bool, err error) {
 	var seconds float64
 	err = db.pool.QueryRow(ctx, "SELECT taken, wait FROM onda.relay_slots($1, $2, $3, $4)", relay, mails, perSecond, ahead.Seconds()).Scan(&taken, &seconds)
-	var pe *pgconn.PgError
-	if errors.As(err, &pe) && pe.Code == "42883" { // undefined function
+	if failedWith(err, "42883") { // undefined function
 		return 0, true, nil
 	}
 	if err != nil {
 		return 0, false, fmt.Errorf("take the time of mails at the relay: %w", err)
 	}
 	return time.Duration(seconds * float64(time.Second)), taken, nil
+}
+
+// failedWith tells whether Postgres answered with one of the codes.
+func failedWith(err error, codes ...string) bool {
+	var pe *pgconn.PgError
+	return errors.As(err, &pe) && slices.Contains(codes, pe.Code)
 }

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // tableIndex is an index on a table that grows.
@@ -140,20 +139,6 @@ func (a *Admin) makeTableIndex(ctx context.Context, tenant, table, name, on stri
 		}
 	}
 	return false, fmt.Errorf("no lock after %d tries: %w", tries, err)
-}
-
-// failedWith tells whether Postgres answered with one of the codes.
-func failedWith(err error, codes ...string) bool {
-	var pe *pgconn.PgError
-	if !errors.As(err, &pe) {
-		return false
-	}
-	for _, c := range codes {
-		if pe.Code == c {
-			return true
-		}
-	}
-	return false
 }
 
 const (

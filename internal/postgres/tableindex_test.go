@@ -102,7 +102,7 @@ func TestMigrateIsKilledWhileItIndexes(t *testing.T) {
 		_, err := killed.Migrate(t.Context())
 		ended <- err
 	}()
-	pid := waiting(t, db, ended)
+	pid := waiting(t, db, ended, "virtualxid")
 	pgtest.Exec(t, db, pgtest.Acme, "INSERT INTO fact (kind) VALUES ('x')")
 	nextPartitions(t, d, db, pgtest.Acme, 1)
 	if !seen(t, d, "pid = $1 AND query LIKE 'CREATE INDEX CONCURRENTLY%' AND backend_xid IS NULL", pid) {
@@ -158,8 +158,8 @@ func writes(t *testing.T, d *pgtest.Database, sql string) (end func()) {
 	return func() { mustExec(t, conn, "ROLLBACK") }
 }
 
-// waiting gives the process that makes an index and waits for a transaction.
-func waiting(t *testing.T, db *postgres.DB, ended <-chan error) (pid int) {
+// waiting gives the process that waits for a lock of a type: who makes an index waits for a virtualxid, who changes a row for a transactionid.
+func waiting(t *testing.T, db *postgres.DB, ended <-chan error, lock string) (pid int) {
 	t.Helper()
 	for pid == 0 {
 		select {
@@ -167,7 +167,7 @@ func waiting(t *testing.T, db *postgres.DB, ended <-chan error) (pid int) {
 			t.Fatalf("it waited for nobody: %v", err)
 		default:
 		}
-		pid = pgtest.One[int](t, db, pgtest.Brava, "SELECT coalesce(max(pid), 0) FROM pg_locks WHERE NOT granted AND locktype = 'virtualxid' AND pid IN (SELECT pid FROM pg_stat_activity WHERE datname = current_database())")
+		pid = pgtest.One[int](t, db, pgtest.Brava, "SELECT coalesce(max(pid), 0) FROM pg_locks WHERE NOT granted AND locktype = $1 AND pid IN (SELECT pid FROM pg_stat_activity WHERE datname = current_database())", lock)
 	}
 	return pid
 }
@@ -242,7 +242,7 @@ func TestTwoMigrateAtOnce(t *testing.T) {
 			ended <- err
 		}()
 	}
-	first := waiting(t, db, ended)
+	first := waiting(t, db, ended, "virtualxid")
 	for !seen(t, d, "pid <> $1 AND query LIKE '%pg_try_advisory_lock($1%'", first) { // the other has come to its turn
 	}
 	end()

@@ -2,12 +2,9 @@ package postgres
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
-
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // visitWait is how long a visitor waits for a connection of the tenant's share.
@@ -29,8 +26,7 @@ const (
 
 // IsLocked tells whether an error is that a lock was not to be had in the time that there was for it (SQLSTATE 55P03, lock_not_available).
 func IsLocked(err error) bool {
-	var pe *pgconn.PgError
-	return errors.As(err, &pe) && pe.Code == "55P03"
+	return failedWith(err, "55P03")
 }
 
 // Visit is InTenant for one request of a visitor, of whom anybody may send many. Of a process that serves many tenants, one tenant's visitors hold at most half of the connections, and
