@@ -69,11 +69,11 @@ func (m *merger) gather(ctx context.Context) (more bool, err error) {
 		return false, err
 	}
 	if consents := m.undo.Moved["consent"]; len(consents) > 0 {
-		if m.undo.Late, err = m.purposesOf(ctx, consents); err != nil {
+		if m.undo.Late, err = m.purposes(ctx, "id = ANY ($1)", consents); err != nil {
 			return false, err
 		}
-		if _, err := m.tx.Exec(ctx, "DELETE FROM subscription WHERE contact = $1", m.loser); err != nil {
-			return false, fmt.Errorf("take subscriptions away: %w", err)
+		if err := m.unsubscribe(ctx); err != nil {
+			return false, err
 		}
 		if _, err := m.project(ctx, m.undo.Late); err != nil {
 			return false, err
@@ -92,19 +92,6 @@ func (m *merger) gather(ctx context.Context) (more bool, err error) {
 		return false, err
 	}
 	return more, m.w.flush(ctx, m.tx)
-}
-
-// purposesOf are those of some entries of the ledger.
-func (m *merger) purposesOf(ctx context.Context, consents []int64) ([]string, error) {
-	rows, err := m.tx.Query(ctx, "SELECT DISTINCT purpose FROM consent WHERE id = ANY ($1) ORDER BY purpose", consents)
-	if err != nil {
-		return nil, fmt.Errorf("read the consent ledger: %w", err)
-	}
-	purposes, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return nil, fmt.Errorf("read the consent ledger: %w", err)
-	}
-	return purposes, nil
 }
 
 // noteLate adds what was gathered to the record of a merge, and tells whether it was not there.

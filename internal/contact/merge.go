@@ -443,6 +443,11 @@ func (m *merger) consents(ctx context.Context, _ *Merged) error {
 	if err != nil {
 		return fmt.Errorf("withdraw what either withdrew: %w", err)
 	}
+	return m.unsubscribe(ctx)
+}
+
+// unsubscribe takes the loser's subscriptions away: what its ledger says is the winner's to agree with.
+func (m *merger) unsubscribe(ctx context.Context) error {
 	if _, err := m.tx.Exec(ctx, "DELETE FROM subscription WHERE contact = $1", m.loser); err != nil {
 		return fmt.Errorf("take subscriptions away: %w", err)
 	}
@@ -454,7 +459,7 @@ func (m *merger) agree(ctx context.Context, out *Merged) error {
 	if err := m.stop(ctx, out); err != nil {
 		return err
 	}
-	purposes, err := m.purposes(ctx)
+	purposes, err := m.purposes(ctx, "contact = $1", m.winner)
 	if err != nil {
 		return err
 	}
@@ -485,9 +490,9 @@ func (m *merger) written(ctx context.Context) ([]int64, error) {
 	return ids, nil
 }
 
-// purposes are those that the winner's ledger tells of.
-func (m *merger) purposes(ctx context.Context) ([]string, error) {
-	rows, err := m.tx.Query(ctx, "SELECT DISTINCT purpose FROM consent WHERE contact = $1 ORDER BY purpose", m.winner)
+// purposes are those that entries of the ledger tell of, which a condition on $1 says.
+func (m *merger) purposes(ctx context.Context, which string, arg any) ([]string, error) {
+	rows, err := m.tx.Query(ctx, "SELECT DISTINCT purpose FROM consent WHERE "+which+" ORDER BY purpose", arg)
 	if err != nil {
 		return nil, fmt.Errorf("read the consent ledger: %w", err)
 	}
