@@ -187,15 +187,21 @@ func TestMailsOfMergedContactsGoOnce(t *testing.T) {
 				got = append(got, fmt.Sprintf("%s:%d", strings.TrimSuffix(strings.TrimPrefix(a, "u"), "@x.example"), n))
 			}
 			slices.Sort(got)
-			if diff := cmp.Diff(test.want, strings.Join(got, " ")); diff != "" {
-				t.Errorf("accepted (-want +got):\n%s", diff)
-			}
-			if diff := cmp.Diff(test.states, strings.Join(pgtest.All[string](t, w.db, pgtest.Acme, "SELECT state || coalesce('/' || reason, '') FROM delivery ORDER BY id"), " ")); diff != "" {
-				t.Errorf("deliveries (-want +got):\n%s", diff)
-			}
-			w.counted()
+			w.ended(test.want, strings.Join(got, " "), test.states)
 		})
 	}
+}
+
+// ended holds who got mails, and what became of each, to what is wanted.
+func (w *world) ended(want, got, states string) {
+	w.t.Helper()
+	if diff := cmp.Diff(want, got); diff != "" {
+		w.t.Errorf("accepted (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(states, strings.Join(pgtest.All[string](w.t, w.db, pgtest.Acme, "SELECT state || coalesce('/' || reason, '') FROM delivery ORDER BY id"), " ")); diff != "" {
+		w.t.Errorf("deliveries (-want +got):\n%s", diff)
+	}
+	w.counted()
 }
 
 // A mail that is on its way while its contact is merged: the winner's waits to hear what comes of it.
@@ -238,13 +244,7 @@ func TestAMailOnItsWayWhileItsContactIsMerged(t *testing.T) {
 			for a, n := range w.accepted() {
 				got = append(got, strings.Repeat(a, n))
 			}
-			if diff := cmp.Diff(test.want, strings.Join(got, " ")); diff != "" {
-				t.Errorf("accepted (-want +got):\n%s", diff)
-			}
-			if diff := cmp.Diff(test.states, strings.Join(pgtest.All[string](t, w.db, pgtest.Acme, "SELECT state || coalesce('/' || reason, '') FROM delivery ORDER BY id"), " ")); diff != "" {
-				t.Errorf("deliveries (-want +got):\n%s", diff)
-			}
-			w.counted()
+			w.ended(test.want, strings.Join(got, " "), test.states)
 		})
 	}
 }

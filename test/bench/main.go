@@ -169,9 +169,9 @@ func run() error {
 	if *n < 1 || *contacts < 1000 || *partitions < 1 || *mails < 0 || *kills < 0 || *lasts < 0 {
 		return fmt.Errorf("-rounds %d, -contacts %d, -partitions %d, -mails %d, -kills %d, -for %s: want at least 1 round, 1000 contacts, 1 partition, and nothing below 0", *n, *contacts, *partitions, *mails, *kills, *lasts)
 	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
 	if *only == "indexes" {
-		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-		defer stop()
 		return weighIndexes(ctx, options{server: url, contacts: *contacts, partitions: *partitions}, *n)
 	}
 	todo, harm, hits, err := choose(paths(), havocs(), hitsHavocs(), *only)
@@ -179,8 +179,6 @@ func run() error {
 		return err
 	}
 	debug.SetGCPercent(gogc)
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	if len(todo) > 0 {
 		fmt.Println(header)
 	}
