@@ -33,7 +33,7 @@ type Config struct {
 	LogLevel string `env:"ONDA_LOG_LEVEL, default=info"`
 	// GOGC is read by Go itself; where it is not set, functions run with 400.
 	GOGC string `env:"GOGC"`
-	// GOMEMLIMIT is read by Go itself, and no hard limit; where it is not set, it is 28 MiB, and 16 KiB for each connection.
+	// GOMEMLIMIT is read by Go itself, and no hard limit; where it is not set, it is 28 MiB, and 32 KiB for each connection.
 	GOMEMLIMIT string `env:"GOMEMLIMIT"`
 	// OTLPEndpoint is the OpenTelemetry collector that traces and metrics are pushed to over HTTP; empty for none.
 	OTLPEndpoint string `env:"OTEL_EXPORTER_OTLP_ENDPOINT"`

@@ -8,10 +8,12 @@ import (
 )
 
 const (
-	connectionMemory = 32 << 10  // that a connection holds while its request waits: buffers, stacks and headers
-	mostMemory       = 144 << 20 // of the 192 MiB of pods that anybody may connect to: past it, work for the collector is better than being killed
-	connectionStep   = 64        // connections, for which the limit is set anew
+	connectionMemory = 32 << 10 // that a connection holds while its request waits: buffers, stacks and headers
+	connectionStep   = 64       // connections, for which the limit is set anew
 )
+
+// MostMemory is where the limit stops growing: of the 192 MiB of pods that anybody may connect to. Past it, work for the collector is better than being killed.
+const MostMemory = 144 << 20
 
 // connections lets the limit of memory grow with what is connected: where most of what it allows is held by connections, the collector takes half of the processor to find nothing.
 type connections struct {
@@ -42,5 +44,5 @@ func (c *connections) changed(_ net.Conn, s http.ConnState) {
 		return
 	}
 	c.counted = (c.open + connectionStep - 1) / connectionStep * connectionStep
-	c.setLimit(min(MemoryLimit+int64(c.counted)*connectionMemory, mostMemory))
+	c.setLimit(min(MemoryLimit+int64(c.counted)*connectionMemory, MostMemory))
 }

@@ -28,7 +28,7 @@ func TestMemoryLimitFollowsConnections(t *testing.T) {
 	change(256, http.StateClosed)
 	change(100_000, http.StateNew)
 	last := limits[len(limits)-1]*connectionMemory + MemoryLimit
-	if want := []int64{64, 128, 192, 256, 64}; !slices.Equal(limits[:len(want)], want) || last != mostMemory {
-		t.Errorf("the limit is for %v connections, want %v, and then ever more until %d", limits[:len(want)], want, mostMemory)
+	if want := []int64{64, 128, 192, 256, 64}; !slices.Equal(limits[:len(want)], want) || last != MostMemory {
+		t.Errorf("the limit is for %v connections, want %v, and then ever more until %d", limits[:len(want)], want, MostMemory)
 	}
 }
