@@ -79,6 +79,10 @@ func testBadInput(t *testing.T, all map[string]rendering) {
 		"a service's misspelt setting": {
 			sandbox, send, "ONDA_LANE", "ONDA_LANES", []string{send + ": Service send: sets ONDA_LANES, which its function does not read: see the table in functions/send/README.md"},
 		},
+		"a worker that takes longer than its request may": {
+			sandbox, sandbox + "/kustomization.yaml", "      - ONDA_LOG=json\n", "      - ONDA_LOG=json\n      - ONDA_TURN=30s\n",
+			[]string{send + ": Service send: a worker may take 1m5s (ONDA_TURN and ONDA_MESSAGE_LIMIT, and 5s to record what came of it), and timeoutSeconds is 1m0s"},
+		},
 		"another's tenant": {
 			sandbox, sandbox + "/kustomization.yaml", "ONDA_TENANT=dev-ana", "ONDA_TENANT=acme", []string{sandbox + `: ONDA_TENANT is "acme": the functions of a dedicated tenant serve no other than dev-ana`},
 		},
@@ -153,7 +157,7 @@ func testBadInput(t *testing.T, all map[string]rendering) {
 			"config/regions/local/system", "config/system/jobs.yaml", "restartPolicy: OnFailure", "restartPolicy: Always", []string{`Job migrate: spec.template.spec.restartPolicy: "Always"`},
 		},
 		"a quota that is too small": {
-			"config/tenants/corvo", "config/components/dedicated/limits.yaml", `pods: "60"`, `pods: "6"`, []string{"config/components/dedicated/limits.yaml: ResourceQuota onda: allows 6 pods, and at full scale the functions have "},
+			"config/tenants/corvo", "config/components/dedicated/limits.yaml", `pods: "60"`, `pods: "6"`, []string{"config/components/dedicated/limits.yaml: ResourceQuota onda: allows 6 pods, and at full scale the functions and the broker have "},
 		},
 		"an example's host": {
 			"config/regions/eu-west/stable", "config/regions/eu-west/stable/kustomization.yaml", "name: forms.example.com}", "name: form.example.com}",
@@ -161,6 +165,158 @@ func testBadInput(t *testing.T, all map[string]rendering) {
 		},
 		"a host of another function": {
 			"config/regions/eu-west/stable", "config/components/hosts/hosts.yaml", "name: send-api", "name: sendapi", []string{`config/components/hosts/hosts.yaml: DomainMapping api.eu.onda.example: spec.ref: there is no Service "sendapi"`},
+		},
+		"a delivery that is left to the broker's class": {
+			"config/tenants/corvo", trigger, "    backoffDelay: PT1S\n", "", []string{trigger + ": Trigger send-email-send-requested: spec.delivery: is not explicit: set retry, backoffPolicy: exponential"},
+		},
+		"dead letters that are not stored": {
+			"eventing", trigger, "uri: /dead-letters", "uri: /", []string{"Trigger send-email-send-requested: spec.delivery.deadLetterSink: dead letters would not land in Postgres"},
+		},
+		"no dead letter sink": {
+			"eventing", "eventing/broker.yaml", "    deadLetterSink:\n      ref:\n        apiVersion: serving.knative.dev/v1\n        kind: Service\n        name: campaign\n      uri: /dead-letters\n", "",
+			[]string{"eventing/broker.yaml: Broker onda: spec.delivery.deadLetterSink: is not set: what cannot be delivered would be lost"},
+		},
+		"a subscriber by its address": {
+			"eventing", trigger, "    ref:\n      apiVersion: serving.knative.dev/v1\n      kind: Service\n      name: send\n", "    uri: http://send.onda\n",
+			[]string{trigger + ": Trigger send-email-send-requested: spec.subscriber: names no object by ref"},
+		},
+		"an event that nobody gets": {
+			"config/tenants/corvo", "eventing/kustomization.yaml", "  - triggers/segment.yaml\n", "", []string{"onda.segment.rebuild.requested.v1 goes to [], and the catalogue (internal/event) names [segment]"},
+		},
+		"an attribute of no event": {
+			"eventing", "eventing/triggers/segment.yaml", "stream: facts", "flow: facts", []string{"Trigger segment-facts: asks for map[flow:facts], and in eventing/triggers for map[stream:facts]"},
+		},
+		"a sandbox's own function that is passed by": {
+			sandbox, sandbox + "/kustomization.yaml", "notin (send)", "notin (none)",
+			[]string{trigger + ": Trigger send-email-send-requested: goes to the pool's send (onda), and this namespace has its own: leave the namespace of its subscriber out"},
+		},
+		"no bound to its pods": {
+			"config/tenants/corvo", "config/components/small/kustomization.yaml", `value: "2"`, `value: "0"`,
+			[]string{send + `: Service send: spec.template.metadata.annotations: autoscaling.knative.dev/max-scale is "0", so nothing bounds its pods and their connections to Postgres`},
+		},
+		"a bound's misspelt name": {
+			"functions/send", send, "autoscaling.knative.dev/max-scale", "autoscaling.knative.dev/max-scales",
+			[]string{send + ": Service send: spec.template.metadata.annotations: Knative knows no autoscaling.knative.dev/max-scales", `autoscaling.knative.dev/max-scale is "", so nothing bounds its pods`},
+		},
+		"more pods than there may be": {
+			"functions/send", send, `min-scale: "0"`, `min-scale: "9"`, []string{send + ": Service send: ", "max-scale=2 is less than min-scale=9"},
+		},
+		"a port's name that Knative does not know": {
+			"functions/send", send, "          resources:\n", "          ports: [{name: web, containerPort: 8080}]\n          resources:\n", []string{send + ": Service send: ", "Port name web is not allowed"},
+		},
+		"a name that is none": {
+			"functions/schedule", "functions/schedule/service.yaml", "metadata:\n  name: schedule\n", "metadata:\n  name: Schedule_1\n", []string{`metadata.name is "Schedule_1"`},
+		},
+		"a container that may do more": {
+			"functions/send", send, "            capabilities:\n              drop:\n                - ALL\n", "", []string{send + ": Service send: ", "capabilities"},
+		},
+		"a function with a token": {
+			"functions/send", send, "      automountServiceAccountToken: false\n", "", []string{send + ": Service send: mounts a token of the cluster"},
+		},
+		"a file system to write to": {
+			"functions/send", send, "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false", []string{send + ": Service send: may write where it needs not: set readOnlyRootFilesystem: true"},
+		},
+		"no requests": {
+			"functions/send", send, "              cpu: 100m\n", "", []string{send + ": Service send: set requests of cpu and memory, and a limit of memory"},
+		},
+		"less memory than connections take": {
+			"functions/track", "functions/track/service.yaml", "memory: 192Mi", "memory: 128Mi", []string{"Service track: its limit of memory is 128Mi, and with many connections it takes up to 192Mi"},
+		},
+		"a Secret of a variable": {
+			"functions/send", send, "            - name: ONDA_LANE\n", "            - name: ONDA_TENANT\n              valueFrom: {secretKeyRef: {name: passwords, key: a}}\n            - name: ONDA_LANE\n",
+			[]string{send + ": Service send: env.ONDA_TENANT: there is no Secret passwords: name one of those that config/README.md lists"},
+		},
+		"a Secret that is mounted": {
+			"functions/schedule", "functions/schedule/service.yaml", "      containers:\n        - image: ko://github.com/onda-run/onda/functions/schedule\n",
+			"      volumes: [{name: a, secret: {secretName: passwords}}, {name: b, projected: {sources: [{secret: {name: keys}}, {configMap: {name: c}}]}}]\n" +
+				"      containers:\n        - image: ko://github.com/onda-run/onda/functions/schedule\n          volumeMounts: [{name: a, mountPath: /a, readOnly: true}, {name: b, mountPath: /b, readOnly: true}]\n",
+			[]string{
+				"Service schedule: volumes.secret: there is no Secret passwords", "Service schedule: volumes.projected.sources.secret: there is no Secret keys",
+				`Service schedule: volumes.projected.sources.configMap: there is no ConfigMap "c"`,
+			},
+		},
+		"a volume of nobody": {
+			"config/testdata/combinations/relays", "config/components/relays/kustomization.yaml", "{name: relays, mountPath", "{name: relay, mountPath", []string{send + ": Service send: ", "relay"},
+		},
+		"another namespace's objects": {
+			"config/tenants/corvo", "config/tenants/corvo/kustomization.yaml", "namespace: tenant-corvo", "namespace: tenant-brava",
+			[]string{`Namespace tenant-brava: is not tenant-corvo, which the entry is for`, `Service send: is in namespace "tenant-brava", not "tenant-corvo": set namespace in config/tenants/corvo/kustomization.yaml`},
+		},
+		"a ring for one tenant": {
+			"config/regions/local/next", "config/regions/local/next/kustomization.yaml", "    literals:\n", "    literals:\n      - ONDA_TENANT=brava\n", []string{`config/regions/local/next: ONDA_TENANT is "brava": a ring serves all tenants; leave it out`},
+		},
+		"no broker": {
+			"config/regions/local/next", "config/regions/local/next/kustomization.yaml", "  - ../../../components/broker-memory\n", "", []string{`config/regions/local/next: has 1 brokers, and that its functions publish (K_SINK) is false`},
+		},
+		"two brokers": {
+			"config/regions/local/next", "config/regions/local/next/kustomization.yaml", "  - ../../../components/broker-memory\n", "  - ../../../components/broker-memory\n  - ../../../components/broker-kafka\n",
+			[]string{"config/regions/local/next: composes broker-kafka and broker-memory: compose exactly one"},
+		},
+		"another class's configuration": {
+			"config/regions/eu-west/next", "config/components/broker-kafka/kustomization.yaml", "class: Kafka", "class: NatsJetStreamBroker", []string{`Broker onda: spec.config is of kind "ConfigMap", and its class takes ""`},
+		},
+		"publishers that wait": {
+			sandbox, "eventing/broker.yaml", `async-handler: "true"`, `async-handler: "false"`, []string{"Broker onda: annotation messaging.knative.dev/async-handler: is for MTChannelBasedBroker"},
+		},
+		"more at once than its pods take": {
+			rabbit, "config/components/small/kustomization.yaml", `value: "8"`, `value: "9"`,
+			[]string{send + ": Service send: its trigger send-email-send-requested hands it 9 events at once (rabbitmq.eventing.knative.dev/parallelism), and all its pods take 8"},
+		},
+		"one event after another": {
+			rabbit, "config/components/broker-rabbitmq/kustomization.yaml", "rabbitmq.eventing.knative.dev/parallelism: \"32\"", "example.com/a: b",
+			[]string{"Trigger send-email-send-requested: annotation rabbitmq.eventing.knative.dev/parallelism: is for RabbitMQBroker, which hands on one event after another without it"},
+		},
+		"a policy that its broker does not know": {
+			oidc, oidc + "/kustomization.yaml", "broker-memory", "broker-nats", []string{"Broker onda: has an EventPolicy, and its class, NatsJetStreamBroker, asks nobody who publishes"},
+		},
+		"an identity for nothing": {
+			oidc, "config/components/event-policy/identity.yaml", "kind: Service", "kind: Deployment", []string{"SinkBinding functions: spec.subject: selects none of the functions"},
+		},
+		"a collector outside that nothing lets out to": {
+			"config/regions/eu-west/next", "config/components/otel/kustomization.yaml", "http://otel-collector.observability.svc.cluster.local:4318", "https://otlp.example.com",
+			[]string{send + ": Service send: the network policies do not let it reach OTEL_EXPORTER_OTLP_ENDPOINT (outside, port 443)"},
+		},
+		"a Job that nothing lets out": {
+			"config/regions/eu-west/stable", "config/components/domain-check/cronjob.yaml", "            app.kubernetes.io/part-of: onda\n        spec", "            app.kubernetes.io/part-of: other\n        spec",
+			[]string{"config/components/domain-check/cronjob.yaml: CronJob domain-check: no network policy is about its pods"},
+		},
+		"a ring that nothing guards": {
+			"config/regions/eu-west/next", "config/regions/eu-west/next/kustomization.yaml", "  - ../../../components/network-policy\n", "", []string{"config/regions/eu-west/next: has no NetworkPolicy: compose config/components/network-policy"},
+		},
+		"a tenant without bounds": {
+			"config/tenants/corvo", "config/tenants/corvo/kustomization.yaml", "  - ../../components/dedicated\n  - ../../components/network-policy\n", "  - ../../components/small\n",
+			[]string{"config/tenants/corvo: has no ResourceQuota: compose config/components/dedicated", "config/tenants/corvo: has no NetworkPolicy: compose config/components/network-policy"},
+		},
+		"a quota of less than is asked for": {
+			"config/tenants/corvo", "config/components/dedicated/limits.yaml", `requests.cpu: "8"`, `requests.cpu: "1"`, []string{"ResourceQuota onda: bounds requests.cpu to 1, and at full scale the functions and the broker ask for "},
+		},
+		"a quota that no sidecar meets": {
+			"config/tenants/corvo", "config/components/dedicated/limits.yaml", "        memory: 20Mi\n", "", []string{"ResourceQuota onda: bounds requests.memory, and Knative's sidecar asks for none: give a defaultRequest of memory in a LimitRange"},
+		},
+		"a time that is none": {
+			"config/regions/eu-west/stable", "config/components/domain-check/cronjob.yaml", `"17 5 * * *"`, `"17 25 * * *"`, []string{"CronJob domain-check: spec.schedule: "},
+		},
+		"a Job that tries for ever": {
+			"config/regions/local/system", "config/system/jobs.yaml", "  backoffLimit: 6\n", "", []string{"config/system/jobs.yaml: Job migrate: may try for ever: set backoffLimit and activeDeadlineSeconds"},
+		},
+		"a Job with variables of every service": {
+			"config/regions/local/system", "config/system/jobs.yaml", "      enableServiceLinks: false\n", "", []string{"Job migrate: gets a variable for every service of its namespace: set enableServiceLinks: false"},
+		},
+		"a Job without a database": {
+			"config/regions/local/system", "config/system/jobs.yaml", "name: onda-admin", "name: rabbitmq", []string{"Job migrate: has no ONDA_ADMIN_DATABASE_URL: take the Secret onda-admin"},
+		},
+		"an image that changes": {
+			"config/regions/eu-west/system", "config/regions/eu-west/images/kustomization.yaml", "newName: registry.example.com/onda/schedule\n    newTag: v0.1.0", "newName: registry.example.com/onda/schedule\n    newTag: latest",
+			[]string{`image "registry.example.com/onda/schedule:latest" is not functions/schedule of this repository, nor an image of it at a version`},
+		},
+		"an image of elsewhere": {
+			"functions/send", send, "image: ko://github.com/onda-run/onda/functions/send", "image: example.com/send", []string{send + `: Service send: image "example.com/send" is not functions/send of this repository`},
+		},
+		"a service of nobody": {
+			"functions/send", send, "  name: send-api\n  namespace", "  name: sendapi\n  namespace", []string{send + ": Service sendapi: is no service of a function: it is in no functions/*/service.yaml"},
+		},
+		"a kind that nobody looks at": {
+			"config/regions/local/system", "config/system/namespace.yaml", "kind: Namespace", "kind: Node", []string{`config/system/namespace.yaml: Node onda-system: nothing is known of apiVersion "v1" with this kind`},
 		},
 		"a file that is not there": {
 			"functions/send", "functions/send/kustomization.yaml", "service.yaml", "services.yaml", []string{"functions/send", "services.yaml"},
@@ -205,11 +361,12 @@ func TestBadTenants(t *testing.T) {
 	t.Parallel()
 	const acme, corvo, ana, list = "config/tenants/acme/tenant.yaml", "config/tenants/corvo/tenant.yaml", "config/tenants/dev-ana/tenant.yaml", tenantsList
 	for name, c := range map[string]struct{ file, old, new, want string }{
-		"no DNS label":             {acme, "name: acme", "name: Acme_Inc", `acme/tenant.yaml: metadata.name is "Acme_Inc": want 1 to 40 of a-z, 0-9 and -`},
-		"another directory's name": {acme, "name: acme", "name: brava", `acme/tenant.yaml: metadata.name is "brava": want "acme", as the file is called`},
-		"a misspelt field":         {acme, "placement", "placemnt", `acme/tenant.yaml: [10:3] unknown field "placemnt"`},
-		"an unknown region":        {acme, "region: local", "region: moon", acme + ": spec.cell: there is no config/regions/moon/cells/local-1.yaml: name a region and a cell that are there"},
-		"an unknown cell":          {acme, "cell: local-1", "cell: local-2", acme + ": spec.cell: there is no config/regions/local/cells/local-2.yaml"},
+		"no DNS label":                   {acme, "name: acme", "name: Acme_Inc", `acme/tenant.yaml: metadata.name is "Acme_Inc": want 1 to 40 of a-z, 0-9 and -`},
+		"another directory's name":       {acme, "name: acme", "name: brava", `acme/tenant.yaml: metadata.name is "brava": want "acme", as the file is called`},
+		"a misspelt field":               {acme, "placement", "placemnt", `acme/tenant.yaml: [10:3] unknown field "placemnt"`},
+		"an unknown region":              {acme, "region: local", "region: moon", acme + ": spec.cell: there is no config/regions/moon/cells/local-1.yaml: name a region and a cell that are there"},
+		"an unknown cell":                {acme, "cell: local-1", "cell: local-2", acme + ": spec.cell: there is no config/regions/local/cells/local-2.yaml"},
+		"a ring that the region has not": {"config/regions/local/next/kustomization.yaml", "", "", "config/tenants/brava/tenant.yaml: spec.ring: there is no config/regions/local/next: name a ring that the region has"},
 		"dedicated without a namespace": {
 			acme, "pooled", "dedicated", acme + ": spec.placement: is dedicated, and that there is a kustomization.yaml beside it is false: pooled tenants have none, dedicated ones need one",
 		},
@@ -236,10 +393,14 @@ func TestBadTenants(t *testing.T) {
 				}
 			}
 			changed := strings.Replace(string(files[c.file].Data), c.old, c.new, 1)
-			if changed == string(files[c.file].Data) {
+			switch {
+			case c.old == "": // the whole file
+				delete(files, c.file)
+			case changed == string(files[c.file].Data):
 				t.Fatalf("%s has no %q", c.file, c.old)
+			default:
+				files[c.file].Data = []byte(changed)
 			}
-			files[c.file].Data = []byte(changed)
 			if _, problems := checkTenants(files); !strings.Contains(strings.Join(problems, "\n"), c.want) {
 				t.Errorf("said\n%s\nwant\n%s", strings.Join(problems, "\n"), c.want)
 			}

@@ -33,6 +33,7 @@ type cell struct {
 	Region      string `json:"region"`
 	Cell        string `json:"cell"`
 	Connections int    `json:"connections"`
+	Server      string `json:"server"`
 	file        string
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"iter"
+	"maps"
 	"net/url"
 	"os"
 	"path"
@@ -11,20 +12,25 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/robfig/cron/v3"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/pod-security-admission/api"
 	"k8s.io/pod-security-admission/policy"
+	eventingduckv1 "knative.dev/eventing/pkg/apis/duck/v1"
 	eventingv1 "knative.dev/eventing/pkg/apis/eventing/v1"
 	"knative.dev/eventing/pkg/apis/eventing/v1alpha1"
 	"knative.dev/eventing/pkg/apis/eventing/v1beta3"
 	sourcesv1 "knative.dev/eventing/pkg/apis/sources/v1"
 	duckv1 "knative.dev/pkg/apis/duck/v1"
+	"knative.dev/serving/pkg/apis/autoscaling"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 	servingv1beta1 "knative.dev/serving/pkg/apis/serving/v1beta1"
 
+	"github.com/onda-run/onda/internal/fn"
 	"github.com/onda-run/onda/internal/manifest"
 )
 
@@ -61,9 +67,11 @@ func check(r rendering, all map[string]rendering) []string {
 	c.references()
 	c.images()
 	c.pods()
+	c.scale()
 	c.brokers()
 	c.hosts()
 	c.policies()
+	c.guards()
 	c.identities()
 	c.quotas()
 	if len(c.problems) == 0 { // or the same would be told again
@@ -196,22 +204,31 @@ func (c *checker) needDestination(at fmt.Stringer, field string, d *duckv1.Desti
 	}
 }
 
+// delivery holds how events are handed on to what was decided. Classes of brokers have other defaults, and retry without both fields of backoff has none at all.
+func (c *checker) delivery(at fmt.Stringer, d *eventingduckv1.DeliverySpec) {
+	if d == nil || d.Retry == nil || d.BackoffPolicy == nil || *d.BackoffPolicy != eventingduckv1.BackoffPolicyExponential || d.BackoffDelay == nil || d.Timeout == nil {
+		c.add(at, "spec.delivery: is not explicit: set retry, backoffPolicy: exponential, backoffDelay, timeout and deadLetterSink")
+		return
+	}
+	sink := d.DeadLetterSink
+	c.needDestination(at, "spec.delivery.deadLetterSink", sink)
+	if sink != nil && (sink.Ref == nil || sink.Ref.Name != "campaign" || sink.URI == nil || sink.URI.String() != "/dead-letters") {
+		c.add(at, "spec.delivery.deadLetterSink: dead letters would not land in Postgres: name the Service campaign with the path /dead-letters")
+	}
+}
+
 // references follows every name to what it names.
 func (c *checker) references() {
 	for at, b := range manifest.Of[*eventingv1.Broker](c.objects) {
 		if b.Spec.Config != nil {
 			c.need(at, "spec.config", b.Spec.Config.Kind, b.Spec.Config.Namespace, b.Spec.Config.Name)
 		}
-		if b.Spec.Delivery != nil {
-			c.needDestination(at, "spec.delivery.deadLetterSink", b.Spec.Delivery.DeadLetterSink)
-		}
+		c.delivery(at, b.Spec.Delivery)
 	}
 	for at, tr := range manifest.Of[*eventingv1.Trigger](c.objects) {
 		c.need(at, "spec.broker", "Broker", c.namespace, tr.Spec.Broker)
 		c.needDestination(at, "spec.subscriber", &tr.Spec.Subscriber)
-		if tr.Spec.Delivery != nil {
-			c.needDestination(at, "spec.delivery.deadLetterSink", tr.Spec.Delivery.DeadLetterSink)
-		}
+		c.delivery(at, tr.Spec.Delivery)
 	}
 	for at, et := range manifest.Of[*v1beta3.EventType](c.objects) {
 		if ref := et.Spec.Reference; ref != nil {
@@ -264,6 +281,14 @@ func (c *checker) references() {
 					c.need(p.at, "envFrom.secretRef", "Secret", c.namespace, from.SecretRef.Name)
 				}
 			}
+			for _, v := range container.Env {
+				if v.ValueFrom != nil && v.ValueFrom.ConfigMapKeyRef != nil {
+					c.need(p.at, "env."+v.Name, "ConfigMap", c.namespace, v.ValueFrom.ConfigMapKeyRef.Name)
+				}
+				if v.ValueFrom != nil && v.ValueFrom.SecretKeyRef != nil {
+					c.need(p.at, "env."+v.Name, "Secret", c.namespace, v.ValueFrom.SecretKeyRef.Name)
+				}
+			}
 			for _, m := range container.VolumeMounts {
 				if !slices.ContainsFunc(p.spec.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name }) {
 					c.add(p.at, "mounts the volume %q, which is not one of its volumes", m.Name)
@@ -271,8 +296,23 @@ func (c *checker) references() {
 			}
 		}
 		for _, v := range p.spec.Volumes {
-			if v.ConfigMap != nil && (v.ConfigMap.Optional == nil || !*v.ConfigMap.Optional) { // else somebody may make it later
+			needed := func(optional *bool) bool { return optional == nil || !*optional } // else somebody may make it later
+			if v.ConfigMap != nil && needed(v.ConfigMap.Optional) {
 				c.need(p.at, "volumes.configMap", "ConfigMap", c.namespace, v.ConfigMap.Name)
+			}
+			if v.Secret != nil && needed(v.Secret.Optional) {
+				c.need(p.at, "volumes.secret", "Secret", c.namespace, v.Secret.SecretName)
+			}
+			if v.Projected == nil {
+				continue
+			}
+			for _, s := range v.Projected.Sources {
+				if s.ConfigMap != nil && needed(s.ConfigMap.Optional) {
+					c.need(p.at, "volumes.projected.sources.configMap", "ConfigMap", c.namespace, s.ConfigMap.Name)
+				}
+				if s.Secret != nil && needed(s.Secret.Optional) {
+					c.need(p.at, "volumes.projected.sources.secret", "Secret", c.namespace, s.Secret.Name)
+				}
 			}
 		}
 	}
@@ -338,6 +378,15 @@ func (c *checker) pods() {
 			if r := container.Resources; r.Requests.Cpu().IsZero() || r.Requests.Memory().IsZero() || r.Limits.Memory().IsZero() {
 				c.add(p.at, "set requests of cpu and memory, and a limit of memory")
 			}
+			// What anybody may connect to: Go's heap may grow to most of the limit before it is collected.
+			if most := resource.NewQuantity(fn.MostMemory*4/3, resource.BinarySI); manifest.EnvOf(container, "ONDA_SERVE") == "http" && container.Resources.Limits.Memory().Cmp(*most) < 0 {
+				c.add(p.at, "its limit of memory is %s, and with many connections it takes up to %s (internal/fn/connections.go)", container.Resources.Limits.Memory(), most)
+			}
+		}
+	}
+	for at, j := range manifest.Of[*batchv1.CronJob](c.objects) {
+		if _, err := cron.ParseStandard(j.Spec.Schedule); err != nil {
+			c.add(at, "spec.schedule: %v: write it as \"17 5 * * *\"", err)
 		}
 	}
 	for at, j := range c.jobs() {
@@ -346,6 +395,27 @@ func (c *checker) pods() {
 		}
 		if j.BackoffLimit == nil || j.ActiveDeadlineSeconds == nil {
 			c.add(at, "may try for ever: set backoffLimit and activeDeadlineSeconds")
+		}
+	}
+}
+
+// scale holds every service to a bound that the budget counts. Knative takes 0 for none, and a misspelt annotation for nothing at all.
+func (c *checker) scale() {
+	known := []string{
+		autoscaling.ActivationScaleKey, autoscaling.ClassAnnotationKey, autoscaling.InitialScaleAnnotationKey, autoscaling.MaxScaleAnnotationKey, autoscaling.MetricAggregationAlgorithmKey,
+		autoscaling.MetricAnnotationKey, autoscaling.MinScaleAnnotationKey, autoscaling.PanicThresholdPercentageAnnotationKey, autoscaling.PanicWindowPercentageAnnotationKey,
+		autoscaling.ScaleDownDelayAnnotationKey, autoscaling.ScaleToZeroPodRetentionPeriodKey, autoscaling.TargetAnnotationKey, autoscaling.TargetBurstCapacityKey,
+		autoscaling.TargetUtilizationPercentageKey, autoscaling.WindowAnnotationKey,
+	}
+	for at, s := range manifest.Of[*servingv1.Service](c.objects) {
+		for _, key := range slices.Sorted(maps.Keys(s.Spec.Template.Annotations)) {
+			if strings.HasPrefix(key, autoscaling.GroupName+"/") && !slices.Contains(known, key) {
+				c.add(at, "spec.template.metadata.annotations: Knative knows no %s: correct its name", key)
+			}
+		}
+		if maxScale(s) < 1 {
+			c.add(at, "spec.template.metadata.annotations: %s is %q, so nothing bounds its pods and their connections to Postgres: set 1 or more", autoscaling.MaxScaleAnnotationKey,
+				s.Spec.Template.Annotations[autoscaling.MaxScaleAnnotationKey])
 		}
 	}
 }
@@ -403,18 +473,23 @@ type class struct {
 	attributes bool
 	// pods are the labels of those that events are published to.
 	pods labels.Set
+	// asks is set where it asks who publishes, and so keeps to an EventPolicy.
+	asks bool
+	// perBroker and perTrigger are how many pods of its own it has in the namespace.
+	perBroker, perTrigger int
 }
 
 func classes() map[string]class {
 	ingress := labels.Set{"eventing.knative.dev/brokerRole": "ingress"}
 	return map[string]class{
-		"MTChannelBasedBroker": {config: "ConfigMap", sink: "http://broker-ingress.knative-eventing.svc.cluster.local/{namespace}/onda", pods: ingress},
+		"MTChannelBasedBroker": {config: "ConfigMap", sink: "http://broker-ingress.knative-eventing.svc.cluster.local/{namespace}/onda", pods: ingress, asks: true},
 		"Kafka": {
-			config: "ConfigMap", sink: "http://kafka-broker-ingress.knative-eventing.svc.cluster.local/{namespace}/onda",
+			asks: true, config: "ConfigMap", sink: "http://kafka-broker-ingress.knative-eventing.svc.cluster.local/{namespace}/onda",
 			pods: labels.Set{"app.kubernetes.io/component": "kafka-broker-receiver"},
 		},
-		"NatsJetStreamBroker": {sink: "http://nats-broker-ingress.knative-eventing.svc.cluster.local/{namespace}/onda", pods: ingress},
-		"RabbitMQBroker": {
+		"NatsJetStreamBroker": {sink: "http://nats-broker-ingress.knative-eventing.svc.cluster.local/{namespace}/onda", pods: ingress, perBroker: 1},
+		"RabbitMQBroker": { // an ingress, and for each trigger and its dead letters a dispatcher, as for the broker's own
+			perBroker: 2, perTrigger: 2,
 			config: "RabbitmqBrokerConfig", sink: "http://onda-broker-ingress.{namespace}.svc.cluster.local", attributes: true,
 			pods: labels.Set{"eventing.knative.dev/brokerRole": "ingress", "eventing.knative.dev/broker": "onda"},
 		},
@@ -459,6 +534,15 @@ func (c *checker) brokers() {
 				}
 			}
 		}
+	}
+	var composed []string
+	for _, file := range slices.Sorted(maps.Keys(c.files)) {
+		if dir := path.Dir(file); strings.HasPrefix(dir, "config/components/broker-") && path.Base(file) == "kustomization.yaml" {
+			composed = append(composed, path.Base(dir))
+		}
+	}
+	if len(composed) > 1 {
+		c.add(c, "composes %s: compose exactly one", strings.Join(composed, " and "))
 	}
 	if publishes := c.setting("K_SINK") != ""; !c.part && (count == 1) != publishes {
 		c.add(c, "has %d brokers, and that its functions publish (K_SINK) is %t: compose eventing and one of config/components/broker-*", count, publishes)

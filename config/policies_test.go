@@ -1,6 +1,7 @@
 package config_test
 
 import (
+	"cmp"
 	"maps"
 	"net/url"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	eventingv1 "knative.dev/eventing/pkg/apis/eventing/v1"
 	"knative.dev/eventing/pkg/apis/eventing/v1alpha1"
 	sourcesv1 "knative.dev/eventing/pkg/apis/sources/v1"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
@@ -31,28 +33,45 @@ func (c *checker) policies() {
 	if len(all) == 0 {
 		return
 	}
-	for at, s := range manifest.Of[*servingv1.Service](c.objects) {
-		pod := peer{namespace: c.namespace, of: c.labels(), pod: s.Spec.Template.Labels}
+	for _, p := range c.templates() {
+		pod := peer{namespace: c.namespace, of: c.labels(), pod: p.meta.Labels}
 		if len(selecting(all, networkingv1.PolicyTypeIngress, pod)) == 0 || len(selecting(all, networkingv1.PolicyTypeEgress, pod)) == 0 {
-			c.add(at, "no network policy is about its pods (labels %v): select them in config/components/network-policy", pod.pod)
+			c.add(p.at, "no network policy is about its pods (labels %v): select them in config/components/network-policy", pod.pod)
 			continue
 		}
 		for _, from := range []peer{{what: "Knative", namespace: "knative-serving"}, {what: "the broker", namespace: "knative-eventing"}, publicIngress(8080)} {
-			if !enters(all, from, pod) {
-				c.add(at, "the network policies let nothing in from %s (%s), which has its requests", from.what, from)
+			if !p.job && !enters(all, from, pod) {
+				c.add(p.at, "the network policies let nothing in from %s (%s), which has its requests", from.what, from)
 			}
 		}
 		https := peer{what: "Amazon SES", port: 443}
-		if fetches := s.Name == "bounce"; leaves(all, pod, https) != fetches {
-			c.add(at, "the network policies let it reach %s (%s): %t, want %t: see bounce-out in config/components/network-policy", https.what, https, !fetches, fetches)
+		if fetches := p.at.GetName() == "bounce"; leaves(all, pod, https) != fetches {
+			c.add(p.at, "the network policies let it reach %s (%s): %t, want %t: see bounce-out in config/components/network-policy", https.what, https, !fetches, fetches)
 		}
 		for _, to := range c.destinations() {
 			if !leaves(all, pod, to) {
-				c.add(at, "the network policies do not let it reach %s (%s): add that to config/components/network-policy", to.what, to)
+				c.add(p.at, "the network policies do not let it reach %s (%s): add that to config/components/network-policy", to.what, to)
 			}
 		}
 	}
 	c.programs(all)
+}
+
+// guards finds what is deployed to a cluster of production, or given to a tenant, with nothing that says what it may do.
+func (c *checker) guards() {
+	dedicated := c.tenant != "" && c.pool.namespace == ""
+	for _, want := range []struct {
+		kind, component string
+		needed          bool
+	}{
+		{"NetworkPolicy", "network-policy", c.production || dedicated},
+		{"ResourceQuota", "dedicated", dedicated},
+	} {
+		has := slices.ContainsFunc(c.objects, func(o manifest.Object) bool { return o.Kind == want.kind })
+		if want.needed && !has {
+			c.add(c, "has no %s: compose config/components/%s", want.kind, want.component)
+		}
+	}
 }
 
 // programs holds a pod that is none of Onda's, and what else is in the cluster, to what they may reach.
@@ -172,11 +191,19 @@ func (c *checker) destinations() []peer {
 		{what: "a relay", port: 465},
 		{what: "a relay", port: 587},
 	}
-	if u, err := url.Parse(c.setting("OTEL_EXPORTER_OTLP_ENDPOINT")); err != nil {
-		c.add(c, "OTEL_EXPORTER_OTLP_ENDPOINT: %v", err)
-	} else if host, ok := strings.CutSuffix(u.Hostname(), ".svc.cluster.local"); ok {
-		_, namespace, _ := strings.Cut(host, ".")
-		all = append(all, peer{what: "OTEL_EXPORTER_OTLP_ENDPOINT", namespace: namespace, port: atoi(u.Port())})
+	for _, setting := range []string{"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"} {
+		u, err := url.Parse(c.setting(setting))
+		if err != nil {
+			c.add(c, "%s: %v", setting, err)
+		}
+		if err != nil || u.Host == "" {
+			continue
+		}
+		to := peer{what: setting, port: atoi(cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme]))}
+		if host, ok := strings.CutSuffix(u.Hostname(), ".svc.cluster.local"); ok {
+			_, to.namespace, _ = strings.Cut(host, ".")
+		}
+		all = append(all, to)
 	}
 	// A doorbell goes to the broker of the tenant's ring, whichever ring has the request.
 	return append(all, append(c.brokerPods(c.namespace), c.brokerPods(otherRing)...)...)
@@ -255,6 +282,12 @@ func (p peer) isOf(peers []networkingv1.NetworkPolicyPeer, own string) bool {
 
 // identities looks at event policies as a broker does that asks who publishes: it must know every function, by what a SinkBinding to it gives them.
 func (c *checker) identities() {
+	for at, b := range manifest.Of[*eventingv1.Broker](c.objects) {
+		class := b.Annotations[eventingv1.BrokerClassAnnotationKey]
+		if slices.ContainsFunc(c.objects, func(o manifest.Object) bool { return o.Kind == "EventPolicy" }) && !classes()[class].asks {
+			c.add(at, "has an EventPolicy, and its class, %s, asks nobody who publishes: leave config/components/event-policy out", class)
+		}
+	}
 	for at, p := range manifest.Of[*v1alpha1.EventPolicy](c.objects) {
 		for _, to := range p.Spec.To {
 			if to.Ref == nil || to.Ref.Kind != "Broker" {
@@ -282,8 +315,16 @@ func (c *checker) knows(p *v1alpha1.EventPolicy, broker string, s *servingv1.Ser
 	return false
 }
 
-// quotas compares a namespace's bounds with what its functions ask for at full scale, Knative's sidecar included.
+// quotas compares a namespace's bounds with what is asked for there at full scale: by functions, Knative's sidecars, and what a broker has of its own.
 func (c *checker) quotas() {
+	brokers := 0 // pods
+	for _, b := range manifest.Of[*eventingv1.Broker](c.objects) {
+		of := classes()[b.Annotations[eventingv1.BrokerClassAnnotationKey]]
+		brokers += of.perBroker
+		for range manifest.Of[*eventingv1.Trigger](c.objects) {
+			brokers += of.perTrigger
+		}
+	}
 	var sidecar corev1.ResourceList
 	for _, l := range manifest.Of[*corev1.LimitRange](c.objects) {
 		for _, item := range l.Spec.Limits {
@@ -305,6 +346,9 @@ func (c *checker) quotas() {
 				c.add(at, "bounds requests.%s, and Knative's sidecar asks for none: give a defaultRequest of %s in a LimitRange, or no pod starts", name, name)
 			}
 			var sum resource.Quantity
+			for range brokers {
+				sum.Add(map[corev1.ResourceName]resource.Quantity{corev1.ResourceCPU: resource.MustParse("50m"), corev1.ResourceMemory: resource.MustParse("64Mi")}[name])
+			}
 			for _, s := range manifest.Of[*servingv1.Service](c.objects) {
 				for range maxScale(s) {
 					sum.Add(own)
@@ -312,15 +356,15 @@ func (c *checker) quotas() {
 				}
 			}
 			if sum.Cmp(bound) > 0 {
-				c.add(at, "bounds requests.%s to %s, and at full scale the functions ask for %s: raise it, or lower max-scale", name, bound.String(), sum.String())
+				c.add(at, "bounds requests.%s to %s, and at full scale the functions and the broker ask for %s: raise it, or lower max-scale", name, bound.String(), sum.String())
 			}
 		}
-		pods := 0
+		pods := brokers
 		for _, s := range manifest.Of[*servingv1.Service](c.objects) {
 			pods += maxScale(s)
 		}
 		if bound, ok := q.Spec.Hard[corev1.ResourcePods]; ok && bound.CmpInt64(int64(pods)) < 0 {
-			c.add(at, "allows %s pods, and at full scale the functions have %d: raise it, or lower max-scale", bound.String(), pods)
+			c.add(at, "allows %s pods, and at full scale the functions and the broker have %d: raise it, or lower max-scale", bound.String(), pods)
 		}
 	}
 }

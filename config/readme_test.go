@@ -22,7 +22,7 @@ func TestFirstCluster(t *testing.T) {
 	}
 	_, section, _ := strings.Cut(string(text), "\n## A first cluster\n")
 	section, _, _ = strings.Cut(section, "\n## ")
-	for _, m := range regexp.MustCompile(`(?:kustomize|--files|apply -f) ((?:config|examples)/\S+)`).FindAllStringSubmatch(section, -1) {
+	for _, m := range regexp.MustCompile(`(?:kustomize|--files|apply -f) ((?:config|examples|functions)/[\w/-]+)`).FindAllStringSubmatch(string(text), -1) {
 		if _, err := os.Stat(filepath.Join("..", m[1])); err != nil {
 			t.Errorf("it names %s: %v", m[1], err)
 		}

@@ -35,6 +35,8 @@ type entry struct {
 	pool string
 	// tenant is whose it is, where it is dedicated.
 	tenant string
+	// production is set for what is deployed to a cluster that a cell's file names.
+	production bool
 	// part is set for one function, or the routing alone, which are applied into a namespace that has the rest.
 	part bool
 }
@@ -49,7 +51,10 @@ func (e entry) golden() string {
 // entries finds them all: a new region, tenant, function or combination is checked from its first day.
 func entries(t *testing.T) []entry {
 	t.Helper()
-	tenants := readTenants(t)
+	tenants, production := readTenants(t), map[string]bool{}
+	for _, c := range cells(t) {
+		production[c.Region] = production[c.Region] || c.Server != ""
+	}
 	var all []entry
 	for _, pattern := range []string{
 		"functions/*", "eventing", "eventing/sources", "config/regions/*/*", "config/tenants", "config/tenants/*", "config/testdata/combinations/*",
@@ -81,7 +86,7 @@ func entries(t *testing.T) []entry {
 			case dir == "eventing" || strings.HasPrefix(dir, "functions/"):
 				e.part = true
 			case strings.HasPrefix(dir, "config/regions/"):
-				e.namespace = ringNamespace(name)
+				e.namespace, e.production = ringNamespace(name), production[path.Base(path.Dir(dir))]
 			case dir == "config/tenants":
 				e.namespace = "" // whoever applies it says
 			case strings.HasPrefix(dir, "config/tenants/"):
@@ -148,6 +153,11 @@ func render(e entry, edits map[string]func(string) string, origins bool) (render
 	if err != nil {
 		return rendering{}, err
 	}
+	return renderIn(root, e, edits, origins)
+}
+
+// renderIn renders an entry of the repository in root.
+func renderIn(root string, e entry, edits map[string]func(string) string, origins bool) (rendering, error) {
 	d := disk{filesys.MakeFsOnDisk(), root, map[string]func(string) string{}, map[string]bool{}}
 	maps.Copy(d.edits, edits)
 	if kustomization := e.dir + "/kustomization.yaml"; origins { // are only told where the outermost kustomization asks for them
@@ -268,6 +278,10 @@ func TestBlueprint(t *testing.T) {
 	t.Run("Relays", func(t *testing.T) {
 		t.Parallel()
 		testRelays(t, all)
+	})
+	t.Run("CreatedTenants", func(t *testing.T) {
+		t.Parallel()
+		testCreatedTenants(t, all)
 	})
 }
 

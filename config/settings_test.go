@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sethvargo/go-envconfig"
 	"go.uber.org/zap"
@@ -123,6 +124,7 @@ func (c *checker) settings() {
 		if err := start(c.functions[s.Name], e); err != nil {
 			c.add(at, "does not start: %v; set it in the ConfigMap onda of %s/kustomization.yaml, or in a Secret that the service takes", err, c.dir)
 		}
+		c.turn(at, s, e)
 		for _, v := range container.Env {
 			if !e.asked[v.Name] {
 				c.add(at, "sets %s, which its function does not read: see the table in functions/%s/README.md", v.Name, c.functions[s.Name])
@@ -153,6 +155,22 @@ func (c *checker) settings() {
 	}
 	if c.tenant != "" && c.setting("ONDA_TENANT") != c.tenant {
 		c.add(c, "ONDA_TENANT is %q: the functions of a dedicated tenant serve no other than %s", c.setting("ONDA_TENANT"), c.tenant)
+	}
+}
+
+// turn holds a worker of send to the time that its requests have: else Knative ends each with 504, and the event comes again while it sends.
+func (c *checker) turn(at manifest.Object, s *servingv1.Service, e environment) {
+	if c.functions[s.Name] != "send" {
+		return
+	}
+	var cfg send.Config
+	if err := envconfig.ProcessWith(context.Background(), &envconfig.Config{Target: &cfg, Lookuper: e}); err != nil {
+		return // said by start
+	}
+	const recording = 5 * time.Second
+	if takes, has := cfg.Turn+cfg.MessageLimit+recording, time.Duration(*s.Spec.Template.Spec.TimeoutSeconds)*time.Second; takes > has {
+		c.add(at, "a worker may take %s (ONDA_TURN and ONDA_MESSAGE_LIMIT, and %s to record what came of it), and timeoutSeconds is %s: lower them, or raise it with the trigger's timeout",
+			takes, recording, has)
 	}
 }
 

@@ -13,7 +13,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	eventingv1 "knative.dev/eventing/pkg/apis/eventing/v1"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
-	"sigs.k8s.io/kustomize/kyaml/filesys"
 	"sigs.k8s.io/yaml"
 
 	"github.com/onda-run/onda/internal/manifest"
@@ -208,59 +207,70 @@ func testRelays(t *testing.T, all map[string]rendering) {
 	}
 }
 
-// What onda tenant create writes for a dedicated tenant and for a sandbox can be rendered, has its region's class of broker, and leads events to where each function is.
-func TestCreatedTenantsRender(t *testing.T) {
-	t.Parallel()
-	root := t.TempDir()
-	for _, dir := range []string{"config", "eventing", "functions"} {
-		if err := os.CopyFS(filepath.Join(root, dir), os.DirFS(filepath.Join("..", dir))); err != nil {
+// testCreatedTenants checks what onda tenant create writes for a dedicated tenant and for sandboxes in a region of every class of broker: it has that class, passes for an
+// entry, has its relay, and leads events to where each function is.
+func testCreatedTenants(t *testing.T, all map[string]rendering) {
+	t.Helper()
+	for component, class := range map[string]string{
+		"broker-memory": "MTChannelBasedBroker", "broker-kafka": "Kafka", "broker-nats": "NatsJetStreamBroker", "broker-rabbitmq": "RabbitMQBroker",
+	} {
+		root := t.TempDir()
+		for _, dir := range []string{"config", "eventing", "functions"} {
+			if err := os.CopyFS(filepath.Join(root, dir), os.DirFS(filepath.Join("..", dir))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		stable := filepath.Join(root, "config/regions/local/stable/kustomization.yaml")
+		text, err := os.ReadFile(stable)
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	tenants := filepath.Join(root, "config", "tenants")
-	for name, own := range map[string][]string{"whole": nil, "one": {"campaign"}, "two": {"send", "track"}} {
-		secret := name + "-relay"
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			n := &tenantfile.Tenant{Spec: tenantfile.Spec{Region: "eu-west", Cell: "eu-west-1", Ring: tenantfile.Stable, State: "active", Placement: tenantfile.Dedicated, Functions: own, SMTPSecret: secret}}
+		if err := os.WriteFile(stable, []byte(strings.ReplaceAll(string(text), "broker-memory", component)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for name, own := range map[string][]string{"whole": nil, "one": {"campaign"}, "two": {"send", "track"}} {
+			n := &tenantfile.Tenant{Spec: tenantfile.Spec{Region: "local", Cell: "local-1", Ring: tenantfile.Stable, State: "active", Placement: tenantfile.Dedicated, Functions: own, SMTPSecret: name + "-relay"}}
 			n.Metadata.Name = name
-			if _, err := tenantfile.Add(tenants, n, "eu.example"); err != nil {
+			if _, err := tenantfile.Add(filepath.Join(root, "config/tenants"), n, "onda.test"); err != nil {
 				t.Fatal(err)
 			}
-			found, err := manifest.Render(filesys.MakeFsOnDisk(), filepath.Join(tenants, name))
-			if err != nil {
-				t.Fatal(err)
-			}
-			text, err := found.AsYaml()
-			if err != nil {
-				t.Fatal(err)
-			}
-			objects, err := manifest.Read(name, text)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if sends := own == nil || slices.Contains(own, "send"); sends != (len(notMounted(objects, secret)) == 0) {
-				t.Errorf("that it sends is %t, and these have not its relay: %q", sends, notMounted(objects, secret))
-			}
-			for _, b := range manifest.Of[*eventingv1.Broker](objects) {
-				if class := b.Annotations[eventingv1.BrokerClassAnnotationKey]; class != "Kafka" {
-					t.Errorf("the broker's class is %q", class)
+			t.Run(component+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				e := entry{dir: "config/tenants/" + name, namespace: "tenant-" + name, tenant: name}
+				if own != nil {
+					e.pool = "config/regions/local/stable"
 				}
-			}
-			triggers := 0
-			for _, trigger := range manifest.Of[*eventingv1.Trigger](objects) {
-				triggers++
-				want := ""
-				if own != nil && !slices.Contains(own, trigger.Labels["onda.run/function"]) {
-					want = ringNamespace(tenantfile.Stable)
+				r, err := renderIn(root, e, nil, false)
+				if err != nil {
+					t.Fatal(err)
 				}
-				if got := trigger.Spec.Subscriber.Ref.Namespace; got != want && (want != "" || got != "tenant-"+name) {
-					t.Errorf("%s leads to a function in %q, want %q", trigger.Name, got, want)
+				for _, problem := range check(r, all) {
+					t.Error(problem)
 				}
-			}
-			if triggers == 0 {
-				t.Error("there are no triggers")
-			}
-		})
+				sends := own == nil || slices.Contains(own, "send")
+				if missing := notMounted(r.objects, name+"-relay"); sends != (len(missing) == 0) {
+					t.Errorf("that it sends is %t, and these have not its relay: %q", sends, missing)
+				}
+				for _, b := range manifest.Of[*eventingv1.Broker](r.objects) {
+					if got := b.Annotations[eventingv1.BrokerClassAnnotationKey]; got != class {
+						t.Errorf("the broker's class is %q, want %q", got, class)
+					}
+				}
+				triggers := 0
+				for _, trigger := range manifest.Of[*eventingv1.Trigger](r.objects) {
+					triggers++
+					want := e.namespace
+					if own != nil && !slices.Contains(own, trigger.Labels["onda.run/function"]) {
+						want = ringNamespace(tenantfile.Stable)
+					}
+					if got := trigger.Spec.Subscriber.Ref.Namespace; got != want {
+						t.Errorf("%s leads to a function in %q, want %q", trigger.Name, got, want)
+					}
+				}
+				if triggers == 0 {
+					t.Error("there are no triggers")
+				}
+			})
+		}
 	}
 }

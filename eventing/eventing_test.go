@@ -12,7 +12,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	eventingv1 "knative.dev/eventing/pkg/apis/eventing/v1"
 	sourcesv1 "knative.dev/eventing/pkg/apis/sources/v1"
-	duckv1 "knative.dev/pkg/apis/duck/v1"
 	"sigs.k8s.io/yaml"
 
 	eventingfiles "github.com/onda-run/onda/eventing"
@@ -44,17 +43,6 @@ func objects(t *testing.T) []manifest.Object {
 	return all
 }
 
-// TestBroker holds the broker to what the pool needs of it.
-func TestBroker(t *testing.T) {
-	t.Parallel()
-	for at, b := range manifest.Of[*eventingv1.Broker](objects(t)) {
-		if b.Annotations["messaging.knative.dev/async-handler"] != "true" {
-			t.Errorf("%s: publishers would wait for the slowest subscriber", at)
-		}
-		checkDelivery(t, at.String(), b.Spec.Delivery != nil && b.Spec.Delivery.Timeout != nil, b.Spec.Delivery.DeadLetterSink)
-	}
-}
-
 // TestTriggers holds every trigger to the conventions that every broker class can follow.
 func TestTriggers(t *testing.T) {
 	t.Parallel()
@@ -69,25 +57,6 @@ func TestTriggers(t *testing.T) {
 		if tr.Spec.Filter != nil && len(tr.Spec.Filter.Attributes) > 0 || len(tr.Spec.Filters) != 1 || len(tr.Spec.Filters[0].Exact) != 1 {
 			t.Errorf("%s: has filters other than one exact attribute", at)
 		}
-		d := tr.Spec.Delivery
-		if d == nil || d.Retry == nil || d.BackoffPolicy == nil || d.BackoffDelay == nil || d.Timeout == nil {
-			t.Errorf("%s: delivery is not explicit", at) // retry without both backoff fields has no backoff at all
-			continue
-		}
-		if *d.BackoffPolicy != "exponential" {
-			t.Errorf("%s: backoff is %s", at, *d.BackoffPolicy)
-		}
-		checkDelivery(t, at, true, d.DeadLetterSink)
-	}
-}
-
-func checkDelivery(t *testing.T, at string, timeout bool, sink *duckv1.Destination) {
-	t.Helper()
-	if !timeout {
-		t.Errorf("%s: a subscriber may take for ever", at)
-	}
-	if sink == nil || sink.Ref == nil || sink.Ref.Name != "campaign" || sink.URI == nil || sink.URI.String() != "/dead-letters" {
-		t.Errorf("%s: dead letters do not land in Postgres", at)
 	}
 }
 

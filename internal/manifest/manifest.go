@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 	eventingv1 "knative.dev/eventing/pkg/apis/eventing/v1"
 	"knative.dev/eventing/pkg/apis/eventing/v1alpha1"
 	"knative.dev/eventing/pkg/apis/eventing/v1beta3"
@@ -110,6 +111,9 @@ func read(file string, text []byte) (Object, error) {
 	if head.Metadata.Name == "" {
 		return Object{}, fmt.Errorf("%s: has no metadata.name: give it one", at)
 	}
+	if wrong := validation.IsDNS1123Subdomain(head.Metadata.Name); len(wrong) > 0 {
+		return Object{}, fmt.Errorf("%s: metadata.name is %q: %s", at, head.Metadata.Name, strings.Join(wrong, ", "))
+	}
 	of, ok := types()[head.APIVersion+" "+head.Kind]
 	if !ok {
 		return Object{}, fmt.Errorf("%s: nothing is known of apiVersion %q with this kind: correct it, or add the type to internal/manifest", at, head.APIVersion)
@@ -150,9 +154,13 @@ func webhook(o Object) error {
 
 // Env is the value of a variable that a Service sets itself; empty where it does not.
 func Env(s *servingv1.Service, name string) string {
-	env := s.Spec.Template.Spec.Containers[0].Env
-	if i := slices.IndexFunc(env, func(v corev1.EnvVar) bool { return v.Name == name }); i >= 0 {
-		return env[i].Value
+	return EnvOf(s.Spec.Template.Spec.Containers[0], name)
+}
+
+// EnvOf is the value of a variable that a container is given by name; empty where it is not.
+func EnvOf(c corev1.Container, name string) string {
+	if i := slices.IndexFunc(c.Env, func(v corev1.EnvVar) bool { return v.Name == name }); i >= 0 {
+		return c.Env[i].Value
 	}
 	return ""
 }

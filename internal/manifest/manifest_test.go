@@ -56,6 +56,7 @@ func TestReadRefuses(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
 		"no YAML":              {"a: [", "a.yaml: "},
 		"no name":              {"kind: Broker\napiVersion: eventing.knative.dev/v1\n", "a.yaml: Broker : has no metadata.name"},
+		"a name that is none":  {strings.Replace(trigger, "name: t,", "name: T_1,", 1), `Trigger T_1: metadata.name is "T_1": a lowercase RFC 1123 subdomain`},
 		"an old version":       {strings.Replace(trigger, "/v1\n", "/v1beta1\n", 1), `Trigger t: nothing is known of apiVersion "eventing.knative.dev/v1beta1"`},
 		"a misspelt field":     {strings.Replace(service, "containers:", "container:", 1), `Service send: unknown field "spec.template.spec.container"`},
 		"a field's case":       {strings.Replace(service, "env:", "Env:", 1), `unknown field "spec.template.spec.containers[0].Env"`},
