@@ -15,15 +15,21 @@ END
 
 # need_cluster looks at the cluster of the present kubeconfig before anything is applied to it.
 need_cluster() {
-  local tool kind version part served missing=()
-  for tool in kubectl ko; do
-    command -v "$tool" >/dev/null || { echo "$tool is not on the path: install it, see ${tool/ko/https://ko.build}" >&2; exit 1; }
-  done
+  local kind version part served missing=()
+  command -v kubectl >/dev/null || { echo "kubectl is not on the path: install it, see https://kubernetes.io/docs/tasks/tools" >&2; exit 1; }
+  command -v ko >/dev/null || { echo "ko is not on the path: install it, see https://ko.build" >&2; exit 1; }
   [ -n "${KO_DOCKER_REPO:-}" ] || { echo "KO_DOCKER_REPO is not set: it names the registry that ko pushes images to and the cluster pulls from" >&2; exit 1; }
   kubectl version --request-timeout=10s >/dev/null 2>&1 ||
     { echo "no cluster answers: kubectl's context is \"$(kubectl config current-context 2>/dev/null || true)\"; set KUBECONFIG, or choose another context" >&2; exit 1; }
   while read -r kind version part; do
-    served=$(kubectl get crd "$kind" -o jsonpath='{range .spec.versions[?(@.served==true)]}{.name} {end}' 2>/dev/null) || served=
+    if ! served=$(kubectl get crd "$kind" -o jsonpath='{range .spec.versions[?(@.served==true)]}{.name} {end}' 2>&1); then
+      case $served in
+        *NotFound*) served= ;;
+        # A developer may not look at definitions everywhere; the versions of the group everybody sees.
+        *Forbidden*) served=$(kubectl api-versions | sed -n "s|^${kind#*.}/||p" | tr '\n' ' ') ;;
+        *) echo "the cluster does not say whether it has $kind: $served" >&2; exit 1 ;;
+      esac
+    fi
     case " $served" in
       *" $version "*) ;;
       " ") missing+=("$kind is not there: install $part") ;;
@@ -38,4 +44,6 @@ need_cluster() {
 }
 
 # platform is what the cluster's nodes run: to build for others too would take twice as long.
-platform() { kubectl get nodes -o jsonpath='{.items[0].status.nodeInfo.operatingSystem}/{.items[0].status.nodeInfo.architecture}'; }
+platform() {
+  kubectl get nodes -o jsonpath='{range .items[*]}{.status.nodeInfo.operatingSystem}/{.status.nodeInfo.architecture}{"\n"}{end}' 2>/dev/null | sort -u | paste -sd, -
+}

@@ -11,9 +11,11 @@ functions=$(cd functions && printf '%s ' */)
 functions=${functions//\//}
 [[ -n $fn && " $functions" == *" $fn "* ]] || { echo "FN is \"$fn\": name one of $functions" >&2; exit 2; }
 if [ -n "${TENANT:-}" ]; then
+  [ -z "${RING:-}" ] || { echo "TENANT and RING are two places: name one of them" >&2; exit 2; }
   entry=config/tenants/$TENANT
-  [ -e "$entry/tenant.yaml" ] || { echo "TENANT is \"$TENANT\": there is no $entry/tenant.yaml; onda tenant create $TENANT --functions $fn makes it" >&2; exit 2; }
-  [ -e "$entry/kustomization.yaml" ] || { echo "$TENANT is pooled, so it has no functions of its own: deploy to a ring (RING=next), or make a tenant with --functions $fn" >&2; exit 2; }
+  create="onda tenant create NAME --files config/tenants --functions $fn"
+  [ -e "$entry/tenant.yaml" ] || { echo "TENANT is \"$TENANT\": there is no $entry/tenant.yaml; ${create/NAME/$TENANT} makes it" >&2; exit 2; }
+  [ -e "$entry/kustomization.yaml" ] || { echo "$TENANT is pooled, so it has no functions of its own: deploy to a ring (RING=next), or make another tenant: $create" >&2; exit 2; }
 elif [ "$fn" = schedule ]; then
   entry=config/regions/${REGION:-local}/system
 else
@@ -53,19 +55,23 @@ for s in "${services[@]}"; do before[$s]=$(serving "$s"); done
 
 ko apply --platform "$(platform)" -f "$selected"
 
+failed=0 until=$((SECONDS + 180)) # for all of them together
 for s in "${services[@]}"; do
   generation=$(kubectl -n "$namespace" get ksvc "$s" -o jsonpath='{.metadata.generation}')
-  { seen "$s" "$generation" && kubectl -n "$namespace" wait --for=condition=Ready "ksvc/$s" --timeout=180s; } >/dev/null ||
-    { now=$(serving "$s")
-      echo "$namespace/$s is not ready, and ${now:-no revision} serves:" >&2
-      kubectl -n "$namespace" get ksvc "$s" -o jsonpath='{range .status.conditions[?(@.status!="True")]}  {.type}: {.message}{"\n"}{end}' >&2; exit 1; }
-done
-took=$((($(date +%s%N) - began) / 1000000))
-for s in "${services[@]}"; do
-  now=$(serving "$s")
-  echo "$namespace/$s serves $now"
-  if [ -n "${before[$s]}" ] && [ "${before[$s]}" != "$now" ]; then
-    echo "  to go back: kubectl -n $namespace patch ksvc $s --type=merge -p '{\"spec\":{\"traffic\":[{\"revisionName\":\"${before[$s]}\",\"percent\":100}]}}'"
+  left=$((until - SECONDS))
+  if { seen "$s" "$generation" && kubectl -n "$namespace" wait --for=condition=Ready "ksvc/$s" --timeout="$((left > 1 ? left : 1))s"; } >/dev/null; then
+    now=$(serving "$s")
+    echo "$namespace/$s serves $now"
+  else
+    failed=1 now=$(serving "$s")
+    echo "$namespace/$s is not ready, and ${now:-no revision} serves:" >&2
+    kubectl -n "$namespace" get ksvc "$s" -o jsonpath='{range .status.conditions[?(@.status!="True")]}  {.type}: {.message}{"\n"}{end}' >&2
+  fi
+  # Also where the one before still serves: the new one takes over as soon as it is ready.
+  if [ -n "${before[$s]}" ] && { [ "${before[$s]}" != "$now" ] || [ $failed = 1 ]; }; then
+    echo "  to go back: kubectl -n $namespace patch ksvc $s --type=merge -p '{\"spec\":{\"traffic\":[{\"revisionName\":\"${before[$s]}\",\"percent\":100}]}}'" >&$((1 + failed))
   fi
 done
+took=$((($(date +%s%N) - began) / 1000000))
+[ $failed = 0 ] || { echo "not deployed, after $((took / 1000)) s: see above" >&2; exit 1; }
 echo "deployed in $((took / 1000)).$(printf %03d $((took % 1000))) s"

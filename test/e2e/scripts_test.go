@@ -107,7 +107,16 @@ cp $STATE/after $STATE/traffic`,
 			[]string{"nothing is built"},
 		},
 		{"the first one", "local", "bounce", "6", "0", "", "bounce-00001", []string{"onda/bounce serves bounce-00001"}, []string{"to go back"}},
-		{"one that fails", "local", "bounce", "6", "1", "bounce-00001", "bounce-00001", []string{"onda/bounce is not ready, and bounce-00001 serves:\n  Ready: the container ended"}, []string{"deployed in"}},
+		{
+			"one that fails", "local", "bounce", "6", "1", "bounce-00001", "bounce-00001",
+			[]string{"onda/bounce is not ready, and bounce-00001 serves:\n  Ready: the container ended", "to go back: kubectl -n onda patch ksvc bounce ", "not deployed, after "},
+			[]string{"deployed in"},
+		},
+		{
+			"three that fail", "local", "send", "6", "1", "before", "before",
+			[]string{"onda/send is not ready", "onda/send-api is not ready", "onda/send-api-events is not ready", "patch ksvc send ", "patch ksvc send-api ", "patch ksvc send-api-events "},
+			[]string{"deployed in"},
+		},
 		{"the first one fails", "local", "bounce", "6", "1", "", "", []string{"onda/bounce is not ready, and no revision serves:"}, []string{"deployed in"}},
 		{"somebody else deploys too", "local", "bounce", "5", "0", "bounce-00001", "bounce-00003", []string{"onda/bounce serves bounce-00003"}, nil},
 		{
@@ -139,6 +148,61 @@ cp $STATE/after $STATE/traffic`,
 		}
 		if n := strings.Count(applied, "\nkind: Service\n"); n != map[string]int{"bounce": 1, "send": 3}[k.fn] || !strings.Contains(applied, "kind: ConfigMap\n") || strings.Contains(applied, "kind: Trigger") {
 			t.Errorf("%s: it applies %d services\n%s", k.name, n, applied)
+		}
+	}
+}
+
+// What is asked for of make deploy and cannot be is told with the remedy, before any cluster is asked.
+func TestDeployKnowsItsEntry(t *testing.T) {
+	stubs(t, map[string]string{"kubectl": `echo "the cluster was asked: $*" >&2; exit 1`, "ko": ""})
+	t.Setenv("RING", "")
+	for name, k := range map[string]struct {
+		env  []string
+		want string
+	}{
+		"a function that is none": {[]string{"FN=sendd", "TENANT="}, "name one of bounce campaign render-form"},
+		"a tenant that is none":   {[]string{"FN=send", "TENANT=nobody"}, "onda tenant create nobody --files config/tenants --functions send makes it"},
+		"a pooled tenant":         {[]string{"FN=send", "TENANT=acme"}, "make another tenant: onda tenant create NAME --files config/tenants --functions send"},
+		"two places":              {[]string{"FN=send", "TENANT=dev-ana", "RING=next"}, "TENANT and RING are two places"},
+		"a ring that is none":     {[]string{"FN=send", "TENANT=", "RING=canary"}, "there is no config/regions/local/canary/kustomization.yaml"},
+	} {
+		if _, err := commandIn(t.Context(), "../..", "", k.env, "scripts/deploy.sh"); err == nil || !strings.Contains(err.Error(), k.want) || strings.Contains(err.Error(), "was asked") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A cluster is told from one that may not be looked at, and all platforms of its nodes are built for.
+func TestNeedCluster(t *testing.T) {
+	state := stubs(t, map[string]string{
+		"kubectl": `
+case "$*" in
+*'get crd eventtypes'*) cat $STATE/says; exit $(cat $STATE/fails) ;;
+*'get crd'*) printf 'v1 v1beta1 ' ;;
+api-versions) cat $STATE/versions ;;
+*'get nodes'*) printf 'linux/arm64\nlinux/amd64\nlinux/arm64\n' ;;
+esac`,
+		"ko": "",
+	})
+	t.Setenv("KO_DOCKER_REPO", "registry.example.com")
+	for name, k := range map[string]struct{ says, fails, versions, want string }{
+		"it is there":         {"v1beta2 v1beta3 ", "0", "", "builds for linux/amd64,linux/arm64"},
+		"it is not":           {"Error from server (NotFound): not found", "1", "eventing.knative.dev/v1beta3", "eventtypes.eventing.knative.dev is not there: install Knative Eventing"},
+		"too old":             {"v1beta1 ", "0", "", "eventtypes.eventing.knative.dev has v1beta1  but not v1beta3: Knative Eventing is too old"},
+		"not to be looked at": {"Error from server (Forbidden): no", "1", "apps/v1\neventing.knative.dev/v1\neventing.knative.dev/v1beta3\n", "builds for"},
+		"nor there":           {"Error from server (Forbidden): no", "1", "apps/v1\n", "is not there: install Knative Eventing"},
+		"no answer":           {"Unable to connect to the server", "1", "", "the cluster does not say whether it has eventtypes.eventing.knative.dev: Unable to connect"},
+	} {
+		write(t, state, map[string]string{"says": k.says, "fails": k.fails, "versions": k.versions})
+		out, err := commandIn(t.Context(), "../..", "", nil, "bash", "-euc", ". scripts/cluster.sh; need_cluster; echo builds for $(platform)")
+		if (err == nil) != strings.HasPrefix(k.want, "builds") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err != nil {
+			out = err.Error()
+		}
+		if !strings.Contains(out, k.want) {
+			t.Errorf("%s: it says %q, want %q", name, out, k.want)
 		}
 	}
 }
