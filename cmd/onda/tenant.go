@@ -5,6 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -44,15 +47,13 @@ func (c migrateCmd) Run(ctx context.Context, s *session) error {
 		return cmp.Or(err, failed)
 	}
 	made, dropped, unmade := s.index(ctx, a) // also where a tenant was left behind: what is unique is enforced by these alone
-	if err := errors.Join(err, unmade); err != nil {
-		return err
-	}
-	if ok, err := s.data(struct {
+	err = errors.Join(err, unmade)
+	if ok, failed := s.data(struct { // also of what was done beside an error
 		postgres.Migrated
 		Stage   postgres.Stage `json:"stage"`
 		Indexed int            `json:"indexed"` // indexes on contacts that were made
 	}{m, stage, made}); ok {
-		return err
+		return errors.Join(err, failed)
 	}
 	s.print("%s of the shared schema applied, %s brought up to date", count(m.Shared, "migration"), count(len(m.Tenants), "tenant"))
 	if n := len(m.Indexes); n > 0 {
@@ -64,7 +65,7 @@ func (c migrateCmd) Run(ctx context.Context, s *session) error {
 	if stage == postgres.Preproduction {
 		s.print("%s is a pre-production: nobody real is mailed", name)
 	}
-	return nil
+	return err
 }
 
 // index makes the indexes on contacts that the documents of tenants want. One that fails keeps no other from theirs, but where any would wait for the same.
@@ -82,7 +83,7 @@ func (s *session) index(ctx context.Context, a *postgres.Admin) (made, dropped i
 		}
 		s.warn(said)
 		errs = append(errs, err)
-		if errors.Is(err, postgres.ErrHeldUp) {
+		if errors.Is(err, postgres.ErrHeldUp) || a.Lost() {
 			break
 		}
 	}
@@ -99,7 +100,7 @@ type tenantCmd struct {
 	Purge   tenantPurgeCmd   `cmd:"" help:"Remove a tenant that was deleted 30 days ago."`
 	Login   tenantLoginCmd   `cmd:"" help:"Say who may enter a tenant: the pool's login, or one of its own."`
 	Rearm   tenantRearmCmd   `cmd:"" help:"Let tenants go on after a restore or a failover."`
-	Key     tenantKeyCmd     `cmd:"" help:"Make a key for a program of the tenant's. It is shown once."`
+	Key     tenantKeyCmd     `cmd:"" help:"Make a key for a program of the tenant's, which is shown once, or retire it."`
 	Clock   tenantClockCmd   `cmd:"" help:"Move the tenant's clock, in a database for development."`
 }
 
@@ -107,7 +108,7 @@ type tenantListCmd struct{}
 
 // Help is shown by --help.
 func (tenantListCmd) Help() string {
-	return "Needs ONDA_ADMIN_DATABASE_URL.\n\nExample:\n  onda tenant list --output json"
+	return "Needs ONDA_ADMIN_DATABASE_URL. IN is the namespace in which its functions are found: onda and onda-next are the pool's.\n\nExample:\n  onda tenant list --output json"
 }
 
 // Run lists tenants.
@@ -136,7 +137,14 @@ func (tenantListCmd) Run(ctx context.Context, s *session) error {
 		return err
 	}
 	w := tabwriter.NewWriter(s.stdout, 0, 8, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w, "NUMBER\tNAME\tSTATE\tSCHEMA\tSIZE\tENTERED BY\tCREATED\tCLOCK")
+	moved := slices.ContainsFunc(list, func(t sized) bool { return t.Offset != 0 }) // in a database for development
+	row := func(cells ...string) {
+		if !moved {
+			cells = cells[:len(cells)-1]
+		}
+		_, _ = fmt.Fprintln(w, strings.Join(cells, "\t"))
+	}
+	row("NUMBER", "NAME", "STATE", "IN", "ENTERED BY", "SCHEMA", "SIZE", "CREATED", "CLOCK")
 	for _, t := range list {
 		clock := "real"
 		if t.Offset != 0 {
@@ -146,23 +154,24 @@ func (tenantListCmd) Run(ctx context.Context, s *session) error {
 		if !t.Armed {
 			state += ", not armed"
 		}
-		_, _ = fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%.1f MB\t%s\t%s\t%s\n", t.Number, t.Name, state, t.Schema, float64(t.Size)/1e6, enteredBy(t.TenantInfo),
-			t.Created.UTC().Format(time.DateTime), clock)
+		row(strconv.Itoa(int(t.Number)), t.Name, state, t.Namespace, enteredBy(t.TenantInfo), strconv.Itoa(t.Schema), fmt.Sprintf("%.1f MB", float64(t.Size)/1e6), t.Created.UTC().Format(time.DateOnly), clock)
 	}
 	return w.Flush()
 }
 
 type tenantKeyCmd struct {
-	Name string `arg:"" help:"What the key is for."`
-	Kind string `help:"secret (sk: programs) or public (pk: browsers)." enum:"secret,public" default:"secret"`
+	Name   string `arg:"" help:"What the key is for."`
+	Kind   string `help:"secret (sk: programs) or public (pk: browsers)." enum:"secret,public" default:"secret"`
+	Retire bool   `help:"Let keys of this name and kind prove nothing any more."`
 }
 
 // Help is shown by --help.
 func (tenantKeyCmd) Help() string {
-	return "Needs ONDA_ADMIN_DATABASE_URL. Only the key's SHA-256 is stored.\n\nExample:\n  onda --tenant acme tenant key shop --kind secret"
+	return "Needs ONDA_ADMIN_DATABASE_URL. Only the key's SHA-256 is stored. To replace one, make it under another name, give that to the program, and retire the first: functions " +
+		"know within a minute.\n\nExample:\n  onda --tenant acme tenant key shop --kind secret\n  onda --tenant acme tenant key shop --retire"
 }
 
-// Run makes the key.
+// Run makes the key, or retires it.
 func (c tenantKeyCmd) Run(ctx context.Context, s *session) error {
 	if s.tenant == "" {
 		return errNoTenant
@@ -175,6 +184,9 @@ func (c tenantKeyCmd) Run(ctx context.Context, s *session) error {
 		kind := token.SecretKey
 		if c.Kind == "public" {
 			kind = token.PublicKey
+		}
+		if c.Retire {
+			return c.retire(ctx, s, a, kind)
 		}
 		key, err := token.NewProgramKey(kind, t.Number)
 		if err != nil {
@@ -190,6 +202,21 @@ func (c tenantKeyCmd) Run(ctx context.Context, s *session) error {
 		s.print("%s", key.Reveal())
 		return nil
 	})
+}
+
+func (c tenantKeyCmd) retire(ctx context.Context, s *session, a *postgres.Admin, kind token.KeyKind) error {
+	n, err := a.RetireProgramKeys(ctx, s.tenant, string(kind), c.Name)
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return fmt.Errorf("tenant %s has no %s key %q in force", s.tenant, c.Kind, c.Name)
+	}
+	if ok, err := s.data(map[string]any{"name": c.Name, "retired": n}); ok {
+		return err
+	}
+	s.print("%s retired: functions know within a minute", count(n, "key"))
+	return nil
 }
 
 type tenantClockCmd struct {

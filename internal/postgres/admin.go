@@ -19,7 +19,7 @@ import (
 // do, whatever it were called: code of the tenant's could RESET it.
 type Admin struct {
 	conn *pgx.Conn
-	// patience is how long whoever makes an index waits for another's transaction.
+	// patience is how long whoever makes an index waits for another's transaction, and migrations for all that have locked tenants' tables.
 	patience time.Duration
 }
 
@@ -45,7 +45,12 @@ func (a *Admin) Close(ctx context.Context) error { return a.conn.Close(ctx) }
 // inTx runs f as onda_owner in a transaction that gives up on a lock after two seconds, so that it never stands in the way of mail for longer, and is tried
 // again. Nobody can keep it from others for good: locks that it takes to be alone are on tables that tenants cannot lock.
 func (a *Admin) inTx(ctx context.Context, f func(tx pgx.Tx) error) error {
-	return a.asLogin(ctx, func(tx pgx.Tx) error {
+	return a.inTxTrying(ctx, lockTries, f)
+}
+
+// inTxTrying is inTx that is tried so often.
+func (a *Admin) inTxTrying(ctx context.Context, tries int, f func(tx pgx.Tx) error) error {
+	return a.asLogin(ctx, tries, func(tx pgx.Tx) error {
 		if err := asOwner(ctx, tx); err != nil {
 			return err
 		}
@@ -53,9 +58,14 @@ func (a *Admin) inTx(ctx context.Context, f func(tx pgx.Tx) error) error {
 	})
 }
 
-// asLogin is inTx with the login's own rights.
-func (a *Admin) asLogin(ctx context.Context, f func(tx pgx.Tx) error) error {
-	const tries = 10
+// lockTries is how often what got no lock is tried.
+const lockTries = 10
+
+// noLock tells whether a lock was not to be had in the time that there was for it, or only by others who waited for this one.
+func noLock(err error) bool { return failedWith(err, "55P03", "40P01") }
+
+// asLogin is inTxTrying with the login's own rights.
+func (a *Admin) asLogin(ctx context.Context, tries int, f func(tx pgx.Tx) error) error {
 	var err error
 	for range tries {
 		err = pgx.BeginFunc(ctx, a.conn, func(tx pgx.Tx) error {
@@ -71,12 +81,15 @@ func (a *Admin) asLogin(ctx context.Context, f func(tx pgx.Tx) error) error {
 		case pe.Code == "42501":
 			return fmt.Errorf("the login %s may not: %w; it needs CREATEROLE, CREATE on the database, and where another login made Onda's roles, those of "+
 				"onda_owner, onda_tenant, onda_pool, onda_schedule and the tenants granted WITH ADMIN OPTION", a.conn.Config().User, err)
-		case pe.Code != "55P03" && pe.Code != "40P01": // of two that wait for each other one is told so
+		case !noLock(err):
 			return err
 		}
 	}
 	return fmt.Errorf("no lock after %d tries: %w", tries, err)
 }
+
+// Lost tells whether the connection has ended: nothing more can be done with it.
+func (a *Admin) Lost() bool { return a.conn.IsClosed() }
 
 func asOwner(ctx context.Context, tx pgx.Tx) error {
 	_, err := tx.Exec(ctx, "SET LOCAL ROLE onda_owner")

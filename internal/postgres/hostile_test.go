@@ -165,6 +165,7 @@ func TestAHostileTenantRunsNothingWithTheRightsOfOthers(t *testing.T) {
 		{"size", func() error { _, err := a.Size(ctx, "mallory"); return err }},
 		{"add key", func() error { return a.AddProgramKey(ctx, "mallory", "sk", "shop", []byte("x")) }},
 		{"has key", func() error { _, err := a.HasProgramKey(ctx, "mallory", []byte("x")); return err }},
+		{"retire key", func() error { _, err := a.RetireProgramKeys(ctx, "mallory", "sk", "shop"); return err }},
 		{"clock", func() error { _, err := a.MoveClock(ctx, "mallory", time.Hour); return err }},
 		{"mark", func() error { return a.MarkDevelopment(ctx) }},
 		{"production", func() error { _, err := a.InProduction(ctx); return err }},

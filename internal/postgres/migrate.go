@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -55,7 +57,8 @@ type Migrated struct {
 
 // Migrate brings the shared schema and every tenant's to the newest version, each step in a transaction of its own that gives up on a lock
 // after two seconds and is tried again, so that it never stands in the way of mail for longer; and then makes the indexes of tableIndexes while others write. To run it again changes
-// nothing. A tenant whose step fails is left where it was and keeps no other from theirs; the error names each. Where an index matches ErrHeldUp no more are made.
+// nothing. A tenant whose step fails is left where it was and keeps no other from theirs; the error names each. Those that get no lock come once more behind all others, and are
+// given up together after the Admin's patience. Where an index matches ErrHeldUp no more are made.
 func (a *Admin) Migrate(ctx context.Context) (Migrated, error) {
 	done := Migrated{Tenants: []string{}, Indexes: []string{}}
 	steps, err := files("shared")
@@ -94,25 +97,48 @@ func (a *Admin) Migrate(ctx context.Context) (Migrated, error) {
 		return done, err
 	}
 	var errs []error
-	var newest []string
-	for _, t := range tenants {
-		n, err := a.migrateTenant(ctx, t.Name)
-		if err != nil {
+	var newest, held []string
+	var lock error
+	migrate := func(name string, tries int) {
+		n, err := a.migrateTenant(ctx, name, tries)
+		switch {
+		case err == nil:
+			newest = append(newest, name)
+		case noLock(err):
+			held, lock = append(held, name), err
+		default:
 			errs = append(errs, err)
-		} else {
-			newest = append(newest, t.Name)
 		}
-		if n > 0 {
-			done.Tenants = append(done.Tenants, t.Name)
+		if n > 0 && !slices.Contains(done.Tenants, name) {
+			done.Tenants = append(done.Tenants, name)
 		}
 	}
+	for _, t := range tenants { // each waits for a lock once: of a thousand that a dump has locked, each would wait for as long as all may
+		migrate(t.Name, 1)
+		if a.Lost() {
+			return done, errors.Join(errs...)
+		}
+	}
+	again, until := held, time.Now().Add(a.patience)
+	held = nil
+	for i, name := range again {
+		if time.Now().After(until) || a.Lost() {
+			held = append(held, again[i:]...)
+			break
+		}
+		migrate(name, lockTries)
+	}
+	if len(held) > 0 {
+		errs = append(errs, fmt.Errorf("no lock on tables of %s, which stay at the schema they have (%s): run onda migrate again when it is over: %w", few(held), a.oldest(ctx), lock))
+	}
+	slices.Sort(newest)
 	for _, name := range newest { // behind all migrations, since it may take long
 		made, err := a.indexTables(ctx, name)
 		if err != nil {
 			errs = append(errs, err)
 		}
 		done.Indexes = append(done.Indexes, made...)
-		if errors.Is(err, ErrHeldUp) { // so would those of the others be, each as long
+		if errors.Is(err, ErrHeldUp) || a.Lost() { // so would those of the others be, each as long
 			break
 		}
 	}
@@ -136,7 +162,7 @@ func (a *Admin) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return a.asLogin(ctx, func(tx pgx.Tx) error {
+	return a.asLogin(ctx, lockTries, func(tx pgx.Tx) error {
 		// One at a time. There is no table yet whose lock would do, and no tenant that could hold this one.
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", prepareLock); err != nil {
 			return err
@@ -146,22 +172,36 @@ func (a *Admin) prepare(ctx context.Context) error {
 	})
 }
 
-func (a *Admin) migrateTenant(ctx context.Context, name string) (n int, err error) {
+// few names the first of many.
+func few(names []string) string {
+	const most = 10
+	if more := len(names) - most; more > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), more)
+	}
+	return strings.Join(names, ", ")
+}
+
+// migrateTenant brings a tenant's schema to the newest version, and tells how many steps that were. One that is gone meanwhile has none.
+func (a *Admin) migrateTenant(ctx context.Context, name string, tries int) (n int, err error) {
 	steps, err := files("tenant")
 	if err != nil {
 		return 0, err
 	}
-	for v, step := range steps {
+	for v := 0; v < len(steps); v++ {
 		applied := false
 		for more := true; more; {
-			err := a.inTx(ctx, func(tx pgx.Tx) error {
+			err := a.inTxTrying(ctx, tries, func(tx pgx.Tx) error {
 				more = false
-				var have int
-				if err := tx.QueryRow(ctx, "SELECT schema FROM onda.tenant WHERE name = $1 FOR UPDATE", name).Scan(&have); err != nil || have != v {
+				err := tx.QueryRow(ctx, "SELECT schema FROM onda.tenant WHERE name = $1 AND schema < $2 FOR UPDATE", name, len(steps)).Scan(&v)
+				if errors.Is(err, pgx.ErrNoRows) {
+					v = len(steps)
+					return nil
+				}
+				if err != nil {
 					return err
 				}
 				applied = true
-				more, err = stepTenant(ctx, tx, name, v+1, step)
+				more, err = stepTenant(ctx, tx, name, v+1, steps[v])
 				return err
 			})
 			if err != nil {

@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -52,4 +53,33 @@ func TestWhatWasCorrectedIsMarkedInChunks(t *testing.T) {
 			t.Errorf("%s at the end: %s", tenant, got)
 		}
 	}
+}
+
+// Tenants whose tables somebody keeps locked come behind the others, wait together, and are told in one line with who holds them; what is up to date waits for nobody.
+func TestMigrateLeavesLockedTenants(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	a, db := d.Admin(t), d.DB(t)
+	if _, err := d.Admin(t).CreateTenant(t.Context(), "zeppelin"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { mustExec(t, connect(t, d.AdminURL), "DROP SCHEMA zeppelin CASCADE", "DROP ROLE zeppelin") })
+	newest := pgtest.One[int](t, db, pgtest.Acme, "SELECT schema FROM onda.tenant")
+	back := fmt.Sprintf("RESET ROLE; UPDATE onda.tenant SET schema = %d", newest-1)
+	d.Own(t, pgtest.Acme, back)
+	end := writes(t, d, "SET LOCAL application_name = 'dump'; SELECT FROM onda.tenant WHERE name <> 'zeppelin' FOR UPDATE")
+	a.SetPatience(0)
+	m, err := a.Migrate(t.Context())
+	if err == nil || strings.Count(err.Error(), "run onda migrate again") != 1 || !regexp.MustCompile(`no lock on tables of acme, brava, which stay at the schema they have \(process \d+ of \w+, dump`).MatchString(err.Error()) {
+		t.Errorf("it says %v", err)
+	}
+	if strings.Join(m.Tenants, " ") != "zeppelin" {
+		t.Errorf("brought up to date: %q", m.Tenants)
+	}
+	end()
+	held := writes(t, d, "SELECT FROM onda.tenant WHERE name = 'zeppelin' FOR UPDATE")
+	if m, err := a.Migrate(t.Context()); err != nil || strings.Join(m.Tenants, " ") != "acme brava" {
+		t.Errorf("when it is over: %q, %v", m.Tenants, err)
+	}
+	held()
 }

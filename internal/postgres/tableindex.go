@@ -152,18 +152,25 @@ var ErrHeldUp = errors.New("no index was made while another transaction was open
 
 // heldUp is ErrHeldUp with whose the oldest transaction is, if an index got no lock; else the error as it is.
 func (a *Admin) heldUp(ctx context.Context, err error) error {
-	if !failedWith(err, "55P03", "40P01") || a.conn.IsClosed() {
+	if !noLock(err) || a.conn.IsClosed() {
 		return err
 	}
-	who := "it is over by now"
+	return fmt.Errorf("%w (%s): run onda migrate again when it is over: %w", ErrHeldUp, a.oldest(ctx), err)
+}
+
+// oldest says whose the oldest transaction in the database is.
+func (a *Admin) oldest(ctx context.Context) (who string) {
 	// What it does is not told: values may be in it. A login that may not see when others began goes by what Postgres keeps for them.
 	const oldest = `SELECT pg_catalog.format('process %s of %s%s%s', pid, usename, ', ' || nullif(application_name, ''), pg_catalog.to_char(xact_start AT TIME ZONE 'UTC', '", since" YYYY-MM-DD HH24:MI:SS "UTC"'))
 		FROM pg_catalog.pg_stat_activity WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid() AND coalesce(backend_type, 'client backend') = 'client backend'
 		AND coalesce(xact_start::text, backend_xid::text, backend_xmin::text) IS NOT NULL ORDER BY xact_start, greatest(pg_catalog.age(backend_xid), pg_catalog.age(backend_xmin)) DESC NULLS LAST LIMIT 1`
-	if lerr := a.conn.QueryRow(ctx, oldest).Scan(&who); lerr != nil && !errors.Is(lerr, pgx.ErrNoRows) {
-		return errors.Join(err, lerr)
+	switch err := a.conn.QueryRow(ctx, oldest).Scan(&who); {
+	case errors.Is(err, pgx.ErrNoRows):
+		return "it is over by now"
+	case err != nil:
+		return "by whom is not known: " + err.Error()
 	}
-	return fmt.Errorf("%w (%s): run onda migrate again when it is over: %w", ErrHeldUp, who, err)
+	return who
 }
 
 // indexing runs f, which makes or drops indexes of a tenant, in no transaction, since Postgres makes none concurrently in one. It is onda_owner's, and nobody else does the same meanwhile. To

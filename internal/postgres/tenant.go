@@ -169,6 +169,13 @@ func ensureRole(ctx context.Context, tx pgx.Tx, name string, schema bool) error 
 	if !ours {
 		return errors.New("the server has a role of this name that is not a tenant's: take another name")
 	}
+	var taken bool
+	if err := tx.QueryRow(ctx, "SELECT to_regnamespace($1) IS NOT NULL", quote(name)).Scan(&taken); err != nil {
+		return err
+	}
+	if taken && schema {
+		return errors.New("the database has a schema of this name that is not a tenant's: take another name")
+	}
 	if there && !schema {
 		return nil
 	}
@@ -200,11 +207,12 @@ type tenantRow struct {
 	state   string
 	held    bool
 	deleted *time.Time
+	now     time.Time // by the server's clock, as deleted is
 }
 
 // lockTenant reads the tenant's row and keeps it from other changes until the transaction ends.
 func lockTenant(ctx context.Context, tx pgx.Tx, name string) (t tenantRow, err error) {
-	err = tx.QueryRow(ctx, "SELECT number, state, held, deleted_at FROM onda.tenant WHERE name = $1 FOR UPDATE", name).Scan(&t.number, &t.state, &t.held, &t.deleted)
+	err = tx.QueryRow(ctx, "SELECT number, state, held, deleted_at, now() FROM onda.tenant WHERE name = $1 FOR UPDATE", name).Scan(&t.number, &t.state, &t.held, &t.deleted, &t.now)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return t, fmt.Errorf("tenant %.60q: %w", name, ErrUnknownTenant)
 	}
@@ -375,7 +383,7 @@ func notInHand(ctx context.Context, tx pgx.Tx, tenant string) error {
 	return err
 }
 
-// Purge removes a deleted tenant for good when its grace is over: schema, keys, hosts, wake-ups, registry row and role. Its number is never given again, and
+// Purge removes a deleted tenant for good when its grace is over: schema, keys, hosts, wake-ups, times at relays, registry row and role. Its number is never given again, and
 // Purged tells of its name from then on. roleKept tells that another database of the server still uses the role.
 func (a *Admin) Purge(ctx context.Context, tenant string) (roleKept bool, err error) {
 	err = a.inTx(ctx, func(tx pgx.Tx) error {
@@ -386,13 +394,17 @@ func (a *Admin) Purge(ctx context.Context, tenant string) (roleKept bool, err er
 		if t.state != Deleted {
 			return fmt.Errorf("it is %s: onda tenant delete %s first", t.state, tenant)
 		}
-		if ends := t.deleted.Add(Grace); time.Now().Before(ends) {
+		if ends := t.deleted.Add(Grace); t.now.Before(ends) {
 			return fmt.Errorf("it was deleted at %s and can be taken back until %s: purge it after that", day(*t.deleted), day(ends))
 		}
 		if _, err := tx.Exec(ctx, fmt.Sprintf("DROP SCHEMA %s CASCADE", quote(tenant))); err != nil {
 			return err
 		}
-		for _, sql := range []string{"DELETE FROM onda.host WHERE tenant = $1", "DELETE FROM onda.wakeup WHERE tenant = $1", "DELETE FROM onda.tenant WHERE name = $1", "INSERT INTO onda.purged (name) VALUES ($1) ON CONFLICT DO NOTHING"} {
+		for _, sql := range []string{
+			"DELETE FROM onda.host WHERE tenant = $1", "DELETE FROM onda.wakeup WHERE tenant = $1", "DELETE FROM onda.failure WHERE tenant = $1",
+			"DELETE FROM onda.relay WHERE starts_with(name, $1 || ' ')", // of its own login: see onda.relay_slots
+			"DELETE FROM onda.tenant WHERE name = $1", "INSERT INTO onda.purged (name) VALUES ($1) ON CONFLICT DO NOTHING",
+		} {
 			if _, err := tx.Exec(ctx, sql, tenant); err != nil {
 				return err
 			}
@@ -464,6 +476,19 @@ func (a *Admin) AddProgramKey(ctx context.Context, tenant, kind, name string, su
 		return fmt.Errorf("add a program's key to tenant %s: %w", tenant, err)
 	}
 	return nil
+}
+
+// RetireProgramKeys lets all keys of programs of a kind (pk or sk) and name prove nothing any more, and tells how many did. Functions know within a minute.
+func (a *Admin) RetireProgramKeys(ctx context.Context, tenant, kind, name string) (n int, err error) {
+	err = a.inTx(ctx, func(tx pgx.Tx) error {
+		ct, err := tx.Exec(ctx, fmt.Sprintf("UPDATE %s.key SET retired_at = now() WHERE kind = $1 AND name = $2 AND retired_at IS NULL", quote(tenant)), kind, name)
+		n = int(ct.RowsAffected())
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("retire a program's key of tenant %s: %w", tenant, err)
+	}
+	return n, nil
 }
 
 // HasProgramKey tells whether the tenant has a program's key in force, by its SHA-256.
