@@ -44,7 +44,7 @@ func checkTenants(repository fs.FS) (map[string]*tenantfile.Tenant, []string) {
 	}
 	sub, err := fs.Sub(repository, "config/tenants")
 	if err == nil {
-		_, err = tenantfile.ReadAll(sub, "")
+		_, err = tenantfile.ReadAll(sub)
 	}
 	if err != nil {
 		wrong("config/tenants", "%v", err)

@@ -92,6 +92,7 @@ func (s *session) index(ctx context.Context, a *postgres.Admin) (made, dropped i
 
 type tenantCmd struct {
 	Create  tenantCreateCmd  `cmd:"" help:"Make a tenant: its role, schema and keys."`
+	Place   tenantPlaceCmd   `cmd:"" help:"Move a tenant out of the pool, or back, in its files."`
 	Sync    tenantSyncCmd    `cmd:"" help:"Make the tenants of a cell what their files say."`
 	List    tenantListCmd    `cmd:"" help:"List all tenants."`
 	Suspend tenantSuspendCmd `cmd:"" help:"Let nothing of a tenant be sent any more."`

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -42,7 +43,8 @@ func (c tenantCreateCmd) Run(ctx context.Context, s *session) error {
 	if c.Files != "" {
 		return c.write(s)
 	}
-	if len(c.Functions) > 0 || c.Placement == tenantfile.Dedicated || c.Ring != tenantfile.Stable || len(c.LinkHost)+len(c.FormHost) > 0 || c.SMTPSecret != "" {
+	if len(c.Functions) > 0 || c.Placement == tenantfile.Dedicated || c.Ring != tenantfile.Stable || len(c.LinkHost)+len(c.FormHost) > 0 || c.SMTPSecret+c.Domain != "" ||
+		c.Region != "local" || c.Cell != "local-1" {
 		return usageError{"where a tenant is, is said by its file: say --files config/tenants"}
 	}
 	a, err := s.admin(ctx)
@@ -76,9 +78,6 @@ func (c tenantCreateCmd) write(s *session) error {
 	if t.Sandbox() {
 		t.Spec.Placement = tenantfile.Dedicated
 	}
-	if c.Domain == "" && c.Region == "local" {
-		c.Domain = "onda.test"
-	}
 	wrote, err := tenantfile.Add(c.Files, t, c.Domain)
 	if err != nil {
 		return err
@@ -90,12 +89,57 @@ func (c tenantCreateCmd) write(s *session) error {
 		s.print("wrote %s", file)
 	}
 	s.print("commit them; the Job tenants of cell %s makes schema, role and keys, or onda tenant sync --files %s does now", c.Cell, c.Files)
-	if c := t.Spec; c.Placement == tenantfile.Dedicated {
-		s.print("its namespace %s needs a Secret onda with ONDA_DATABASE_URL of a login of its own (onda tenant login %s) and ONDA_SMTP_URL", t.Namespace(), t.Metadata.Name)
+	if t.Spec.Placement == tenantfile.Dedicated {
+		s.print(needsSecret, t.Namespace(), t.Metadata.Name)
 	}
 	if name := t.Spec.SMTPSecret; name != "" {
 		s.print("the namespace of its function send needs a Secret %s with its relay under the key url, which config/components/relays mounts", name)
 	}
+	return nil
+}
+
+// needsSecret is said of a dedicated tenant's namespace, with its name.
+const needsSecret = "its namespace %s needs a Secret onda with ONDA_DATABASE_URL of a login of its own (onda tenant login %s) and ONDA_SMTP_URL"
+
+type tenantPlaceCmd struct {
+	Name      string `arg:"" help:"The tenant."`
+	Placement string `arg:"" help:"pooled, or dedicated: a namespace, functions and a login of its own." enum:"pooled,dedicated"`
+	Files     string `help:"The directory with its file: config/tenants of a checkout." placeholder:"DIR" required:""`
+	Domain    string `help:"The cluster's domain, of which its functions are where it has no hosts: onda.test in the region local." placeholder:"DOMAIN"`
+}
+
+// Help is shown by --help.
+func (tenantPlaceCmd) Help() string {
+	return "Sets spec.placement in config/tenants/NAME/tenant.yaml, and writes what a dedicated tenant is deployed from beside it, or takes that away: commit it. Nothing moves until " +
+		"onda tenant sync (in a cell, the Job tenants) finds it. It is a step of several, so that no mail is lost and no link is dead: config/README.md has them in order.\n\n" +
+		"Example:\n  onda tenant place acme dedicated --files config/tenants\n  onda tenant place acme pooled --files config/tenants"
+}
+
+// Run changes the files.
+func (c tenantPlaceCmd) Run(_ context.Context, s *session) error {
+	changed, err := tenantfile.Place(c.Files, c.Name, c.Placement, c.Domain)
+	if err != nil {
+		return err
+	}
+	if ok, err := s.data(map[string]any{"name": c.Name, "placement": c.Placement, "changed": append([]string{}, changed...)}); ok {
+		return err
+	}
+	if len(changed) == 0 {
+		s.print("its file says %s already", c.Placement)
+		return nil
+	}
+	for _, file := range changed {
+		did := "wrote"
+		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+			did = "removed"
+		}
+		s.print("%s %s", did, file)
+	}
+	if c.Placement == tenantfile.Dedicated {
+		s.print(needsSecret, tenantfile.OwnNamespace(c.Name), c.Name)
+		return nil
+	}
+	s.print("the pool's functions must be able to enter it before they are to (onda tenant login %s --pool)", c.Name)
 	return nil
 }
 
@@ -130,7 +174,7 @@ type synced struct {
 
 // Run makes the tenants what their files say.
 func (c tenantSyncCmd) Run(ctx context.Context, s *session) error {
-	tenants, err := tenantfile.ReadAll(os.DirFS(c.Files), c.Cell)
+	files, err := tenantfile.ReadAll(os.DirFS(c.Files))
 	if err != nil {
 		return fmt.Errorf("nothing was done: %w", err)
 	}
@@ -139,27 +183,72 @@ func (c tenantSyncCmd) Run(ctx context.Context, s *session) error {
 		return err
 	}
 	defer func() { _ = a.Close(ctx) }()
-	all, failed := make([]*synced, len(tenants)), 0
-	for i, t := range tenants {
-		all[i] = &synced{Name: t.Metadata.Name, Did: []string{}, file: t}
-		all[i].step(ctx, a, (*synced).begin)
+	there, err := a.Tenants(ctx)
+	if err != nil {
+		return err
+	}
+	all, failed, lost := []*synced{}, 0, ""
+	for _, t := range files {
+		if c.Cell == "" || t.Spec.Cell == c.Cell {
+			all = append(all, &synced{Name: t.Metadata.Name, Did: []string{}, file: t})
+		}
+	}
+	for _, one := range all {
+		if one.step(ctx, s, a, (*synced).begin); a.Lost() {
+			lost = one.Name
+			break
+		}
 	}
 	for _, one := range all { // once every host is free that one had and another is to have
-		one.step(ctx, a, (*synced).finish)
+		if lost == "" {
+			if one.step(ctx, s, a, (*synced).finish); a.Lost() {
+				lost = one.Name
+			}
+		}
 		if one.Err != "" {
 			failed++
 		}
-		if !s.json {
-			s.print("%s: %s", one.Name, one.told())
+		if told := one.told(); !s.json && (lost == "" || len(one.Did)+len(one.Err) > 0) {
+			s.print("%s: %s", one.Name, told)
 		}
 	}
-	if ok, err := s.data(all); ok && err != nil {
-		return err
+	if lost != "" {
+		err = cmp.Or(ctx.Err(), fmt.Errorf("the connection to Postgres was lost at tenant %s; what is told stays done: run it again", lost))
+	} else if failed > 0 {
+		err = fmt.Errorf("%d of %d tenants are not what their files say; run it again when that is mended", failed, len(all))
 	}
-	if failed > 0 {
-		return fmt.Errorf("%d of %d tenants are not what their files say; run it again when that is mended", failed, len(tenants))
+	if ok, jerr := s.data(all); ok {
+		return errors.Join(err, jerr)
 	}
-	return nil
+	if len(all) == 0 {
+		s.print("no file in %s is of a tenant of cell %s", c.Files, c.Cell)
+	}
+	if left := leftAlone(there, files, c.Cell); len(left) > 0 {
+		s.print("without a file of this cell, left as they are: %s", strings.Join(left, ", "))
+	}
+	return err
+}
+
+// leftAlone names the first of the tenants that are here, and of whom no file says that they are of the cell: taken away, or moved to another.
+func leftAlone(there []postgres.TenantInfo, files []*tenantfile.Tenant, cell string) (left []string) {
+	const most = 10
+	more := 0
+	for _, t := range there {
+		at := slices.IndexFunc(files, func(f *tenantfile.Tenant) bool { return f.Metadata.Name == t.Name })
+		switch {
+		case t.State == postgres.Deleted, at >= 0 && (cell == "" || files[at].Spec.Cell == cell):
+		case len(left) == most:
+			more++
+		case at >= 0:
+			left = append(left, fmt.Sprintf("%s (%s; its file says cell %s)", t.Name, t.State, files[at].Spec.Cell))
+		default:
+			left = append(left, fmt.Sprintf("%s (%s)", t.Name, t.State))
+		}
+	}
+	if more > 0 {
+		left = append(left, fmt.Sprintf("and %d more", more))
+	}
+	return left
 }
 
 func (one *synced) told() string {
@@ -172,16 +261,17 @@ func (one *synced) told() string {
 }
 
 // step takes the tenant a step further, unless there is none left.
-func (one *synced) step(ctx context.Context, a *postgres.Admin, do func(*synced, context.Context, *postgres.Admin) error) {
+func (one *synced) step(ctx context.Context, s *session, a *postgres.Admin, do func(*synced, context.Context, *postgres.Admin) error) {
 	if one.over {
 		return
 	}
 	began := time.Now()
 	if err := do(one, ctx, a); err != nil {
+		s.tenant = one.Name // which an error's text may name
 		if one.Err != "" {
-			err = fmt.Errorf("%s; %w", one.Err, err)
+			one.Err += "; "
 		}
-		one.Err = err.Error()
+		one.Err += s.inWords(err)
 	}
 	one.Ms += time.Since(began).Milliseconds()
 }

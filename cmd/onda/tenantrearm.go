@@ -54,6 +54,9 @@ func (c tenantRearmCmd) Run(ctx context.Context, s *session) error {
 		if err != nil { // it keeps no other from going on
 			s.tenant = name
 			errs = append(errs, errors.New(s.inWords(err)))
+			if a.Lost() {
+				break
+			}
 			continue
 		}
 		list = append(list, done)

@@ -174,16 +174,15 @@ type tenantLoginCmd struct {
 	PasswordFile string `help:"Give it a login of its own with the password in this file, or - for standard input." placeholder:"FILE" xor:"login"`
 	Drop         bool   `help:"Take its own login away, and let the pool's enter it again." xor:"login"`
 	Pool         *bool  `help:"Whether the pool's login may enter it." negatable:""`
-	LoseLinks    bool   `help:"With --no-pool: also where mails were sent, whose links, that to unsubscribe among them, find nothing at the pool's hosts any more."`
+	LoseLinks    bool   `help:"With --no-pool and --drop: also where mails were sent, whose links, that to unsubscribe among them, may find nothing any more."`
 }
 
 // Help is shown by --help.
 func (tenantLoginCmd) Help() string {
-	return "Needs ONDA_ADMIN_DATABASE_URL. From pooled to dedicated: give it a login, let its functions start, say so in its file (onda tenant sync), suspend it, shut " +
-		"the pool out with --no-pool a minute later, resume it. Back: let the pool in with --pool, say so in its file, suspend it, --drop a minute later, resume it. " +
-		"While both logins may enter it, both work, as a sandbox needs it; onda tenant sync puts a tenant nowhere that its functions could not enter it from.\n\n" +
-		"A tenant whose mails lead to the pool's hosts is better left open to the pool for as long as they are read: its own functions send all the same. One with hosts " +
-		"of its own (spec.hosts in its file) takes them along.\n\n" +
+	return "Needs ONDA_ADMIN_DATABASE_URL. A dedicated tenant's functions, and a sandbox's own, enter it by a login of its own; the pool's by the pool's. Both may at once, so that a tenant " +
+		"moves without a pause, as config/README.md has it in order. Who is still needed where the functions are (onda tenant list) is not shut out.\n\n" +
+		"Links in mails lead to where the functions were when they were sent: better leave both in for as long as those are read. A tenant with hosts of its own (spec.hosts in its " +
+		"file) takes its links along.\n\n" +
 		"Example:\n  onda tenant login acme --password-file secret\n  onda tenant login acme --no-pool"
 }
 
@@ -201,15 +200,13 @@ func (c tenantLoginCmd) Run(ctx context.Context, s *session) error {
 		password = strings.TrimRight(string(b), "\r\n")
 	}
 	return s.withTenant(ctx, c.Name, func(a *postgres.Admin) error {
-		var err error
-		if c.PasswordFile != "" {
+		noPool := c.Pool != nil && !*c.Pool
+		err := c.mayShutOut(ctx, a, noPool)
+		if err == nil && c.PasswordFile != "" {
 			err = a.SetLogin(ctx, c.Name, password)
 		}
 		if err == nil && c.Drop {
 			err = a.DropLogin(ctx, c.Name)
-		}
-		if err == nil && c.Pool != nil && !*c.Pool && !c.LoseLinks {
-			err = keepsLinks(ctx, a, c.Name)
 		}
 		if err == nil && c.Pool != nil {
 			err = a.SetPooled(ctx, c.Name, *c.Pool)
@@ -229,12 +226,34 @@ func (c tenantLoginCmd) Run(ctx context.Context, s *session) error {
 	})
 }
 
-// keepsLinks refuses what would leave links in mails, that to unsubscribe among them, without anybody to answer.
-func keepsLinks(ctx context.Context, a *postgres.Admin, tenant string) error {
-	sent, err := a.HasSent(ctx, tenant)
+// mayShutOut refuses what would leave the tenant's functions without a way in, or links in mails, that to unsubscribe among them, without anybody to answer.
+func (c tenantLoginCmd) mayShutOut(ctx context.Context, a *postgres.Admin, noPool bool) error {
+	if !c.Drop && !noPool {
+		return nil
+	}
+	t, err := a.Tenant(ctx, c.Name)
+	if err != nil {
+		return err
+	}
+	own := t.Namespace == tenantfile.OwnNamespace(c.Name)
+	switch {
+	case c.Drop && noPool:
+		return usageError{"--drop and --no-pool would let nobody enter it: say one of them"}
+	case c.Drop && own:
+		return fmt.Errorf("tenant %s: its functions in %s enter it by its login: have its file say placement: pooled first (onda tenant place), and onda tenant sync", c.Name, t.Namespace)
+	case noPool && (!own || len(t.Own) > 0):
+		return fmt.Errorf("tenant %s: its functions, or some, are the pool's: have its file say placement: dedicated first (onda tenant place), and onda tenant sync", c.Name)
+	case c.LoseLinks:
+		return nil
+	}
+	sent, err := a.HasSent(ctx, c.Name)
 	if err == nil && sent {
-		err = fmt.Errorf("tenant %s has sent mails: links in those that lead to the pool's hosts, that to unsubscribe among them, would find nothing; "+
-			"leave it open to the pool, or say --lose-links where they all lead to hosts of its own", tenant)
+		whose, remedy := "the pool's hosts", "leave it open to the pool"
+		if c.Drop {
+			whose, remedy = "its own functions", "leave it its login, and those functions where they are"
+		}
+		err = fmt.Errorf("tenant %s has sent mails: links in those that lead to %s, that to unsubscribe among them, would find nothing; "+
+			"%s, or say --lose-links where they all lead to hosts of its own", c.Name, whose, remedy)
 	}
 	return err
 }

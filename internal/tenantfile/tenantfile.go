@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"path"
 	"regexp"
@@ -94,12 +95,15 @@ type Hosts struct {
 func (t *Tenant) Namespace() string {
 	switch {
 	case t.Spec.Placement == Dedicated:
-		return "tenant-" + t.Metadata.Name
+		return OwnNamespace(t.Metadata.Name)
 	case t.Spec.Ring == Next:
 		return nextNamespace
 	}
 	return poolNamespace
 }
+
+// OwnNamespace is the namespace of a tenant that is dedicated.
+func OwnNamespace(tenant string) string { return "tenant-" + tenant }
 
 // Sandbox tells whether only some functions are the tenant's own.
 func (t *Tenant) Sandbox() bool { return len(t.Spec.Functions) > 0 }
@@ -209,15 +213,21 @@ func parse(name string, text []byte) (*Tenant, error) {
 		return nil, fmt.Errorf("%s: has %d bytes, at most %d are read", name, len(text), maxFile)
 	}
 	t := &Tenant{File: name}
-	if err := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict()).Decode(t); err != nil {
+	d := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict())
+	switch err := d.Decode(t); {
+	case errors.Is(err, io.EOF):
+		return nil, fmt.Errorf("%s: is empty: write the tenant, or remove the file", name)
+	case err != nil:
 		return nil, fmt.Errorf("%s: %s", name, yaml.FormatError(err, false, false))
+	}
+	if err := d.Decode(&Tenant{}); !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("%s: has more than one document: each tenant has a file of its own", name)
 	}
 	return t, t.Check()
 }
 
-// ReadAll reads the files of a cell's tenants: NAME/tenant.yaml, as in Git, or NAME.yaml, as a ConfigMap has them. cell may be empty, for all. Files of other cells are
-// checked too. All that is wrong is told at once, and then no tenant is given.
-func ReadAll(fsys fs.FS, cell string) ([]*Tenant, error) {
+// ReadAll reads the files of all tenants: NAME/tenant.yaml, as in Git, or NAME.yaml, as a ConfigMap has them. All that is wrong is told at once, and then no tenant is given.
+func ReadAll(fsys fs.FS) ([]*Tenant, error) {
 	entries, err := fs.ReadDir(fsys, ".")
 	if err != nil {
 		return nil, err
@@ -242,13 +252,14 @@ func ReadAll(fsys fs.FS, cell string) ([]*Tenant, error) {
 		if err == nil && t.Metadata.Name != name {
 			err = fmt.Errorf("%s: metadata.name is %q: want %q, as the file is called", file, t.Metadata.Name, name)
 		}
+		if i := slices.IndexFunc(all, func(t *Tenant) bool { return t.Metadata.Name == name }); err == nil && i >= 0 {
+			err = fmt.Errorf("%s: is of the same tenant as %s: remove one of the two", file, all[i].File)
+		}
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		if cell == "" || t.Spec.Cell == cell {
-			all = append(all, t)
-		}
+		all = append(all, t)
 	}
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)

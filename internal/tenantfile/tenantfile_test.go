@@ -29,6 +29,8 @@ func TestReadTellsWhatIsWrong(t *testing.T) {
 	for name, c := range map[string]struct{ from, to, want string }{
 		"an unknown field":         {"placement: pooled", "placement: pooled\n  quota: 5", `unknown field "quota"`},
 		"a wrong type":             {"placement: pooled", "placement: pooled\n  hosts: {link: {a: b}}", "[11:17]"},
+		"nothing":                  {good, "# later\n", "acme/tenant.yaml: is empty"},
+		"two tenants":              {"placement: pooled\n", "placement: pooled\n---\n" + strings.Replace(good, "acme", "brava", 1), "has more than one document"},
 		"another kind":             {"kind: Tenant", "kind: Broker", "want kind Tenant"},
 		"a name that is no label":  {"name: acme", "name: Acme_1", "DNS label"},
 		"a name with - at its end": {"name: acme", "name: acme-", "DNS label"},
@@ -57,29 +59,29 @@ func TestReadTellsWhatIsWrong(t *testing.T) {
 		if text == good {
 			t.Fatalf("%s: nothing was replaced", name)
 		}
-		all, err := ReadAll(fstest.MapFS{"acme/tenant.yaml": {Data: []byte(text)}}, "")
+		all, err := ReadAll(fstest.MapFS{"acme/tenant.yaml": {Data: []byte(text)}})
 		if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "acme/tenant.yaml") || all != nil {
 			t.Errorf("%s: %v, want %q and the file", name, err, c.want)
 		}
 	}
 }
 
-func TestReadAllTakesACellsTenants(t *testing.T) {
+func TestReadAllTakesFilesAndConfigMaps(t *testing.T) {
 	t.Parallel()
 	elsewhere := strings.NewReplacer("acme", "brava", "local-1", "eu-west-1").Replace(good)
 	for name, fsys := range map[string]fstest.MapFS{
 		"a repository": {"acme/tenant.yaml": {Data: []byte(good)}, "brava/tenant.yaml": {Data: []byte(elsewhere)}, "kustomization.yaml": {Data: []byte("x")}},
 		"a ConfigMap":  {"acme.yaml": {Data: []byte(good)}, "brava.yaml": {Data: []byte(elsewhere)}, "..2026/acme.yaml": {Data: []byte("x")}},
 	} {
-		all, err := ReadAll(fsys, "local-1")
-		if err != nil || len(all) != 1 || all[0].Metadata.Name != "acme" {
+		all, err := ReadAll(fsys)
+		if err != nil || len(all) != 2 || all[0].Metadata.Name != "acme" || all[1].Spec.Cell != "eu-west-1" {
 			t.Errorf("%s: %v, %v", name, all, err)
 		}
-		if all, err := ReadAll(fsys, ""); err != nil || len(all) != 2 {
-			t.Errorf("%s, every cell: %v, %v", name, all, err)
-		}
 	}
-	if _, err := ReadAll(fstest.MapFS{"acme/kustomization.yaml": {Data: []byte("x")}}, ""); err == nil || !strings.Contains(err.Error(), "no tenant.yaml") {
+	if _, err := ReadAll(fstest.MapFS{"acme/tenant.yaml": {Data: []byte(good)}, "acme.yaml": {Data: []byte(good)}}); err == nil || !strings.Contains(err.Error(), "acme.yaml: is of the same tenant as acme/tenant.yaml") {
+		t.Errorf("a tenant twice: %v", err)
+	}
+	if _, err := ReadAll(fstest.MapFS{"acme/kustomization.yaml": {Data: []byte("x")}}); err == nil || !strings.Contains(err.Error(), "no tenant.yaml") {
 		t.Errorf("a directory without a file: %v", err)
 	}
 }
@@ -221,7 +223,7 @@ func TestAddAtOnce(t *testing.T) {
 			t.Errorf("the list has no %q", line)
 		}
 	}
-	if _, err := ReadAll(os.DirFS(dir), ""); err != nil {
+	if _, err := ReadAll(os.DirFS(dir)); err != nil {
 		t.Error(err)
 	}
 }
@@ -289,6 +291,79 @@ func TestAddFollowsTheRegion(t *testing.T) {
 	}
 	if _, err := Add(dir, newTenant("three", "eu-west", "eu-west-1"), "eu.example"); err == nil || !strings.Contains(err.Error(), "which class of broker the region has") {
 		t.Errorf("a region without a ring: %v", err)
+	}
+}
+
+// A pooled tenant gets what create writes of a dedicated one, and is what it was after the way back; whatever was killed in between is completed by a repeat.
+func TestPlace(t *testing.T) {
+	t.Parallel()
+	dir := repository(t)
+	want := newTenant("other", "local", "local-1")
+	want.Spec.SMTPSecret = "acme-relay"
+	if _, err := Add(dir, want, ""); err != nil {
+		t.Fatal(err)
+	}
+	file, own := filepath.Join(dir, "acme", "tenant.yaml"), filepath.Join(dir, "acme", list)
+	pooled := strings.Replace(read(t, file), "placement: pooled", "placement: pooled # for now\n  smtpSecret: acme-relay", 1)
+	dedicated := strings.Replace(pooled, "placement: pooled", "placement: dedicated", 1)
+	written := strings.ReplaceAll(read(t, filepath.Join(dir, "other", list)), "other", "acme")
+	put := func(path, text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(file, pooled)
+	for _, c := range []struct {
+		name, placement, domain string
+		before                  func() // what was killed, or changed by hand
+		changed                 []string
+		err                     string
+	}{
+		{name: "pooled already", placement: Pooled},
+		{name: "a domain that is none", placement: Dedicated, domain: "https://x", err: "name it with --domain"},
+		{name: "dedicated", placement: Dedicated, changed: []string{own, file}},
+		{name: "again", placement: Dedicated},
+		{name: "killed before the file", placement: Dedicated, before: func() { put(file, pooled) }, changed: []string{file}},
+		{name: "another was written", placement: Dedicated, before: func() { put(file, pooled); put(own, "resources: []") }, err: own + ": is there, and is not what would be written"},
+		{name: "changed by hand since", placement: Dedicated, before: func() { put(file, dedicated) }},
+		{name: "lost", placement: Dedicated, before: func() { _ = os.Remove(own) }, changed: []string{own}},
+		{name: "pooled", placement: Pooled, changed: []string{file, own}},
+		{name: "killed before it was removed", placement: Pooled, before: func() { put(own, written) }, changed: []string{own}},
+	} {
+		if c.before != nil {
+			c.before()
+		}
+		wasFile, wasOwn := read(t, file), ""
+		if b, err := os.ReadFile(own); err == nil {
+			wasOwn = string(b)
+		}
+		changed, err := Place(dir, "acme", c.placement, c.domain)
+		if (err != nil) != (c.err != "") || err != nil && !strings.Contains(err.Error(), c.err) || !cmp.Equal(changed, c.changed) {
+			t.Errorf("%s: changed %q, %v", c.name, changed, err)
+		}
+		wantFile, wantOwn := map[string]string{Pooled: pooled, Dedicated: dedicated}[c.placement], map[string]string{Dedicated: written}[c.placement]
+		if c.changed == nil {
+			wantFile, wantOwn = wasFile, wasOwn
+		}
+		if diff := cmp.Diff(wantFile, read(t, file)); diff != "" {
+			t.Errorf("%s:\n%s", c.name, diff)
+		}
+		got := ""
+		if b, err := os.ReadFile(own); err == nil {
+			got = string(b)
+		}
+		if diff := cmp.Diff(wantOwn, got); diff != "" {
+			t.Errorf("%s: %s\n%s", c.name, own, diff)
+		}
+	}
+	for name, want := range map[string]string{"dev-ana": "is a sandbox", "nobody": "name the directory config/tenants of a checkout that has it", "../tenants/acme": "a tenant's name is"} {
+		if changed, err := Place(dir, name, Pooled, ""); err == nil || !strings.Contains(err.Error(), want) || len(changed) > 0 {
+			t.Errorf("%s: %q, %v", name, changed, err)
+		}
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, "acme", ".*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %q, %v", left, err)
 	}
 }
 

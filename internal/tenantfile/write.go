@@ -28,7 +28,7 @@ const list = "kustomization.yaml"
 
 // Add writes a new tenant's files below dir, config/tenants of a checkout, and lists it in dir's kustomization: it gives the paths it wrote. All or nothing: a tenant
 // that is wrong, or there already, changes nothing; what one that was killed has written is completed. Of two at once each does it after the other. domain is the cluster's,
-// of which a dedicated tenant's public functions are where it has no hosts.
+// of which a dedicated tenant's public functions are where it has no hosts; empty, it is onda.test in the region local.
 func Add(dir string, t *Tenant, domain string) (wrote []string, err error) {
 	t.APIVersion, t.Kind, t.File = apiVersion, "Tenant", filepath.Join(dir, t.Metadata.Name, "tenant.yaml")
 	if err := t.Check(); err != nil {
@@ -81,15 +81,11 @@ func SetState(dir, name, state string, do func() error) (wrote string, err error
 		return "", err
 	}
 	defer unlock()
-	file := filepath.Join(dir, name, "tenant.yaml")
-	text, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("%w: name the directory config/tenants of a checkout that has it", err)
-	}
+	file, text, err := readFile(dir, name)
 	if err != nil {
 		return "", err
 	}
-	edited, err := withState(file, text, state)
+	edited, err := withField(file, text, "state", state, func(s *Spec) { s.State = state })
 	if err != nil {
 		return "", err
 	}
@@ -102,23 +98,98 @@ func SetState(dir, name, state string, do func() error) (wrote string, err error
 	return file, nil
 }
 
-// stateLine is where a file says the state, as everybody writes it.
-var stateLine = regexp.MustCompile(`(?m)^ +state:[ \t]+("[^"\n]*"|'[^'\n]*'|[^\s#]+)`)
+// Place sets spec.placement in the file of a tenant that is there, and writes what a dedicated one is deployed from, or takes it away: it gives the paths that changed, none where
+// all is so already. What one that was killed has done is completed by a repeat. A sandbox is placed by its functions, so it is refused. domain is as in Add.
+func Place(dir, name, placement, domain string) (changed []string, err error) {
+	if err := tenantname.Check(name); err != nil {
+		return nil, fmt.Errorf("a tenant's name is %w", err)
+	}
+	unlock, err := lock(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	file, text, err := readFile(dir, name)
+	if err != nil {
+		return nil, err
+	}
+	t, err := parse(file, text)
+	if err != nil {
+		return nil, err
+	}
+	if t.Sandbox() {
+		return nil, fmt.Errorf("%s: is a sandbox: take spec.functions out of it by hand first", file)
+	}
+	was := t.Spec.Placement
+	t.Spec.Placement = placement
+	if err := t.Check(); err != nil {
+		return nil, err
+	}
+	edited, err := withField(file, text, "placement", placement, func(s *Spec) { s.Placement = placement })
+	if err != nil {
+		return nil, err
+	}
+	own := filepath.Join(dir, name, list)
+	there, err := os.ReadFile(own)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	has := err == nil
+	if placement == Dedicated && (was != Dedicated || !has) {
+		files, err := t.files(dir, domain)
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case has && !bytes.Equal(there, files[list]):
+			return nil, fmt.Errorf("%s: is there, and is not what would be written: remove it, or set spec.placement in %s by hand", own, file)
+		case !has: // before the file says that it is there
+			if err := replace(own, files[list]); err != nil {
+				return nil, err
+			}
+			changed = append(changed, own)
+		}
+	}
+	if !bytes.Equal(edited, text) {
+		if err := replace(file, edited); err != nil {
+			return changed, err
+		}
+		changed = append(changed, file)
+	}
+	if placement == Pooled && has {
+		if err := os.Remove(own); err != nil {
+			return changed, err
+		}
+		changed = append(changed, own)
+	}
+	return changed, nil
+}
 
-// withState is a tenant's file with another state.
-func withState(file string, text []byte, state string) ([]byte, error) {
+// readFile reads the file of a tenant that is there.
+func readFile(dir, name string) (file string, text []byte, err error) {
+	file = filepath.Join(dir, name, "tenant.yaml")
+	text, err = os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: name the directory config/tenants of a checkout that has it", err)
+	}
+	return file, text, err
+}
+
+// withField is a tenant's file with another value of a field of spec, which set sets, where it has a line of its own, as everybody writes it.
+func withField(file string, text []byte, field, value string, set func(*Spec)) ([]byte, error) {
 	want, err := parse(file, text)
 	if err != nil {
 		return nil, err
 	}
-	want.Spec.State = state
-	if at := stateLine.FindSubmatchIndex(text); at != nil {
-		edited := slices.Concat(text[:at[2]], []byte(state), text[at[3]:])
+	set(&want.Spec)
+	line := regexp.MustCompile(`(?m)^ +` + field + `:[ \t]+("[^"\n]*"|'[^'\n]*'|[^\s#]+)`)
+	if at := line.FindSubmatchIndex(text); at != nil {
+		edited := slices.Concat(text[:at[2]], []byte(value), text[at[3]:])
 		if got, err := parse(file, edited); err == nil && reflect.DeepEqual(got, want) {
 			return edited, nil
 		}
 	}
-	return nil, fmt.Errorf("%s: spec.state has no line of its own: set it to %s by hand", file, state)
+	return nil, fmt.Errorf("%s: spec.%s has no line of its own: set it to %s by hand", file, field, value)
 }
 
 // lock lets one process at a time change the files below dir; it ends with the process at the latest.
@@ -193,6 +264,9 @@ func (t *Tenant) files(dir, domain string) (map[string][]byte, error) {
 	files := map[string][]byte{"tenant.yaml": text}
 	if t.Spec.Placement != Dedicated {
 		return files, nil
+	}
+	if domain == "" && t.Spec.Region == "local" {
+		domain = "onda.test"
 	}
 	if (len(t.Spec.Hosts.Link) == 0 || len(t.Spec.Hosts.Form) == 0) && !host.MatchString(domain) {
 		return nil, fmt.Errorf("the domain of the cluster is %q: name it with --domain, since %s has no hosts of its own for links and for forms (--link-host, --form-host)", domain, t.Metadata.Name)

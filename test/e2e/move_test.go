@@ -95,7 +95,10 @@ func TestTenantMoves(t *testing.T) {
 		t.Errorf("sync says %q", out)
 	}
 	c.run("", "tenant", "suspend", tenant)
-	c.idle("tenant", "login", tenant, "--drop")
+	if _, err := c.onda(c.ctx, "", "tenant", "login", tenant, "--drop"); err == nil {
+		t.Error("its login was taken from functions that mails lead to")
+	}
+	c.idle("tenant", "login", tenant, "--drop", "--lose-links")
 	c.run("", "tenant", "resume", tenant)
 	running(pool + "/send")
 	if s := c.status(tenant, "spring-news"); s.State == "completed" {
