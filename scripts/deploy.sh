@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 fn=${FN:-}
 functions=$(cd functions && printf '%s ' */)
 functions=${functions//\//}
-[[ -n $fn && " $functions" == *" $fn "* ]] || { echo "FN is \"$fn\": name one of $functions" >&2; exit 2; }
+[[ $fn =~ ^[a-z-]+$ && -e functions/$fn/service.yaml ]] || { echo "FN is \"$fn\": name one of $functions" >&2; exit 2; }
 if [ -n "${TENANT:-}" ]; then
   [ -z "${RING:-}" ] || { echo "TENANT and RING are two places: name one of them" >&2; exit 2; }
   entry=config/tenants/$TENANT

@@ -127,12 +127,13 @@ func (tenantListCmd) Run(ctx context.Context, s *session) error {
 		postgres.TenantInfo
 		Size int64 `json:"size"` // bytes
 	}
+	sizes, err := a.Sizes(ctx)
+	if err != nil {
+		return err
+	}
 	list := make([]sized, len(tenants))
 	for i, t := range tenants {
-		list[i].TenantInfo = t
-		if list[i].Size, err = a.Size(ctx, t.Name); err != nil {
-			return err
-		}
+		list[i] = sized{t, sizes[t.Name]}
 	}
 	if ok, err := s.data(list); ok {
 		return err

@@ -87,16 +87,27 @@ func (a *Admin) tenants(ctx context.Context, where string, args ...any) (list []
 	return list, err
 }
 
-// Size is how many bytes the tenant's tables and indexes take on disk.
-func (a *Admin) Size(ctx context.Context, tenant string) (n int64, err error) {
-	err = a.inTx(ctx, func(tx pgx.Tx) error {
-		return tx.QueryRow(ctx, `SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-			WHERE n.nspname = $1 AND c.relkind IN ('r', 'S')`, tenant).Scan(&n)
+// Sizes are how many bytes the tables and indexes of each tenant take on disk, by its name.
+func (a *Admin) Sizes(ctx context.Context) (map[string]int64, error) {
+	sizes := map[string]int64{}
+	err := a.inTx(ctx, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, `SELECT t.name, coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM onda.tenant t
+			LEFT JOIN pg_namespace n ON n.nspname = t.name LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relkind IN ('r', 'S') GROUP BY t.name`)
+		if err != nil {
+			return err
+		}
+		var name string
+		var n int64
+		_, err = pgx.ForEachRow(rows, []any{&name, &n}, func() error {
+			sizes[name] = n
+			return nil
+		})
+		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("measure tenant %s: %w", tenant, err)
+		return nil, fmt.Errorf("measure tenants: %w", err)
 	}
-	return n, nil
+	return sizes, nil
 }
 
 // CreateTenant makes a tenant's role, schema, keys and wake-ups in one transaction, or finds that they are there: made tells which. Of two at once one makes it

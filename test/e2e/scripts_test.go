@@ -161,6 +161,7 @@ func TestDeployKnowsItsEntry(t *testing.T) {
 		want string
 	}{
 		"a function that is none": {[]string{"FN=sendd", "TENANT="}, "name one of bounce campaign render-form"},
+		"two functions":           {[]string{"FN=send track", "TENANT="}, "FN is \"send track\": name one of"},
 		"a tenant that is none":   {[]string{"FN=send", "TENANT=nobody"}, "onda tenant create nobody --files config/tenants --functions send makes it"},
 		"a pooled tenant":         {[]string{"FN=send", "TENANT=acme"}, "make another tenant: onda tenant create NAME --files config/tenants --functions send"},
 		"two places":              {[]string{"FN=send", "TENANT=dev-ana", "RING=next"}, "TENANT and RING are two places"},
