@@ -1,6 +1,7 @@
 package config_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"iter"
@@ -63,11 +64,12 @@ func check(r rendering, all map[string]rendering) []string {
 		c.types[et.Name] = et.Spec
 	}
 	c.namespaces()
+	c.complete()
 	c.settings()
 	c.references()
 	c.images()
 	c.pods()
-	c.scale()
+	c.bounds()
 	c.brokers()
 	c.hosts()
 	c.policies()
@@ -122,6 +124,9 @@ func (c *checker) namespaces() {
 			if o.GetName() != c.namespace {
 				c.add(o, "is not %s, which the entry is for", c.namespace)
 			}
+			if o.GetLabels()["onda.run/functions"] != "true" {
+				c.add(o, "has not the label onda.run/functions: \"true\", by which brokers let its functions in: see config/components/network-policy")
+			}
 			continue
 		}
 		if o.GetNamespace() != c.namespace {
@@ -154,15 +159,49 @@ func walk(v any, visit func(key string, value any)) {
 	}
 }
 
-// has tells whether an object is there. In a part the ConfigMap has no hash.
-func (c *checker) has(kind, namespace, name string) bool {
-	for _, o := range slices.Concat(c.objects, c.near) {
-		found := o.GetName() == name || kind == "ConfigMap" && c.part && strings.HasPrefix(o.GetName(), name+"-")
-		if o.Kind == kind && o.GetNamespace() == namespace && found {
-			return true
+// complete finds what a ring, a dedicated tenant or a cell's system lacks and nothing in it names: functions that only people come to, what ticks, and what they are in.
+func (c *checker) complete() {
+	if c.part || c.namespace == "" {
+		return
+	}
+	want := map[string][]string{"Namespace": {c.namespace}}
+	system := c.namespace == ringNamespace("system")
+	if system {
+		want["PingSource"], want["Job"] = []string{"tick"}, []string{"migrate", "tenants"}
+	}
+	if c.pool.namespace == "" {
+		for service, function := range c.functions {
+			if system == (function == "schedule") {
+				want["Service"] = append(want["Service"], service)
+			}
 		}
 	}
-	return kind == "ConfigMap" && slices.Contains(outside(), namespace+"/"+name)
+	for kind, names := range want {
+		for _, name := range names {
+			if _, ok := c.find(kind, c.namespace, name); !ok {
+				c.add(c, "has no %s %s: list what has it among its resources", kind, name)
+			}
+		}
+	}
+}
+
+// find looks for an object. In a part the ConfigMap has no hash.
+func (c *checker) find(kind, namespace, name string) (manifest.Object, bool) {
+	for _, o := range slices.Concat(c.objects, c.near) {
+		found := o.GetName() == name || kind == "ConfigMap" && c.part && strings.HasPrefix(o.GetName(), name+"-")
+		if o.Kind == kind && (o.GetNamespace() == namespace || kind == "Namespace") && found {
+			return o, true
+		}
+	}
+	return manifest.Object{APIVersion: "v1"}, kind == "ConfigMap" && slices.Contains(outside(), namespace+"/"+name)
+}
+
+// needRef tells that an object is named and not there, or by another version.
+func (c *checker) needRef(at fmt.Stringer, field, apiVersion, kind, namespace, name string) {
+	c.need(at, field, kind, namespace, name)
+	if o, ok := c.find(kind, cmp.Or(namespace, c.namespace), name); ok && o.APIVersion != apiVersion {
+		c.add(at, "%s: names apiVersion %q of %s %s, which is %s: correct it", field, apiVersion, kind, name, o.APIVersion)
+	}
 }
 
 // need tells that an object is named and not there, and what could have been meant.
@@ -176,7 +215,7 @@ func (c *checker) need(at fmt.Stringer, field, kind, namespace, name string) {
 	if namespace == "" {
 		namespace = c.namespace
 	}
-	if c.has(kind, namespace, name) {
+	if _, ok := c.find(kind, namespace, name); ok {
 		return
 	}
 	var names []string
@@ -200,7 +239,7 @@ func (c *checker) needDestination(at fmt.Stringer, field string, d *duckv1.Desti
 	case d.Ref == nil:
 		c.add(at, "%s: names no object by ref, so nothing tells whether it is there", field)
 	default:
-		c.need(at, field, d.Ref.Kind, d.Ref.Namespace, d.Ref.Name)
+		c.needRef(at, field, d.Ref.APIVersion, d.Ref.Kind, d.Ref.Namespace, d.Ref.Name)
 	}
 }
 
@@ -221,7 +260,7 @@ func (c *checker) delivery(at fmt.Stringer, d *eventingduckv1.DeliverySpec) {
 func (c *checker) references() {
 	for at, b := range manifest.Of[*eventingv1.Broker](c.objects) {
 		if b.Spec.Config != nil {
-			c.need(at, "spec.config", b.Spec.Config.Kind, b.Spec.Config.Namespace, b.Spec.Config.Name)
+			c.needRef(at, "spec.config", b.Spec.Config.APIVersion, b.Spec.Config.Kind, b.Spec.Config.Namespace, b.Spec.Config.Name)
 		}
 		c.delivery(at, b.Spec.Delivery)
 	}
@@ -232,7 +271,7 @@ func (c *checker) references() {
 	}
 	for at, et := range manifest.Of[*v1beta3.EventType](c.objects) {
 		if ref := et.Spec.Reference; ref != nil {
-			c.need(at, "spec.reference", ref.Kind, ref.Namespace, ref.Name)
+			c.needRef(at, "spec.reference", ref.APIVersion, ref.Kind, ref.Namespace, ref.Name)
 		}
 	}
 	for at, s := range manifest.Of[*sourcesv1.PingSource](c.objects) {
@@ -247,24 +286,24 @@ func (c *checker) references() {
 				matches++
 			}
 		}
-		if matches == 0 || s.Spec.Subject.Kind != "Service" {
-			c.add(at, "spec.subject: selects none of the functions: select them by a label that they have")
+		if matches == 0 || s.Spec.Subject.Kind != "Service" || s.Spec.Subject.APIVersion != servingv1.SchemeGroupVersion.String() {
+			c.add(at, "spec.subject: selects none of the functions, which are Services of %s: select them by a label that they have", servingv1.SchemeGroupVersion)
 		}
 	}
 	for at, p := range manifest.Of[*v1alpha1.EventPolicy](c.objects) {
 		for _, to := range p.Spec.To {
 			if to.Ref != nil {
-				c.need(at, "spec.to", to.Ref.Kind, c.namespace, to.Ref.Name)
+				c.needRef(at, "spec.to", to.Ref.APIVersion, to.Ref.Kind, c.namespace, to.Ref.Name)
 			}
 		}
 		for _, from := range p.Spec.From {
 			if from.Ref != nil {
-				c.need(at, "spec.from", from.Ref.Kind, from.Ref.Namespace, from.Ref.Name)
+				c.needRef(at, "spec.from", from.Ref.APIVersion, from.Ref.Kind, from.Ref.Namespace, from.Ref.Name)
 			}
 		}
 	}
 	for at, d := range manifest.Of[*servingv1beta1.DomainMapping](c.objects) {
-		c.need(at, "spec.ref", d.Spec.Ref.Kind, d.Spec.Ref.Namespace, d.Spec.Ref.Name)
+		c.needRef(at, "spec.ref", d.Spec.Ref.APIVersion, d.Spec.Ref.Kind, d.Spec.Ref.Namespace, d.Spec.Ref.Name)
 	}
 	for at, r := range manifest.Of[*manifest.RabbitmqBrokerConfig](c.objects) {
 		if s := r.Spec.RabbitmqClusterReference.ConnectionSecret; s != nil {
@@ -279,6 +318,9 @@ func (c *checker) references() {
 				}
 				if from.SecretRef != nil {
 					c.need(p.at, "envFrom.secretRef", "Secret", c.namespace, from.SecretRef.Name)
+					if o := from.SecretRef.Optional; !p.job && (o == nil || !*o) {
+						c.add(p.at, "envFrom.secretRef: no pod starts without the Secret, and nothing says so to who asks: set optional: true, and the function says it at the first request")
+					}
 				}
 			}
 			for _, v := range container.Env {
@@ -393,14 +435,22 @@ func (c *checker) pods() {
 		if p := j.Template.Spec.RestartPolicy; p != corev1.RestartPolicyOnFailure && p != corev1.RestartPolicyNever {
 			c.add(at, "spec.template.spec.restartPolicy: %q is none that a Job may have: set OnFailure", p)
 		}
+		for _, container := range j.Template.Spec.Containers {
+			if len(container.Args) == 0 {
+				c.add(at, "runs onda without a command: name one in args")
+			}
+			if i := slices.Index(container.Args, "--files"); i >= 0 && !slices.ContainsFunc(container.VolumeMounts, func(m corev1.VolumeMount) bool { return slices.Contains(container.Args[i+1:], m.MountPath) }) {
+				c.add(at, "reads files (--files) where it mounts none: name one of its mountPath")
+			}
+		}
 		if j.BackoffLimit == nil || j.ActiveDeadlineSeconds == nil {
 			c.add(at, "may try for ever: set backoffLimit and activeDeadlineSeconds")
 		}
 	}
 }
 
-// scale holds every service to a bound that the budget counts. Knative takes 0 for none, and a misspelt annotation for nothing at all.
-func (c *checker) scale() {
+// bounds holds every service to be reached by those who may, and to a bound that the budget counts. Knative takes 0 for none, and a misspelt annotation for nothing at all.
+func (c *checker) bounds() {
 	known := []string{
 		autoscaling.ActivationScaleKey, autoscaling.ClassAnnotationKey, autoscaling.InitialScaleAnnotationKey, autoscaling.MaxScaleAnnotationKey, autoscaling.MetricAggregationAlgorithmKey,
 		autoscaling.MetricAnnotationKey, autoscaling.MinScaleAnnotationKey, autoscaling.PanicThresholdPercentageAnnotationKey, autoscaling.PanicWindowPercentageAnnotationKey,
@@ -408,6 +458,10 @@ func (c *checker) scale() {
 		autoscaling.TargetUtilizationPercentageKey, autoscaling.WindowAnnotationKey,
 	}
 	for at, s := range manifest.Of[*servingv1.Service](c.objects) {
+		local := s.Labels["networking.knative.dev/visibility"] == "cluster-local"
+		if serve := manifest.Env(s, "ONDA_SERVE"); !local && serve != "http" {
+			c.add(at, "is public and serves %q (ONDA_SERVE), so that anybody can post events to it: label it networking.knative.dev/visibility: cluster-local, or have it serve http", serve)
+		}
 		for _, key := range slices.Sorted(maps.Keys(s.Spec.Template.Annotations)) {
 			if strings.HasPrefix(key, autoscaling.GroupName+"/") && !slices.Contains(known, key) {
 				c.add(at, "spec.template.metadata.annotations: Knative knows no %s: correct its name", key)

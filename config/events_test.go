@@ -66,7 +66,8 @@ func (c *checker) events() {
 			c.add(at, "asks for %v, and in eventing/triggers for %v: make them the same", asked, want)
 		}
 		subscribers[tr.Name] = tr.Spec.Subscriber.Ref.Name
-		if ref := tr.Spec.Subscriber.Ref; ref.Namespace != c.namespace && c.has(ref.Kind, c.namespace, ref.Name) {
+		ref := tr.Spec.Subscriber.Ref
+		if _, own := c.find(ref.Kind, c.namespace, ref.Name); own && ref.Namespace != c.namespace {
 			c.add(at, "goes to the pool's %s (%s), and this namespace has its own: leave the namespace of its subscriber out", ref.Name, ref.Namespace)
 		}
 		if _, s, ok := c.service(tr); ok && tr.Spec.Delivery != nil && tr.Spec.Delivery.Timeout != nil {

@@ -3,8 +3,10 @@ package config_test
 import (
 	"cmp"
 	"maps"
+	"net/netip"
 	"net/url"
 	"os"
+	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -33,6 +35,18 @@ func (c *checker) policies() {
 	if len(all) == 0 {
 		return
 	}
+	for at, p := range manifest.Of[*networkingv1.NetworkPolicy](c.objects) {
+		for _, rule := range p.Spec.Egress {
+			for _, to := range rule.To {
+				if to.IPBlock == nil {
+					continue
+				}
+				if _, err := netip.ParsePrefix(to.IPBlock.CIDR); err != nil {
+					c.add(at, "spec.egress.to.ipBlock.cidr: %v: write it as 10.1.2.0/24", err)
+				}
+			}
+		}
+	}
 	for _, p := range c.templates() {
 		pod := peer{namespace: c.namespace, of: c.labels(), pod: p.meta.Labels}
 		if len(selecting(all, networkingv1.PolicyTypeIngress, pod)) == 0 || len(selecting(all, networkingv1.PolicyTypeEgress, pod)) == 0 {
@@ -42,6 +56,23 @@ func (c *checker) policies() {
 		for _, from := range []peer{{what: "Knative", namespace: "knative-serving"}, {what: "the broker", namespace: "knative-eventing"}, publicIngress(8080)} {
 			if !p.job && !enters(all, from, pod) {
 				c.add(p.at, "the network policies let nothing in from %s (%s), which has its requests", from.what, from)
+			}
+		}
+		for _, from := range c.outsiders() {
+			if enters(all, from, pod) {
+				c.add(p.at, "the network policies let %s (%s) in, past Knative and the ingress: see functions-in in config/components/network-policy", from.what, from)
+			}
+		}
+		for _, to := range c.outsiders() {
+			if to.port = 8080; leaves(all, pod, to) {
+				c.add(p.at, "the network policies let it reach %s (%s), which it has no use for: see functions-out in config/components/network-policy", to.what, to)
+			}
+		}
+		if p.at.GetName() == "schedule" {
+			for _, to := range []peer{publicIngress(8081), {what: "Knative", namespace: "knative-serving", port: 8012}} {
+				if !leaves(all, pod, to) {
+					c.add(p.at, "the network policies do not let it reach %s (%s), by which it wakes functions: add that to config/components/network-policy", to.what, to)
+				}
 			}
 		}
 		https := peer{what: "Amazon SES", port: 443}
@@ -57,7 +88,7 @@ func (c *checker) policies() {
 	c.programs(all)
 }
 
-// guards finds what is deployed to a cluster of production, or given to a tenant, with nothing that says what it may do.
+// guards finds what is deployed to a cluster of production, or given to a tenant, with nothing that says what it may do; and where nothing looks at the domains of tenants.
 func (c *checker) guards() {
 	dedicated := c.tenant != "" && c.pool.namespace == ""
 	for _, want := range []struct {
@@ -66,6 +97,7 @@ func (c *checker) guards() {
 	}{
 		{"NetworkPolicy", "network-policy", c.production || dedicated},
 		{"ResourceQuota", "dedicated", dedicated},
+		{"CronJob", "domain-check", dedicated || strings.HasPrefix(c.dir, "config/regions/") && path.Base(c.dir) == "stable"},
 	} {
 		has := slices.ContainsFunc(c.objects, func(o manifest.Object) bool { return o.Kind == want.kind })
 		if want.needed && !has {
@@ -77,7 +109,7 @@ func (c *checker) guards() {
 // programs holds a pod that is none of Onda's, and what else is in the cluster, to what they may reach.
 func (c *checker) programs(all []*networkingv1.NetworkPolicy) {
 	program := peer{what: "a program", namespace: c.namespace, of: c.labels(), pod: labels.Set{"app": "shop"}}
-	for _, to := range []peer{{what: "names", namespace: "kube-system", port: 53}, publicIngress(8080), {what: "another program", namespace: c.namespace, of: c.labels(), port: 8080}} {
+	for _, to := range append(names(), publicIngress(8080), peer{what: "another program", namespace: c.namespace, of: c.labels(), port: 8080}) {
 		if !leaves(all, program, to) {
 			c.add(c, "the network policies do not let a tenant's own program reach %s (%s): add that to config/components/network-policy", to.what, to)
 		}
@@ -157,6 +189,7 @@ type peer struct {
 	what, namespace string
 	of, pod         labels.Set // the namespace's labels, and the pod's
 	port            int
+	udp             bool // else TCP
 }
 
 func (p peer) String() string {
@@ -166,7 +199,25 @@ func (p peer) String() string {
 	if p.port == 0 {
 		return "namespace " + p.namespace
 	}
+	if p.udp {
+		return "namespace " + p.namespace + ", port " + itoa(p.port) + " of UDP"
+	}
 	return "namespace " + p.namespace + ", port " + itoa(p.port)
+}
+
+// names are the cluster's DNS.
+func names() []peer {
+	return []peer{{what: "names", namespace: "kube-system", port: 53, udp: true}, {what: "names", namespace: "kube-system", port: 53}}
+}
+
+// outsiders are pods that have nothing to do with a function but by way of Knative.
+func (c *checker) outsiders() []peer {
+	program := labels.Set{"app": "shop"}
+	return []peer{
+		{what: "a pod of no ring", namespace: "shop", pod: program},
+		{what: "a tenant's own program", namespace: c.namespace, of: c.labels(), pod: program},
+		{what: "another ring's function", namespace: otherRing, of: c.labels(), pod: labels.Set{"app.kubernetes.io/part-of": "onda"}},
+	}
 }
 
 // publicIngress is a port of the pods of the cluster's ingress.
@@ -184,13 +235,7 @@ func (c *checker) labels() labels.Set {
 
 // destinations are those of the settings, and what each function needs besides.
 func (c *checker) destinations() []peer {
-	all := []peer{
-		{what: "names", namespace: "kube-system", port: 53},
-		{what: "Postgres", port: 5432},
-		{what: "a relay", port: 25},
-		{what: "a relay", port: 465},
-		{what: "a relay", port: 587},
-	}
+	all := append(names(), peer{what: "Postgres", port: 5432}, peer{what: "a relay", port: 25}, peer{what: "a relay", port: 465}, peer{what: "a relay", port: 587})
 	for _, setting := range []string{"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"} {
 		u, err := url.Parse(c.setting(setting))
 		if err != nil {
@@ -246,7 +291,7 @@ func enters(all []*networkingv1.NetworkPolicy, from, to peer) bool {
 	about := selecting(all, networkingv1.PolicyTypeIngress, to)
 	return len(about) == 0 || slices.ContainsFunc(about, func(p *networkingv1.NetworkPolicy) bool {
 		return slices.ContainsFunc(p.Spec.Ingress, func(rule networkingv1.NetworkPolicyIngressRule) bool {
-			return onPort(rule.Ports, to.port) && from.isOf(rule.From, p.Namespace)
+			return to.onPort(rule.Ports) && from.isOf(rule.From, p.Namespace)
 		})
 	})
 }
@@ -256,13 +301,17 @@ func leaves(all []*networkingv1.NetworkPolicy, from, to peer) bool {
 	about := selecting(all, networkingv1.PolicyTypeEgress, from)
 	return len(about) == 0 || slices.ContainsFunc(about, func(p *networkingv1.NetworkPolicy) bool {
 		return slices.ContainsFunc(p.Spec.Egress, func(rule networkingv1.NetworkPolicyEgressRule) bool {
-			return onPort(rule.Ports, to.port) && to.isOf(rule.To, p.Namespace)
+			return to.onPort(rule.Ports) && to.isOf(rule.To, p.Namespace)
 		})
 	})
 }
 
-func onPort(ports []networkingv1.NetworkPolicyPort, port int) bool {
-	return len(ports) == 0 || slices.ContainsFunc(ports, func(p networkingv1.NetworkPolicyPort) bool { return p.Port != nil && p.Port.IntValue() == port })
+// onPort tells whether a rule is about a peer's port: of TCP where it says no more.
+func (p peer) onPort(ports []networkingv1.NetworkPolicyPort) bool {
+	return len(ports) == 0 || slices.ContainsFunc(ports, func(of networkingv1.NetworkPolicyPort) bool {
+		udp := of.Protocol != nil && *of.Protocol == corev1.ProtocolUDP
+		return of.Port != nil && of.Port.IntValue() == p.port && udp == p.udp
+	})
 }
 
 // isOf tells whether a policy's peers, as seen from its namespace, have this one among them.

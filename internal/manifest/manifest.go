@@ -30,8 +30,8 @@ import (
 // Object is a manifest in its type, such as *servingv1.Service, as it is once a cluster has taken it.
 type Object struct {
 	metav1.Object
-	// File is where it is written, Kind what it is.
-	File, Kind string
+	// File is where it is written, APIVersion and Kind what it is.
+	File, APIVersion, Kind string
 	// JSON is the document.
 	JSON []byte
 }
@@ -118,7 +118,7 @@ func read(file string, text []byte) (Object, error) {
 	if !ok {
 		return Object{}, fmt.Errorf("%s: nothing is known of apiVersion %q with this kind: correct it, or add the type to internal/manifest", at, head.APIVersion)
 	}
-	o := Object{File: file, Kind: head.Kind, Object: of(), JSON: asJSON}
+	o := Object{File: file, APIVersion: head.APIVersion, Kind: head.Kind, Object: of(), JSON: asJSON}
 	// As the API server reads: the case of a field's name counts.
 	wrong, err := json.UnmarshalStrict(asJSON, o.Object)
 	if err != nil {
@@ -127,7 +127,32 @@ func read(file string, text []byte) (Object, error) {
 	if len(wrong) > 0 {
 		return Object{}, fmt.Errorf("%s: %w: correct its name or its place", at, errors.Join(wrong...))
 	}
-	return o, webhook(o)
+	return o, errors.Join(job(o), webhook(o))
+}
+
+// job finds what the API server refuses of a Job's pods, whose types say nothing of it.
+func job(o Object) error {
+	var spec batchv1.JobSpec
+	switch j := o.Object.(type) {
+	case *batchv1.Job:
+		spec = j.Spec
+	case *batchv1.CronJob:
+		spec = j.Spec.JobTemplate.Spec
+		if p := j.Spec.ConcurrencyPolicy; p != "" && !slices.Contains([]batchv1.ConcurrencyPolicy{batchv1.AllowConcurrent, batchv1.ForbidConcurrent, batchv1.ReplaceConcurrent}, p) {
+			return fmt.Errorf("%s: spec.concurrencyPolicy: %q is none of Allow, Forbid, Replace", o, p)
+		}
+	default:
+		return nil
+	}
+	if len(spec.Template.Spec.Containers) == 0 {
+		return fmt.Errorf("%s: its pods have no containers: give them one", o)
+	}
+	for _, c := range spec.Template.Spec.Containers {
+		if c.Name == "" || c.Image == "" {
+			return fmt.Errorf("%s: the container %q has the image %q: give it both", o, c.Name, c.Image)
+		}
+	}
+	return nil
 }
 
 // webhook does what Knative's webhook does with an object that is made, in a cluster with Knative's own defaults. Warnings count.
