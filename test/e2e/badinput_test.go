@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -15,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/onda-run/onda/internal/postgres"
 )
 
 // A cluster without Knative, or with one that is too old, is told before anything is applied: what is missing, and what to do.
@@ -149,21 +152,22 @@ func TestSchemaAndDeletion(t *testing.T) {
 		c.must(err)
 		return code
 	}
-	schema := func(to string) {
-		c.must(c.sql(c.ctx, "UPDATE onda.tenant SET schema = schema "+to+" WHERE name = '"+tenant+"'"))
+	schema := func(to int) {
+		c.must(c.sql(c.ctx, fmt.Sprintf("UPDATE onda.tenant SET schema = %d WHERE name = '%s'", to, tenant)))
 	}
-	schema("- 1")
+	newest := value[int](c, "SELECT schema FROM onda.tenant WHERE name = '"+tenant+"'")
+	schema(postgres.Schema - 1) // one migration less than functions need: they serve what is between that and the newest
 	if code := form(); code != http.StatusServiceUnavailable {
 		t.Errorf("an older schema: %d", code)
 	}
 	if log := c.k("-n", pool, "logs", "-l", "serving.knative.dev/service=render-form", "-c", "user-container", "--tail=-1"); !strings.Contains(log, "run onda migrate") {
 		t.Errorf("the log says %s", log)
 	}
-	schema("+ 2")
+	schema(newest + 1)
 	if code := form(); code != http.StatusOK {
 		t.Errorf("a newer schema: %d", code)
 	}
-	schema("- 1")
+	schema(newest)
 
 	c.slow.Store(int64(100 * time.Millisecond))
 	defer c.slow.Store(0)
