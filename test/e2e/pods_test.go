@@ -28,6 +28,7 @@ type timeline struct {
 
 	mu    sync.Mutex
 	pods  map[string]*pod
+	last  time.Time // when something was told of any
 	marks []mark
 }
 
@@ -83,6 +84,7 @@ type podEvent struct {
 func (l *timeline) see(e podEvent) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.last = time.Now()
 	m := e.Object.Metadata
 	p := l.pods[m.Namespace+"/"+m.Name]
 	if p == nil {
@@ -100,6 +102,13 @@ func (l *timeline) see(e podEvent) {
 	if e.Type == "DELETED" {
 		p.gone = time.Now()
 	}
+}
+
+// changed is when something was told of any pod last.
+func (l *timeline) changed() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.last
 }
 
 // ready tells whether a pod of a service (namespace/name) has been ready.
