@@ -13,7 +13,8 @@ import (
 
 // Append is a transaction that reads nothing: a statement, and a wake-up some time after.
 type Append struct {
-	SQL  string
+	SQL string
+	// Args are its arguments, as of Tx.Once.
 	Args []any
 	// Wake is the function that is called by In after the transaction's time, on the tenant's clock; empty: none.
 	Wake string
@@ -37,14 +38,17 @@ func (db *DB) Append(ctx context.Context, tenant string, lock time.Duration, a A
 	}
 	defer conn.Release()
 	if e, known := db.enteredOn(conn.Conn(), tenant); known {
-		err := e.append(ctx, conn, lock, a)
-		if err == nil {
-			return nil
-		}
-		rollback(conn)
-		var pe *pgconn.PgError
-		if !errors.As(err, &pe) || IsLocked(err) {
-			return err
+		// It cannot be prepared by itself: its tables are on the search path of the tenant's role alone. So the second time InTenant does it, which prepares it.
+		if times := db.ran(conn.Conn(), a.SQL); times != 1 {
+			err := e.append(ctx, conn, lock, a, times == 0)
+			if err == nil {
+				return nil
+			}
+			rollback(conn)
+			var pe *pgconn.PgError
+			if !errors.As(err, &pe) || IsLocked(err) {
+				return err
+			}
 		}
 	}
 	return db.on(ctx, conn, tenant, mode{lock: lock}, func(_ context.Context, tx *Tx) error {
@@ -56,7 +60,7 @@ func (db *DB) Append(ctx context.Context, tenant string, lock time.Duration, a A
 	})
 }
 
-func (t entered) append(ctx context.Context, conn *pgxpool.Conn, lock time.Duration, a Append) error {
+func (t entered) append(ctx context.Context, conn *pgxpool.Conn, lock time.Duration, a Append, once bool) error {
 	b := &pgx.Batch{}
 	queueBegin(b, t.name, mode{lock: lock})
 	b.Queue(still, t.name, t.number, t.state, t.schema, t.armed, t.preproduction, t.started)
@@ -66,7 +70,13 @@ func (t entered) append(ctx context.Context, conn *pgxpool.Conn, lock time.Durat
 		b.Queue("UPDATE onda.wakeup SET at = onda.now() + make_interval(secs => $3) WHERE tenant = $1 AND function = $2 AND at > onda.now() + make_interval(secs => $3)", t.name, a.Wake, a.In.Seconds())
 	}
 	queueCommit(b)
-	if err := conn.SendBatch(ctx, b).Close(); err != nil {
+	var err error
+	if once {
+		err = sendOnce(ctx, conn.Conn(), b)
+	} else {
+		err = conn.SendBatch(ctx, b).Close()
+	}
+	if err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
 	return nil

@@ -57,11 +57,21 @@ func (tx *Tx) Keys(ctx context.Context) (Keys, error) {
 	if ok && time.Since(c.read) < keysFor {
 		return c.keys, nil
 	}
-	var k Keys
-	rows, err := tx.Query(ctx, "SELECT id, kind, secret, retired_at FROM key WHERE kind IN ('hmac', 'pepper') ORDER BY id")
+	rows, err := tx.Once(ctx, selectKeys)
 	if err != nil {
 		return Keys{}, fmt.Errorf("read keys: %w", err)
 	}
+	k, err := readKeys(rows)
+	if err != nil {
+		return Keys{}, err
+	}
+	return db.keepKeys(tx.Tenant.Name, k)
+}
+
+const selectKeys = "SELECT id, kind, secret, retired_at FROM key WHERE kind IN ('hmac', 'pepper') ORDER BY id"
+
+// readKeys reads what selectKeys gives.
+func readKeys(rows pgx.Rows) (k Keys, err error) {
 	var id int32
 	var kind string
 	var secret []byte
@@ -84,8 +94,14 @@ func (tx *Tx) Keys(ctx context.Context) (Keys, error) {
 	if err != nil {
 		return Keys{}, fmt.Errorf("read keys: %w", err)
 	}
+	return k, nil
+}
+
+// keepKeys makes of keys that were read what signs and proves, and keeps it for a while.
+func (db *DB) keepKeys(tenant string, k Keys) (_ Keys, err error) {
+	var ok bool
 	if k.Signing, ok = k.Tokens.Current(); !ok || k.Pepper == nil {
-		return Keys{}, fmt.Errorf("tenant %s has no keys: run onda tenant create %s again", tx.Tenant.Name, tx.Tenant.Name)
+		return Keys{}, fmt.Errorf("tenant %s has no keys: run onda tenant create %s again", tenant, tenant)
 	}
 	if k.Signer, err = token.NewSigner(k.Signing); err != nil {
 		return Keys{}, fmt.Errorf("read keys: %w", err)
@@ -93,12 +109,12 @@ func (tx *Tx) Keys(ctx context.Context) (Keys, error) {
 	k.Verifier = token.NewVerifier(k.Tokens)
 	k.hashes = &sync.Pool{New: func() any { return hmac.New(sha256.New, k.Pepper) }}
 	db.mu.Lock()
-	db.keys[tx.Tenant.Name] = cachedKeys{k, time.Now()}
+	db.keys[tenant] = cachedKeys{k, time.Now()}
 	db.mu.Unlock()
 	return k, nil
 }
 
-// Keys is Tx.Keys in a transaction of its own, if they have to be read at all.
+// Keys is Tx.Keys in a transaction of its own, if they have to be read at all: a Visit.
 func (db *DB) Keys(ctx context.Context, tenant string) (k Keys, err error) {
 	db.mu.Lock()
 	c, ok := db.keys[tenant]
@@ -106,11 +122,18 @@ func (db *DB) Keys(ctx context.Context, tenant string) (k Keys, err error) {
 	if ok && time.Since(c.read) < keysFor && db.Serves(tenant) {
 		return c.keys, nil
 	}
-	err = db.Visit(ctx, tenant, func(ctx context.Context, tx *Tx) error {
-		k, err = tx.Keys(ctx)
-		return err
+	err = db.byDoor(ctx, tenant, func(lock time.Duration) error {
+		return db.look(ctx, tenant, mode{lock: lock}, func(b *pgx.Batch) {
+			b.Queue(selectKeys).Query(func(rows pgx.Rows) (err error) {
+				k, err = readKeys(rows)
+				return err
+			})
+		})
 	})
-	return k, err
+	if err != nil {
+		return Keys{}, err
+	}
+	return db.keepKeys(tenant, k)
 }
 
 // Entered are the names of the tenants that this login enters, of those that are served.
@@ -168,8 +191,13 @@ func (db *DB) nameOf(ctx context.Context, number int32) (name string, ok bool, e
 	}
 	var found *string
 	var highest int32
-	err = db.pool.QueryRow(ctx, "SELECT coalesce((SELECT max(number) FROM onda.tenant), 0), (SELECT name FROM onda.tenant WHERE number = $1)", number).Scan(&highest, &found)
+	conn, err := db.pool.Acquire(ctx)
 	if err != nil {
+		return "", false, err
+	}
+	defer conn.Release()
+	row := onceRow{once(ctx, conn.Conn(), "SELECT coalesce((SELECT max(number) FROM onda.tenant), 0), (SELECT name FROM onda.tenant WHERE number = $1)", number)}
+	if err := row.Scan(&highest, &found); err != nil {
 		return "", false, err
 	}
 	db.mu.Lock()

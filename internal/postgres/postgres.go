@@ -78,9 +78,9 @@ type DB struct {
 	stage  atomic.Value // the Stage that was seen last; none before the first
 
 	mu         sync.Mutex
-	visits     map[*pgx.Conn]map[string]entered // tenants that were entered on it
-	pending    map[drain]struct{}               // what this process published to and has not drained
-	rungAt     map[drain]time.Time              // when it last posted a doorbell from there
+	conns      map[*pgx.Conn]*connection
+	pending    map[drain]struct{}  // what this process published to and has not drained
+	rungAt     map[drain]time.Time // when it last posted a doorbell from there
 	keys       map[string]cachedKeys
 	partitions map[string]time.Time // when those of a tenant were looked after last
 	numbers    map[int32]string
@@ -104,7 +104,7 @@ func Open(cfg Config) (*DB, error) {
 	}
 	db := &DB{
 		only: cfg.Tenant, tick: cfg.Tick,
-		visits:     map[*pgx.Conn]map[string]entered{},
+		conns:      map[*pgx.Conn]*connection{},
 		pending:    map[drain]struct{}{},
 		rungAt:     map[drain]time.Time{},
 		keys:       map[string]cachedKeys{},
@@ -132,7 +132,7 @@ func Open(cfg Config) (*DB, error) {
 	pc.PrepareConn = db.keep
 	pc.BeforeClose = func(c *pgx.Conn) {
 		db.mu.Lock()
-		delete(db.visits, c)
+		delete(db.conns, c)
 		db.mu.Unlock()
 	}
 	db.pool, err = pgxpool.NewWithConfig(context.Background(), pc)
@@ -155,7 +155,32 @@ func (db *DB) Serves(tenant string) bool { return db.only == "" || db.only == te
 func (db *DB) keep(_ context.Context, c *pgx.Conn) (bool, error) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	return len(db.visits[c]) < visitsPerConn, nil
+	return len(db.of(c).visits) < visitsPerConn, nil
+}
+
+// connection is what is known of one.
+type connection struct {
+	visits map[string]entered // of tenants that were entered on it
+	ran    map[string]int     // statements that ran counts
+}
+
+// of is called under the lock.
+func (db *DB) of(c *pgx.Conn) *connection {
+	known := db.conns[c]
+	if known == nil {
+		known = &connection{visits: map[string]entered{}, ran: map[string]int{}}
+		db.conns[c] = known
+	}
+	return known
+}
+
+// ran gives how often a statement was about to be run on a connection before. Of few different ones.
+func (db *DB) ran(c *pgx.Conn, sql string) (times int) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	ran := db.of(c).ran
+	ran[sql]++
+	return ran[sql] - 1
 }
 
 // entered is what was so when a tenant was entered, on a server that was no standby.
@@ -171,18 +196,13 @@ type entered struct {
 func (db *DB) visit(c *pgx.Conn, e entered) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	v := db.visits[c]
-	if v == nil {
-		v = map[string]entered{}
-		db.visits[c] = v
-	}
-	v[e.name] = e
+	db.of(c).visits[e.name] = e
 }
 
 func (db *DB) enteredOn(c *pgx.Conn, tenant string) (entered, bool) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	e, ok := db.visits[c][tenant]
+	e, ok := db.of(c).visits[tenant]
 	return e, ok
 }
 
@@ -420,40 +440,63 @@ func queueBegin(b *pgx.Batch, tenant string, m mode) {
 func (tx *Tx) begin(ctx context.Context, tenant string, m mode) error {
 	b := &pgx.Batch{}
 	queueBegin(b, tenant, m)
-	var armed, here string
-	var started time.Time
-	var standby, moved bool
-	known := tx.db.server.Load()
-	b.Queue(enter, tenant, known.started).QueryRow(func(row pgx.Row) error {
+	e := tx.queueEnter(b, tenant)
+	if tx.db.ran(tx.conn.Conn(), enter) == 0 {
+		return tx.enter(e, tenant, sendOnce(ctx, tx.conn.Conn(), b))
+	}
+	return tx.enter(e, tenant, tx.conn.SendBatch(ctx, b).Close())
+}
+
+// entering is what enter tells of the server.
+type entering struct {
+	known          *server // before
+	read           bool
+	armed, here    string
+	started        time.Time
+	standby, moved bool
+}
+
+// queueEnter queues what tells of the tenant.
+func (tx *Tx) queueEnter(b *pgx.Batch, tenant string) *entering {
+	e := &entering{known: tx.db.server.Load()}
+	b.Queue(enter, tenant, e.known.started).QueryRow(func(row pgx.Row) error {
 		t := &tx.Tenant
-		return row.Scan(&t.Number, &t.Name, &t.State, &t.Schema, &armed, &started, &standby, &here, &t.Namespace, &t.LinkHosts, &t.FormHosts, &t.Preproduction,
-			&t.Quotas.PerSecond, &t.Quotas.PerDay, &t.Quotas.PerMonth, &t.SMTPSecret, &moved, &tx.now)
+		err := row.Scan(&t.Number, &t.Name, &t.State, &t.Schema, &e.armed, &e.started, &e.standby, &e.here, &t.Namespace, &t.LinkHosts, &t.FormHosts, &t.Preproduction,
+			&t.Quotas.PerSecond, &t.Quotas.PerDay, &t.Quotas.PerMonth, &t.SMTPSecret, &e.moved, &tx.now)
+		e.read = err == nil
+		return err
 	})
-	err := tx.conn.SendBatch(ctx, b).Close()
-	if here == "" {
-		here = known.identity
-	} else if !standby {
-		tx.db.server.Store(&server{started, here})
+	return e
+}
+
+// enter tells whether the tenant may be entered, by what was read and the error of the batch: of that which came after enter too.
+func (tx *Tx) enter(e *entering, tenant string, err error) error {
+	if e.here == "" {
+		e.here = e.known.identity
+	} else if !e.standby {
+		tx.db.server.Store(&server{e.started, e.here})
 	}
 	switch {
-	case errors.Is(err, pgx.ErrNoRows), failedWith(err, "22023", "42501"):
+	case !e.read && (errors.Is(err, pgx.ErrNoRows) || failedWith(err, "22023", "42501")):
 		return fmt.Errorf("tenant %s: %w", tenant, ErrUnknownTenant)
-	case err != nil:
+	case !e.read:
 		return fmt.Errorf("enter tenant %s: %w", tenant, err)
 	case tx.Tenant.State == Deleted:
 		return fmt.Errorf("tenant %s was deleted: %w", tenant, ErrUnknownTenant)
 	case tx.Tenant.State == Moving:
 		return fmt.Errorf("tenant %s: %w", tenant, ErrMoving)
-	case !sameServer(armed, here):
+	case !sameServer(e.armed, e.here):
 		return fmt.Errorf("tenant %s: %w", tenant, ErrElsewhere)
 	case tx.Tenant.Schema < Schema:
 		return fmt.Errorf("tenant %s is at schema %d, %d is needed: %w", tenant, tx.Tenant.Schema, Schema, ErrSchemaTooOld)
+	case err != nil:
+		return err
 	}
-	tx.Tenant.Armed = armed == here
-	if standby {
-		started = time.Time{} // of no server
+	tx.Tenant.Armed = e.armed == e.here
+	if e.standby {
+		e.started = time.Time{} // of no server
 	}
-	tx.db.visit(tx.conn.Conn(), entered{started, tx.Tenant.Name, tx.Tenant.Number, tx.Tenant.State, armed, tx.Tenant.Schema, tx.Tenant.Preproduction})
+	tx.db.visit(tx.conn.Conn(), entered{e.started, tx.Tenant.Name, tx.Tenant.Number, tx.Tenant.State, e.armed, tx.Tenant.Schema, tx.Tenant.Preproduction})
 	tx.db.stage.Store(stageOf(tx.Tenant.Preproduction))
 	return nil
 }
@@ -469,21 +512,50 @@ func (tx *Tx) commit(ctx context.Context) error {
 	b := &tx.last
 	tx.queueOutbox(b)
 	tx.queueWakes(b)
-	queueCommit(b)
-	if err := tx.conn.SendBatch(ctx, b).Close(); err != nil {
+	var err error
+	if b.Len() == 0 { // without preparing it
+		var ct pgconn.CommandTag
+		if ct, err = tx.conn.Exec(ctx, "COMMIT"); err == nil {
+			err = committed(ct)
+		}
+	} else {
+		queueCommit(b)
+		err = tx.conn.SendBatch(ctx, b).Close()
+	}
+	if err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
 	return nil
 }
 
 // queueCommit queues the commit.
-func queueCommit(b *pgx.Batch) {
-	b.Queue("COMMIT").Exec(func(ct pgconn.CommandTag) error {
-		if ct.String() != "COMMIT" { // an error that was swallowed turns a commit into a rollback
-			return errors.New("an earlier statement had failed, nothing was kept")
-		}
-		return nil
-	})
+func queueCommit(b *pgx.Batch) { b.Queue("COMMIT").Exec(committed) }
+
+// committed tells whether a commit was one.
+func committed(ct pgconn.CommandTag) error {
+	if ct.String() != "COMMIT" { // an error that was swallowed turns a commit into a rollback
+		return errors.New("an earlier statement had failed, nothing was kept")
+	}
+	return nil
+}
+
+// look runs statements that only read, in the tenant and in one round trip with all that a transaction takes. What they gave counts when no error is returned.
+func (db *DB) look(ctx context.Context, tenant string, m mode, queue func(b *pgx.Batch)) error {
+	conn, err := db.acquire(ctx, tenant)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	tx, b := &Tx{db: db, conn: conn}, &pgx.Batch{}
+	queueBegin(b, tenant, m)
+	e := tx.queueEnter(b, tenant)
+	queue(b)
+	queueCommit(b)
+	if err := tx.enter(e, tenant, sendOnce(ctx, conn.Conn(), b)); err != nil {
+		rollback(conn)
+		return err
+	}
+	return nil
 }
 
 func rollback(conn *pgxpool.Conn) {

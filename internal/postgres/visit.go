@@ -40,14 +40,21 @@ func (db *DB) VisitSnapshot(ctx context.Context, tenant string, f func(ctx conte
 	return db.visitor(ctx, tenant, mode{snapshot: true}, f)
 }
 
-func (db *DB) visitor(ctx context.Context, tenant string, m mode, f func(ctx context.Context, tx *Tx) error) (err error) {
+func (db *DB) visitor(ctx context.Context, tenant string, m mode, f func(ctx context.Context, tx *Tx) error) error {
+	return db.byDoor(ctx, tenant, func(lock time.Duration) error {
+		m.lock = lock
+		return db.inTenant(ctx, tenant, m, f)
+	})
+}
+
+// byDoor does what a visitor came for, when one may come in. do is told how long it may wait for a lock.
+func (db *DB) byDoor(ctx context.Context, tenant string, do func(lock time.Duration) error) (err error) {
 	lock, leave, err := db.doors.enter(ctx, tenant)
 	if err != nil {
 		return fmt.Errorf("tenant %.60q: %w", tenant, err)
 	}
 	defer func() { leave(IsLocked(err)) }() // also of a panic
-	m.lock = lock
-	return db.inTenant(ctx, tenant, m, f)
+	return do(lock)
 }
 
 // doors are where visitors of tenants come in.

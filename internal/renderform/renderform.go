@@ -134,7 +134,7 @@ func (f *form) same(g *form) bool {
 func readForm(ctx context.Context, tx *postgres.Tx, name string, document int64) (*form, error) {
 	f := &form{tenant: tx.Tenant, fields: map[string]*spec.Field{}, settings: spec.DefaultSettings()}
 	var doc []byte
-	err := tx.QueryRow(ctx, `SELECT e.id, d.id, d.version, d.spec FROM entity e JOIN document d ON d.entity = e.id
+	err := tx.OnceRow(ctx, `SELECT e.id, d.id, d.version, d.spec FROM entity e JOIN document d ON d.entity = e.id
 		WHERE e.kind = $1 AND CASE WHEN $3 > 0 THEN d.id = $3 ELSE e.name = $2 AND d.id = e.current END`, spec.KindForm, name, document).
 		Scan(&f.entity, &f.document, &f.version, &doc)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -153,7 +153,7 @@ func readForm(ctx context.Context, tx *postgres.Tx, name string, document int64)
 	for _, in := range f.Inputs {
 		names = append(names, in.Field)
 	}
-	rows, err := tx.Query(ctx, `SELECT e.kind, e.id, d.id, d.spec FROM entity e JOIN document d ON d.id = e.current
+	rows, err := tx.Once(ctx, `SELECT e.kind, e.id, d.id, d.spec FROM entity e JOIN document d ON d.id = e.current
 		WHERE e.kind IN ($1, $2) AND e.name = ANY ($3) OR e.kind = $4 AND e.name = $5 ORDER BY d.id`, spec.KindField, spec.KindSettings, names, spec.KindTopic, f.askedFor())
 	if err != nil {
 		return nil, fmt.Errorf("read the fields of a form: %w", err)
