@@ -68,6 +68,9 @@ func New(own fs.FS, patterns ...string) (*Pages, error) {
 	return &Pages{parse: parse, style: string(css), sheets: map[look]sheet{}, refusals: map[refusal][]byte{}}, nil
 }
 
+// Prepare parses what the first page needs, unless that was done: for whoever has to wait for something else before there is one.
+func (p *Pages) Prepare() { _, _ = p.parse() } // who shows a page is told of an error
+
 // hashOf is how a Content-Security-Policy names what may be in a page.
 func hashOf(source []byte) string {
 	sum := sha256.Sum256(source)

@@ -119,6 +119,7 @@ func (c *cache) read(ctx context.Context, key formName) (*known, error) {
 	k.err = within(ctx, c.db, key.tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
 		if k.form, err = readForm(ctx, tx, key.form, 0); err == nil {
 			settings = k.form.settings
+			_, err = tx.Keys(ctx) // who shows it needs them
 		} else if errors.Is(err, errNotFound) {
 			var failed error
 			settings, failed = contact.Settings(ctx, tx)

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/onda-run/onda/internal/contact"
@@ -39,9 +40,10 @@ var errOrigin = errors.New("this site may not post the form: name it in the form
 // server answers the public HTTP of design section 7.
 type server struct {
 	*Forms
-	pages *page.Pages
-	embed string
-	form  string // the script of a form, wherever it is shown
+	pages   *page.Pages
+	prepare sync.Once // of pages
+	embed   string
+	form    string // the script of a form, wherever it is shown
 }
 
 // Handler makes the public HTTP of render-form.
@@ -224,6 +226,7 @@ func (s *server) formView(f *form, action, lang string, values url.Values, probl
 
 // show is the page of a form, or the script that shows it on another site.
 func (s *server) show(w http.ResponseWriter, r *http.Request) error {
+	s.prepare.Do(func() { go s.pages.Prepare() }) // while the form is read
 	k, err := s.load(r)
 	if err != nil {
 		return err
