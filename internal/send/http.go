@@ -131,10 +131,11 @@ func programKey(r *http.Request) (token.ProgramKey, error) {
 
 // proveKey refuses a key that is not the tenant's, and one that is in every browser.
 func (s *sender) proveKey(ctx context.Context, tenant string, key token.ProgramKey) error {
-	var secret, ok bool
+	var secret, ok, cells bool
 	sum := key.Hash()
 	err := s.db.InTenant(ctx, tenant, func(ctx context.Context, tx *postgres.Tx) (err error) {
 		secret, ok, err = tx.ProgramKey(ctx, sum[:])
+		cells = tx.Tenant.SMTPSecret == "" && s.unfitFor(&tx.Tenant) == nil
 		return err
 	})
 	switch {
@@ -146,6 +147,9 @@ func (s *sender) proveKey(ctx context.Context, tenant string, key token.ProgramK
 		return errUnauthorized()
 	case !secret || key.Kind != token.SecretKey:
 		return refuse(http.StatusForbidden, "Not with a public key", "a public key may only tell what visitors do; use the tenant's secret key (onda_sk_...), and keep it out of browsers")
+	}
+	if l := s.lanes[delivery.Transactional]; l != nil && cells {
+		l.expect()
 	}
 	return nil
 }

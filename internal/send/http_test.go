@@ -164,6 +164,33 @@ func TestPostEmailStoresOneMailAKey(t *testing.T) {
 	}
 }
 
+// A process that was started for a mail reaches its relay while it stores that mail, and for nobody who has not proven a key.
+func TestTheRelayIsReachedWhileAMailIsStored(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	in := w.start()
+	const none = `{"to": "a@x.example", "email": "none"}`
+	if r := call(in, none, "Authorization: Bearer "+w.programKey(pgtest.Acme, token.PublicKey).Reveal()); r.Code != http.StatusForbidden {
+		t.Fatalf("status %d, %s", r.Code, r.Body)
+	}
+	if made, _ := w.smtp.Conns(); made > 0 {
+		t.Error("a relay was reached for a key that is in every browser")
+	}
+	key := "Authorization: Bearer " + w.programKey(pgtest.Acme, token.SecretKey).Reveal()
+	if r := call(in, none, key); r.Code != http.StatusUnprocessableEntity {
+		t.Fatalf("status %d, %s", r.Code, r.Body)
+	}
+	w.smtp.Wait("the relay greets", func() bool { return len(w.smtp.Commands()) > 0 })
+	made, _ := w.smtp.Conns()
+	if r := call(in, `{"to": "a@x.example", "email": "password", "data": {"code": "1"}}`, key); r.Code != http.StatusAccepted {
+		t.Fatalf("status %d, %s", r.Code, r.Body)
+	}
+	w.smtp.Wait("the mail", func() bool { return len(w.smtp.Mails()) == 1 })
+	if again, _ := w.smtp.Conns(); again != made {
+		t.Errorf("%d connections were made for a mail to a relay that was reached", again-made)
+	}
+}
+
 // What was taken and not sent before the process ended is found by the sweep; and what its relay would not take goes to a later turn, by its wake-up.
 func TestTakenMailsOutliveTheProcess(t *testing.T) {
 	t.Parallel()

@@ -9,6 +9,7 @@ import (
 
 	"go.opentelemetry.io/otel/metric"
 	"go.uber.org/zap"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/onda-run/onda/internal/compose"
 	"github.com/onda-run/onda/internal/delivery"
@@ -47,6 +48,7 @@ type lane struct {
 	stop    chan struct{}
 	done    sync.WaitGroup
 	good    atomic.Int64 // unix nanoseconds of the relay's last answer
+	probes  singleflight.Group
 	wide    atomic.Int32 // the window that batches begin with
 }
 
@@ -293,11 +295,28 @@ func (l *lane) take(ctx context.Context, tenant string) (*holder, error) {
 // there tells whether the relay has just answered.
 func (l *lane) there() bool { return time.Since(time.Unix(0, l.good.Load())) < probeEvery }
 
-// probe finds out within a second whether a relay is there, unless it has just answered, so that nothing is marked for a relay that is away.
+// expect has the relay reached while a mail is stored, so that it is there when that mail is leased: a process that was started for it has not reached it yet.
+func (l *lane) expect() {
+	if !l.there() {
+		go func() { _ = l.probe(context.Background()) }() // whoever sends a mail is told of an error
+	}
+}
+
+// probe finds out within a second whether a relay is there, unless it has just answered, so that nothing is marked for a relay that is away. Those who ask at once are told together.
 func (l *lane) probe(ctx context.Context) error {
 	if l.there() {
 		return nil
 	}
+	answer := l.probes.DoChan("", func() (any, error) { return nil, l.reach(context.WithoutCancel(ctx)) })
+	select {
+	case r := <-answer:
+		return r.Err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (l *lane) reach(ctx context.Context) error {
 	reach, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
 	if err := l.pool.Reach(reach); err != nil {
