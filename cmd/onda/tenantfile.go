@@ -380,7 +380,7 @@ func (one *synced) follow(ctx context.Context, a *postgres.Admin, state string) 
 	case errors.Is(err, postgres.ErrHeld):
 		one.Waits = fmt.Sprintf("%s by command: the file says %s; onda tenant resume %s ends that", one.state, one.file.Spec.State, one.Name)
 		return nil
-	case errors.Is(err, postgres.ErrSending), errors.Is(err, postgres.ErrMoving):
+	case errors.Is(err, postgres.ErrSending), errors.Is(err, postgres.ErrMoving), errors.Is(err, postgres.ErrPurging):
 		one.Waits = err.Error()
 		return nil
 	case err != nil:

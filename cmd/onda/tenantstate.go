@@ -148,7 +148,7 @@ type tenantPurgeCmd struct {
 // Help is shown by --help.
 func (tenantPurgeCmd) Help() string {
 	return "Needs ONDA_ADMIN_DATABASE_URL. Removes a tenant that was deleted 30 days ago or more: schema, keys, hosts and role, for good. " +
-		"Whatever a file says, onda tenant sync makes no new one of its name: onda tenant create does.\n\nExample:\n  onda tenant purge acme"
+		"Whatever a file says, onda tenant sync makes no new one of its name: onda tenant create does. Once it has begun, resume takes nothing back; run it again where it was interrupted.\n\nExample:\n  onda tenant purge acme"
 }
 
 // Run removes the tenant.

@@ -1,6 +1,9 @@
 package postgres_test
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -64,4 +67,54 @@ func TestPurgeLeavesNothing(t *testing.T) {
 	if tables := left("gone-by"); len(tables) != before {
 		t.Errorf("the other is in %q", tables)
 	}
+}
+
+// A tenant of many partitions is purged in transactions of a few each; one that is killed in between leaves nothing to be taken back, and is completed by a repeat.
+func TestPurgeIsKilled(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	a, killed, super, ctx := d.Admin(t), d.Admin(t), connect(t, d.AdminURL), t.Context()
+	newTenant(t, a, "large")
+	const parts = 50
+	mustExec(t, super, fmt.Sprintf(`DO $$ BEGIN FOR i IN 2..%d LOOP
+		EXECUTE format('CREATE TABLE large.fact_x%%s PARTITION OF large.fact FOR VALUES FROM (%%s) TO (%%s)', i, i * 100000000::bigint, (i + 1) * 100000000::bigint); END LOOP;
+		FOR i IN 2..%[1]d LOOP EXECUTE format('ALTER TABLE large.fact_x%%s OWNER TO onda_owner', i); END LOOP; END $$`, parts))
+	if _, err := a.Delete(ctx, "large"); err != nil {
+		t.Fatal(err)
+	}
+	mustExec(t, super, "UPDATE onda.tenant SET deleted_at = now() - interval '31 days' WHERE name = 'large'")
+	end := writes(t, d, "SELECT FROM large.contact LIMIT 1")
+	ended := make(chan error, 1)
+	go func() {
+		_, err := killed.Purge(context.WithoutCancel(ctx), "large")
+		ended <- err
+	}()
+	pid := waiting(t, d.DB(t), ended, "relation")
+	var left int
+	if err := super.QueryRow(ctx, "SELECT count(*) FROM pg_class WHERE relispartition AND relkind = 'r' AND relnamespace = 'large'::regnamespace").Scan(&left); err != nil {
+		t.Fatal(err)
+	}
+	if left > 0 {
+		t.Errorf("when the schema is dropped it has %d partitions", left)
+	}
+	mustExec(t, super, fmt.Sprintf("SELECT pg_terminate_backend(%d)", pid))
+	if err := <-ended; err == nil {
+		t.Error("it was not killed")
+	}
+	end()
+	_, resumed := a.Resume(ctx, "large")
+	_, followed := a.Follow(ctx, "large", postgres.Active)
+	_, made := a.CreateTenant(ctx, "large")
+	for what, err := range map[string]error{"resume": resumed, "follow": followed, "create": made} {
+		if !errors.Is(err, postgres.ErrPurging) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if kept, err := a.Purge(ctx, "large"); err != nil || kept {
+		t.Errorf("again: %t, %v", kept, err)
+	}
+	if made, err := a.CreateTenant(ctx, "large"); err != nil || !made {
+		t.Errorf("a new one: %t, %v", made, err)
+	}
+	t.Cleanup(func() { mustExec(t, super, "DROP SCHEMA large CASCADE", "DROP ROLE large") })
 }

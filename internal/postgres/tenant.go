@@ -32,6 +32,9 @@ var ErrSending = errors.New("it is sending")
 // ErrHeld says that a command set a tenant's state, which its file does not lift: Resume does.
 var ErrHeld = errors.New("a command set its state")
 
+// ErrPurging says that the purge of a deleted tenant was begun, so that there is nothing whole to take back.
+var ErrPurging = errors.New("its purge was begun, and onda tenant purge ends it")
+
 // TenantInfo is a tenant's row in the registry.
 type TenantInfo struct {
 	Number  int32         `json:"number"`
@@ -134,9 +137,13 @@ func (a *Admin) CreateTenant(ctx context.Context, name string) (made bool, err e
 			made = ct.RowsAffected() == 1
 		}
 		if !made {
-			if t, err := lockTenant(ctx, tx, name); err != nil {
+			t, err := lockTenant(ctx, tx, name)
+			switch {
+			case err != nil:
 				return err
-			} else if t.state == Deleted {
+			case t.purging:
+				return ErrPurging
+			case t.state == Deleted:
 				return fmt.Errorf("there is one of this name that was deleted: onda tenant resume %s takes it back, onda tenant purge %[1]s removes it after %s", name, day(t.deleted.Add(Grace)))
 			}
 		}
@@ -219,11 +226,13 @@ type tenantRow struct {
 	held    bool
 	deleted *time.Time
 	now     time.Time // by the server's clock, as deleted is
+	purging bool
 }
 
 // lockTenant reads the tenant's row and keeps it from other changes until the transaction ends.
 func lockTenant(ctx context.Context, tx pgx.Tx, name string) (t tenantRow, err error) {
-	err = tx.QueryRow(ctx, "SELECT number, state, held, deleted_at, now() FROM onda.tenant WHERE name = $1 FOR UPDATE", name).Scan(&t.number, &t.state, &t.held, &t.deleted, &t.now)
+	err = tx.QueryRow(ctx, "SELECT number, state, held, deleted_at, now(), EXISTS (SELECT FROM onda.purged WHERE name = $1) FROM onda.tenant WHERE name = $1 FOR UPDATE", name).
+		Scan(&t.number, &t.state, &t.held, &t.deleted, &t.now, &t.purging)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return t, fmt.Errorf("tenant %.60q: %w", name, ErrUnknownTenant)
 	}
@@ -269,12 +278,15 @@ func (a *Admin) Suspend(ctx context.Context, tenant string, moving bool) (inHand
 	return inHand, nil
 }
 
-// Resume makes a tenant active again that was suspended, moving, or deleted and not yet purged. Work that became due meanwhile is found at the next tick.
+// Resume makes a tenant active again that was suspended, moving, or deleted; an ErrPurging where its purge was begun. Work that became due meanwhile is found at the next tick.
 func (a *Admin) Resume(ctx context.Context, tenant string) (changed bool, err error) {
 	err = a.inTx(ctx, func(tx pgx.Tx) error {
 		t, err := lockTenant(ctx, tx, tenant)
 		if err != nil || t.state == Active {
 			return err
+		}
+		if t.purging {
+			return ErrPurging
 		}
 		changed = true
 		if err := setState(ctx, tx, tenant, Active, false); err != nil {
@@ -289,7 +301,8 @@ func (a *Admin) Resume(ctx context.Context, tenant string) (changed bool, err er
 }
 
 // Follow makes a tenant's state (active, suspended or deleted) what its file says. Of the file and of commands the stricter counts: an ErrHeld where it would lift what
-// Suspend or Delete set, which holds until Resume, or until a file has said the same. An ErrMoving while it is moving, and an ErrSending as Delete gives it.
+// Suspend or Delete set, which holds until Resume, or until a file has said the same. An ErrMoving while it is moving, an ErrPurging where nothing whole could be taken back, and an
+// ErrSending as Delete gives it.
 func (a *Admin) Follow(ctx context.Context, tenant, state string) (changed bool, err error) {
 	err = a.inTx(ctx, func(tx pgx.Tx) error {
 		changed = false // of an attempt before
@@ -303,6 +316,8 @@ func (a *Admin) Follow(ctx context.Context, tenant, state string) (changed bool,
 			return ErrMoving
 		case t.state == state:
 			return setState(ctx, tx, tenant, state, false)
+		case lifts && t.purging:
+			return ErrPurging
 		case lifts && t.held:
 			return ErrHeld
 		case state == Deleted:
@@ -394,39 +409,81 @@ func notInHand(ctx context.Context, tx pgx.Tx, tenant string) error {
 	return err
 }
 
+// partsAtOnce is how many partitions a transaction drops: a large tenant has a thousand of them, with more indexes than there are locks for all transactions of a server.
+const partsAtOnce = 20
+
 // Purge removes a deleted tenant for good when its grace is over: schema, keys, hosts, wake-ups, times at relays, registry row and role. Its number is never given again, and
-// Purged tells of its name from then on. roleKept tells that another database of the server still uses the role.
+// Purged tells of its name from then on. One that was killed has left a tenant that cannot be taken back, and is completed by a repeat. roleKept tells that another database of
+// the server still uses the role.
 func (a *Admin) Purge(ctx context.Context, tenant string) (roleKept bool, err error) {
-	err = a.inTx(ctx, func(tx pgx.Tx) error {
-		t, err := lockTenant(ctx, tx, tenant)
-		if err != nil {
-			return err
-		}
-		if t.state != Deleted {
-			return fmt.Errorf("it is %s: onda tenant delete %s first", t.state, tenant)
-		}
-		if ends := t.deleted.Add(Grace); t.now.Before(ends) {
-			return fmt.Errorf("it was deleted at %s and can be taken back until %s: purge it after that", day(*t.deleted), day(ends))
-		}
-		if _, err := tx.Exec(ctx, fmt.Sprintf("DROP SCHEMA %s CASCADE", quote(tenant))); err != nil {
-			return err
-		}
-		for _, sql := range []string{
-			"DELETE FROM onda.host WHERE tenant = $1", "DELETE FROM onda.wakeup WHERE tenant = $1", "DELETE FROM onda.failure WHERE tenant = $1",
-			"DELETE FROM onda.relay WHERE starts_with(name, $1 || ' ')", // of its own login: see onda.relay_slots
-			"DELETE FROM onda.tenant WHERE name = $1", "INSERT INTO onda.purged (name) VALUES ($1) ON CONFLICT DO NOTHING",
-		} {
-			if _, err := tx.Exec(ctx, sql, tenant); err != nil {
+	for more := true; more && err == nil; {
+		err = a.inTx(ctx, func(tx pgx.Tx) error {
+			if err := mayPurge(ctx, tx, tenant); err != nil {
 				return err
 			}
-		}
-		roleKept, err = dropRole(ctx, tx, tenant)
-		return err
-	})
+			if _, err := tx.Exec(ctx, "INSERT INTO onda.purged (name) VALUES ($1) ON CONFLICT DO NOTHING", tenant); err != nil {
+				return err
+			}
+			n, err := dropPartitions(ctx, tx, tenant)
+			more = n == partsAtOnce
+			return err
+		})
+	}
+	if err == nil {
+		err = a.inTx(ctx, func(tx pgx.Tx) error {
+			if err := mayPurge(ctx, tx, tenant); err != nil {
+				return err
+			}
+			if _, err := tx.Exec(ctx, fmt.Sprintf("DROP SCHEMA %s CASCADE", quote(tenant))); err != nil {
+				return err
+			}
+			for _, sql := range []string{
+				"DELETE FROM onda.host WHERE tenant = $1", "DELETE FROM onda.wakeup WHERE tenant = $1", "DELETE FROM onda.failure WHERE tenant = $1",
+				"DELETE FROM onda.relay WHERE starts_with(name, $1 || ' ')", // of its own login: see onda.relay_slots
+				"DELETE FROM onda.tenant WHERE name = $1",
+			} {
+				if _, err := tx.Exec(ctx, sql, tenant); err != nil {
+					return err
+				}
+			}
+			roleKept, err = dropRole(ctx, tx, tenant)
+			return err
+		})
+	}
 	if err != nil {
 		return false, fmt.Errorf("purge tenant %s: %w", tenant, err)
 	}
 	return roleKept, nil
+}
+
+// mayPurge locks a tenant's row, and gives an error where it is not deleted, or its grace is not over.
+func mayPurge(ctx context.Context, tx pgx.Tx, tenant string) error {
+	t, err := lockTenant(ctx, tx, tenant)
+	if err != nil {
+		return err
+	}
+	if t.state != Deleted {
+		return fmt.Errorf("it is %s: onda tenant delete %s first", t.state, tenant)
+	}
+	if ends := t.deleted.Add(Grace); t.now.Before(ends) {
+		return fmt.Errorf("it was deleted at %s and can be taken back until %s: purge it after that", day(*t.deleted), day(ends))
+	}
+	return nil
+}
+
+// dropPartitions drops up to partsAtOnce partitions of a tenant, and tells how many.
+func dropPartitions(ctx context.Context, tx pgx.Tx, tenant string) (n int, err error) {
+	rows, err := tx.Query(ctx, `SELECT format('%I.%I', s.nspname, c.relname) FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace
+		WHERE s.nspname = $1 AND c.relkind = 'r' AND c.relispartition ORDER BY c.oid LIMIT $2`, tenant, partsAtOnce)
+	if err != nil {
+		return 0, err
+	}
+	parts, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil || len(parts) == 0 {
+		return 0, err
+	}
+	_, err = tx.Exec(ctx, "DROP TABLE "+strings.Join(parts, ", "))
+	return len(parts), err
 }
 
 // Purged tells whether a tenant of the name was purged, and none made since.
