@@ -164,7 +164,21 @@ func testBadInput(t *testing.T, all map[string]rendering) {
 		},
 		"an image that is not pinned": {
 			"config/regions/eu-west/system", "config/regions/eu-west/images/kustomization.yaml", "name: ko://github.com/onda-run/onda/functions/schedule", "name: schedule",
-			[]string{"functions/schedule/service.yaml: Service schedule: its image is none of those that the entry pins: add it to images"},
+			[]string{"functions/schedule/service.yaml: Service schedule: its image is none of those that the entry pins, and nothing builds it there: add it to images"},
+		},
+		"images that nothing builds": {
+			"config/regions/eu-west/next", "config/regions/eu-west/next/kustomization.yaml", "  - ../images\n", "", []string{send + ": Service send: its image is none of those that the entry pins, and nothing builds it there"},
+		},
+		"a cell that is none": {
+			"config/regions/eu-west/system", "config/regions/eu-west/system/kustomization.yaml", "ONDA_CELL=eu-west-1", "ONDA_CELL=eu-west-2",
+			[]string{`config/regions/eu-west/system: ONDA_CELL is "eu-west-2", and there is no config/regions/eu-west/cells/eu-west-2.yaml: the Job tenants would make nobody`},
+		},
+		"lists that are mounted elsewhere": {
+			"config/testdata/combinations/relays", "config/components/scanners/kustomization.yaml", "mountPath: /var/run/onda/scanners", "mountPath: /var/run/scanners",
+			[]string{"Service track: env.ONDA_SCANNERS: nothing is mounted at /var/run/onda/scanners"},
+		},
+		"programs that people's pages are shut to": {
+			oidc, "config/components/network-policy/policy.yaml", "        - {protocol: TCP, port: 8443}\n", "", []string{"the network policies do not let a tenant's own program reach the ingress (namespace ingress, port 8443)"},
 		},
 		"another function's image": {
 			"config/regions/eu-west/system", "config/regions/eu-west/images/kustomization.yaml", "newName: registry.example.com/onda/schedule", "newName: registry.example.com/onda/send",
@@ -216,6 +230,9 @@ func testBadInput(t *testing.T, all map[string]rendering) {
 		"no bound to its pods": {
 			"config/tenants/corvo", "config/components/small/kustomization.yaml", `value: "2"`, `value: "0"`,
 			[]string{send + `: Service send: spec.template.metadata.annotations: autoscaling.knative.dev/max-scale is "0", so nothing bounds its pods and their connections to Postgres`},
+		},
+		"a way back that would stay": {
+			"functions/send", send, "  traffic:\n    - latestRevision: true\n      percent: 100\n", "", []string{send + ": Service send: spec.traffic: is not all for the latest revision, written out"},
 		},
 		"a bound's misspelt name": {
 			"functions/send", send, "autoscaling.knative.dev/max-scale", "autoscaling.knative.dev/max-scales",

@@ -168,6 +168,10 @@ func (c *checker) complete() {
 	system := c.namespace == ringNamespace("system")
 	if system {
 		want["PingSource"], want["Job"] = []string{"tick"}, []string{"migrate", "tenants"}
+		cell := "config/regions/" + path.Base(path.Dir(c.dir)) + "/cells/" + c.setting("ONDA_CELL") + ".yaml"
+		if _, err := os.Stat("../" + cell); err != nil && strings.HasPrefix(c.dir, "config/regions/") {
+			c.add(c, "ONDA_CELL is %q, and there is no %s: the Job tenants would make nobody; name one that is there", c.setting("ONDA_CELL"), cell)
+		}
 	}
 	if c.pool.namespace == "" {
 		for service, function := range c.functions {
@@ -331,6 +335,12 @@ func (c *checker) references() {
 					c.need(p.at, "env."+v.Name, "Secret", c.namespace, v.ValueFrom.SecretKeyRef.Name)
 				}
 			}
+			for _, setting := range []string{"ONDA_SECRETS", "ONDA_SCANNERS"} {
+				dir := manifest.EnvOf(container, setting)
+				if dir != "" && !slices.ContainsFunc(container.VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath == dir }) {
+					c.add(p.at, "env.%s: nothing is mounted at %s: name the mountPath of what it is for", setting, dir)
+				}
+			}
 			for _, m := range container.VolumeMounts {
 				if !slices.ContainsFunc(p.spec.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name }) {
 					c.add(p.at, "mounts the volume %q, which is not one of its volumes", m.Name)
@@ -458,6 +468,14 @@ func (c *checker) bounds() {
 		autoscaling.TargetUtilizationPercentageKey, autoscaling.WindowAnnotationKey,
 	}
 	for at, s := range manifest.Of[*servingv1.Service](c.objects) {
+		var written struct {
+			Spec struct {
+				Traffic []servingv1.TrafficTarget `json:"traffic"`
+			} `json:"spec"`
+		}
+		if err := json.Unmarshal(at.JSON, &written); err != nil || len(written.Spec.Traffic) != 1 || !*cmp.Or(written.Spec.Traffic[0].LatestRevision, new(bool)) {
+			c.add(at, "spec.traffic: is not all for the latest revision, written out: applying it would not end a way back that was taken by kubectl patch")
+		}
 		local := s.Labels["networking.knative.dev/visibility"] == "cluster-local"
 		if serve := manifest.Env(s, "ONDA_SERVE"); !local && serve != "http" {
 			c.add(at, "is public and serves %q (ONDA_SERVE), so that anybody can post events to it: label it networking.knative.dev/visibility: cluster-local, or have it serve http", serve)
@@ -498,9 +516,9 @@ func (c *checker) images() {
 			pinned = append(pinned, p.at)
 		}
 	}
-	if len(built) > 0 && len(pinned) > 0 {
+	if len(built) > 0 && (len(pinned) > 0 || c.production) {
 		for _, at := range built {
-			c.add(at, "its image is none of those that the entry pins: add it to images")
+			c.add(at, "its image is none of those that the entry pins, and nothing builds it there: add it to images")
 		}
 	}
 }

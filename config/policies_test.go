@@ -109,7 +109,7 @@ func (c *checker) guards() {
 // programs holds a pod that is none of Onda's, and what else is in the cluster, to what they may reach.
 func (c *checker) programs(all []*networkingv1.NetworkPolicy) {
 	program := peer{what: "a program", namespace: c.namespace, of: c.labels(), pod: labels.Set{"app": "shop"}}
-	for _, to := range append(names(), publicIngress(8080), peer{what: "another program", namespace: c.namespace, of: c.labels(), port: 8080}) {
+	for _, to := range append(names(), publicIngress(8080), publicIngress(8443), peer{what: "another program", namespace: c.namespace, of: c.labels(), port: 8080}) {
 		if !leaves(all, program, to) {
 			c.add(c, "the network policies do not let a tenant's own program reach %s (%s): add that to config/components/network-policy", to.what, to)
 		}

@@ -357,10 +357,20 @@ func testEverythingIsUsed(t *testing.T, all map[string]rendering) {
 }
 
 // testOneSink holds what rings for one another to one pattern of addresses: a link host of one ring answers for tenants of the other, and the pool works for
-// sandboxes; each puts the tenant's namespace into its own K_SINK.
+// sandboxes; each puts the tenant's namespace into its own K_SINK. And a region to one collector: what the system alone can tell is looked for where the rings tell theirs.
 func testOneSink(t *testing.T, all map[string]rendering) {
 	t.Helper()
 	sinks := map[string]map[string][]string{} // by region and sink, the entries
+	for dir, r := range all {
+		if path.Dir(path.Dir(dir)) != "config/regions" {
+			continue
+		}
+		system := all[path.Dir(dir)+"/system"]
+		const collector = "OTEL_EXPORTER_OTLP_ENDPOINT"
+		if here, there := r.setting(collector), system.setting(collector); here != there {
+			t.Errorf("%s sends telemetry to %q, and %s to %q: compose config/components/otel in both", dir, here, system, there)
+		}
+	}
 	for dir, r := range all {
 		region := ""
 		if name, ok := strings.CutPrefix(dir, "config/regions/"); ok && path.Base(dir) != "system" {
