@@ -64,10 +64,6 @@ func (t *Tracker) Handler() (http.Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read onda.js: %w", err)
 	}
-	script, err := newScript(text)
-	if err != nil {
-		return nil, err
-	}
 	s := &server{Tracker: t, pages: pages, keys: newProgramKeys(t.hasProgramKey), settings: newCache[string, *spec.Settings](1_000, time.Minute)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /o/{file}", s.open)
@@ -80,7 +76,7 @@ func (t *Tracker) Handler() (http.Handler, error) {
 	mux.HandleFunc("POST /p/{token}/stored", s.proven(token.Preferences, s.storedAsk))
 	mux.HandleFunc("GET /p/{token}/copy", s.proven(token.Preferences, s.storedCopy))
 	mux.HandleFunc("GET /w/{token}", s.proven(token.WebView, s.webView))
-	mux.Handle("GET /onda.js", script)
+	mux.Handle("GET /onda.js", newScript(text))
 	mux.HandleFunc("POST /e", s.api(s.event))
 	mux.HandleFunc("OPTIONS /e", preflight)
 	for _, call := range []string{typeIdentify, typeTrack, typePage, typeScreen, typeGroup, typeAlias, callBatch} {
@@ -655,7 +651,7 @@ func (s *script) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Vary", "Accept-Encoding")
 	body, tag := s.text, s.tag
 	if takesGzip(r.Header.Get("Accept-Encoding")) {
-		body, tag = s.packed, s.tag+"-gzip"
+		body, tag = s.packed(), s.tag+"-gzip"
 		h.Set("Content-Encoding", "gzip")
 	}
 	h.Set("ETag", `"`+tag+`"`)

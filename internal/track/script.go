@@ -5,30 +5,28 @@ import (
 	"compress/gzip"
 	"crypto/sha256"
 	"encoding/base64"
-	"fmt"
 	"strings"
+	"sync"
 )
 
-// script is a script of pages, compressed once.
+// script is a script of pages.
 type script struct {
-	text, packed []byte
-	tag          string // of what is in it
+	text   []byte
+	packed func() []byte // compressed once, for the first who asks: that takes a tenth of what a start does, and most are for somebody else
+	tag    string        // of what is in it
 }
 
-func newScript(text []byte) (*script, error) {
-	var packed bytes.Buffer
-	z, err := gzip.NewWriterLevel(&packed, gzip.BestCompression)
-	if err == nil {
-		_, err = z.Write(text)
-	}
-	if err == nil {
-		err = z.Close()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("compress a script: %w", err)
-	}
+func newScript(text []byte) *script {
 	sum := sha256.Sum256(text)
-	return &script{text, packed.Bytes(), base64.RawURLEncoding.EncodeToString(sum[:12])}, nil
+	return &script{text, sync.OnceValue(func() []byte { return pack(text) }), base64.RawURLEncoding.EncodeToString(sum[:12])}
+}
+
+func pack(text []byte) []byte {
+	var packed bytes.Buffer // which takes all that is written to it
+	z, _ := gzip.NewWriterLevel(&packed, gzip.BestCompression)
+	_, _ = z.Write(text)
+	_ = z.Close()
+	return packed.Bytes()
 }
 
 // takesGzip tells whether a client says so (RFC 9110 section 12.5.3).

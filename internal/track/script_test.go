@@ -19,10 +19,7 @@ import (
 func TestScriptIsCachedAndCompressed(t *testing.T) {
 	t.Parallel()
 	const text = "onda onda onda onda onda onda onda onda onda onda onda onda"
-	s, err := newScript([]byte(text))
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := newScript([]byte(text))
 	get := func(accept, known string) *httptest.ResponseRecorder {
 		r := httptest.NewRequest(http.MethodGet, "/onda.js", http.NoBody)
 		r.Header.Set("Accept-Encoding", accept)
@@ -37,6 +34,7 @@ func TestScriptIsCachedAndCompressed(t *testing.T) {
 	for accept, packed := range map[string]bool{"": false, "gzip, deflate, br": true, "br;q=1.0, GZIP;q=0.5": true, "gzip;q=0": false, "gzip; q=0.00": false, "br": false} {
 		res := get(accept, "")
 		var body io.Reader = res.Body
+		var err error
 		if packed {
 			if body, err = gzip.NewReader(res.Body); err != nil {
 				t.Errorf("%q: %v", accept, err)
