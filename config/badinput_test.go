@@ -146,6 +146,10 @@ func testBadInput(t *testing.T, all map[string]rendering) {
 			rabbit, "config/components/network-policy/policy.yaml", "cidr: 0.0.0.0/0\n      ports:\n        - {protocol: TCP, port: 5432}", "cidr: db.example.com\n      ports:\n        - {protocol: TCP, port: 5432}",
 			[]string{"config/components/network-policy/policy.yaml: NetworkPolicy functions-out: spec.egress.to.ipBlock.cidr: netip.ParsePrefix"},
 		},
+		"a broker whose pods reach nothing": {
+			rabbit, "config/components/network-policy/policy.yaml", "      - {key: eventing.knative.dev/broker, operator: DoesNotExist}\n", "",
+			[]string{"Broker onda: the network policies do not let its own pods in the namespace reach its server (outside, port 5672)"},
+		},
 		"pods that nothing guards": {
 			rabbit, "config/components/network-policy/policy.yaml", "app.kubernetes.io/part-of: onda", "app.kubernetes.io/part-of: ondas", []string{"no network policy is about its pods"},
 		},

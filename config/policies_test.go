@@ -114,6 +114,12 @@ func (c *checker) programs(all []*networkingv1.NetworkPolicy) {
 			c.add(c, "the network policies do not let a tenant's own program reach %s (%s): add that to config/components/network-policy", to.what, to)
 		}
 	}
+	for at, b := range manifest.Of[*eventingv1.Broker](c.objects) {
+		own := peer{namespace: c.namespace, of: c.labels(), pod: labels.Set{"eventing.knative.dev/broker": b.Name}}
+		if server := (peer{what: "its server", port: 5672}); classes()[b.Annotations[eventingv1.BrokerClassAnnotationKey]].perBroker > 0 && !leaves(all, own, server) {
+			c.add(at, "the network policies do not let its own pods in the namespace reach %s (%s): see programs-out in config/components/network-policy", server.what, server)
+		}
+	}
 	brokers, elsewhere := c.brokerPods(c.namespace), c.brokerPods(otherRing)
 	for _, to := range slices.Concat(elsewhere, []peer{
 		{what: "Knative", namespace: "knative-serving", port: 8012},
