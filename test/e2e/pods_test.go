@@ -226,8 +226,10 @@ func (l *timeline) plot(path, title string) error {
 	svg := fmt.Sprintf(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %g %g" font-family="system-ui, sans-serif" font-size="12">
 <style>.up{fill:#2563eb}.pale{fill:#93c5fd}.grid{stroke:#0001}.mark{stroke:#dc2626;stroke-dasharray:3 2}.small{font-size:10px;fill:#475569}text{fill:#0f172a}</style>
 <rect width="100%%" height="100%%" fill="#fff"/><text x="16" y="24" font-size="15" font-weight="600">%s</text>
+<rect x="%g" y="15" width="24" height="%g" class="pale"/><text x="%g" y="22" class="small">starts, drains</text>
+<rect x="%g" y="15" width="24" height="%g" class="up"/><text x="%g" y="22" class="small">ready</text>
 %s</svg>
-`, width, y, html.EscapeString(title), b.String())
+`, width, y, html.EscapeString(title), width-190, bar, width-160, width-80, bar, width-50, b.String())
 	return os.WriteFile(path, []byte(svg), 0o644)
 }
 
