@@ -118,3 +118,50 @@ func TestPurgeIsKilled(t *testing.T) {
 	}
 	t.Cleanup(func() { mustExec(t, super, "DROP SCHEMA large CASCADE", "DROP ROLE large") })
 }
+
+// Who would take a tenant back at the moment in which its purge begins finds that it has begun.
+func TestResumeWhileAPurgeBegins(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	a, super, ctx := d.Admin(t), connect(t, d.AdminURL), t.Context()
+	mustExec(t, super, "UPDATE onda.tenant SET state = 'deleted', deleted_at = now() - interval '31 days'")
+	for _, c := range []struct {
+		tenant string
+		do     func(ctx context.Context) error
+	}{
+		{pgtest.Acme, func(ctx context.Context) error { _, err := a.Resume(ctx, pgtest.Acme); return err }},
+		{pgtest.Brava, func(ctx context.Context) error { _, err := a.Follow(ctx, pgtest.Brava, postgres.Suspended); return err }},
+	} {
+		mustExec(t, super, "BEGIN", "SELECT FROM onda.tenant WHERE name = '"+c.tenant+"' FOR UPDATE", "INSERT INTO onda.purged (name) VALUES ('"+c.tenant+"')") // as Purge
+		ended := make(chan error, 1)
+		go func() { ended <- c.do(context.WithoutCancel(ctx)) }()
+		for n := 0; n == 0; {
+			if err := super.QueryRow(ctx, "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))").Scan(&n); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case err := <-ended:
+				t.Fatalf("%s: it waited for nobody: %v", c.tenant, err)
+			default:
+			}
+		}
+		mustExec(t, super, "COMMIT")
+		if err := <-ended; !errors.Is(err, postgres.ErrPurging) {
+			t.Errorf("%s: taken back: %v", c.tenant, err)
+		}
+	}
+}
+
+// A tenant of a name that was purged here, and that came back from another server with its rows, is as any other.
+func TestPurgedAndBack(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	a, ctx := d.Admin(t), t.Context()
+	mustExec(t, connect(t, d.AdminURL), "INSERT INTO onda.purged (name) VALUES ('acme')", "UPDATE onda.tenant SET state = 'moving' WHERE name = 'acme'")
+	if changed, err := a.Resume(ctx, pgtest.Acme); err != nil || !changed {
+		t.Errorf("resume: %t, %v", changed, err)
+	}
+	if _, err := a.CreateTenant(ctx, pgtest.Acme); err != nil {
+		t.Errorf("create: %v", err)
+	}
+}

@@ -226,15 +226,17 @@ type tenantRow struct {
 	held    bool
 	deleted *time.Time
 	now     time.Time // by the server's clock, as deleted is
-	purging bool
+	purging bool      // its purge was begun; of a name that was purged before and came back from another server it is not
 }
 
 // lockTenant reads the tenant's row and keeps it from other changes until the transaction ends.
 func lockTenant(ctx context.Context, tx pgx.Tx, name string) (t tenantRow, err error) {
-	err = tx.QueryRow(ctx, "SELECT number, state, held, deleted_at, now(), EXISTS (SELECT FROM onda.purged WHERE name = $1) FROM onda.tenant WHERE name = $1 FOR UPDATE", name).
-		Scan(&t.number, &t.state, &t.held, &t.deleted, &t.now, &t.purging)
+	err = tx.QueryRow(ctx, "SELECT number, state, held, deleted_at, now() FROM onda.tenant WHERE name = $1 FOR UPDATE", name).Scan(&t.number, &t.state, &t.held, &t.deleted, &t.now)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return t, fmt.Errorf("tenant %.60q: %w", name, ErrUnknownTenant)
+	}
+	if err == nil && t.state == Deleted { // in a statement of its own, which sees what was done by whoever was waited for
+		err = tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM onda.purged WHERE name = $1)", name).Scan(&t.purging)
 	}
 	return t, err
 }
