@@ -134,7 +134,7 @@ func (a *Admin) Migrate(ctx context.Context) (Migrated, error) {
 	slices.Sort(newest)
 	for _, name := range newest { // behind all migrations, since it may take long
 		made, err := a.indexTables(ctx, name)
-		if err != nil {
+		if err != nil && !a.gone(ctx, name) {
 			errs = append(errs, err)
 		}
 		done.Indexes = append(done.Indexes, made...)
@@ -170,6 +170,12 @@ func (a *Admin) prepare(ctx context.Context) error {
 		_, err := tx.Exec(ctx, string(sql))
 		return err
 	})
+}
+
+// gone tells whether a tenant that something failed for was purged meanwhile.
+func (a *Admin) gone(ctx context.Context, name string) bool {
+	_, err := a.Tenant(ctx, name)
+	return errors.Is(err, ErrUnknownTenant)
 }
 
 // few names the first of many.

@@ -1,6 +1,7 @@
 package postgres_test
 
 import (
+	"context"
 	"fmt"
 	"regexp"
 	"strings"
@@ -82,4 +83,24 @@ func TestMigrateLeavesLockedTenants(t *testing.T) {
 		t.Errorf("when it is over: %q, %v", m.Tenants, err)
 	}
 	held()
+}
+
+// A tenant that is purged while a migration waits for it is no failure of that.
+func TestMigrateWhileATenantIsPurged(t *testing.T) {
+	t.Parallel()
+	d := pgtest.New(t)
+	a, super := d.Admin(t), connect(t, d.AdminURL)
+	newTenant(t, a, "zgone")
+	mustExec(t, super, "UPDATE onda.tenant SET schema = schema - 1 WHERE name = 'zgone'",
+		"BEGIN", "DROP SCHEMA zgone CASCADE", "DELETE FROM onda.wakeup WHERE tenant = 'zgone'", "DELETE FROM onda.tenant WHERE name = 'zgone'")
+	ended := make(chan error, 1)
+	go func() {
+		_, err := a.Migrate(context.WithoutCancel(t.Context()))
+		ended <- err
+	}()
+	waiting(t, d.DB(t), ended, "transactionid")
+	mustExec(t, super, "COMMIT", "DROP OWNED BY zgone", "DROP ROLE zgone")
+	if err := <-ended; err != nil {
+		t.Errorf("it says %v", err)
+	}
 }
