@@ -15,19 +15,20 @@ END
 
 # need_cluster looks at the cluster of the present kubeconfig before anything is applied to it.
 need_cluster() {
-  local kind version part served missing=()
+  local kind version part served why missing=()
   command -v kubectl >/dev/null || { echo "kubectl is not on the path: install it, see https://kubernetes.io/docs/tasks/tools" >&2; exit 1; }
   command -v ko >/dev/null || { echo "ko is not on the path: install it, see https://ko.build" >&2; exit 1; }
   [ -n "${KO_DOCKER_REPO:-}" ] || { echo "KO_DOCKER_REPO is not set: it names the registry that ko pushes images to and the cluster pulls from" >&2; exit 1; }
   kubectl version --request-timeout=10s >/dev/null 2>&1 ||
     { echo "no cluster answers: kubectl's context is \"$(kubectl config current-context 2>/dev/null || true)\"; set KUBECONFIG, or choose another context" >&2; exit 1; }
   while read -r kind version part; do
-    if ! served=$(kubectl get crd "$kind" -o jsonpath='{range .spec.versions[?(@.served==true)]}{.name} {end}' 2>&1); then
-      case $served in
+    if ! served=$(kubectl get crd "$kind" -o jsonpath='{range .spec.versions[?(@.served==true)]}{.name} {end}' 2>/dev/null); then # what kubectl warns of beside is no version
+      why=$(kubectl get crd "$kind" 2>&1 >/dev/null) || true
+      case $why in
         *NotFound*) served= ;;
         # A developer may not look at definitions everywhere; the versions of the group everybody sees.
         *Forbidden*) served=$(kubectl api-versions | sed -n "s|^${kind#*.}/||p" | tr '\n' ' ') ;;
-        *) echo "the cluster does not say whether it has $kind: $served" >&2; exit 1 ;;
+        *) echo "the cluster does not say whether it has $kind: $why" >&2; exit 1 ;;
       esac
     fi
     case " $served" in
