@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -188,6 +189,33 @@ func TestTheRelayIsReachedWhileAMailIsStored(t *testing.T) {
 	w.smtp.Wait("the mail", func() bool { return len(w.smtp.Mails()) == 1 })
 	if again, _ := w.smtp.Conns(); again != made {
 		t.Errorf("%d connections were made for a mail to a relay that was reached", again-made)
+	}
+}
+
+// A process ends at once although the relay that it reached for a mail, which was refused, says nothing.
+func TestARelayThatSaysNothingHoldsUpNoEnd(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	mute, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = mute.Close() })
+	w.env["ONDA_SMTP_URL"] = "smtp://" + mute.Addr().String() + "?tls=none"
+	in := w.start()
+	key := "Authorization: Bearer " + w.programKey(pgtest.Acme, token.SecretKey).Reveal()
+	if r := call(in, `{"to": "a@x.example", "email": "none"}`, key); r.Code != http.StatusUnprocessableEntity {
+		t.Fatalf("status %d, %s", r.Code, r.Body)
+	}
+	for range 2 { // it looks whether the relay is there, and then speaks to it
+		c, err := mute.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+	}
+	if err := in.Stop(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -317,13 +317,20 @@ func (l *lane) probe(ctx context.Context) error {
 }
 
 func (l *lane) reach(ctx context.Context) error {
-	reach, cancel := context.WithTimeout(ctx, probeLimit)
+	ctx, cancel := context.WithTimeout(ctx, probeLimit+l.cfg.MessageLimit)
 	defer cancel()
+	go func() { // nobody waits for it when the lane is closed
+		select {
+		case <-l.stop:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	reach, reached := context.WithTimeout(ctx, probeLimit)
+	defer reached()
 	if err := l.pool.Reach(reach); err != nil {
 		return err
 	}
-	ctx, cancel = context.WithTimeout(ctx, l.cfg.MessageLimit)
-	defer cancel()
 	c, err := l.pool.Get(ctx)
 	if err != nil {
 		return err
