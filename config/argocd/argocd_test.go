@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
 )
 
@@ -406,6 +407,14 @@ func TestWhatApplicationsDeploy(t *testing.T) {
 				case "Namespace":
 					if annotations["argocd.argoproj.io/sync-options"] != "Prune=confirm,Delete=confirm" {
 						t.Errorf("%s: goes without a word, and its Secrets with it", at)
+					}
+				case "Service":
+					m, err := r.Map()
+					if err != nil {
+						t.Fatal(err)
+					}
+					if scale, _, _ := unstructured.NestedString(m, "spec", "template", "metadata", "annotations", "autoscaling.knative.dev/initial-scale"); scale != "1" {
+						t.Errorf("%s: is Ready before it ever ran: initial-scale %q", at, scale)
 					}
 				case "Job": // which cannot be changed
 					if annotations["argocd.argoproj.io/hook"] != "Sync" || annotations["argocd.argoproj.io/hook-delete-policy"] != "BeforeHookCreation" {
