@@ -413,8 +413,9 @@ func TestWhatApplicationsDeploy(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					if scale, _, _ := unstructured.NestedString(m, "spec", "template", "metadata", "annotations", "autoscaling.knative.dev/initial-scale"); scale != "1" {
-						t.Errorf("%s: is Ready before it ever ran: initial-scale %q", at, scale)
+					got, _, _ := unstructured.NestedStringMap(m, "spec", "template", "metadata", "annotations")
+					if got["autoscaling.knative.dev/initial-scale"] != "1" || got["serving.knative.dev/progress-deadline"] != "180s" {
+						t.Errorf("%s: is Ready before it ever ran, or never given up: %v", at, got)
 					}
 				case "Job": // which cannot be changed
 					if annotations["argocd.argoproj.io/hook"] != "Sync" || annotations["argocd.argoproj.io/hook-delete-policy"] != "BeforeHookCreation" {

@@ -41,20 +41,18 @@ var resources = map[string]func() resource{
 
 type health struct{ Status, Message string }
 
-// settings are the data of a ConfigMap in settings/.
-func settings(t *testing.T, configMap string) map[string]string {
+// settings are the data of the ConfigMap argocd-cm in settings/, which is all that kubectl kustomize gives: it becomes one patch.
+func settings(t *testing.T) map[string]string {
 	t.Helper()
 	built, err := source{Path: "config/argocd/settings"}.build(repository(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, r := range built.Resources() {
-		if r.GetName() == configMap && r.GetKind() == "ConfigMap" && r.GetNamespace() == "argocd" {
-			return r.GetDataMap()
-		}
+	all := built.Resources()
+	if len(all) != 1 || all[0].GetName() != "argocd-cm" || all[0].GetKind() != "ConfigMap" || all[0].GetNamespace() != "argocd" {
+		t.Fatalf("settings are %v", all)
 	}
-	t.Fatalf("there is no ConfigMap %s", configMap)
-	return nil
+	return all[0].GetDataMap()
 }
 
 // run runs a health check as Argo CD does: in its interpreter, with only the libraries that it opens and the object in the global obj.
@@ -113,7 +111,7 @@ func luaValue(l *lua.LState, value any) lua.LValue {
 // TestHealth runs each kind's check on statuses that Knative's own code makes.
 func TestHealth(t *testing.T) {
 	t.Parallel()
-	scripts := settings(t, "argocd-cm")
+	scripts := settings(t)
 	for kind, blank := range resources {
 		// parts are the conditions that Ready is made of.
 		parts := func(r resource) []apis.ConditionType {
@@ -189,7 +187,7 @@ func TestHealthOfAnUnclaimedHost(t *testing.T) {
 	d.Generation, d.Status.ObservedGeneration = 1, 1
 	d.Status.InitializeConditions()
 	d.Status.MarkDomainClaimNotOwned()
-	got := run(t, settings(t, "argocd-cm")["resource.customizations.health.serving.knative.dev_DomainMapping"], d)
+	got := run(t, settings(t)["resource.customizations.health.serving.knative.dev_DomainMapping"], d)
 	if got.Status != "Degraded" || !strings.HasPrefix(got.Message, "DomainAlreadyClaimed: ") || !strings.HasSuffix(got.Message, "autocreate-cluster-domain-claims is not true in config-network") {
 		t.Errorf("%+v", got)
 	}
@@ -199,7 +197,7 @@ func TestHealthOfAnUnclaimedHost(t *testing.T) {
 func TestHealthIsComplete(t *testing.T) {
 	t.Parallel()
 	var checked []string
-	for key := range settings(t, "argocd-cm") {
+	for key := range settings(t) {
 		checked = append(checked, strings.TrimPrefix(key, "resource.customizations.health."))
 	}
 	slices.Sort(checked)
@@ -225,8 +223,12 @@ func TestHealthIsComplete(t *testing.T) {
 // TestParameters turns on what the ApplicationSets' steps need.
 func TestParameters(t *testing.T) {
 	t.Parallel()
-	want := map[string]string{"applicationsetcontroller.enable.progressive.syncs": "true"}
-	if diff := cmp.Diff(want, settings(t, "argocd-cmd-params-cm")); diff != "" {
+	want := map[string]any{"data": map[string]any{"applicationsetcontroller.enable.progressive.syncs": "true"}}
+	var got map[string]any
+	if err := yaml.UnmarshalStrict([]byte(repository(t)["config/argocd/settings/steps.yaml"]), &got); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
 }
