@@ -295,25 +295,30 @@ func (l *lane) take(ctx context.Context, tenant string) (*holder, error) {
 // there tells whether the relay has just answered.
 func (l *lane) there() bool { return time.Since(time.Unix(0, l.good.Load())) < probeEvery }
 
-// expect has the relay reached while a mail is stored, so that it is there when that mail is leased: a process that was started for it has not reached it yet.
+// expect has the relay reached while a mail is stored, so that it is there when that mail is leased: a process that was started for it has not reached it yet. Nothing waits for
+// that: of a relay that says nothing, everybody who brings a mail would. Whoever sends it is told of an error.
 func (l *lane) expect() {
 	if !l.there() {
-		go func() { _ = l.probe(context.Background()) }() // whoever sends a mail is told of an error
+		l.reached(context.Background())
 	}
 }
 
-// probe finds out within a second whether a relay is there, unless it has just answered, so that nothing is marked for a relay that is away. Those who ask at once are told together.
+// probe finds out within a second whether a relay is there, unless it has just answered, so that nothing is marked for a relay that is away.
 func (l *lane) probe(ctx context.Context) error {
 	if l.there() {
 		return nil
 	}
-	answer := l.probes.DoChan("", func() (any, error) { return nil, l.reach(context.WithoutCancel(ctx)) })
 	select {
-	case r := <-answer:
+	case r := <-l.reached(ctx):
 		return r.Err
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// reached has the relay reached; those who ask at once are told together.
+func (l *lane) reached(ctx context.Context) <-chan singleflight.Result {
+	return l.probes.DoChan("", func() (any, error) { return nil, l.reach(context.WithoutCancel(ctx)) })
 }
 
 func (l *lane) reach(ctx context.Context) error {
@@ -326,9 +331,9 @@ func (l *lane) reach(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}()
-	reach, reached := context.WithTimeout(ctx, probeLimit)
-	defer reached()
-	if err := l.pool.Reach(reach); err != nil {
+	first, over := context.WithTimeout(ctx, probeLimit)
+	defer over()
+	if err := l.pool.Reach(first); err != nil {
 		return err
 	}
 	c, err := l.pool.Get(ctx)
