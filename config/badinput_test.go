@@ -382,6 +382,16 @@ func testBadInput(t *testing.T, all map[string]rendering) {
 		"events from anybody": {
 			"config/tenants/corvo", send, "    networking.knative.dev/visibility: cluster-local\n", "", []string{send + `: Service send: is public and serves "events" (ONDA_SERVE), so that anybody can post events to it`},
 		},
+		"a public name of what takes events": {
+			"config/regions/eu-west/stable", "config/components/hosts/hosts.yaml", "name: send-api", "name: campaign",
+			[]string{`config/components/hosts/hosts.yaml: DomainMapping api.eu.onda.example: spec.ref: campaign serves "events" (ONDA_SERVE), so that anybody could post events to it`},
+		},
+		"any number of workers in a pod": {
+			"config/tenants/corvo", send, "containerConcurrency: 4", "containerConcurrency: 0", []string{send + `: Service send: spec.template.spec.containerConcurrency: is 0, and it serves "events"`},
+		},
+		"an event that is handed on once": {
+			"eventing", trigger, "retry: 5", "retry: 0", []string{trigger + ": Trigger send-email-send-requested: spec.delivery.retry: is 0"},
+		},
 		"a Secret that it does not start without": {
 			"functions/send", send, "                # Missing, it is said at the first request: see internal/fn/secret.go.\n                optional: true\n", "",
 			[]string{send + ": Service send: envFrom.secretRef: no pod starts without the Secret"},

@@ -253,6 +253,9 @@ func (c *checker) delivery(at fmt.Stringer, d *eventingduckv1.DeliverySpec) {
 		c.add(at, "spec.delivery: is not explicit: set retry, backoffPolicy: exponential, backoffDelay, timeout and deadLetterSink")
 		return
 	}
+	if *d.Retry < 1 {
+		c.add(at, "spec.delivery.retry: is %d: an event that finds its subscriber away would not be handed on again; set 1 or more", *d.Retry)
+	}
 	sink := d.DeadLetterSink
 	c.needDestination(at, "spec.delivery.deadLetterSink", sink)
 	if sink != nil && (sink.Ref == nil || sink.Ref.Name != "campaign" || sink.URI == nil || sink.URI.String() != "/dead-letters") {
@@ -477,8 +480,12 @@ func (c *checker) bounds() {
 			c.add(at, "spec.traffic: is not all for the latest revision, written out: applying it would not end a way back that was taken by kubectl patch")
 		}
 		local := s.Labels["networking.knative.dev/visibility"] == "cluster-local"
-		if serve := manifest.Env(s, "ONDA_SERVE"); !local && serve != "http" {
+		serve := manifest.Env(s, "ONDA_SERVE")
+		if !local && serve != "http" {
 			c.add(at, "is public and serves %q (ONDA_SERVE), so that anybody can post events to it: label it networking.knative.dev/visibility: cluster-local, or have it serve http", serve)
+		}
+		if limit := *s.Spec.Template.Spec.ContainerConcurrency; (limit == 0) != (serve == "http") {
+			c.add(at, "spec.template.spec.containerConcurrency: is %d, and it serves %q (ONDA_SERVE): set 4 for events, of which each takes a connection, and 0 for http", limit, serve)
 		}
 		for _, key := range slices.Sorted(maps.Keys(s.Spec.Template.Annotations)) {
 			if strings.HasPrefix(key, autoscaling.GroupName+"/") && !slices.Contains(known, key) {
@@ -652,6 +659,12 @@ func (c *checker) hosts() {
 		mapped[d.Name] = d.Spec.Ref.Name
 		if strings.HasSuffix(d.Name, ".example.com") && !strings.HasPrefix(c.dir, "config/testdata/") {
 			c.add(at, "is the example's name: replace it by one of yours in %s/kustomization.yaml", c.dir)
+		}
+		for _, s := range manifest.Of[*servingv1.Service](slices.Concat(c.objects, c.near)) { // a host makes public also what is labelled cluster-local
+			serve := manifest.Env(s, "ONDA_SERVE")
+			if s.Name == d.Spec.Ref.Name && s.Namespace == cmp.Or(d.Spec.Ref.Namespace, c.namespace) && serve != "http" {
+				c.add(at, "spec.ref: %s serves %q (ONDA_SERVE), so that anybody could post events to it: name one that serves http", s.Name, serve)
+			}
 		}
 	}
 	if len(mapped) == 0 {
