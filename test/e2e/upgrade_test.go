@@ -17,12 +17,7 @@ func TestUpgradeAndBack(t *testing.T) {
 	const contacts = 40_000
 	c.company("upgrade", contacts)
 	dir := c.checkout()
-	versions, err := filepath.Glob(filepath.Join(dir, "internal/postgres/migrations/tenant/*.sql"))
-	c.must(err)
-	next := len(versions) + 1
-	name := fmt.Sprintf("%04d_e2e.sql", next)
-	c.must(os.WriteFile(filepath.Join(dir, "internal/postgres/migrations/tenant", name), []byte("-- Of the end-to-end test: what a version that goes before does not know.\nALTER TABLE contact ADD COLUMN e2e text;\n"), 0o644))
-	c.edit(dir, "internal/postgres/postgres.go", fmt.Sprintf("const Schema = %d\n", postgres.Schema), fmt.Sprintf("const Schema = %d\n", next))
+	next := c.migration(dir)
 
 	c.slow.Store(int64(250 * time.Millisecond)) // it must last until the ring is back
 	defer c.slow.Store(0)
@@ -59,6 +54,19 @@ func TestUpgradeAndBack(t *testing.T) {
 	c.slow.Store(0)
 	c.audit("upgrade", c.completed(10*time.Minute, "upgrade"), contacts, 0)
 	c.keep(l, "upgrade", "A ring is upgraded with a migration while a campaign runs, and goes back")
+}
+
+// migration gives a checkout a migration of its own, which its functions need, and tells its number.
+func (t *test) migration(checkout string) int {
+	t.Helper()
+	const dir = "internal/postgres/migrations/tenant"
+	versions, err := filepath.Glob(filepath.Join(checkout, dir, "*.sql"))
+	t.must(err)
+	next := len(versions) + 1
+	text := "-- Of the end-to-end test: what a version that goes before does not know.\nALTER TABLE contact ADD COLUMN e2e text;\n"
+	t.must(os.WriteFile(filepath.Join(checkout, dir, fmt.Sprintf("%04d_e2e.sql", next)), []byte(text), 0o644))
+	t.edit(checkout, "internal/postgres/postgres.go", fmt.Sprintf("const Schema = %d\n", postgres.Schema), fmt.Sprintf("const Schema = %d\n", next))
+	return next
 }
 
 // job runs one of the system's Jobs from the manifests of a checkout, and waits for its end.
