@@ -106,16 +106,20 @@ func (a application) String() string {
 	return b.String()
 }
 
+// argoKinds are what Argo CD's kinds are called, the ones that make others first.
+var argoKinds = [...]string{"applicationsets", "applications", "appprojects"}
+
 // argoCD builds Argo CD, takes Onda out of the cluster and installs Argo CD in it, but for its processes; after the test the cluster is as before.
 func (t *test) argoCD() *argoCD {
 	t.Helper()
+	// Its kinds are the whole cluster's: to delete those of an Argo CD that is there, in whatever namespace, would delete all of its Applications.
+	foreign := t.k("get", "crd", "-l", marked+"!=true", "-o", `jsonpath={.items[?(@.spec.group=="argoproj.io")].metadata.name}`) +
+		t.k("get", "namespace", "-l", "kubernetes.io/metadata.name="+argoNamespace+","+marked+"!=true", "-o", "name")
+	if foreign != "" {
+		t.Skipf("the cluster has an Argo CD that make e2e did not make: %s", foreign)
+	}
 	out, err := t.command(t.ctx, "", nil, "scripts/argocd.sh")
-	if err != nil {
-		t.Skipf("Argo CD cannot be built here: %v", err)
-	}
-	if foreign := t.k("get", "namespace", "-l", "kubernetes.io/metadata.name="+argoNamespace+","+marked+"!=true", "-o", "name"); foreign != "" {
-		t.Skip("the cluster has an Argo CD that make e2e did not make, in the namespace argocd")
-	}
+	t.must(err)
 	lines := strings.Fields(out)
 	a := &argoCD{test: t, sources: lines[len(lines)-1], bin: filepath.Join(t.root, ".onda", "argocd", "bin"), repo: t.checkout()}
 	a.server = a.k("config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}")
@@ -139,7 +143,7 @@ func (t *test) argoCD() *argoCD {
 // remove takes Argo CD's things out of the cluster, when it runs no more: nothing is left that would wait for it.
 func (a *argoCD) remove(ctx context.Context) {
 	a.Helper()
-	for _, kind := range []string{"applicationsets", "applications", "appprojects"} {
+	for _, kind := range argoKinds {
 		names, err := a.kubectl(ctx, "-n", argoNamespace, "get", kind+".argoproj.io", "-o", "name", "--ignore-not-found")
 		if err != nil {
 			continue // the kind is not there
@@ -166,6 +170,9 @@ func (a *argoCD) install() {
 		_, err := a.kubectl(a.ctx, "wait", "--for=condition=Established", "crd/applications.argoproj.io", "crd/applicationsets.argoproj.io", "crd/appprojects.argoproj.io", "--timeout=60s")
 		return err == nil
 	})
+	for _, kind := range argoKinds {
+		a.k("label", "crd", kind+".argoproj.io", marked+"=true")
+	}
 	a.k("create", "namespace", argoNamespace)
 	a.must(a.mark(a.ctx, argoNamespace))
 	a.k("-n", argoNamespace, "apply", "-k", filepath.Join(a.sources, "manifests", "base", "config"))
