@@ -137,7 +137,7 @@ func TestSchemasTell(t *testing.T) {
 }
 
 // example is a dedicated tenant of a cell that Argo CD deploys: corvo's directory under another name, region and cell. The repository's own tenants are the
-// cluster kit's.
+// local region's.
 func example(t *testing.T, files tree) tree {
 	t.Helper()
 	move := strings.NewReplacer("corvo", "gala", "region: local", "region: eu-west", "cell: local-1", "cell: eu-west-1")
