@@ -185,10 +185,10 @@ func Eval[T any](tab *Tab, expression string) T {
 	return v
 }
 
-// Until waits for an expression of JavaScript to be true.
+// Until waits for an expression of JavaScript to be true, for as long as a page has patience: chromedp's own limit is shorter.
 func (tab *Tab) Until(expression string) {
 	tab.t.Helper()
-	if _, err := chromedp.Run(tab.ctx, chromedp.Poll[bool](expression)); err != nil {
+	if _, err := chromedp.Run(tab.ctx, chromedp.Poll[bool](expression, chromedp.WithPollingTimeout(0))); err != nil {
 		tab.t.Fatalf("%s: wait for %s: %v", tab.Name, expression, err)
 	}
 }
