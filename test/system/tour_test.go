@@ -80,12 +80,13 @@ func TestTour(t *testing.T) {
 		t.Fatalf("the tour after %s: %v\n%s", time.Since(began), err, out.String())
 	}
 	t.Logf("the tour took %s:\n%s", time.Since(began), out.String())
+	// Of each of the five kills four windows of 64 may be unknown, more of them full the busier the machine is.
 	for _, c := range []struct {
 		what  string
 		least int64
 		sql   string
 	}{
-		{"mails sent", 2500, "SELECT count(*) FROM delivery WHERE state = 'sent'"},
+		{"mails sent", 1600, "SELECT count(*) FROM delivery WHERE state = 'sent'"},
 		{"opens of people", 5, "SELECT coalesce(sum(n), 0)::bigint FROM stat WHERE kind = 'open' AND verdict = 'human'"},
 		{"clicks of people", 3, "SELECT coalesce(sum(n), 0)::bigint FROM stat WHERE kind = 'click' AND verdict = 'human'"},
 		{"clicks of machines", 3, "SELECT coalesce(sum(n), 0)::bigint FROM stat WHERE kind = 'click' AND verdict = 'machine'"},
