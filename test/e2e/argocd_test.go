@@ -285,6 +285,13 @@ func (a *argoCD) write(file, text string) {
 	a.must(os.WriteFile(path, []byte(text), 0o644))
 }
 
+// takeAway takes a tenant's directory out of the repository.
+func (a *argoCD) takeAway(tenant string) {
+	a.Helper()
+	a.must(os.RemoveAll(filepath.Join(a.repo, "config/tenants", tenant)))
+	a.edit(a.repo, "config/tenants/kustomization.yaml", fmt.Sprintf("      - %s.yaml=%[1]s/tenant.yaml\n", tenant), "")
+}
+
 // commit commits everything, and has Argo CD look, as a webhook does.
 func (a *argoCD) commit(message string) {
 	a.Helper()
@@ -359,11 +366,18 @@ func (a *argoCD) applications() map[string]application {
 }
 
 // until waits for the Applications to be as wanted; when they do not get there in time, it tells how they are.
-func (a *argoCD) until(limit time.Duration, what string, so func(map[string]application) bool) map[string]application {
+func (a *argoCD) until(limit time.Duration, what string, so func(map[string]application) bool) (now map[string]application) {
 	a.Helper()
-	began, said := time.Now(), map[string]string{}
-	for {
-		now := a.applications()
+	said, there := map[string]string{}, false
+	defer func() {
+		for _, name := range sortedNames(now) {
+			if !there {
+				a.Log(now[name])
+			}
+		}
+	}()
+	a.wait(limit, what, func() bool {
+		now = a.applications()
 		for _, name := range sortedNames(now) {
 			state := fmt.Sprintf("%s %s %s at %.7s", now[name].Status.Sync.Status, now[name].Status.Health.Status, now[name].phase(), now[name].revision())
 			if said[name] != state {
@@ -371,21 +385,10 @@ func (a *argoCD) until(limit time.Duration, what string, so func(map[string]appl
 				said[name] = state
 			}
 		}
-		if so(now) {
-			return now
-		}
-		if time.Since(began) > limit {
-			for _, name := range sortedNames(now) {
-				a.Log(now[name])
-			}
-			a.Fatalf("not within %v: %s", limit, what)
-		}
-		select {
-		case <-a.ctx.Done():
-			a.Fatal(a.ctx.Err())
-		case <-time.After(500 * time.Millisecond):
-		}
-	}
+		there = so(now)
+		return there
+	})
+	return now
 }
 
 // settled waits until Applications are deployed at their revisions, and well.
@@ -567,17 +570,13 @@ func TestArgoCD(t *testing.T) {
 		file := filepath.Join("config/regions/local", ring, "kustomization.yaml")
 		text, err := os.ReadFile(filepath.Join(a.repo, file))
 		c.must(err)
-		a.write(file, string(text)+"components:\n  - ../images\n")
-		if before, after, ok := strings.Cut(string(text), "components:\n"); ok {
-			a.write(file, before+"components:\n  - ../images\n"+after)
-		}
+		before, after, _ := strings.Cut(string(text), "components:\n") // all is before, where there are none
+		a.write(file, before+"components:\n  - ../images\n"+after)
 	}
 	tenants, err := filepath.Glob(filepath.Join(a.repo, "config/tenants/*/tenant.yaml"))
 	c.must(err)
 	for _, file := range tenants {
-		name := filepath.Base(filepath.Dir(file))
-		c.must(os.RemoveAll(filepath.Dir(file)))
-		a.edit(a.repo, "config/tenants/kustomization.yaml", fmt.Sprintf("      - %s.yaml=%[1]s/tenant.yaml\n", name), "")
+		a.takeAway(filepath.Base(filepath.Dir(file)))
 	}
 	for _, args := range [][]string{{pooled}, {early, "--ring", "next"}, {own, "--placement", "dedicated"}, {sandbox, "--functions", "send"}} {
 		_, err := commandIn(c.ctx, a.repo, "", nil, filepath.Join(c.root, "bin", "onda"), slices.Concat([]string{"tenant", "create", "--files", "config/tenants"}, args)...)
@@ -718,8 +717,7 @@ func TestArgoCD(t *testing.T) {
 	// A tenant's directory goes; its namespace waits for a person.
 	its := cellName + "-tenant-" + own
 	objects := len(a.deployed(ns))
-	c.must(os.RemoveAll(filepath.Join(a.repo, "config/tenants", own)))
-	a.edit(a.repo, "config/tenants/kustomization.yaml", fmt.Sprintf("      - %s.yaml=%[1]s/tenant.yaml\n", own), "")
+	a.takeAway(own)
 	a.commit("Take a tenant away")
 	a.until(5*time.Minute, "its Application to be deleted", func(now map[string]application) bool { return now[its].Metadata.DeletionTimestamp != nil })
 	log := filepath.Join(a.out, "argocd-application-controller.log")
